@@ -1,0 +1,80 @@
+# The front door of koa-clip. `make help` lists the targets.
+PROFILE ?= demo
+SEED ?=
+DATA ?=
+EXTERNAL ?=
+WEIGHTS ?=
+
+# An activated virtual or conda environment is used (not conda's base); otherwise .venv is made.
+ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
+ENV := $(or $(ACTIVE),.venv)
+PYTHON ?= python3.11
+PY := $(ENV)/bin/python
+KOA := $(ENV)/bin/koa
+READY := $(ENV)/.koa-ready
+
+PROFILE_SEED := $(shell sed -n 's/^seed: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)
+RUN := $(PROFILE)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
+OUT := reports/_build/$(RUN)
+RUN_ARGS := --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
+
+NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
+EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
+# What only shapes the pages does not make a notebook run again.
+PAGES := $(addprefix koa_lib/,report.py pages.py provenance.py)
+LIB := $(filter-out $(PAGES) koa_lib/cli.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/model_configs/*.json) $(wildcard data_manifests/*.csv data_manifests/published/*.csv)
+SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help setup reproduce test test-all lab strip lock clean FORCE
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder>"
+
+setup: $(READY)  ## make the environment (.venv, or the activated one) from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@echo "setting up $(ENV): about 3 minutes and 6 GB"
+	@test -x $(PY) || $(PYTHON) -m venv $(ENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "ready: $(KOA)"
+
+reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the report is (default: demo)
+	@if [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
+
+$(OUT)/inputs.yaml: FORCE | $(READY)
+	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
+
+$(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml notebooks/profiles/$(PROFILE).yaml $(LIB)
+	@$(KOA) notebook $* $(RUN_ARGS)
+
+# Order: who reads whose results.
+$(OUT)/nb/02_zero_shot_baseline.ipynb $(OUT)/nb/04_baselines.ipynb: $(OUT)/nb/01_data_audit.ipynb
+$(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
+$(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
+$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
+
+$(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
+	@$(KOA) report $(RUN_ARGS)
+
+test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 10 minutes)
+	@$(PY) -m pytest
+
+test-all: $(READY)  ## also the slow tests
+	@$(PY) -m pytest -m "slow or not slow"
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	@$(ENV)/bin/jupyter lab --notebook-dir notebooks
+
+strip: $(READY)  ## strip outputs and run metadata from the notebooks
+	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
+
+lock:  ## renew requirements.lock from pyproject.toml (needs uv)
+	@uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-annotate --no-header -q -o requirements.lock
+
+clean:  ## remove what runs have made (data, results, reports)
+	@rm -rf reports/_build

@@ -1,0 +1,74 @@
+"""Image-only graders from timm: the other rows of Table 4."""
+
+import timm
+from torch import nn
+
+from koa_lib.errors import StudyError
+from koa_lib.grades import GRADES
+
+
+class ImageGrader(nn.Module):
+    """A timm network with five outputs, trained as a whole; the same interface as `ClipGrader`.
+
+    Parameters
+    ----------
+    spec : profile.Baseline
+        `width` scales the channels of the named architecture; 1.0 is the architecture itself.
+    """
+
+    stage = "image"
+
+    def __init__(self, spec):
+        super().__init__()
+        self.network = create(spec.timm, spec.image_size, spec.width)
+
+    def trunk(self, images):
+        """Nothing is frozen: the normalised images themselves."""
+        return images
+
+    def tail(self, images):
+        """Normalised images (n, 3, H, W) to logits (n, 5)."""
+        return self.network(images)
+
+    forward = tail
+
+    def train_tail(self):
+        """Training mode for the whole network."""
+        self.train()
+
+    def trained_state(self):
+        """All weights and running statistics."""
+        return self.state_dict()
+
+
+def create(name, image_size, width):
+    """A randomly initialised timm network with five outputs and scaled channels.
+
+    Raises
+    ------
+    StudyError
+        When the family has no reading of a reduced width here.
+    """
+    return timm.create_model(name, num_classes=len(GRADES), pretrained=False, **_width_options(name, width), **_size_options(name, image_size))
+
+
+def _size_options(name, image_size):
+    return {"img_size": image_size} if name.startswith("vit") else {}
+
+
+def _width_options(name, width):
+    if width == 1.0:
+        return {}
+    if "resnet" in name:
+        return {"channels": tuple(round(c * width) for c in (64, 128, 256, 512))}
+    if name.startswith("vit_base"):
+        return {"embed_dim": round(768 * width), "num_heads": max(1, round(12 * width))}
+    if name.startswith("mobilenetv1"):
+        return {"channel_multiplier": width}
+    raise StudyError(f"Baseline '{name}' can't be built with width {width}: use width 1.0 or a ResNet, vit_base or mobilenetv1.")
+
+
+def described(spec, start="random start"):
+    """How a row of Table 4 was run, e.g. '64 px, width 0.5, 3 epochs, random start'."""
+    width = "" if spec.width == 1.0 else f"width x {spec.width:g}, "
+    return f"{spec.image_size} px, {width}{spec.epochs} epochs, {start}"

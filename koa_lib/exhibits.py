@@ -1,0 +1,153 @@
+"""Exhibits: the figures and tables of the report, saved as files and shown with caption and provenance.
+
+Items of the paper keep their number ("figure_6"); the study's own are called "figure_s1", "table_s1", ...
+"""
+
+import base64
+import io
+import os
+import re
+from dataclasses import dataclass
+from html import escape
+
+import pandas as pd
+
+from koa_lib.errors import StudyError
+from koa_lib.store import write_text
+
+PNG_DPI = 200
+
+
+@dataclass(frozen=True, repr=False)
+class Exhibit:
+    """A figure or table as a notebook shows it."""
+
+    name: str
+    html: str
+
+    def _repr_html_(self):
+        return self.html
+
+    def __repr__(self):
+        return f"<{self.name}>"
+
+
+def show_figure(study, name, figure, caption, alt):
+    """Save a figure as PNG and SVG and show it.
+
+    Parameters
+    ----------
+    study : Study
+        `run_dir`, `synthetic` and `stamp()` are used.
+    name : str
+        "figure_6" (item of the paper) or "figure_s1".
+    figure : matplotlib Figure
+        Closed afterwards.
+    caption, alt : str
+        What it shows; what a reader without sight must know.
+
+    Raises
+    ------
+    StudyError
+        Another kind of name, or no alternative text.
+    """
+    if not alt.strip():
+        raise StudyError(f"{name} has no alternative text. Say in a sentence what it shows.")
+    _anchor(name, "figure")
+    png = _save_figure(study, name, figure)
+    data = base64.b64encode(png).decode()
+    picture = f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" style="max-width:100%">'
+    return _exhibit(study, name, picture, caption)
+
+
+def show_table(study, name, frame, caption, floats=None):
+    """Save a table as CSV in full precision and show it rounded; its first column names the rows.
+
+    Parameters
+    ----------
+    floats : int or dict, optional
+        Decimals shown, for all columns or by column; 3 unless given.
+    """
+    _anchor(name, "table")
+    write_text(study.run_dir / "tables" / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    return _exhibit(study, name, _table(frame, floats, _title(name)), caption)
+
+
+def not_available(study, name, caption, reason):
+    """Fill the place of an exhibit that this run cannot make, with the reason in the file and on the page."""
+    text = f"Not in this run: {reason}"
+    if name.startswith("table"):
+        _anchor(name, "table")
+        row = pd.DataFrame({"status": ["not in this run"], "reason": [reason]})
+        write_text(study.run_dir / "tables" / f"{name}.csv", row.to_csv(index=False, lineterminator="\n"))
+    else:
+        from koa_lib.style import message
+
+        _anchor(name, "figure")
+        _save_figure(study, name, message(text))
+    return _exhibit(study, name, f'<p class="koa-missing">{escape(text)}</p>', caption)
+
+
+def _exhibit(study, name, body, caption):
+    anchor = name.replace("_", "-")
+    kinds = ("csv",) if name.startswith("table") else ("png", "svg")
+    folder = "tables" if name.startswith("table") else "figures"
+    links = " · ".join(f'<a href="../{folder}/{name}.{kind}" download>{kind.upper()}</a>' for kind in kinds)
+    stamp = escape(study.stamp()) + (" · synthetic phantoms" if study.synthetic else "")
+    html = (
+        f'<figure class="koa-exhibit" id="{anchor}" role="group" aria-labelledby="{anchor}-caption">{body}'
+        f'<figcaption id="{anchor}-caption"><strong>{_title(name)}.</strong> {escape(caption)}'
+        f'<br><span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
+    )
+    return Exhibit(name, html)
+
+
+def _anchor(name, kind):
+    if not re.fullmatch(rf"{kind}_s?\d+", name):
+        raise StudyError(f"'{name}' names no {kind}. Use {kind}_6 for an item of the paper or {kind}_s1 for our own.")
+
+
+def _title(name):
+    kind, number = name.split("_")
+    return f"{kind.capitalize()} {number.upper()}" + ("" if number.startswith("s") else " of the paper")
+
+
+def _save_figure(study, name, figure):
+    import matplotlib
+    from matplotlib import pyplot
+
+    folder = study.run_dir / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    # A fixed salt and no date: the same figure gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        for suffix in ("png", "svg"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+            figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata, facecolor="white")
+            partial = folder / f".{name}.{os.getpid()}.{suffix}"
+            partial.write_bytes(buffer.getvalue())
+            partial.replace(folder / f"{name}.{suffix}")
+    pyplot.close(figure)
+    return (folder / f"{name}.png").read_bytes()
+
+
+def _table(frame, floats, label):
+    def decimals(column):
+        return floats.get(column, 3) if isinstance(floats, dict) else 3 if floats is None else floats
+
+    heads = "".join(f'<th scope="col">{escape(str(column).replace("_", " "))}</th>' for column in frame.columns)
+    rows = []
+    for values in frame.itertuples(index=False, name=None):
+        first, *cells = (_cell(value, decimals(column)) for value, column in zip(values, frame.columns, strict=True))
+        rows.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    table = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    region = f'class="koa-scroll" role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto"'
+    return f"<div {region}>{table}</div>"
+
+
+def _cell(value, decimals):
+    if value is None or value is pd.NA or value != value:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.{decimals}f}"
+    return escape(str(value))

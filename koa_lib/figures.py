@@ -1,0 +1,265 @@
+"""The data figures of the study, one function per figure of the paper and a few of our own.
+
+Each takes frames or arrays and returns a matplotlib Figure; `exhibits.show_figure` saves and shows it. Figures 1,
+3 and 4 show how the model works and live in `diagrams`.
+"""
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from koa_lib import metrics
+from koa_lib.diagrams import figure_1, figure_3, figure_4
+from koa_lib.grades import GRADES, NAMES
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
+
+__all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
+__all__ += ["reliability", "retrieval"]
+
+TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
+PARTS = {"train": ("-", "training part"), "held_out": ("--", "held-out fold"), "inner": (":", "inner split")}
+
+
+@styled
+def figure_2(counts):
+    """Pictures per grade: one panel per cohort, its splits stacked.
+
+    Parameters
+    ----------
+    counts : DataFrame
+        cohort, split, grade, n.
+    """
+    cohorts = list(dict.fromkeys(counts["cohort"]))
+    if not cohorts:
+        return message("No cohort has been read.")
+    figure, axes = canvas(3.2, ncols=len(cohorts), squeeze=False)
+    for axis, cohort in zip(axes[0], cohorts, strict=True):
+        rows = counts[counts["cohort"] == cohort]
+        table = rows.pivot_table(index="split", columns="grade", values="n", aggfunc="sum", fill_value=0, sort=False)
+        _stacked(axis, table.reindex(columns=GRADES, fill_value=0), cohort)
+    axes[0, 0].set_ylabel("radiographs")
+    return figure
+
+
+def _stacked(axis, table, cohort):
+    bottom, total = np.zeros(len(GRADES)), max(1, table.to_numpy().sum())
+    for split, hatch in zip(table.index, ("", "///", "xxx", "---", "|||"), strict=False):
+        heights = table.loc[split].to_numpy(float)
+        axis.bar(GRADES, heights, bottom=bottom, color=GRADE_COLOURS, edgecolor="white", linewidth=0.6, hatch=hatch)
+        if len(table) > 1:
+            axis.bar([0], [0], color="#999999", edgecolor="white", hatch=hatch, label=split)
+        bottom += heights
+    for grade, height in zip(GRADES, bottom, strict=True):
+        label = f"{height:,.0f}\n{100 * height / total:.0f} %"
+        axis.annotate(label, (grade, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    axis.set(title=f"{cohort} (n = {table.to_numpy().sum():,.0f})", xlabel="KL grade", xticks=GRADES)
+    axis.margins(y=0.18)
+    if len(table) > 1:
+        axis.legend(loc="upper right")
+
+
+@styled
+def figure_5(history, floor=None):
+    """Accuracy and loss over epochs for each fold, training and held-out part.
+
+    Parameters
+    ----------
+    history : DataFrame
+        fold, epoch, part (train, held_out, inner), loss (nats), accuracy (ratio).
+    floor : float, optional
+        A loss (nats) that cannot be undercut, drawn as a line.
+    """
+    if history.empty:
+        return message("No training history has been recorded.")
+    figure, axes = canvas(3.4, ncols=2)
+    folds = sorted(history["fold"].unique(), key=str)
+    for axis, column in zip(axes, ("accuracy", "loss"), strict=True):
+        for (fold, part), rows in history.groupby(["fold", "part"], sort=True):
+            rows = rows.sort_values("epoch")
+            colour = PLAIN_COLOURS[folds.index(fold) % len(PLAIN_COLOURS)]
+            marker = "o" if len(rows) < 4 else None
+            axis.plot(rows["epoch"], rows[column], PARTS[part][0], color=colour, marker=marker, markersize=3, lw=1.3)
+        axis.set(xlabel="epoch", ylabel=column if column == "accuracy" else "loss (nats)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axis.grid(alpha=0.25)
+    parts = [part for part in PARTS if (history["part"] == part).any()]
+    keys = [Line2D([], [], color=INK, ls=PARTS[part][0], label=PARTS[part][1]) for part in parts]
+    if floor is not None:
+        keys.append(axes[1].axhline(floor, color=INK, lw=1, ls="-.", label=f"loss floor {floor:.2f}"))
+    _keys(figure, folds, keys)
+    return figure
+
+
+def _keys(figure, folds, lines):
+    from itertools import chain, zip_longest
+
+    # A legend fills columns first: interleaving puts the folds in the upper row, the line styles in the lower.
+    colours = [Line2D([], [], color=PLAIN_COLOURS[i % 6], label=f"fold {fold}") for i, fold in enumerate(folds)]
+    pairs = zip_longest(colours, lines, fillvalue=Line2D([], [], ls="", label=" "))
+    figure.legend(handles=list(chain(*pairs)), loc="outside lower center", ncols=max(len(colours), len(lines)))
+
+
+@styled
+def figure_6(cm, title="Confusion matrix"):
+    """Confusion matrix: counts, and the share of each true grade (row) as colour and per cent.
+
+    Parameters
+    ----------
+    cm : int array (5, 5)
+        Rows true, columns predicted.
+    """
+    import seaborn
+
+    cm = np.asarray(cm)
+    rows = cm.sum(1, keepdims=True)
+    share = np.divide(100 * cm, rows, out=np.zeros(cm.shape), where=rows > 0)
+    labels = [[f"{n}\n{p:.0f} %" for n, p in zip(*line, strict=True)] for line in zip(cm, share, strict=True)]
+    figure, axis = canvas(4.6)
+    seaborn.heatmap(share, annot=np.array(labels), fmt="", cmap="Blues", vmin=0, vmax=100, square=True, ax=axis,
+                    linewidths=1, cbar_kws={"label": "share of the true grade (%)"}, annot_kws={"fontsize": 9})
+    axis.set(title=title, xlabel="predicted KL grade", ylabel="true KL grade")
+    axis.set_xticks(np.arange(5) + 0.5, TICKS, rotation=0)
+    sides = [f"{grade} {NAMES[grade]} (n = {n})" for grade, n in zip(GRADES, rows[:, 0], strict=True)]
+    axis.set_yticks(np.arange(5) + 0.5, sides, rotation=0)
+    return figure
+
+
+@styled
+def figure_7(pictures, probabilities, grades, ids):
+    """Graded examples: each picture with the five probabilities, the true grade marked.
+
+    Parameters
+    ----------
+    pictures : list of float or int arrays (H, W)
+    probabilities : float array (n, 5)
+    grades, ids : sequences (n,)
+    """
+    if not len(pictures):
+        return message("No picture has been graded.")
+    figure, axes = canvas(3.8, nrows=2, ncols=max(4, len(pictures)), squeeze=False, height_ratios=(1.1, 1))
+    for column, (picture, chances, grade, name) in enumerate(zip(pictures, probabilities, grades, ids, strict=True)):
+        guess = int(np.argmax(chances))
+        verdict = "correct" if guess == grade else "wrong"
+        _picture(axes[0, column], picture, f"{name}\ntrue {grade} · graded {guess}\n{verdict}")
+        _grade_bars(axes[1, column], chances, named=column == 0, true=grade)
+        axes[1, column].set_xlim(0, 1.32)
+        axes[1, column].set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+    for axis in axes[:, len(pictures):].flat:
+        axis.set_axis_off()
+    figure.supxlabel("probability (the true grade is outlined)", fontsize=9)
+    return figure
+
+
+def _picture(axis, picture, title):
+    axis.imshow(np.asarray(picture), cmap="gray")
+    axis.set_title(title, fontsize=8.5)
+    axis.set_anchor("N")
+    axis.set_axis_off()
+
+
+def _grade_bars(axis, values, named, true=None, digits=2):
+    lines = [2 if grade == true else 0 for grade in GRADES]
+    bars = axis.barh(GRADES, values, color=GRADE_COLOURS, edgecolor="black", linewidth=lines)
+    axis.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3, fontsize=8)
+    axis.set_yticks(GRADES, [f"{grade} {name}" for grade, name in zip(GRADES, NAMES, strict=True)] if named else GRADES)
+    axis.invert_yaxis()
+
+
+@styled
+def figure_8(pictures, similarities, queries, grades):
+    """Similarity of each example picture to five text queries, the highest outlined.
+
+    Parameters
+    ----------
+    pictures : list of arrays (H, W)
+    similarities : float array (n, 5)
+        Cosines.
+    queries : sequence of 5 str
+    grades : sequence (n,)
+    """
+    if not len(pictures):
+        return message("No picture has been compared with the queries.")
+    figure, axes = canvas(2.0 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 2.2))
+    low, high = min(0, np.min(similarities)), max(0, np.max(similarities))
+    span = max(high - low, 1e-6)
+    for (left, right), picture, values, grade in zip(axes, pictures, similarities, grades, strict=True):
+        _picture(left, picture, f"KL {grade} ({NAMES[grade]})")
+        _grade_bars(right, values, named=False, true=int(np.argmax(values)), digits=3)
+        right.set_yticks(GRADES, queries)
+        right.set_xlim(low - 0.16 * span * (low < 0), high + 0.16 * span)
+        right.axvline(0, color=INK, lw=0.8)
+    axes[-1, 1].set_xlabel("cosine similarity (the highest is outlined)")
+    return figure
+
+
+@styled
+def reliability(grades, probabilities, bins=15):
+    """Reliability diagram of the top label: accuracy against confidence, and how many pictures each bin holds."""
+    grades, probabilities = metrics.checked(grades, probabilities)
+    if not len(grades):
+        return message("No picture has been graded.")
+    place, excess = metrics.calibration_bins(grades, probabilities, bins)
+    counts = np.bincount(place, minlength=bins)
+    filled, edges = counts > 0, np.arange(bins) / bins
+    confidence = np.bincount(place, probabilities.max(1), minlength=bins)[filled] / counts[filled]
+    accuracy = confidence - np.bincount(place, excess, minlength=bins)[filled] / counts[filled]
+    figure, (top, low) = canvas(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
+    top.bar(edges[filled], accuracy, width=1 / bins, align="edge", color="#9ecae1", edgecolor="white", label="accuracy")
+    top.plot(confidence, accuracy, "o", color=INK, markersize=3, label="mean confidence of the bin")
+    top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
+    top.set(ylabel="accuracy", ylim=(0, 1.02), title=f"ECE {metrics.ece(grades, probabilities, bins):.3f}, {bins} bins")
+    top.legend(loc="upper left")
+    low.bar(edges, counts, width=1 / bins, align="edge", color="#bbbbbb", edgecolor="white")
+    low.set(xlabel="confidence of the top label", ylabel="pictures", xlim=(0, 1))
+    return figure
+
+
+@styled
+def baselines(table):
+    """Accuracy of each model with its interval, and the published value where there is one.
+
+    Parameters
+    ----------
+    table : DataFrame
+        model, accuracy, ci_low, ci_high, published_accuracy (percent), as from `tables.table_4`.
+    """
+    if table.empty:
+        return message("No model has been compared.")
+    figure, axis = canvas(0.42 * len(table) + 1.2)
+    places, values = np.arange(len(table)), table["accuracy"].to_numpy(float)
+    reach = [values - table["ci_low"].to_numpy(float), table["ci_high"].to_numpy(float) - values]
+    reach = np.nan_to_num(np.maximum(reach, 0))
+    ours = {"fmt": "o", "color": PLAIN_COLOURS[0], "capsize": 3, "label": "this run, 95 % group bootstrap"}
+    axis.errorbar(values, places, xerr=reach, **ours)
+    published = table["published_accuracy"].to_numpy(float)
+    axis.plot(published, places, "D", mfc="none", color=PLAIN_COLOURS[1], label="published")
+    for place in places[np.isnan(values)]:
+        axis.annotate("not run", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    axis.set(xlabel="accuracy (%)", xlim=(0, 100), ylim=(len(table) - 0.4, -0.6))
+    axis.set_yticks(places, table["model"])
+    axis.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def retrieval(precision):
+    """Precision of query-to-image search.
+
+    Parameters
+    ----------
+    precision : DataFrame
+        query, precision (ratio), share (ratio of pictures of that grade: what chance gives); grade order.
+    """
+    if precision.empty:
+        return message("No query has been searched.")
+    figure, axis = canvas(2.8)
+    places = np.arange(len(precision))
+    bars = axis.barh(places, precision["precision"], color=GRADE_COLOURS[: len(places)])
+    axis.bar_label(bars, [f"{value:.2f}" for value in precision["precision"]], padding=7, fontsize=8)
+    axis.plot(precision["share"], places, "D", mfc="white", mec="black", label="chance (share of the grade)")
+    axis.set(xlim=(0, 1.12), xlabel="precision")
+    axis.set_yticks(places, precision["query"])
+    axis.invert_yaxis()
+    figure.legend(loc="outside lower center")
+    return figure

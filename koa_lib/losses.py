@@ -1,0 +1,51 @@
+"""Losses between pictures and texts."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from koa_lib.grades import GRADES
+
+ORDINAL_SIGMA = 0.5
+
+
+def target_matrix(kind):
+    """Target distribution per grade, (5, 5) rows true grade.
+
+    `hard` is one-hot; `ordinal` gives neighbours ``exp(-|i - j| / 0.5)`` (METHODS 2.1, ordinal variant).
+    """
+    grades = torch.arange(len(GRADES)).float()
+    if kind == "hard":
+        return torch.eye(len(GRADES))
+    weights = torch.exp(-(grades[:, None] - grades).abs() / ORDINAL_SIGMA)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def prototype_cross_entropy(logits, grades, targets):
+    """Cross-entropy of logits (n, 5) against rows of a target matrix (5, 5), in nats; the primary loss."""
+    return -(targets[grades] * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
+
+
+def symmetric_infonce(image_embeddings, text_embeddings, scale, same=None):
+    """Symmetric InfoNCE (section 3.3 of the paper; Radford et al. 2021), in nats.
+
+    Parameters
+    ----------
+    image_embeddings, text_embeddings : unit vectors (n, d)
+    scale : float
+        ``exp(logit_scale)``.
+    same : bool tensor (n, n), optional
+        Pairs that carry the same text: they share the target instead of being negatives (UniCL form).
+    """
+    logits = scale * image_embeddings @ text_embeddings.T
+    same = torch.eye(len(logits), dtype=torch.bool) if same is None else same
+    targets = same.float() / same.sum(dim=1, keepdim=True)
+    forward = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+    backward = -(targets.T * F.log_softmax(logits.T, dim=1)).sum(dim=1).mean()
+    return (forward + backward) / 2
+
+
+def chance_loss(classes):
+    """Loss of a uniform guess in nats, ``ln(classes)``."""
+    return math.log(classes)

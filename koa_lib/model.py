@@ -1,0 +1,328 @@
+"""CLIP and the grader built on it: an image tower split into trunk and tail, scored against text prototypes."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from koa_lib.errors import StudyError
+from koa_lib.grades import prompts
+from koa_lib.manifests import file_sha256
+
+CONFIGS = Path(__file__).parent / "model_configs"
+open_clip.add_model_config(CONFIGS)
+logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model expects of a picture: side in pixels and the statistics its weights were made with."""
+
+    image_size: int
+    statistics: str
+
+
+def load_clip(name, weights=None, seed=0):
+    """Load a CLIP model together with its preprocessing and tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        An open_clip architecture, or `koa-tiny`, `koa-conv` (configurations in this package).
+    weights : path, optional
+        A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights). Without it the weights are
+        random, drawn with `seed`.
+
+    Returns
+    -------
+    model : open_clip.CLIP
+    preprocess : Preprocess
+    tokenizer : callable, texts -> int tensor (n, context)
+
+    Raises
+    ------
+    StudyError
+        Unknown name, unreadable folder, or weights made for another activation (QuickGELU against GELU).
+    """
+    known = open_clip.list_models()
+    if name not in known:
+        raise StudyError(f"CLIP model '{name}' is unknown. Use koa-tiny, koa-conv or one of open_clip's {len(known) - 2}, e.g. ViT-B-32-quickgelu.")
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = open_clip.create_model(name)
+    else:
+        model = _load_folder(name, Path(weights))
+    size = model.visual.image_size
+    size = size[0] if isinstance(size, (tuple, list)) else size
+    return model.eval(), Preprocess(size, "clip"), open_clip.get_tokenizer(name)
+
+
+def _load_folder(name, folder):
+    card = folder / "model.json"
+    if card.is_file():
+        _check_card(name, json.loads(card.read_text()), folder)
+        model = open_clip.create_model(name)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        raise StudyError(f"{folder} holds neither model.json nor open_clip_config.json. Give the folder that has the weights and their configuration.")
+    theirs = json.loads(config.read_text())["model_cfg"]
+    _check_card(name, {"name": name, "quick_gelu": bool(theirs.get("quick_gelu", False))}, folder)
+    return open_clip.create_model(f"local-dir:{folder}")
+
+
+def _check_card(name, card, folder):
+    wanted = activation(name)
+    if card["name"] != name:
+        raise StudyError(f"{folder} holds weights of '{card['name']}', not of '{name}'. Change the profile's model.name or the folder.")
+    if card["quick_gelu"] != wanted:
+        raise StudyError(f"{folder} was made with quick_gelu={card['quick_gelu']} but '{name}' builds quick_gelu={wanted}: results would change silently. "
+                         "Use the '-quickgelu' architecture for OpenAI's weights.")
+
+
+def activation(name):
+    """Whether an architecture uses QuickGELU."""
+    return bool(open_clip.get_model_config(name).get("quick_gelu", False))
+
+
+def save_clip(model, name, folder):
+    """Save weights as safetensors with a JSON card (name, activation, preprocessing); never a pickle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    card = {"name": name, "quick_gelu": activation(name), "statistics": "clip", "grades": [0, 1, 2, 3, 4]}
+    (folder / "model.json").write_text(json.dumps(card, indent=1))
+
+
+class Adapter(nn.Module):
+    """Two-layer down-and-up adapter with residual ratio r: ``r * relu(up(relu(down(f)))) + (1 - r) * f``.
+
+    CLIP-Adapter (arXiv:2110.04544) with a bottleneck of a quarter, as Fig. 4 of the paper draws it.
+    """
+
+    def __init__(self, width, residual):
+        super().__init__()
+        self.down, self.up = nn.Linear(width, width // 4, bias=False), nn.Linear(width // 4, width, bias=False)
+        self.residual = residual
+
+    def forward(self, features):
+        changed = F.relu(self.up(F.relu(self.down(features))))
+        return self.residual * changed + (1 - self.residual) * features
+
+
+class ClipGrader(nn.Module):
+    """Grades pictures by similarity to five text prototypes.
+
+    The image tower is cut in two: `trunk` is frozen and its output can be cached, `tail` is trained. Where the
+    cut lies is the tuning reading (`part`, METHODS 6.1):
+
+    adapter
+        both encoders frozen, a down-and-up adapter on the embedding is trained (`as_printed`)
+    projection
+        all blocks frozen, the final norm and projection are trained
+    last_blocks
+        the last two transformer blocks (or the last residual stage) and the projection are trained
+    full_image
+        the whole image tower is trained, prototypes stay fixed
+    both_encoders
+        image and text tower are trained
+
+    Parameters
+    ----------
+    clip : open_clip.CLIP
+    tokenizer : callable
+    part : str
+    prompt_set : str
+        Name of a set in `grades.PROMPT_SETS`.
+    residual : float in [0, 1]
+        The adapter's ratio.
+    """
+
+    def __init__(self, clip, tokenizer, part, prompt_set, residual=0.2):
+        super().__init__()
+        self.clip, self.part, self.prompt_set = clip, part, prompt_set
+        self.tower = _Tower(clip.visual)
+        self.register_buffer("tokens", tokenizer(list(prompts(prompt_set))), persistent=False)
+        width = clip.encode_text(self.tokens[:1]).shape[-1]
+        self.adapter = Adapter(width, residual) if part == "adapter" else None
+        self._freeze()
+        with torch.no_grad():
+            self.register_buffer("fixed_prototypes", F.normalize(clip.encode_text(self.tokens), dim=-1))
+
+    def _freeze(self):
+        self.requires_grad_(False)
+        for module in self.trained_modules():
+            module.requires_grad_(True)
+        if self.part == "both_encoders":
+            self.clip.logit_scale.requires_grad_(True)
+        if isinstance(self.tower.projection, nn.Parameter):  # a ViT's projection is no module of its own
+            self.tower.projection.requires_grad_(self.part != "adapter")
+
+    def trained_modules(self):
+        """The modules whose weights the reading trains."""
+        return {
+            "adapter": lambda: [self.adapter],
+            "projection": lambda: self.tower.head_modules(),
+            "last_blocks": lambda: [*self.tower.last_blocks(), *self.tower.head_modules()],
+            "full_image": lambda: [self.clip.visual],
+            "both_encoders": lambda: [self.clip],
+        }[self.part]()
+
+    @property
+    def stage(self):
+        """Where the trunk ends: 'embedding', 'pooled', 'tokens' or 'image' (nothing to cache)."""
+        return {"adapter": "embedding", "projection": "pooled", "last_blocks": "tokens"}.get(self.part, "image")
+
+    def trunk(self, images):
+        """Frozen part: normalised images (n, 3, H, W) to features; the images themselves when all is trained."""
+        return self.tower.until(images, self.stage)
+
+    def tail(self, features):
+        """Trained part: trunk features to logits (n, 5)."""
+        return self.logits(self.embed_features(features))
+
+    def embed_features(self, features):
+        """Trunk features to unit embeddings (n, d)."""
+        embedding = self.tower.after(features, self.stage)
+        embedding = self.adapter(embedding) if self.adapter is not None else embedding
+        return F.normalize(embedding.float(), dim=-1)
+
+    def prototypes(self):
+        """Unit text embeddings (5, d); recomputed only when the text tower is trained."""
+        if self.part == "both_encoders":
+            return F.normalize(self.clip.encode_text(self.tokens).float(), dim=-1)
+        return self.fixed_prototypes
+
+    def logits(self, embedding):
+        """``exp(logit_scale) * cos`` between unit embeddings (n, d) and prototypes, (n, 5)."""
+        return self.clip.logit_scale.exp().clamp(max=100) * embedding @ self.prototypes().T
+
+    def forward(self, images):
+        """Normalised images (n, 3, H, W) to logits (n, 5)."""
+        return self.tail(self.trunk(images))
+
+    def trained_state(self):
+        """The trained parameters, and running statistics where a part with batch norm is trained."""
+        names = {name for name, value in self.named_parameters() if value.requires_grad}
+        if self.stage in ("tokens", "image"):
+            names |= {name for name, _ in self.clip.named_buffers(prefix="clip")}
+        return {name: value for name, value in self.state_dict().items() if name in names}
+
+    def train_tail(self):
+        """Training mode for the trained modules only: frozen batch norms keep their statistics."""
+        self.eval()
+        for module in self.trained_modules():
+            module.train()
+
+
+class _Tower(nn.Module):
+    """Uniform access to open_clip's two kinds of image tower: its own ViT and timm's CNNs."""
+
+    def __init__(self, visual):
+        super().__init__()
+        # In a list, so that the tower's weights are not registered a second time under this module.
+        self._visual = [visual]
+        self.is_vit = hasattr(visual, "transformer")
+
+    @property
+    def visual(self):
+        return self._visual[0]
+
+    @property
+    def projection(self):
+        return self.visual.proj if self.is_vit else self.visual.head
+
+    def head_modules(self):
+        return [self.visual.ln_post] if self.is_vit else [self.visual.head]
+
+    def last_blocks(self):
+        return list(self.visual.transformer.resblocks[-2:]) if self.is_vit else [self.visual.trunk.layer4]
+
+    def until(self, images, stage):
+        if stage == "image":
+            return images
+        if stage == "embedding":
+            return self.visual(images)
+        return self._until_vit(images, stage) if self.is_vit else self._until_cnn(images, stage)
+
+    def _until_vit(self, images, stage):
+        tokens = self.visual._embeds(images)
+        blocks = self.visual.transformer.resblocks
+        for block in blocks if stage == "pooled" else blocks[:-2]:
+            tokens = block(tokens)
+        return tokens[:, 0] if stage == "pooled" and self.visual.pool_type == "tok" else tokens
+
+    def _until_cnn(self, images, stage):
+        trunk = self.visual.trunk
+        if stage == "pooled":
+            return trunk(images)
+        features = trunk.maxpool(trunk.act1(trunk.bn1(trunk.conv1(images))))
+        return trunk.layer3(trunk.layer2(trunk.layer1(features)))
+
+    def after(self, features, stage):
+        if stage == "image":
+            return self.visual(features)
+        if stage == "embedding":
+            return features
+        return self._after_vit(features, stage) if self.is_vit else self._after_cnn(features, stage)
+
+    def _after_vit(self, features, stage):
+        if stage == "tokens":
+            for block in self.visual.transformer.resblocks[-2:]:
+                features = block(features)
+        if features.ndim == 2:
+            return self.visual.ln_post(features) @ self.visual.proj
+        pooled, _ = self.visual._pool(features)
+        return pooled @ self.visual.proj
+
+    def _after_cnn(self, features, stage):
+        trunk = self.visual.trunk
+        if stage == "tokens":
+            features = trunk.global_pool(trunk.layer4(features))
+        return self.visual.head(features)
+
+
+def facts(clip, name):
+    """What the diagrams of figures 1, 3 and 4 print, read from the model object."""
+    config = open_clip.get_model_config(name)
+    count = sum(value.numel() for value in clip.parameters())
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    image = vision.get("timm_model_name") or f"ViT, {vision['layers']} blocks, width {vision['width']}, patch {vision['patch_size']}"
+    return {"name": name, "image_tower": image, "image_size": vision["image_size"], "embed_dim": config["embed_dim"],
+            "text_tower": f"Transformer, {text['layers']} blocks, width {text['width']}", "context_length": text["context_length"], "parameters": count}
+
+
+def parts(grader):
+    """Rows of figure 4: part of the model, its parameters, and whether the reading trains it.
+
+    Returns
+    -------
+    list of (str, int, bool)
+    """
+    tower, trained = grader.tower, {id(p) for p in grader.parameters() if p.requires_grad}
+    last = {id(p) for block in tower.last_blocks() for p in block.parameters()}
+    visual = list(grader.clip.visual.parameters())
+    head = {id(p) for module in tower.head_modules() for p in module.parameters()} | {id(tower.projection)}
+    groups = {
+        "image encoder, earlier blocks": [p for p in visual if id(p) not in last | head],
+        "image encoder, last blocks": [p for p in visual if id(p) in last],
+        "image projection": [p for p in visual if id(p) in head],
+        "text encoder": [p for p in grader.clip.parameters() if id(p) not in {id(v) for v in visual}],
+        "adapter": list(grader.adapter.parameters()) if grader.adapter is not None else [],
+    }
+    return [(name, sum(p.numel() for p in group), any(id(p) in trained for p in group)) for name, group in groups.items()]
+
+
+def weights_hash(folder):
+    """What identifies weights in artefact keys: SHA-256 of the file, or 'random' without one."""
+    if folder is None:
+        return "random"
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin", ".pt"))
+    return file_sha256(files[0]) if files else "none"

@@ -1,0 +1,97 @@
+"""Executing the study's notebooks: to another name first, moved on success, kept for reading on failure."""
+
+import json
+import logging
+import os
+import sys
+import time
+
+from koa_lib import profile as profiles
+from koa_lib.errors import StudyError
+from koa_lib.profile import ROOT
+from koa_lib.study import BUILD, run_name
+
+FOLDER = ROOT / "notebooks"
+
+
+def run_dir(profile, seed=None):
+    """The folder of a run."""
+    settings = profiles.load(profile)
+    return BUILD / run_name(settings, settings.seed if seed is None else seed)
+
+
+def execute(name, profile, seed=None):
+    """Execute one notebook by papermill; its prints appear in the terminal as they come.
+
+    Returns
+    -------
+    Path of the executed notebook, ``<run>/nb/<name>.ipynb``.
+
+    Raises
+    ------
+    StudyError
+        Unknown notebook, or a cell failed: names the cell, the error and where the notebook is kept.
+    """
+    source = FOLDER / f"{name}.ipynb"
+    if not source.is_file():
+        raise StudyError(f"There is no notebook '{name}'. Known: {', '.join(sorted(p.stem for p in FOLDER.glob('[0-9]*.ipynb')))}.")
+    settings = profiles.load(profile)
+    seed = settings.seed if seed is None else seed
+    folder = run_dir(profile, seed) / "nb"
+    folder.mkdir(parents=True, exist_ok=True)
+    running, target = folder / f"{name}.running.ipynb", folder / f"{name}.ipynb"
+    start = time.perf_counter()
+    print(f"{name}: started", flush=True)
+    _papermill(source, running, {"profile": profile, "seed": seed}, name)
+    os.replace(running, target)
+    (folder / f"{name}.failed.ipynb").unlink(missing_ok=True)
+    seconds = time.perf_counter() - start
+    _log(folder.parent, name, seconds)
+    print(f"{name}: done in {seconds:.0f} s", flush=True)
+    return target
+
+
+def _papermill(source, running, parameters, name):
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    _print_cell_output(name)
+    os.environ["KOA_STEP"] = name
+    try:
+        papermill.execute_notebook(source, running, parameters, kernel_name="python3", log_output=True, progress_bar=False, cwd=FOLDER)
+    except PapermillExecutionError as error:
+        failed = running.with_name(f"{name}.failed.ipynb")
+        os.replace(running, failed)
+        message = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue}"
+        raise StudyError(f"{name} failed in code cell {error.exec_count}.\n  {message}\n  The notebook is kept in {failed}\n"
+                         "  Finished work is kept: the same command goes on from there.") from None
+
+
+def _print_cell_output(name):
+    # papermill hands on what cells print through its logger; only those lines are of interest here.
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(f"  {name[:2]} | %(message)s"))
+    handler.addFilter(lambda record: record.levelno == logging.INFO and record.getMessage().strip() != "" and not record.getMessage().startswith(
+        ("Input Notebook", "Output Notebook", "Executing notebook", "<", "Ending", "Executing Cell")))
+    handler.terminator = ""
+    logger = logging.getLogger("papermill")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+def _log(folder, name, seconds):
+    line = {"step": name, "status": "built", "seconds": round(seconds, 2), "reason": "executed", "notebook": name, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    with open(folder / "run.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def summarise(folder):
+    """The closing lines of a run: main result, time and where the report is."""
+    path = folder / "headline.txt"
+    headline = path.read_text().strip() if path.exists() else "no headline was written"
+    latest = {}
+    for text in (folder / "run.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if line["step"] == line["notebook"]:
+            latest[line["step"]] = line["seconds"]
+    return f"{headline}\nnotebooks: {sum(latest.values()) / 60:.1f} min\nreport: {folder / 'html' / 'index.html'}"

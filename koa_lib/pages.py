@@ -1,0 +1,75 @@
+"""Built HTML pages as a browser sees them: their anchors, their links, and what they would load."""
+
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["anchors", "dead_links", "remote_resources"]
+
+_LOADING = ("src", "srcset", "poster", "data", "action", "formaction", "background")
+# Only these relations of <link> load nothing.
+_NAMING = {"canonical", "next", "prev", "index", "search", "author", "license", "help", "up"}
+_REMOTE = re.compile(r"^\s*(?:https?:)?//", re.IGNORECASE)
+_CSS_ADDRESS = re.compile(r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^"')\s;]+)""", re.IGNORECASE)
+
+
+class _Page(HTMLParser):
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.ids, self.links, self.remote, self._style = path, set(), [], [], False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = {name: value or "" for name, value in attrs}
+        self.ids.update(attrs[name] for name in ("id", "name") if name in attrs)
+        self._style = tag == "style"
+        self.remote += _CSS_ADDRESS.findall(attrs.get("style", ""))
+        if tag == "a" and "href" in attrs:
+            self.links.append(attrs["href"])
+        loaded = [attrs[name] for name in _LOADING if name in attrs]
+        if tag != "a" and not (tag == "link" and attrs.get("rel") in _NAMING):
+            loaded += [attrs[name] for name in ("href", "xlink:href") if name in attrs]
+        self.remote += [address[:120] for value in loaded for address in value.split(", ") if _REMOTE.match(address)]
+
+    def handle_data(self, data):
+        if self._style:
+            self.remote += _CSS_ADDRESS.findall(data)
+
+
+def _read(html):
+    return {path: _Page(path) for path in sorted(html.rglob("*.html")) if "_static" not in path.relative_to(html).parts}
+
+
+def anchors(html):
+    """The ids of every page of a folder.
+
+    Returns
+    -------
+    dict
+        Path of the page -> set of its ids.
+    """
+    return {path: page.ids for path, page in _read(html).items()}
+
+
+def remote_resources(html):
+    """Sentences on everything that a page or style sheet would fetch from a network (plain links are free)."""
+    found = [f"{path.relative_to(html)} loads {address}" for path, page in _read(html).items() for address in page.remote]
+    for path in sorted(html.rglob("*.css")):
+        found += [f"{path.relative_to(html)} loads {a}" for a in _CSS_ADDRESS.findall(path.read_text(encoding="utf-8"))]
+    return found
+
+
+def dead_links(html):
+    """Sentences on links to a file or anchor that is not there."""
+    pages, found = _read(html), []
+    for path, page in pages.items():
+        for link in sorted(set(page.links)):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            fragment = unquote(parts.fragment)
+            known = pages[target].ids if target in pages else {fragment}
+            if not target.exists() or (fragment and fragment not in known):
+                found.append(f"{path.relative_to(html)} links to {link}, which does not exist")
+    return found

@@ -1,0 +1,106 @@
+"""Prediction files: the contract between models and everything that measures them.
+
+A file holds `image_id, p0..p4`; grades, groups and splits are joined from the manifest, never stored twice.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from koa_lib.errors import StudyError
+from koa_lib.store import write_text
+
+COLUMNS = ["image_id", "p0", "p1", "p2", "p3", "p4"]
+PROBABILITIES = COLUMNS[1:]
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a prediction file is of; `fold` is a number or 'mean'."""
+
+    model: str
+    cohort: str
+    split: str
+    geometry: str
+    intensity: str
+    fold: str
+    seed: int
+    adaptation: str = ""
+
+    @property
+    def file(self):
+        """The file's name: ``<model>__<cohort>-<split>__<geometry>-<intensity>__fold<k>__seed<s>[__<adaptation>].csv``."""
+        parts = [self.model, f"{self.cohort}-{self.split}", f"{self.geometry}-{self.intensity}", f"fold{self.fold}", f"seed{self.seed}"]
+        return "__".join(parts + [self.adaptation] * bool(self.adaptation)) + ".csv"
+
+
+def frame(image_ids, probabilities):
+    """A predictions frame from ids (n,) and probabilities (n, 5)."""
+    return pd.DataFrame(np.asarray(probabilities, dtype=float), columns=PROBABILITIES).assign(image_id=list(image_ids))[COLUMNS]
+
+
+def write(predictions, path):
+    """Validate and write a predictions frame."""
+    validate(predictions, path)
+    write_text(path, predictions.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+
+
+def read(path):
+    """Read and validate a prediction file.
+
+    Raises
+    ------
+    StudyError
+        Missing file, wrong columns, repeated ids, probabilities outside [0, 1] or not summing to 1.
+    """
+    try:
+        predictions = pd.read_csv(path, dtype={"image_id": str})
+    except FileNotFoundError as error:
+        raise StudyError(f"The prediction file {path} does not exist. Run the notebook that makes it.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise StudyError(f"{path} is not a CSV table: {error}. Delete it and run the notebook that makes it.") from error
+    validate(predictions, path)
+    return predictions
+
+
+def validate(predictions, path="predictions"):
+    """Check the contract; the error names the file, row and id."""
+    if list(predictions.columns) != COLUMNS:
+        raise StudyError(f"{path} has the columns {', '.join(map(str, predictions.columns))}; needed: {', '.join(COLUMNS)}.")
+    values = predictions[PROBABILITIES].apply(pd.to_numeric, errors="coerce").to_numpy()
+    checks = (
+        (predictions["image_id"].duplicated().to_numpy(), "is there twice"),
+        (~np.isfinite(values).all(axis=1), "has a probability that is no number"),
+        (((values < 0) | (values > 1)).any(axis=1), "has a probability outside [0, 1]"),
+        (np.abs(values.sum(axis=1) - 1) > 1e-4, "has probabilities that do not sum to 1"),
+    )
+    for bad, what in checks:
+        if bad.any():
+            row = int(bad.argmax())
+            raise StudyError(f"{path}, row {row + 2}: image_id '{predictions['image_id'].iloc[row]}' {what}. Make the file again.")
+
+
+def join(predictions, manifest):
+    """Add grades, group and split from the manifest.
+
+    Raises
+    ------
+    StudyError
+        When a predicted picture is not in the manifest.
+    """
+    columns = ["image_id", "kl_grade", "kl_grade_reader2", "group_id", "split", "pixel_sha256", "width", "height"]
+    graded = predictions.merge(manifest[columns], on="image_id", how="left", validate="one_to_one")
+    unknown = graded["kl_grade"].isna()
+    if unknown.any():
+        raise StudyError(f"Picture '{graded.loc[unknown, 'image_id'].iloc[0]}' is predicted but not in the manifest. Use the manifest of the same cohort.")
+    return graded.astype({"kl_grade": int})
+
+
+def ensemble(members):
+    """Mean probabilities of several prediction frames of the same pictures (fold mean)."""
+    ids = members[0]["image_id"]
+    if any(not member["image_id"].equals(ids) for member in members):
+        raise StudyError("Ensemble members list different pictures. Predict the same pictures with each fold.")
+    mean = np.mean([member[PROBABILITIES].to_numpy() for member in members], axis=0)
+    return frame(ids, mean / mean.sum(axis=1, keepdims=True))

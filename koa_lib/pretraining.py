@@ -1,0 +1,83 @@
+"""Contrastive pre-training of a small CLIP on captioned phantoms: the stand-in for OpenAI's weights."""
+
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from koa_lib import model as models
+from koa_lib.datasets import to_tensor
+from koa_lib.losses import symmetric_infonce
+
+WARM_UP = 0.1
+WEIGHT_DECAY = 0.05
+
+
+def start_weights(study):
+    """The folder of the weights that fine-tuning starts from; None for a random start."""
+    model = study.profile.model
+    if model.start == "openai":
+        return study.inputs.weights
+    if model.start == "random":
+        return None
+    settings = study.profile.pretraining
+    key = {"model": model, "settings": settings}
+    code = ("pretraining", "phantoms", "radiograph", "losses")
+    return study.store.make(f"checkpoints/{model.name}-pretrained", key, lambda path: _pretrain(model, settings, path), code)
+
+
+def _pretrain(model, settings, folder):
+    from koa_lib import phantoms
+
+    images, captions, _ = phantoms.captioned(settings.pictures, settings.seed, model.image_size)
+    clip, preprocess, tokenizer = models.load_clip(model.name, seed=settings.seed)
+    data = (images, _encode(captions), tokenizer(captions), preprocess.statistics)
+    train(clip, data, settings)
+    models.save_clip(clip, model.name, folder)
+
+
+def _encode(captions):
+    # Equal captions get equal numbers: such pairs share the target instead of being false negatives.
+    return np.unique(captions, return_inverse=True)[1]
+
+
+def train(clip, data, settings):
+    """Train both towers on (images, caption numbers, tokens, statistics); prints one line per epoch."""
+    images = data[0]
+    generator = torch.Generator().manual_seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    decay, plain = [p for p in clip.parameters() if p.ndim > 1], [p for p in clip.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}], lr=settings.learning_rate)
+    steps = settings.epochs * (len(images) // settings.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=WARM_UP)
+    clip.train()
+    start = time.perf_counter()
+    for epoch in range(1, settings.epochs + 1):
+        order = torch.randperm(len(images), generator=generator).numpy()
+        losses = []
+        for chosen in np.array_split(order, len(order) // settings.batch):
+            losses.append(_update(clip, data, np.sort(chosen), optimiser))
+            if schedule.last_epoch < steps:
+                schedule.step()
+        left = (time.perf_counter() - start) / epoch * (settings.epochs - epoch)
+        print(f"pre-training epoch {epoch}/{settings.epochs}: contrastive loss {np.mean(losses):.3f}; {left:.0f} s left", flush=True)
+    clip.eval()
+
+
+def _update(clip, data, chosen, optimiser):
+    images, numbers, tokens, statistics = data
+    with torch.autocast("cpu", torch.bfloat16):
+        pictures = clip.encode_image(to_tensor(images[chosen], statistics))
+        # Equal captions are encoded once.
+        unique, inverse = np.unique(numbers[chosen], return_index=False, return_inverse=True)
+        first = [chosen[inverse == i][0] for i in range(len(unique))]
+        texts = clip.encode_text(tokens[first])[torch.as_tensor(inverse)]
+    same = torch.as_tensor(numbers[chosen][:, None] == numbers[chosen])
+    scale = clip.logit_scale.exp().clamp(max=100)
+    loss = symmetric_infonce(F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1), scale, same)
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+    optimiser.step()
+    return loss.item()

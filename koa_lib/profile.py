@@ -1,0 +1,197 @@
+"""Profiles: every setting of a run, read from YAML into frozen dataclasses.
+
+A profile states all of its keys; nothing has a hidden default.
+"""
+
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+
+import yaml
+
+from koa_lib.errors import StudyError
+from koa_lib.grades import PROMPT_SETS
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "notebooks" / "profiles"
+
+PARTS = ("adapter", "projection", "last_blocks", "full_image", "both_encoders")
+ALLOWED = {
+    "source": ("phantoms", "folder"),
+    "start": ("pretrain", "random", "openai"),
+    "part": PARTS,
+    "prompts": tuple(PROMPT_SETS),
+    "normalisation": ("imagenet", "clip"),
+    "geometry": ("stretch", "pad", "center_crop"),
+    "intensity": ("none",),
+    "augmentation": ("as_printed", "strong"),
+    "targets": ("hard", "ordinal"),
+}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Where a cohort comes from; `size` is patients (training) or pictures (external) of a phantom cohort."""
+
+    name: str
+    source: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """The CLIP under study: open_clip name, start weights, input size in pixels."""
+
+    name: str
+    start: str
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Contrastive pre-training on captioned phantoms."""
+
+    pictures: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way of fine-tuning CLIP; `folds` 0 means the official split only, `views` counts cached augmentations."""
+
+    part: str
+    prompts: str
+    normalisation: str
+    geometry: str
+    intensity: str
+    augmentation: str
+    targets: str
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    batch: int
+    residual: float
+    folds: int
+    views: int
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The tuning readings compared around a recipe: their epochs and the parts to run."""
+
+    epochs: int
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An image-only model of Table 4; a `reason` means that this profile does not run it."""
+
+    name: str
+    timm: str
+    image_size: int
+    width: float
+    epochs: int
+    batch: int
+    learning_rate: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why."""
+
+    name: str
+    purpose: str
+    seed: int
+    minutes: float
+    training: Cohort
+    external: Cohort
+    model: Model
+    pretraining: Pretraining | None
+    as_printed: Recipe | None
+    our_protocol: Recipe
+    readings: Readings
+    baselines: tuple[Baseline, ...]
+    draws: int
+    not_run: dict[str, str]
+
+    @property
+    def synthetic(self):
+        """Whether any cohort is made of phantoms."""
+        return "phantoms" in (self.training.source, self.external.source)
+
+
+def names():
+    """The names of all profiles, in alphabetical order."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name, folder=FOLDER):
+    """Read a profile.
+
+    Raises
+    ------
+    StudyError
+        Unknown profile, unknown or missing key, wrong type or value: names the key and lists what is allowed.
+    """
+    path = Path(folder) / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in Path(folder).glob("*.yaml")))
+        raise StudyError(f"Profile '{name}' is unknown. Choose one of: {known}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not valid YAML: {error}") from error
+    profile = _build(Profile, content, path.name, "")
+    if profile.name != name:
+        raise StudyError(f"{path.name}: key 'name' is '{profile.name}' but the file is called '{name}.yaml'. Make them equal.")
+    return profile
+
+
+def _build(cls, content, file, prefix):
+    if not isinstance(content, dict):
+        raise StudyError(f"{file}: '{prefix.rstrip('.') or 'the file'}' must be a mapping with the keys {_keys(cls)}.")
+    known = [field.name for field in fields(cls)]
+    for key in content:
+        if key not in known:
+            raise StudyError(f"{file}: key '{prefix}{key}' is unknown. Allowed here: {', '.join(known)}.")
+    for key in known:
+        if key not in content:
+            raise StudyError(f"{file}: key '{prefix}{key}' is missing. Needed here: {', '.join(known)}.")
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: _value(hints[key], content[key], file, prefix + key) for key in known})
+
+
+def _value(hint, value, file, key):
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _value(args[0], value, file, key)
+    if is_dataclass(hint):
+        return _build(hint, value, file, key + ".")
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(args[0], item, file, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _value(args[1], v, file, f"{key}.{k}") for k, v in value.items()}
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        wanted = {tuple: "a list", dict: "a mapping"}.get(origin, f"a value of type {getattr(hint, '__name__', hint)}")
+        raise StudyError(f"{file}: key '{key}' is {value!r} ({type(value).__name__}); allowed: {wanted}.")
+    _check_choice(value, file, key)
+    return value
+
+
+def _check_choice(value, file, key):
+    name = key.split(".")[-1].split("[")[0]
+    choices = ALLOWED.get("part" if name == "parts" else name)
+    if choices and not key.startswith("not_run") and value not in choices:
+        raise StudyError(f"{file}: key '{key}' is '{value}'; allowed: {', '.join(choices)}.")
+
+
+def _keys(cls):
+    return ", ".join(field.name for field in fields(cls))

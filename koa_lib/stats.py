@@ -1,0 +1,231 @@
+"""Uncertainty and comparison: resampling of groups, paired tests, re-weighting to another grade mix.
+
+Groups (patients, duplicate groups) are resampled whole, because two knees of one patient are not independent.
+"""
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import metrics
+from koa_lib.errors import StudyError
+
+CHUNK = 200
+FEWEST_RUNS = 5
+
+
+def group_bootstrap(grades, predicted, groups, draws=1000, seed=0):
+    """Confusion matrices of bootstrap samples that draw whole groups with replacement.
+
+    With fewer than two groups nothing can be resampled: the matrices are zero and their metrics NaN.
+
+    Parameters
+    ----------
+    grades, predicted : int arrays (n,), 0-4
+    groups : array (n,)
+        Patient or duplicate group of each picture.
+
+    Returns
+    -------
+    int array (draws, 5, 5)
+
+    Raises
+    ------
+    StudyError
+        When lengths differ, a group is missing or `draws` is below 1.
+    """
+    grades, predicted = metrics.checked_grades(grades), metrics.checked_grades(predicted, "predicted grades")
+    if len(grades) != len(predicted):
+        raise StudyError(f"{len(grades)} grades stand against {len(predicted)} predictions. Join them by image_id.")
+    codes, number = _group_codes(groups, len(grades))
+    cells = _sums_by_group(codes, number, metrics.K * grades + predicted, metrics.K**2)
+    matrices = np.concatenate([weights @ cells for weights in _weights(number, draws, seed)])
+    return np.rint(matrices).astype(int).reshape(draws, metrics.K, metrics.K)
+
+
+def interval(values, level=0.95):
+    """Percentile interval (low, high) of draws, NaN ignored; (nan, nan) when no draw is defined."""
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if values.size == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_summary(graded, draws=1000, seed=0, level=0.95):
+    """Each metric with its group-bootstrap percentile interval.
+
+    Parameters
+    ----------
+    graded : DataFrame
+        p0..p4, kl_grade, group_id; one row per picture.
+
+    Returns
+    -------
+    DataFrame
+        metric, value, ci_low, ci_high (ratios; mae in grades). Intervals are NaN with fewer than two groups.
+    """
+    grades, probabilities = metrics.checked(graded["kl_grade"], graded[list(metrics.PROBABILITIES)])
+    predicted, groups = probabilities.argmax(1), graded["group_id"]
+    values = metrics.from_confusion(metrics.confusion(grades, predicted))
+    values |= {"macro_auc": metrics.macro_auc(grades, probabilities), "ece": metrics.ece(grades, probabilities)}
+    samples = metrics.from_confusion(group_bootstrap(grades, predicted, groups, draws, seed))
+    samples |= _probability_draws(grades, probabilities, groups, draws, seed)
+    rows = [(name, float(value), *interval(samples[name], level)) for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["metric", "value", "ci_low", "ci_high"])
+
+
+def paired_difference(grades, predicted_a, predicted_b, groups, metric, draws=1000, seed=0):
+    """Metric of A minus metric of B on the same pictures, with a paired group-bootstrap interval.
+
+    Returns
+    -------
+    dict
+        metric, a, b, difference, ci_low, ci_high.
+    """
+    both = (predicted_a, predicted_b)
+    observed = [metrics.from_confusion(metrics.confusion(grades, predicted)) for predicted in both]
+    if metric not in observed[0]:
+        raise StudyError(f"The metric '{metric}' is unknown. Use one of: {', '.join(observed[0])}.")
+    a, b = (float(values[metric]) for values in observed)
+    # The same seed and groups give both models the same resampled patients.
+    drawn = [group_bootstrap(grades, predicted, groups, draws, seed) for predicted in both]
+    samples = [metrics.from_confusion(matrices)[metric] for matrices in drawn]
+    low, high = interval(samples[0] - samples[1])
+    return {"metric": metric, "a": a, "b": b, "difference": a - b, "ci_low": low, "ci_high": high}
+
+
+def mcnemar(correct_a, correct_b):
+    """McNemar's test on paired right/wrong outcomes: two-sided exact and mid-p (Fagerland 2013).
+
+    Returns
+    -------
+    dict
+        b (only A right), c (only B right), p_exact, p_mid; p is 1 without discordant pairs, NaN without pairs.
+    """
+    from scipy.stats import binom
+
+    correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    if correct_a.shape != correct_b.shape or correct_a.ndim != 1:
+        raise StudyError(f"Paired outcomes differ in length: {correct_a.shape}, {correct_b.shape}. Join by image_id.")
+    b, c = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
+    if b + c == 0:
+        p = 1.0 if len(correct_a) else float("nan")
+        return {"b": b, "c": c, "p_exact": p, "p_mid": p}
+    tail, point = binom.cdf(min(b, c), b + c, 0.5), binom.pmf(min(b, c), b + c, 0.5)
+    p_mid = 1 - point / 2 if b == c else 2 * tail - point
+    return {"b": b, "c": c, "p_exact": float(min(1, 2 * tail)), "p_mid": float(p_mid)}
+
+
+def holm(p_values):
+    """Holm's adjusted p-values, in the order given; NaN stays NaN and is not counted."""
+    p_values = np.asarray(p_values, dtype=float)
+    adjusted = np.full(p_values.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    steps = p_values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted
+
+
+def reweight(cm, target_counts):
+    """Accuracy that a confusion matrix gives under another grade mix, its rows kept as they are.
+
+    Parameters
+    ----------
+    cm : array (5, 5)
+        Rows true, columns predicted.
+    target_counts : array (5,)
+        Pictures (or shares) per true grade of the other cohort.
+
+    Returns
+    -------
+    float
+        Ratio; NaN when the target holds a grade that the matrix lacks.
+    """
+    cm, target = np.asarray(cm, dtype=float), np.asarray(target_counts, dtype=float)
+    if cm.shape != (metrics.K, metrics.K) or target.shape != (metrics.K,):
+        raise StudyError(f"Re-weighting needs a (5, 5) matrix and 5 counts, not {cm.shape} and {target.shape}.")
+    rows, needed = cm.sum(1), target > 0
+    if not needed.any() or (rows[needed] == 0).any():
+        return float("nan")
+    recall = np.diagonal(cm)[needed] / rows[needed]
+    return float((recall * target[needed]).sum() / target.sum())
+
+
+def run_interval(values, level=0.95):
+    """Mean over runs (folds x seeds) with Student's t interval; the interval is NaN below five runs.
+
+    Returns
+    -------
+    (mean, low, high) : floats
+    """
+    from scipy.stats import t
+
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if values.size == 0:
+        return float("nan"), float("nan"), float("nan")
+    mean = float(values.mean())
+    if values.size < FEWEST_RUNS:
+        return mean, float("nan"), float("nan")
+    half = float(t.ppf((1 + level) / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
+    return mean, mean - half, mean + half
+
+
+def _group_codes(groups, length):
+    codes, names = pd.factorize(np.asarray(groups))
+    if len(codes) != length:
+        raise StudyError(f"{length} pictures need {length} groups, not {len(codes)}.")
+    if (codes < 0).any():
+        raise StudyError("A picture has no group. Give each its patient or duplicate group in the manifest.")
+    return codes, len(names)
+
+
+def _weights(number, draws, seed):
+    # How often each group is drawn, in chunks (c, groups) that keep memory small.
+    if draws < 1:
+        raise StudyError(f"The bootstrap needs at least one draw, not {draws}.")
+    generator = np.random.default_rng(seed)
+    for start in range(0, draws, CHUNK):
+        size = min(CHUNK, draws - start)
+        if number < 2:
+            yield np.zeros((size, number))
+            continue
+        picks = generator.integers(number, size=(size, number)) + number * np.arange(size)[:, None]
+        yield np.bincount(picks.ravel(), minlength=size * number).reshape(size, number).astype(float)
+
+
+def _sums_by_group(codes, number, column, columns, values=None):
+    cells = np.bincount(codes * columns + column, values, minlength=number * columns)
+    return cells.reshape(number, columns).astype(float)
+
+
+def _probability_draws(grades, probabilities, groups, draws, seed, bins=15):
+    # Metrics that need the probabilities themselves, under the same draws as `group_bootstrap`.
+    codes, number = _group_codes(groups, len(grades))
+    place, excess = metrics.calibration_bins(grades, probabilities, bins)
+    gaps = _sums_by_group(codes, number, place, bins, excess)
+    sizes = np.bincount(codes, minlength=number).astype(float)
+    scores = [(grades == grade, *_ties(probabilities[:, grade])) for grade in range(metrics.K)]
+    auc, calibration = [], []
+    for weights in _weights(number, draws, seed):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            calibration.append(np.abs(weights @ gaps).sum(1) / (weights @ sizes))
+            auc.append(np.stack([_weighted_auc(weights[:, codes], *score) for score in scores], axis=1))
+    return {"macro_auc": metrics.mean_defined(np.concatenate(auc)), "ece": np.concatenate(calibration)}
+
+
+def _ties(score):
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
+    return order, starts
+
+
+def _weighted_auc(weights, positive, order, starts):
+    if len(order) == 0:
+        return np.full(len(weights), np.nan)
+    above = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
+    below = np.add.reduceat((weights * ~positive)[:, order], starts, axis=1)
+    wins = above * (below.cumsum(1) - below / 2)
+    return wins.sum(1) / (above.sum(1) * below.sum(1))

@@ -1,0 +1,160 @@
+"""A study: one profile with one seed, its inputs, its run folder and its artefact store."""
+
+import hashlib
+import json
+import os
+import subprocess
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from koa_lib import profile as profiles
+from koa_lib.errors import StudyError
+from koa_lib.profile import ROOT, Profile
+from koa_lib.store import Store, write_text
+
+BUILD = ROOT / "reports" / "_build"
+MANIFESTS = ROOT / "data_manifests"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run depends on beside the code: data folders, weights and what lies in them."""
+
+    profile: str
+    seed: int
+    data: str
+    external: str
+    weights: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A profile, a seed and the folder of its results. Open one with `Study.open`."""
+
+    profile: Profile
+    seed: int
+    inputs: Inputs
+    run_dir: Path
+    step: str
+
+    @classmethod
+    def open(cls, profile, seed=None, step=None):
+        """Open the study that a notebook works on.
+
+        Parameters
+        ----------
+        profile : str
+            A profile's name.
+        seed : int, optional
+            By default the profile's own.
+        step : str, optional
+            Who works on it, for the log; by default the notebook that papermill runs.
+
+        Raises
+        ------
+        StudyError
+            Unknown profile, or real data needed and no folder given.
+        """
+        settings = profiles.load(profile)
+        seed = settings.seed if seed is None else seed
+        run_dir = BUILD / run_name(settings, seed)
+        path = run_dir / "inputs.yaml"
+        inputs = _read_inputs(path) if path.exists() else prepare_inputs(profile, seed)
+        for folder in (".locks", "tables", "figures", "predictions", "history", "similarities", "checkpoints", "features"):
+            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+        return cls(settings, seed, inputs, run_dir, step or os.environ.get("KOA_STEP", "interactive"))
+
+    @cached_property
+    def store(self):
+        """The artefact store of this run."""
+        return Store(self.run_dir, self.step)
+
+    @property
+    def synthetic(self):
+        """Whether results come from phantoms and can't be held against the paper."""
+        return self.profile.synthetic
+
+    @cached_property
+    def commit(self):
+        """Short commit of the code, with '+' when files differ from it; 'unknown' outside git."""
+        try:
+            return subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"], cwd=ROOT,
+                                  capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return "unknown"
+
+    def stamp(self):
+        """One line for captions: which step, commit, data and seed made a figure."""
+        path = self.run_dir / "data.json"
+        data = json.loads(path.read_text())["hash"] if path.exists() else "not read yet"
+        return f"{self.step} · commit {self.commit} · data {data} · seed {self.seed}"
+
+    def folder_of(self, cohort):
+        """The folder of real pictures for a cohort role ('training' or 'external'); None when not given."""
+        given = {"training": self.inputs.data, "external": self.inputs.external}[cohort]
+        return Path(given) if given else None
+
+
+def run_name(settings, seed):
+    """Name of the run folder: the profile, with '-seed<s>' for another seed than the profile's."""
+    return settings.name if seed == settings.seed else f"{settings.name}-seed{seed}"
+
+
+def prepare_inputs(profile, seed=None, data="", external="", weights=""):
+    """Check the inputs of a run and write `inputs.yaml`, only when something changed.
+
+    Returns
+    -------
+    Inputs
+
+    Raises
+    ------
+    StudyError
+        A folder that is missing, or real data needed and not given.
+    """
+    settings = profiles.load(profile)
+    seed = settings.seed if seed is None else seed
+    if settings.training.source == "folder" and not data:
+        raise StudyError(f"Profile '{profile}' needs real radiographs: make reproduce PROFILE={profile} DATA=<folder of kneeKL224>. "
+                         "The set is Mendeley Data doi:10.17632/56rmx5bjcr.1 (CC BY 4.0).")
+    if settings.training.source == "phantoms" and (data or external):
+        raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. Use PROFILE=oai or PROFILE=paper.")
+    if settings.model.start == "openai" and not weights:
+        raise StudyError(f"Profile '{profile}' needs OpenAI's CLIP weights: WEIGHTS=<folder with open_clip_config.json and "
+                         "open_clip_model.safetensors of ViT-B-32-quickgelu>.")
+    folders = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
+    inputs = Inputs(profile, seed, *(_absolute(name, folder) for name, folder in folders.items()), content=_content(folders.values()))
+    path = BUILD / run_name(settings, seed) / "inputs.yaml"
+    text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        write_text(path, text)
+    return inputs
+
+
+def _read_inputs(path):
+    known = {field.name for field in fields(Inputs)}
+    return Inputs(**{key: value for key, value in yaml.safe_load(path.read_text()).items() if key in known})
+
+
+def _absolute(name, folder):
+    if not folder:
+        return ""
+    if not Path(folder).is_dir():
+        raise StudyError(f"{name}={folder} is no folder. Give an existing folder.")
+    return str(Path(folder).resolve())
+
+
+def _content(folders):
+    # Names, sizes and times of all files: quick to take, and different when a picture was changed or added.
+    digest = hashlib.sha256()
+    for folder in filter(None, folders):
+        for path in sorted(Path(folder).rglob("*")):
+            state = path.stat()
+            if path.is_file():
+                digest.update(f"{path.relative_to(folder)}|{state.st_size}|{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,48 @@
+"""Sphinx settings of the report. `koa_lib.report` copies this folder beside the notebooks and writes run.json."""
+
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+RUN = json.loads((HERE / "run.json").read_text(encoding="utf-8"))
+
+project = "koa-clip"
+author = "the koa-clip authors"
+language = "en"
+html_title = f"koa-clip, run {RUN['run']}"
+html_short_title = "koa-clip"
+
+extensions = ["myst_nb", "sphinxcontrib.bibtex", "mathml"]
+exclude_patterns = ["jupyter_execute"]
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "plain"
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# papermill has run the notebooks; widgets would load scripts from a network.
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}
+nb_merge_streams = True
+nb_code_prompt_show = "Show code"
+nb_code_prompt_hide = "Hide code"
+html_math_renderer = "mathml"
+
+html_theme = "sphinx_book_theme"
+html_static_path = ["_static"]
+html_css_files = ["koa.css"]
+html_sourcelink_suffix = ""
+html_use_index = False
+html_theme_options = {
+    "logo": {"text": "koa-clip"},
+    "announcement": RUN["banner"],
+    "max_navbar_depth": 1,
+    "toc_title": "On this page",
+    "show_toc_level": 1,
+    "search_bar_text": "Search the report",
+    "use_fullscreen_button": False,
+    "back_to_top_button": False,
+    "extra_footer": f"<p>{RUN['footer']}</p>",
+    "footer_content_items": ["extra-footer.html"],
+}

@@ -53,9 +53,9 @@ $(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml notebooks/profiles/$(PRO
 	@$(KOA) notebook $* $(RUN_ARGS)
 
 # Order: who reads whose results.
-$(OUT)/nb/02_zero_shot_baseline.ipynb $(OUT)/nb/04_baselines.ipynb: $(OUT)/nb/01_data_audit.ipynb
+$(OUT)/nb/02_zero_shot_baseline.ipynb: $(OUT)/nb/01_data_audit.ipynb
 $(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
-$(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
+$(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
 
 $(OUT)/html/index.html: $(EXECUTED) $(SOURCES)

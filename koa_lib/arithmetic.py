@@ -129,6 +129,19 @@ def infonce_floor(priors, batch):
     return float(np.average(least, weights=priors))
 
 
+def manifest_counts(internal, external):
+    """What the audit counts in the two manifests: pictures per grade and internal patients.
+
+    The automatically cropped copies ("auto_test") show knees of the test split again and are left out.
+    """
+    internal = internal[internal["split"] != "auto_test"]
+    return {
+        "internal": np.bincount(internal["kl_grade"], minlength=len(GRADES)),
+        "external": np.bincount(external["kl_grade"], minlength=len(GRADES)),
+        "patients": internal["group_id"].nunique(),
+    }
+
+
 def findings(published, counts):
     """The audit of the paper's numbers, from the published table and the manifests' counts alone.
 
@@ -137,7 +150,7 @@ def findings(published, counts):
     published : DataFrame
         `published/jpm2026.csv`.
     counts : dict
-        "external" and "internal": pictures per grade (5,); "patients": internal patients (int).
+        "external" and "internal": pictures per grade (5,); "patients": internal patients; see `manifest_counts`.
 
     Returns
     -------

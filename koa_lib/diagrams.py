@@ -101,7 +101,8 @@ def figure_4(parts):
     ----------
     parts : DataFrame
         part, parameters (int), trained (bool); in the order of the forward pass. Parts named with "text" or
-        "prompt" stand on the text side, those with "scale" or "temperature" belong to the score.
+        "prompt" stand on the text side, those with "scale" or "temperature" belong to the score; after an
+        "adapter" f is called L(f).
     """
     if parts.empty:
         raise StudyError("No part of the model is listed. Give part, parameters and trained for each.")
@@ -115,7 +116,7 @@ def figure_4(parts):
     share = 100 * trained / max(1, total)
     axis.set_title(f"{thousands(trained)} of {thousands(total)} parameters are trained ({share:.2g} %)")
     axis.set_axis_off()
-    _chain(axis, 3.4, "Radiograph X", parts[~text & ~score], "L(f)" if (~text & ~score).sum() > 1 else "f")
+    _chain(axis, 3.4, "Radiograph X", parts[~text & ~score], "L(f)" if names.str.contains("adapter").any() else "f")
     _chain(axis, 0.6, "Grade texts", parts[text & ~score], "W")
     scale = "".join(f"\n{row.part}, {'trained' if row.trained else 'frozen'}" for row in parts[score].itertuples())
     _box(axis, 9.9, 1.8, 2.2, 1.8, f"cosine\nsoftmax{scale}", SCORE, 8)

@@ -69,7 +69,7 @@ def show_table(study, name, frame, caption, floats=None):
         Decimals shown, for all columns or by column; 3 unless given.
     """
     _anchor(name, "table")
-    write_text(study.run_dir / "tables" / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    _save_table(study, name, frame)
     return _exhibit(study, name, _table(frame, floats, _title(name)), caption)
 
 
@@ -78,8 +78,7 @@ def not_available(study, name, caption, reason):
     text = f"Not in this run: {reason}"
     if name.startswith("table"):
         _anchor(name, "table")
-        row = pd.DataFrame({"status": ["not in this run"], "reason": [reason]})
-        write_text(study.run_dir / "tables" / f"{name}.csv", row.to_csv(index=False, lineterminator="\n"))
+        _save_table(study, name, pd.DataFrame({"status": ["not in this run"], "reason": [reason]}))
     else:
         from koa_lib.style import message
 
@@ -110,6 +109,12 @@ def _anchor(name, kind):
 def _title(name):
     kind, number = name.split("_")
     return f"{kind.capitalize()} {number.upper()}" + ("" if number.startswith("s") else " of the paper")
+
+
+def _save_table(study, name, frame):
+    path = study.run_dir / "tables" / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def _save_figure(study, name, figure):

@@ -1,4 +1,4 @@
-"""The data figures of the study, one function per figure of the paper and a few of our own.
+"""The figures of the study, one function per figure of the paper; our own are in `charts`.
 
 Each takes frames or arrays and returns a matplotlib Figure; `exhibits.show_figure` saves and shows it. Figures 1,
 3 and 4 show how the model works and live in `diagrams`.
@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from koa_lib import metrics
+from koa_lib.charts import baselines, reliability, retrieval
 from koa_lib.diagrams import figure_1, figure_3, figure_4
 from koa_lib.grades import GRADES, NAMES
 from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
 
 __all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
-__all__ += ["reliability", "retrieval"]
+__all__ += ["gallery", "reliability", "retrieval"]
 
 TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
 PARTS = {"train": ("-", "training part"), "held_out": ("--", "held-out fold"), "inner": (":", "inner split")}
@@ -136,7 +136,10 @@ def figure_7(pictures, probabilities, grades, ids):
     """
     if not len(pictures):
         return message("No picture has been graded.")
-    figure, axes = canvas(3.8, nrows=2, ncols=max(4, len(pictures)), squeeze=False, height_ratios=(1.1, 1))
+    # The upper row is as high as the tallest picture needs, so that wide ones leave no gap.
+    tall = min(1.3, max(np.shape(picture)[0] / np.shape(picture)[1] for picture in pictures))
+    grid = {"nrows": 2, "ncols": max(4, len(pictures)), "height_ratios": (1.2 * tall, 1.5)}
+    figure, axes = canvas(2.6 + 1.2 * tall, squeeze=False, **grid)
     for column, (picture, chances, grade, name) in enumerate(zip(pictures, probabilities, grades, ids, strict=True)):
         guess = int(np.argmax(chances))
         verdict = "correct" if guess == grade else "wrong"
@@ -193,73 +196,11 @@ def figure_8(pictures, similarities, queries, grades):
 
 
 @styled
-def reliability(grades, probabilities, bins=15):
-    """Reliability diagram of the top label: accuracy against confidence, and how many pictures each bin holds."""
-    grades, probabilities = metrics.checked(grades, probabilities)
-    if not len(grades):
-        return message("No picture has been graded.")
-    place, excess = metrics.calibration_bins(grades, probabilities, bins)
-    counts = np.bincount(place, minlength=bins)
-    filled, edges = counts > 0, np.arange(bins) / bins
-    confidence = np.bincount(place, probabilities.max(1), minlength=bins)[filled] / counts[filled]
-    accuracy = confidence - np.bincount(place, excess, minlength=bins)[filled] / counts[filled]
-    figure, (top, low) = canvas(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
-    top.bar(edges[filled], accuracy, width=1 / bins, align="edge", color="#9ecae1", edgecolor="white", label="accuracy")
-    top.plot(confidence, accuracy, "o", color=INK, markersize=3, label="mean confidence of the bin")
-    top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
-    top.set(ylabel="accuracy", ylim=(0, 1.02), title=f"ECE {metrics.ece(grades, probabilities, bins):.3f}, {bins} bins")
-    top.legend(loc="upper left")
-    low.bar(edges, counts, width=1 / bins, align="edge", color="#bbbbbb", edgecolor="white")
-    low.set(xlabel="confidence of the top label", ylabel="pictures", xlim=(0, 1))
-    return figure
-
-
-@styled
-def baselines(table):
-    """Accuracy of each model with its interval, and the published value where there is one.
-
-    Parameters
-    ----------
-    table : DataFrame
-        model, accuracy, ci_low, ci_high, published_accuracy (percent), as from `tables.table_4`.
-    """
-    if table.empty:
-        return message("No model has been compared.")
-    figure, axis = canvas(0.42 * len(table) + 1.2)
-    places, values = np.arange(len(table)), table["accuracy"].to_numpy(float)
-    reach = [values - table["ci_low"].to_numpy(float), table["ci_high"].to_numpy(float) - values]
-    reach = np.nan_to_num(np.maximum(reach, 0))
-    ours = {"fmt": "o", "color": PLAIN_COLOURS[0], "capsize": 3, "label": "this run, 95 % group bootstrap"}
-    axis.errorbar(values, places, xerr=reach, **ours)
-    published = table["published_accuracy"].to_numpy(float)
-    axis.plot(published, places, "D", mfc="none", color=PLAIN_COLOURS[1], label="published")
-    for place in places[np.isnan(values)]:
-        axis.annotate("not run", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    axis.set(xlabel="accuracy (%)", xlim=(0, 100), ylim=(len(table) - 0.4, -0.6))
-    axis.set_yticks(places, table["model"])
-    axis.grid(axis="x", alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-@styled
-def retrieval(precision):
-    """Precision of query-to-image search.
-
-    Parameters
-    ----------
-    precision : DataFrame
-        query, precision (ratio), share (ratio of pictures of that grade: what chance gives); grade order.
-    """
-    if precision.empty:
-        return message("No query has been searched.")
-    figure, axis = canvas(2.8)
-    places = np.arange(len(precision))
-    bars = axis.barh(places, precision["precision"], color=GRADE_COLOURS[: len(places)])
-    axis.bar_label(bars, [f"{value:.2f}" for value in precision["precision"]], padding=7, fontsize=8)
-    axis.plot(precision["share"], places, "D", mfc="white", mec="black", label="chance (share of the grade)")
-    axis.set(xlim=(0, 1.12), xlabel="precision")
-    axis.set_yticks(places, precision["query"])
-    axis.invert_yaxis()
-    figure.legend(loc="outside lower center")
+def gallery(pictures, titles):
+    """Pictures (H, W) in a row, each with its title."""
+    if not len(pictures):
+        return message("There is no picture to show.")
+    figure, axes = canvas(1.9, ncols=len(pictures), squeeze=False)
+    for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
+        _picture(axis, picture, title)
     return figure

@@ -9,9 +9,12 @@ import pandas as pd
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
+from koa_lib.predictions import PROBABILITIES
+
+__all__ = ["PROBABILITIES", "best_constant", "calibration_bins", "checked", "checked_grades", "confusion", "ece"]
+__all__ += ["from_confusion", "macro_auc", "mean_defined", "per_grade", "summary"]
 
 K = len(GRADES)
-PROBABILITIES = tuple(f"p{grade}" for grade in GRADES)
 
 
 def confusion(grades, predicted):
@@ -150,10 +153,8 @@ def summary(grades, probabilities):
 
 def checked_grades(values, what="grades"):
     """The grades as an int array (n,); StudyError when one is missing or outside 0-4."""
-    values = np.asarray(values)
-    if values.size == 0:
-        return np.zeros(0, dtype=int)
-    if values.ndim != 1 or not np.isin(values, GRADES).all():
+    values = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(float, na_value=np.nan)
+    if not np.isin(values, GRADES).all():
         raise StudyError(f"The {what} must be one row of whole numbers 0-4. Drop the pictures without a grade.")
     return values.astype(int)
 

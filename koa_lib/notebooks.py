@@ -58,7 +58,8 @@ def _papermill(source, running, parameters, name):
     _print_cell_output(name)
     os.environ["KOA_STEP"] = name
     try:
-        papermill.execute_notebook(source, running, parameters, kernel_name="python3", log_output=True, progress_bar=False, cwd=FOLDER)
+        papermill.execute_notebook(source, running, parameters, kernel_name="python3", log_output=True, progress_bar=False, cwd=FOLDER,
+                                   extra_arguments=["--IPKernelApp.log_level=40"])
     except PapermillExecutionError as error:
         failed = running.with_name(f"{name}.failed.ipynb")
         os.replace(running, failed)
@@ -68,11 +69,10 @@ def _papermill(source, running, parameters, name):
 
 
 def _print_cell_output(name):
-    # papermill hands on what cells print through its logger; only those lines are of interest here.
+    # papermill hands on what cells print through its logger, and results too; only printed lines end with a line break.
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(f"  {name[:2]} | %(message)s"))
-    handler.addFilter(lambda record: record.levelno == logging.INFO and record.getMessage().strip() != "" and not record.getMessage().startswith(
-        ("Input Notebook", "Output Notebook", "Executing notebook", "<", "Ending", "Executing Cell")))
+    handler.addFilter(lambda record: record.getMessage().endswith("\n") and "<figure" not in record.getMessage())
     handler.terminator = ""
     logger = logging.getLogger("papermill")
     logger.handlers, logger.propagate = [handler], False

@@ -97,6 +97,11 @@ def join(predictions, manifest):
     return graded.astype({"kl_grade": int})
 
 
+def arrays(graded):
+    """Reference grades (n,) and probabilities (n, 5) of a joined frame."""
+    return graded["kl_grade"].to_numpy(dtype=int), graded[PROBABILITIES].to_numpy(dtype=float)
+
+
 def ensemble(members):
     """Mean probabilities of several prediction frames of the same pictures (fold mean)."""
     ids = members[0]["image_id"]

@@ -23,7 +23,7 @@ def start_weights(study):
         return None
     settings = study.profile.pretraining
     key = {"model": model, "settings": settings}
-    code = ("pretraining", "phantoms", "radiograph", "losses")
+    code = ("pretraining", "phantoms", "captions", "radiograph", "anatomy", "losses")
     return study.store.make(f"checkpoints/{model.name}-pretrained", key, lambda path: _pretrain(model, settings, path), code)
 
 
@@ -67,12 +67,9 @@ def train(clip, data, settings):
 
 def _update(clip, data, chosen, optimiser):
     images, numbers, tokens, statistics = data
-    with torch.autocast("cpu", torch.bfloat16):
-        pictures = clip.encode_image(to_tensor(images[chosen], statistics))
-        # Equal captions are encoded once.
-        unique, inverse = np.unique(numbers[chosen], return_index=False, return_inverse=True)
-        first = [chosen[inverse == i][0] for i in range(len(unique))]
-        texts = clip.encode_text(tokens[first])[torch.as_tensor(inverse)]
+    pictures = clip.encode_image(to_tensor(images[chosen], statistics))
+    _, first, inverse = np.unique(numbers[chosen], return_index=True, return_inverse=True)
+    texts = clip.encode_text(tokens[chosen[first]])[torch.as_tensor(inverse)]  # equal captions are encoded once
     same = torch.as_tensor(numbers[chosen][:, None] == numbers[chosen])
     scale = clip.logit_scale.exp().clamp(max=100)
     loss = symmetric_infonce(F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1), scale, same)

@@ -15,7 +15,8 @@ import yaml
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 
-__all__ = ["facts", "html_outputs", "inputs", "is_synthetic", "machine", "packages", "scores", "steps", "timings", "verdicts"]
+__all__ = ["facts", "html_outputs", "inputs", "is_synthetic", "machine", "packages", "scores", "steps", "timings"]
+__all__ += ["verdicts"]
 
 _STAMP = re.compile(r"commit (\S+) · data ([^·<]+) · seed (\d+)")
 
@@ -44,9 +45,10 @@ def html_outputs(notebook):
 
 def facts(run_dir, content, notebooks):
     """Name-value pairs that say what was run; folders by their last name only."""
-    stamps = {match.groups() for notebook in notebooks.values() for text in html_outputs(notebook) for match in _STAMP.finditer(text)}
+    texts = [text for notebook in notebooks.values() for text in html_outputs(notebook)]
+    stamps = [match.groups() for text in texts for match in _STAMP.finditer(text)] or [("unknown",) * 3]
     # More than one value means that parts of the run were made from different code or data: show them all.
-    commits, data, seeds = (", ".join(sorted(set(values))) for values in zip(*stamps, strict=True)) if stamps else ("unknown",) * 3
+    commits, data, seeds = (", ".join(sorted(set(values))) for values in zip(*stamps, strict=True))
     phantoms = is_synthetic(content)
     times = timings(notebooks)
     seconds = [row["seconds"] for row in times if row["seconds"] is not None]
@@ -72,12 +74,13 @@ def timings(notebooks):
     for stem, notebook in notebooks.items():
         record = notebook.metadata.get("papermill", {})
         seconds, finished = record.get("duration"), record.get("end_time") or ""
-        rows.append({"stem": stem, "finished": finished[:16].replace("T", " "), "seconds": None if seconds is None else round(seconds, 1)})
+        rows.append({"stem": stem, "finished": finished[:16].replace("T", " "),
+                     "seconds": None if seconds is None else round(seconds, 1)})
     return rows
 
 
 def steps(run_dir):
-    """One row per step of `run.jsonl` in order of first appearance: last status, and time and reason of the last building."""
+    """One row per step of `run.jsonl`: its last status, and seconds and reason of its last building."""
     path, rows = run_dir / "run.jsonl", {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:
@@ -108,8 +111,14 @@ def packages():
     """Installed versions of the project's direct dependencies, as (name, version) in alphabetical order."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     names = sorted((re.match(r"[\w-]+", requirement)[0] for requirement in listed), key=str.lower)
-    installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in metadata.distributions() if d.metadata["Name"]}
-    return [(name, installed.get(name.lower().replace("_", "-"), "not installed")) for name in names]
+    return [(name, _version(name)) for name in names]
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def scores(run_dir):
@@ -121,14 +130,16 @@ def scores(run_dir):
         rows = list(csv.DictReader(file))
     for row in rows:
         row["item"] = row["item"].replace("_", " ").capitalize()
-        row["interval"] = f"{_short(row['ci_low'])} to {_short(row['ci_high'])}" if row["ci_low"] and row["ci_high"] else ""
+        row["metric"] = row["metric"].replace("_", " ")
+        bounds = [_short(row[name]) for name in ("ci_low", "ci_high")]
+        row["interval"] = " to ".join(bounds) if all(bounds) else ""
         row["published"], row["ours"] = _short(row["published"]), _short(row["ours"])
     return rows
 
 
 def _short(text):
     try:
-        return f"{float(text):.4g}"
+        return f"{float(text):.3f}".rstrip("0").rstrip(".")
     except ValueError:
         return text
 
@@ -137,4 +148,6 @@ def verdicts(rows):
     """Counts of verdicts by source: {"columns": verdicts, "rows": [(source, counts)]}."""
     columns = sorted({row["verdict"] for row in rows})
     counts = Counter((row["source"], row["verdict"]) for row in rows)
-    return {"columns": columns, "rows": [(s, [counts[s, c] for c in columns]) for s in sorted({row["source"] for row in rows})]}
+    sources = sorted({row["source"] for row in rows})
+    table = [(source, [counts[source, column] for column in columns]) for source in sources]
+    return {"columns": columns, "rows": table}

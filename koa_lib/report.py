@@ -70,7 +70,8 @@ def build(run_dir):
             shutil.copytree(run_dir / folder, work / "html" / folder, ignore=shutil.ignore_patterns(".*", "*.json"))
     problems = pages.remote_resources(work / "html")
     if problems:
-        raise StudyError(f"The report of {run_dir.name} would not work offline: {'; '.join(problems[:5])}. The pages are in {work}.")
+        raise StudyError(f"The report of {run_dir.name} would not work offline: {'; '.join(problems[:5])}. "
+                         f"Remove that output from the notebook; the pages are in {work}.")
     _swap(work / "html", run_dir / "html")
     shutil.rmtree(work)
     for problem in verify(run_dir):
@@ -96,14 +97,14 @@ def verify(run_dir):
 
 def _missing_items(run_dir):
     found = []
-    places = set().union(*pages.anchors(run_dir / "html").values())
+    shown = pages.exhibits(run_dir / "html")
     for name in PAPER_ITEMS:
         folder, kind = ("tables", "csv") if name.startswith("table") else ("figures", "png")
         for base in (run_dir, run_dir / "html"):
             path = base / folder / f"{name}.{kind}"
             if not path.is_file() or not path.stat().st_size:
                 found.append(f"{path.relative_to(run_dir)} is missing or empty")
-        if name.replace("_", "-") not in places:
+        if name.replace("_", "-") not in shown:
             found.append(f"no page shows {name.replace('_', ' ')}")
     return found
 
@@ -133,7 +134,8 @@ def _read_notebooks(run_dir):
         try:
             notebooks[path.stem] = nbformat.read(path, as_version=4)
         except Exception as error:
-            raise StudyError(f"{path} is not a notebook ({type(error).__name__}). Delete it and run make again.") from error
+            name = type(error).__name__
+            raise StudyError(f"{path} is not a notebook ({name}). Delete it and run make again.") from error
     return notebooks
 
 
@@ -145,7 +147,7 @@ def _write_sources(run_dir, notebooks, source):
     (source / "run.json").write_text(json.dumps(record), encoding="utf-8")
     (source / "nb").mkdir()
     for stem, notebook in notebooks.items():
-        nbformat.write(_with_tags(notebook), source / "nb" / f"{stem}.ipynb")
+        nbformat.write(_for_reading(notebook), source / "nb" / f"{stem}.ipynb")
     facts = provenance.facts(run_dir, inputs, notebooks)
     scores = provenance.scores(run_dir)
     _render("index.md", source, synthetic=provenance.is_synthetic(inputs), facts=facts, scores=scores,
@@ -160,30 +162,42 @@ def _render(name, source, **values):
     (source / name).write_text(templates.get_template(f"{name}.jinja").render(**values), encoding="utf-8")
 
 
-def _with_tags(notebook):
-    """Fold the code; leave out the parameters, which the front page states as they were in this run."""
+def _for_reading(notebook):
+    """Fold the code; leave out the parameters, which the front page states, and what names folders of the machine."""
+    for name in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(name, None)
     injected = any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             tags = cell.metadata.setdefault("tags", [])
             hidden = "injected-parameters" in tags or (injected and "parameters" in tags)
             tags.append("remove-cell" if hidden else "hide-input")
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 
 def _exhibits(notebooks):
-    """Where each table and figure stands: name -> name, title, notebook, page with anchor."""
+    """Where each table and figure stands: name -> name, title, notebook, page with anchor, reason when empty."""
     found = {}
     for stem, notebook in notebooks.items():
-        for markup in provenance.html_outputs(notebook):
-            for anchor, body in _EXHIBIT.findall(markup):
-                caption = _TITLE.search(body)
-                missing = _MISSING.search(body)
-                kind, number = anchor.split("-")
-                found[anchor.replace("-", "_")] = {
-                    "name": f"{kind.capitalize()} {number.upper()}", "notebook": stem, "page": f"nb/{stem}.html#{anchor}",
-                    "title": _first_sentence(caption[1]) if caption else "", "reason": _plain(missing[1]) if missing else ""}
+        for anchor, body in _EXHIBIT.findall("\n".join(provenance.html_outputs(notebook))):
+            name = anchor.replace("-", "_")
+            # An item shown twice is linked where it belongs.
+            if name not in found or PAPER_ITEMS.get(name, ("", ""))[1] == stem:
+                found[name] = _exhibit(stem, anchor, body)
     return found
+
+
+def _exhibit(stem, anchor, body):
+    kind, number = anchor.split("-")
+    caption, missing = _TITLE.search(body), _MISSING.search(body)
+    return {
+        "name": f"{kind.capitalize()} {number.upper()}",
+        "notebook": stem,
+        "page": f"nb/{stem}.html#{anchor}",
+        "title": _first_sentence(caption[1]) if caption else "",
+        "reason": _plain(missing[1]) if missing else "",
+    }
 
 
 def _plain(markup):
@@ -212,7 +226,8 @@ def _items(run_dir, notebooks, exhibits):
 
 def _files(run_dir, name):
     folder, kinds = ("tables", ("csv",)) if name.startswith("table") else ("figures", ("png", "svg"))
-    return [(kind.upper(), f"{folder}/{name}.{kind}") for kind in kinds if (run_dir / folder / f"{name}.{kind}").is_file()]
+    paths = {kind.upper(): f"{folder}/{name}.{kind}" for kind in kinds}
+    return [(label, path) for label, path in paths.items() if (run_dir / path).is_file()]
 
 
 def _run_sphinx(work):

@@ -10,7 +10,7 @@ from koa_lib.errors import StudyError
 
 COLUMNS = "source item row metric unit published ours ci_low ci_high rule verdict reason".split()
 TOLERANCE = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
-MODEL_RULE = "within {} and inside the 95 % t interval over at least 5 runs; inconclusive when its half-width exceeds {}"
+MODEL_RULE = "within {0}, and inside the 95 % interval over at least 5 runs (half-width up to {0})"
 
 
 def scorecard(published, ours, comparable, reason=""):
@@ -82,7 +82,7 @@ def measured(item, row, runs):
 
 
 def _values(item, row, graded):
-    grades, probabilities = metrics.checked(graded["kl_grade"], graded[list(metrics.PROBABILITIES)])
+    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
     if item != "table_3":
         names = ("accuracy",) if item == "table_4" else ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
         values = metrics.from_confusion(metrics.confusion(grades, probabilities.argmax(1)))
@@ -97,7 +97,7 @@ def _values(item, row, graded):
 
 def _model(row, value, comparable, reason):
     tolerance = TOLERANCE.get(row.unit, 0.0)
-    rule = f"below {row.value:g}" if row.relation == "<" else MODEL_RULE.format(f"{tolerance:g}", f"{tolerance:g}")
+    rule = f"below {row.value:g}" if row.relation == "<" else MODEL_RULE.format(f"{tolerance:g}")
     missing = value if isinstance(value, str) else "" if math.isfinite(value[0]) else "not run: undefined in this run"
     mean, low, high = (np.nan,) * 3 if missing else value
     if not comparable:

@@ -65,7 +65,7 @@ def bootstrap_summary(graded, draws=1000, seed=0, level=0.95):
     DataFrame
         metric, value, ci_low, ci_high (ratios; mae in grades). Intervals are NaN with fewer than two groups.
     """
-    grades, probabilities = metrics.checked(graded["kl_grade"], graded[list(metrics.PROBABILITIES)])
+    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
     predicted, groups = probabilities.argmax(1), graded["group_id"]
     values = metrics.from_confusion(metrics.confusion(grades, predicted))
     values |= {"macro_auc": metrics.macro_auc(grades, probabilities), "ece": metrics.ece(grades, probabilities)}

@@ -50,7 +50,7 @@ class Store:
         with FileLock(str(self.folder / ".locks" / (name.replace("/", "__") + ".lock")), thread_local=False):
             reason = self._reason(path, key)
             if reason is None:
-                self.log(name, "reused", 0.0, "same key")
+                self.log(name, "reused", json.loads(_note_path(path).read_text())["seconds"], "same key")
                 return path
             seconds = self._build(path, build)
             note = {"key": key, "versions": versions(), "seconds": round(seconds, 2)}
@@ -77,13 +77,14 @@ class Store:
         return time.perf_counter() - start
 
     def log(self, step, status, seconds, reason):
-        """Append one line to `run.jsonl` and tell the reader of the terminal."""
+        """Append one line to `run.jsonl`; the terminal hears of what takes, or saved, a second or more."""
         line = {"step": step, "status": status, "seconds": round(seconds, 2), "reason": reason, "notebook": self.step,
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         with open(self.folder / "run.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        detail = f"built in {seconds:.1f} s because {reason}" if status == "built" else status
-        print(f"{step}: {detail}", flush=True)
+        if seconds >= 1:
+            detail = f"built in {seconds:.1f} s because {reason}" if status == "built" else f"reused ({seconds:.0f} s saved)"
+            print(f"{step}: {detail}", flush=True)
 
 
 def _note_path(path):

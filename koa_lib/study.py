@@ -74,6 +74,11 @@ class Study:
         return Store(self.run_dir, self.step)
 
     @property
+    def published(self):
+        """The folder of the published numbers."""
+        return MANIFESTS / "published"
+
+    @property
     def synthetic(self):
         """Whether results come from phantoms and can't be held against the paper."""
         return self.profile.synthetic
@@ -92,6 +97,10 @@ class Study:
         path = self.run_dir / "data.json"
         data = json.loads(path.read_text())["hash"] if path.exists() else "not read yet"
         return f"{self.step} · commit {self.commit} · data {data} · seed {self.seed}"
+
+    def headline(self, text):
+        """Note the sentence that closes the run in the terminal."""
+        write_text(self.run_dir / "headline.txt", text + "\n")
 
     def folder_of(self, cohort):
         """The folder of real pictures for a cohort role ('training' or 'external'); None when not given."""

@@ -9,6 +9,9 @@ import pandas as pd
 
 from koa_lib import metrics, stats
 from koa_lib.grades import GRADES, NAMES, TABLE_1
+from koa_lib.scorecard import measured, scorecard
+
+__all__ = ["measured", "scorecard", "table_1", "table_2", "table_3", "table_4", "table_5"]
 
 OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
 
@@ -143,7 +146,8 @@ def table_5(published, peers, ours, draws=1000, seed=0):
     rows = []
     for system, (cohort, value) in ours.items():
         graded, reason = _graded(value)
-        rows.append({"source": "this run", "system": system, "test_set": cohort, **_accuracy(graded, draws, seed), "note": reason})
+        name = {"source": "this run", "system": system, "test_set": cohort}
+        rows.append({**name, **_accuracy(graded, draws, seed), "note": reason})
     columns = ["source", "system", "test_set", "n", "accuracy", "ci_low", "ci_high", "macro_f1", "qwk", "note"]
     frames = [cited.drop(columns=["ci_low", "ci_high"]), others, pd.DataFrame(rows)]
     table = pd.concat([frame.reindex(columns=columns).astype(object) for frame in frames], ignore_index=True)
@@ -160,7 +164,7 @@ def _graded(value):
 
 
 def _arrays(graded):
-    return metrics.checked(graded["kl_grade"], graded[list(metrics.PROBABILITIES)])
+    return metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
 
 
 def _overall(graded):

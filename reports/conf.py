@@ -25,8 +25,8 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_merge_streams = True
-nb_code_prompt_show = "Show code"
-nb_code_prompt_hide = "Hide code"
+nb_code_prompt_show = "Show {type}"
+nb_code_prompt_hide = "Hide {type}"
 html_math_renderer = "mathml"
 
 html_theme = "sphinx_book_theme"

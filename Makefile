@@ -44,7 +44,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "ready: $(KOA)"
 
 reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the report is (default: demo)
-	@if [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
+	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
 
 $(OUT)/inputs.yaml: FORCE | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"

@@ -107,7 +107,7 @@ def baseline_arm(study, spec):
     recipe = BaselineRecipe(**{**main.__dict__, "part": "full_image", **own})
     patients = study.profile.as_printed is None
     name = spec.name.lower().replace(" ", "_")
-    return Arm(name, recipe, lambda: _seeded(study.seed, ImageGrader, spec), {"model": spec}, patients, () if patients else (PRINTED_FOLD,))
+    return Arm(name, recipe, lambda: _seeded(study.seed, ImageGrader, spec), {"model": spec}, patients, (main_fold(study),))
 
 
 def _seeded(seed, build, *arguments):

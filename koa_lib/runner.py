@@ -1,5 +1,7 @@
 """Running arms: every fold becomes a checkpoint, a history and prediction files in the study's store."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,7 @@ import pandas as pd
 
 from koa_lib import datasets, manifests, predictions, splits, training
 from koa_lib.protocols import clip_arm, folds, main_fold, prediction_name, unseen_split
-from koa_lib.store import write_text
+from koa_lib.store import code_hash, plain, write_text
 
 _CODE = ("training", "model", "tower", "losses", "datasets", "splits", "protocols", "runner")
 
@@ -87,12 +89,19 @@ class Runner:
             grader = arm.build()
             source, select = self._sources(arm, grader, "training", data, fold.fit, fold.select)
             label = f"{arm.name} fold {fold.number}" if arm.recipe.folds else arm.name
-            history = training.fit(grader, source, select, arm.recipe, self.study.seed, label)
+            resume = self._resume(arm, fold, key)
+            history = training.fit(grader, source, select, arm.recipe, self.study.seed, label, resume)
+            resume.unlink(missing_ok=True)
             folder.mkdir()
             training.save_state(grader, folder / "state.safetensors")
             history.to_csv(folder / "history.csv", index=False)
 
         return self.study.store.make(f"checkpoints/{arm.name}__fold{fold.number}", key, build, _CODE), key
+
+    def _resume(self, arm, fold, key):
+        # Named by its key: a state of other settings or code is never continued.
+        digest = hashlib.sha256(json.dumps(plain({**key, "code": code_hash(_CODE)}), sort_keys=True).encode()).hexdigest()[:12]
+        return self.study.run_dir / "checkpoints" / f".{arm.name}__fold{fold.number}.{digest}.resume"
 
     def grader(self, arm, fold_number=1):
         """The trained grader of a fold."""

@@ -1,5 +1,7 @@
 """Parts of a cohort: official splits, folds, and the inner part that may choose something."""
 
+import warnings
+
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -34,7 +36,9 @@ def inner(dataset, seed, share=10):
     """Part a training set by patients into nine tenths to fit on and one tenth to choose with."""
     splitter = StratifiedGroupKFold(share, shuffle=True, random_state=seed)
     rows = dataset.rows
-    fit, select = next(splitter.split(rows, rows["kl_grade"], rows["group_id"]))
+    with warnings.catch_warnings():  # a grade with fewer than ten groups is simply absent from some tenths
+        warnings.simplefilter("ignore", UserWarning)
+        fit, select = next(splitter.split(rows, rows["kl_grade"], rows["group_id"]))
     return dataset.part(fit, "fit"), dataset.part(select, "select")
 
 

@@ -28,7 +28,7 @@ class Store:
     """
 
     def __init__(self, folder, step):
-        self.folder, self.step = Path(folder), step
+        self.folder, self.step, self._told = Path(folder), step, set()
 
     def make(self, name, key, build, code=()):
         """Return the artefact's path, building it only when its key changed.
@@ -82,7 +82,8 @@ class Store:
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         with open(self.folder / "run.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if seconds >= 1:
+        if seconds >= 1 and (status == "built" or step not in self._told):
+            self._told.add(step)
             detail = f"built in {seconds:.1f} s because {reason}" if status == "built" else f"reused ({seconds:.0f} s saved)"
             print(f"{step}: {detail}", flush=True)
 

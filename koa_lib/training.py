@@ -1,6 +1,7 @@
 """One readable training loop: epochs over cached features or live pictures, selection, checkpoint, resume."""
 
 import copy
+import math
 import time
 
 import numpy as np
@@ -14,10 +15,11 @@ from koa_lib.losses import prototype_cross_entropy, target_matrix
 from koa_lib.metrics import confusion, from_confusion
 
 WARM_UP = 0.1  # share of the steps with a rising learning rate when weights start random
+SECONDS_BETWEEN_LINES = 5
 AVERAGE = 0.995  # decay of the running average of the weights, same case
 
 
-def fit(grader, data, select, recipe, seed, label):
+def fit(grader, data, select, recipe, seed, label, resume=None):
     """Train the grader's tail and keep the best weights.
 
     Parameters
@@ -31,6 +33,8 @@ def fit(grader, data, select, recipe, seed, label):
     seed : int
     label : str
         Printed before each epoch line.
+    resume : Path, optional
+        Where the state is kept after each epoch, so that a stopped training goes on.
 
     Returns
     -------
@@ -45,24 +49,41 @@ def fit(grader, data, select, recipe, seed, label):
     if select is not None:
         _check_role(select, "select")
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    loop = _Loop(grader, data, recipe, generator)
-    history, best = [], (-2.0, None)
-    start = time.perf_counter()
-    for epoch in range(1, recipe.epochs + 1):
+    loop = _Loop(grader, data, recipe, torch.Generator().manual_seed(seed))
+    loop.restore(resume)
+    clock = _Clock(recipe.epochs - len(loop.done), label)
+    for epoch in range(len(loop.done) + 1, recipe.epochs + 1):
         loss, accuracy = loop.epoch()
-        history.append({"epoch": epoch, "part": "train", "loss": loss, "accuracy": accuracy})
-        line = f"{label} epoch {epoch}/{recipe.epochs}: loss {loss:.3f}, accuracy {accuracy:.3f}"
+        rows = [{"epoch": epoch, "part": "train", "loss": loss, "accuracy": accuracy}]
+        line = f"epoch {epoch}/{recipe.epochs}: loss {loss:.3f}, accuracy {accuracy:.3f}"
         if select is not None:
-            row, kappa = _measure(loop.averaged, select, recipe, epoch, "inner")
-            history.append(row)
+            row, kappa = _measure(loop.averaged, select, epoch, "inner")
+            rows.append(row)
             line += f"; inner part: accuracy {row['accuracy']:.3f}, quadratic kappa {kappa:.3f}"
-            if kappa > best[0]:
-                best = (kappa, _copy(loop.averaged))
-        left = (time.perf_counter() - start) / epoch * (recipe.epochs - epoch)
-        print(f"{line}; {left:.0f} s left", flush=True)
-    grader.load_state_dict(best[1] or _copy(loop.averaged), strict=False)
-    return pd.DataFrame(history)
+            loop.keep_if_best(kappa)
+        loop.done.append(rows)
+        if clock.tell(line, epoch == recipe.epochs):
+            loop.save(resume)
+    grader.load_state_dict(loop.best[1] or _copy(loop.averaged), strict=False)
+    return pd.DataFrame([row for rows in loop.done for row in rows])
+
+
+class _Clock:
+    """Epoch lines with the time left; quick epochs share a line, so that a log stays readable."""
+
+    def __init__(self, epochs, label):
+        self.epochs, self.label, self.passed = epochs, label, 0
+        self.start = self.told = time.perf_counter()
+
+    def tell(self, line, last):
+        """Print the line when it is due; whether it was."""
+        self.passed += 1
+        now = time.perf_counter()
+        if now - self.told < SECONDS_BETWEEN_LINES and not last:
+            return False
+        self.told = now
+        print(f"{self.label} {line}; {(now - self.start) / self.passed * (self.epochs - self.passed):.0f} s left", flush=True)
+        return True
 
 
 def _check_role(part, role):
@@ -74,6 +95,9 @@ def _copy(grader):
     return {name: value.detach().clone() for name, value in grader.trained_state().items()}
 
 
+_STATEFUL = ("grader", "averaged", "optimiser", "schedule")
+
+
 class _Loop:
     """The state of a training: optimiser, schedule and the averaged copy of the weights."""
 
@@ -81,7 +105,7 @@ class _Loop:
         if len(data) < recipe.batch:
             raise StudyError(f"{len(data)} training pictures do not fill a batch of {recipe.batch}. Use a smaller batch or more pictures.")
         self.grader, self.data, self.recipe, self.generator = grader, data, recipe, generator
-        self.targets = target_matrix(recipe.targets)
+        self.targets, self.done, self.best = target_matrix(recipe.targets), [], (-2.0, None)
         self.from_scratch = recipe.augmentation == "strong"
         self.averaged = copy.deepcopy(grader) if self.from_scratch else grader
         trained = [value for value in grader.parameters() if value.requires_grad]
@@ -90,11 +114,34 @@ class _Loop:
         self.steps, self.step = recipe.epochs * (len(data) // recipe.batch), 0
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._rate)
 
+    def keep_if_best(self, kappa):
+        """Keep a copy of the averaged weights when the inner part likes them best so far."""
+        if kappa > self.best[0]:
+            self.best = (kappa, _copy(self.averaged))
+
+    def save(self, path):
+        """Write all that a continuation needs."""
+        if path is not None:
+            state = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+            torch.save({**state, "done": self.done, "best": self.best, "step": self.step, "draws": self.generator.get_state(), "torch": torch.get_rng_state()}, path)
+
+    def restore(self, path):
+        """Go on from a saved state, if there is one."""
+        if path is None or not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        for name in _STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        self.done, self.best, self.step = state["done"], tuple(state["best"]), state["step"]
+        self.generator.set_state(state["draws"])
+        torch.set_rng_state(state["torch"])
+        print(f"going on after epoch {len(self.done)}", flush=True)
+
     def _rate(self, step):
         warm = WARM_UP * self.steps if self.from_scratch else 0
         if step < warm:
             return (step + 1) / (warm + 1)
-        return 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, self.steps - warm)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
 
     def epoch(self):
         """One pass over the data; mean loss and accuracy on the (augmented) training batches."""
@@ -145,7 +192,7 @@ def predict(grader, data):
     return torch.cat(outputs).numpy()
 
 
-def _measure(grader, data, recipe, epoch, part):
+def _measure(grader, data, epoch, part):
     probabilities = predict(grader, data)
     values = from_confusion(confusion(data.grades, probabilities.argmax(1)))
     likelihood = np.clip(probabilities[np.arange(len(data)), data.grades], 1e-9, 1)

@@ -21,13 +21,13 @@ RUN_ARGS := --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 # What only shapes the pages does not make a notebook run again.
-PAGES := $(addprefix koa_lib/,report.py pages.py provenance.py)
+PAGES := $(addprefix koa_lib/,report.py pages.py provenance.py reference.py)
 LIB := $(filter-out $(PAGES) koa_lib/cli.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/model_configs/*.json) $(wildcard data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup reproduce test test-all lab strip lock clean FORCE
+.PHONY: help setup reproduce test test-all lab strip reference lock clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 
 strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
+
+reference: $(READY)  ## keep the tables of a run on real data below reports/reference
+	@$(KOA) reference $(RUN_ARGS)
 
 lock:  ## renew requirements.lock from pyproject.toml (needs uv)
 	@uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-annotate --no-header -q -o requirements.lock

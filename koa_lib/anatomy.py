@@ -1,60 +1,81 @@
-"""Phantoms of other joints and the chest, so that "is it a knee" means something to a pre-trained model."""
+"""Phantoms of other anatomy (hand, hip, chest), so that "is it a knee" means something to a pre-trained model."""
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+
+from koa_lib.radiograph import film
 
 KINDS = ("hand", "hip", "chest")
+SIZE = 224
 
 
-def render(kind, size, rng):
-    """Draw a hand, hip or chest phantom.
+def render(kind, rng):
+    """Draw a hand, hip or chest phantom on the same film as the knees.
 
     Returns
     -------
-    float32 array (size, size) in [0, 1]
+    float32 array (224, 224) in [0, 1]
     """
-    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
-    density = {"hand": _hand, "hip": _hip, "chest": _chest}[kind](x, y, rng)
-    image = rng.uniform(0.05, 0.25) + rng.uniform(0.6, 1.0) * density
-    image = gaussian_filter(image, size / 224 * rng.uniform(0.5, 1.2))
-    image += rng.uniform(0.01, 0.03) * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image, 0, 1, dtype=np.float32)
+    y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
+    angle, scale = rng.normal(0, 0.06), rng.uniform(0.9, 1.1)
+    x, y = scale * (x + angle * y) + rng.normal(0, 0.04), scale * (y - angle * x) + rng.normal(0, 0.04)
+    density = {"hand": _hand, "hip": _hip, "chest": _chest}[kind](x if rng.random() < 0.5 else -x, y, rng)
+    return film(density.astype(np.float32), False, rng)
 
 
-def _edge(distance):
-    # Bone from a signed distance (positive inside): brighter at its cortex.
-    inside = 1 / (1 + np.exp(-np.clip(distance / 0.012, -30, 30)))
-    return inside * (0.45 + 0.35 * np.exp(-((distance - 0.02) ** 2) / 0.0008))
+def _ramp(distance, width):
+    return np.clip(0.5 + distance / (2 * width), 0, 1)
+
+
+def _bone(distance):
+    # Positive inside: brighter at its cortex.
+    return _ramp(distance, 0.01) * (0.35 + 0.3 * np.exp(-(((distance - 0.02) / 0.02) ** 2)))
+
+
+def _rod(x, y, start, end, radius):
+    # Distance inside a straight bone with waisted shaft.
+    (x0, y0), (x1, y1) = start, end
+    length = np.hypot(x1 - x0, y1 - y0)
+    along = ((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / length
+    across = np.abs((x - x0) * (y1 - y0) - (y - y0) * (x1 - x0)) / length
+    waist = radius * (0.72 + 0.28 * (2 * along / length - 1) ** 2)
+    return np.minimum(waist - across, np.minimum(along, length - along) + 0.3 * radius)
 
 
 def _hand(x, y, rng):
-    density = 0.25 / (1 + np.exp(8 * (np.abs(x) - 0.75)))
-    for finger in range(5):
-        lean = (finger - 2) * 0.22 + rng.normal(0, 0.02)
-        top = -0.85 + 0.12 * abs(finger - 2)
-        for part in range(4):
-            low, high = 0.75 - part * (0.75 - top) / 4, 0.75 - (part + 1) * (0.75 - top) / 4
-            middle, half = (low + high) / 2, abs(low - high) / 2 - 0.025
-            axis = lean * (1 - middle) * 0.75
-            density = density + _edge(np.minimum(0.055 - np.abs(x - axis), half - np.abs(y - middle)))
-    return density
+    bones, flesh = np.zeros_like(x), _ramp(0.52 - np.hypot(x * 1.05, y - 0.42), 0.04)
+    for angle, reach in zip((-1.0, -0.34, -0.06, 0.2, 0.46), (0.95, 1.4, 1.5, 1.4, 1.2), strict=True):
+        angle, reach = angle + rng.normal(0, 0.03), reach * rng.uniform(0.97, 1.03)
+        joints = reach * np.array((0.12, 0.5, 0.75, 0.9, 1.0))
+        points = [((0.25 + r) * np.sin(angle), 0.68 - r * np.cos(angle)) for r in joints]
+        for start, end in zip(points[:-1], points[1:], strict=True):
+            bones += _bone(_rod(x, y, start, end, 0.055))
+        flesh = np.maximum(flesh, _ramp(_rod(x, y, points[0], points[-1], 0.11), 0.03))
+    for _ in range(8):
+        bones += 0.6 * _bone(0.085 - np.hypot(x - rng.uniform(-0.18, 0.18), y - rng.uniform(0.66, 0.82)))
+    bones += _bone(_rod(x, y, (-0.14, 0.9), (-0.14, 1.6), 0.15)) + _bone(_rod(x, y, (0.17, 0.92), (0.17, 1.6), 0.1))
+    return 0.25 * flesh + bones
 
 
 def _hip(x, y, rng):
-    head_x, head_y, radius = -0.1 + rng.normal(0, 0.05), -0.1 + rng.normal(0, 0.05), rng.uniform(0.27, 0.33)
-    head = radius - np.hypot(x - head_x, y - head_y)
-    along = (x - head_x) * 0.75 + (y - head_y) * 0.66
-    neck = np.minimum(0.16 - np.abs((x - head_x) * 0.66 - (y - head_y) * 0.75), np.minimum(along, 0.75 - along))
-    shaft = np.minimum(0.17 - np.abs(x - head_x - 0.5), y - 0.25)
-    pelvis = np.minimum(np.hypot(x - head_x, y - head_y) - radius - 0.05, 0.75 - np.hypot(x + 0.7, y + 0.7))
-    return 0.28 + _edge(np.maximum(np.maximum(head, neck), shaft)) + _edge(pelvis)
+    radius = rng.uniform(0.26, 0.31)
+    head = radius - np.hypot(x, y + 0.1)
+    neck = _rod(x, y, (0.05, -0.05), (0.52, 0.28), 0.21)
+    shaft, trochanter = _rod(x, y, (0.5, 0.1), (0.42, 1.6), 0.2), 0.17 - np.hypot(x - 0.6, y - 0.08)
+    femur = np.maximum(np.maximum(head, neck), np.maximum(shaft, trochanter))
+    socket = np.hypot(x, y + 0.1) - radius - 0.05
+    wing, ring = 0.62 - np.hypot(x + 0.45, (y + 0.75) * 0.8), 0.16 - np.abs(np.hypot(x + 0.62, y - 0.35) - 0.38)
+    pelvis = np.minimum(socket, np.maximum(wing, ring))
+    return 0.3 + 0.1 * _ramp(0.9 - x, 0.2) + _bone(femur) + _bone(pelvis)
 
 
 def _chest(x, y, rng):
-    density = np.full_like(x, 0.62)
-    for side in (-1, 1):
-        lung = 1 - ((x - side * 0.42) / 0.32) ** 2 - ((y - 0.05) / rng.uniform(0.7, 0.8)) ** 2
-        density -= 0.42 / (1 + np.exp(-np.clip(lung / 0.08, -30, 30)))
-    ribs = np.cos(22 * (y + 0.35 * x**2 + rng.uniform(-0.1, 0.1)))
-    heart = 1 - ((x - 0.12) / 0.26) ** 2 - ((y - 0.3) / 0.32) ** 2
-    return density + 0.10 * np.maximum(ribs, 0) * (np.abs(x) < 0.8) + 0.28 / (1 + np.exp(-np.clip(heart / 0.1, -30, 30)))
+    lungs = np.zeros_like(x)
+    for side, height in ((-1, rng.uniform(0.68, 0.8)), (1, rng.uniform(0.68, 0.8))):
+        lungs = np.maximum(lungs, _ramp(1 - ((x - side * 0.43) / 0.33) ** 2 - np.abs((y + 0.08) / height) ** 2.6, 0.1))
+    heart = _ramp(1 - ((x - 0.13) / 0.3) ** 2 - ((y - 0.3) / 0.33) ** 2, 0.1)
+    spine = _ramp(0.11 - np.abs(x), 0.03) * (0.8 + 0.2 * np.cos(34 * y))
+    course = y + 0.28 * x**2 - 0.16 * np.abs(x)
+    ribs = np.exp(-((np.sin(11 * course + rng.uniform(0, 3)) / 0.28) ** 2)) * (np.abs(x) > 0.1)
+    body = _ramp(0.95 - np.abs(x) - 0.1 * y, 0.05)
+    collar = _bone(_rod(np.abs(x), y, (0.08, -0.72), (0.75, -0.86), 0.05))
+    return 0.75 * body * (1 - 0.68 * lungs * (1 - heart)) + 0.12 * ribs * body + 0.25 * spine + 0.4 * collar

@@ -1,26 +1,36 @@
 """Captions for pre-training: anatomy and findings in free wording, never a grade."""
 
-import numpy as np
+from koa_lib.findings import level
 
-_LEVELS = {
-    "jsn": ((0.22, 0.45, 0.72), (("preserved", "normal", "of full width"), ("slightly narrowed", "doubtfully narrowed", "a little reduced"),
-                                 ("clearly narrowed", "definitely narrowed", "reduced"), ("markedly narrowed", "almost gone", "bone on bone"))),
-    "osteophytes": ((0.16, 0.36, 0.7), (("no osteophytes", "smooth margins without spurs", "absence of osteophytes"),
-                                        ("possible lipping", "tiny doubtful osteophytes", "minute spurs at the margin"),
-                                        ("definite osteophytes", "definite marginal spurs", "several osteophytes"),
-                                        ("large osteophytes", "multiple large spurs", "bulky osteophytes on both sides"))),
-    "sclerosis": ((0.2, 0.4, 0.6), (("no sclerosis", "normal subchondral bone"), ("faint sclerosis", "slightly dense subchondral bone"),
-                                    ("some sclerosis", "dense subchondral bone"), ("severe sclerosis", "very dense subchondral bone"))),
-    "deformity": ((0.3, 0.55), (("regular bone ends", "well shaped bone ends"), ("possible deformity of the bone ends", "slightly flattened bone ends"),
-                                ("deformed bone ends", "definite deformity of the bones"))),
+# One tuple of wordings for each level of a finding, see `findings.LIMITS`.
+_WORDINGS = {
+    "jsn": (("no", "absent"), ("doubtful", "possible"), ("definite", "clear"), ("marked", "severe")),
+    "osteophytes": (
+        ("no osteophytes", "smooth margins without spurs"),
+        ("possible osteophytic lipping", "doubtful small osteophytes"),
+        ("definite osteophytes", "definite moderate osteophytes"),
+        ("large osteophytes", "multiple large osteophytes"),
+    ),
+    "sclerosis": (
+        ("no sclerosis", "normal subchondral bone"),
+        ("faint sclerosis", "slight sclerosis"),
+        ("some sclerosis", "moderate sclerosis"),
+        ("severe sclerosis", "dense severe sclerosis"),
+    ),
+    "deformity": (
+        ("regular bone ends", "no deformity of bone ends"),
+        ("possible deformity of bone ends", "slightly flattened bone ends"),
+        ("definite deformity of bone ends", "deformed bone ends"),
+    ),
 }
+_NARROWING = ("{word} {place}joint space narrowing", "{word} narrowing of the {place}joint space")
 _OTHERS = {
     "hand": ("radiograph of a hand with fingers and wrist", "frontal view of a hand, five digits", "bones of a hand"),
-    "hip": ("radiograph of a hip with femoral head and pelvis", "frontal view of a hip joint", "hip joint and acetabulum"),
-    "chest": ("radiograph of a chest with lungs, ribs and heart", "frontal view of the thorax", "chest with clear lungs"),
+    "hip": ("radiograph of a hip with femoral head and pelvis", "frontal view of a hip", "hip joint and acetabulum"),
+    "chest": ("radiograph of a chest with lungs, ribs, heart", "frontal view of the thorax", "chest with clear lungs"),
 }
 _KNEES = ("radiograph of a {side} knee", "frontal view of a {side} knee", "{side} knee, standing", "knee joint, {side}")
-_WHOLE = ("no changes of osteoarthritis", "normal knee", "healthy joint")
+_WHOLE = ("absence of osteoarthritis", "normal knee", "no X-ray changes")
 
 
 def caption(kind, findings, side, rng):
@@ -37,8 +47,9 @@ def caption(kind, findings, side, rng):
     if kind != "knee":
         return str(rng.choice(_OTHERS[kind]))
     head = str(rng.choice(_KNEES)).format(side={"L": "left", "R": "right"}[side])
-    parts = [_narrowing(findings, rng), *(_level(name, getattr(findings, name), rng) for name in ("osteophytes", "sclerosis", "deformity"))]
-    if findings.jsn < 0.22 and findings.osteophytes < 0.16:
+    others = [_words(name, findings, rng) for name in ("osteophytes", "sclerosis", "deformity")]
+    parts = [_narrowing(findings, rng), *others]
+    if level("jsn", findings.jsn) == level("osteophytes", findings.osteophytes) == 0:
         parts.append(str(rng.choice(_WHOLE)))
     # The two findings that carry most come first; wording and the rest vary.
     rest = [parts[k] for k in 2 + rng.permutation(len(parts) - 2)]
@@ -46,12 +57,10 @@ def caption(kind, findings, side, rng):
 
 
 def _narrowing(findings, rng):
-    medial = findings.medial_jsn >= findings.lateral_jsn
-    word = _level("jsn", findings.jsn, rng)
-    place = ("medial" if medial else "lateral") + " " if findings.jsn >= 0.22 else ""
-    return f"{place}joint space {word}"
+    compartment = "medial" if findings.medial_jsn >= findings.lateral_jsn else "lateral"
+    place = compartment + " " if level("jsn", findings.jsn) else ""
+    return str(rng.choice(_NARROWING)).format(word=_words("jsn", findings, rng), place=place)
 
 
-def _level(name, value, rng):
-    limits, wordings = _LEVELS[name]
-    return str(rng.choice(wordings[int(np.searchsorted(limits, value, side="right"))]))
+def _words(name, findings, rng):
+    return str(rng.choice(_WORDINGS[name][level(name, getattr(findings, name))]))

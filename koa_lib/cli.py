@@ -48,6 +48,15 @@ def summary(profile: str = Profile, seed: int = Seed):
     print(summarise(run_dir(profile, seed)))
 
 
+@app.command()
+def reference(profile: str = Profile, seed: int = Seed):
+    """Keep a run's tables as reference: numbers only, below reports/reference."""
+    from koa_lib.notebooks import run_dir
+    from koa_lib.reference import keep
+
+    print(f"tables kept in {keep(run_dir(profile, seed))}")
+
+
 @data_app.command("check")
 def check(cohort: str, folder: str):
     """Find a cohort's pictures below a folder and compare them with its manifest."""

@@ -93,7 +93,7 @@ def _phantom_folder(study, spec, role):
 
     write = {"training": phantoms.write_cohort_a, "external": phantoms.write_cohort_b}[role]
     key = {"cohort": spec, "seed": study.seed}
-    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms", "radiograph", "manifests"))
+    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms", "findings", "radiograph", "manifests"))
 
 
 def _made(path):

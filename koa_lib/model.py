@@ -250,8 +250,8 @@ def parts(grader):
     visual = list(grader.clip.visual.parameters())
     head = {id(p) for module in tower.head_modules() for p in module.parameters()} | {id(tower.projection)}
     groups = {
-        "image encoder, earlier blocks": [p for p in visual if id(p) not in last | head],
-        "image encoder, last blocks": [p for p in visual if id(p) in last],
+        "earlier image blocks": [p for p in visual if id(p) not in last | head],
+        "last image blocks": [p for p in visual if id(p) in last],
         "image projection": [p for p in visual if id(p) in head],
         "text encoder": [p for p in grader.clip.parameters() if id(p) not in {id(v) for v in visual}],
         "adapter": list(grader.adapter.parameters()) if grader.adapter is not None else [],

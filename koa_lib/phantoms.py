@@ -1,156 +1,122 @@
-"""The embedded cohorts: phantom knees with known truth, written as real files with manifests.
+"""The embedded cohorts: phantom knees with known truth, written as real picture files with manifests.
 
-Severity is drawn per patient and knee, findings follow from it, the KL grade follows from the findings by rules,
-and a reader's label differs from the true grade by a neighbour at most.
+What is on a picture (findings, labels, defects) is planned first and in one process; drawing is spread over
+processes, each picture with its own seed, so that the number of workers cannot change a byte.
 """
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from koa_lib import anatomy, manifests
 from koa_lib.captions import caption
+from koa_lib.errors import StudyError
+from koa_lib.findings import MIX_A, MIX_B, Findings, draw_findings, finding_grades, kl_grade, noise_ceiling, read
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.radiograph import Findings, View, render
+from koa_lib.radiograph import TRAITS, View, render
 
-MIX_A = (0.394, 0.181, 0.263, 0.131, 0.031)  # Chen's 8,260 knees
-MIX_B = (0.312, 0.289, 0.140, 0.134, 0.125)  # Gornale's 1,650 files, reader I
-KNEE_CORRELATION = 0.6
-SPREAD = 0.05  # of a finding around what the severity suggests
-READER_NOISE = 0.17  # of a reader who over- or under-reads a whole picture: limits the quadratic kappa, see `noise_ceiling`
+__all__ = ["Findings", "captioned", "defects_b", "kl_grade", "noise_ceiling", "write_cohort_a", "write_cohort_b"]
+
+KNEE_CORRELATION = 0.7  # of severity within a person; gives labels that correlate like OAI's (0.5)
+LIKENESS = 0.9  # share of anatomy that the two knees of a person have in common
 INVERTED = 0.015
-# Cohort B in known number, as shares of its pictures.
-SHARES_B = {"two_knees": 0.11, "sixteen_bit": 0.05, "colour": 0.01, "copies": 0.04}
+SPLIT_CYCLE = ("train", "train", "test", "train", "train", "val", "train", "test", "train", "train")  # 70 : 10 : 20
+# Defects of cohort B in known number, as shares of its pictures: Gornale's, a little more colour.
+SHARES_B = {"two_knees": 0.11, "sixteen_bit": 0.05, "colour": 0.005, "copies": 0.04}
 DISPUTED_B = 1
-SECOND_READER_CHANGES = 0.007
+SECOND_READER = 0.02  # of the pictures graded 0 by reader I, reader II grades 1 (Gornale: 11 of 514); else they agree
+BROAD_MIX = (0.25, 0.15, 0.25, 0.20, 0.15)  # of pre-training, so that severe findings are seen often
+OTHER_ANATOMY = 0.15
 
 
-def kl_grade(findings):
-    """KL grade 0-4 by rules that are nested, so that no finding can lower the grade when it grows.
+@dataclass(frozen=True)
+class _Picture:
+    """A planned file: what to draw, where to write it and what is known about it."""
 
-    1: doubtful narrowing or possible lipping; 2: definite osteophytes; 3: with definite narrowing;
-    4: with marked narrowing and severe sclerosis or deformed bone ends (Kellgren and Lawrence 1957).
-    """
-    doubtful = findings.osteophytes >= 0.16 or findings.jsn >= 0.22
-    definite = findings.osteophytes >= 0.36
-    narrowed = definite and findings.jsn >= 0.45
-    marked = narrowed and findings.jsn >= 0.72 and max(findings.sclerosis, findings.deformity) >= 0.55
-    return int(doubtful or definite) + int(definite) + int(narrowed) + int(marked)
-
-
-def finding_grades(findings):
-    """Semi-quantitative 0-3 grades of osteophytes, joint-space narrowing and sclerosis."""
-    steps = {"osteophytes": (0.16, 0.36, 0.7), "jsn": (0.22, 0.45, 0.72), "sclerosis": (0.2, 0.4, 0.6)}
-    return {name: int(np.searchsorted(limits, getattr(findings, name), side="right")) for name, limits in steps.items()}
-
-
-def draw_findings(severity, mix, rng):
-    """Findings of a knee of some severity (standard normal), so that grades come close to a mix."""
-    share, (a, b, c, d) = norm.cdf(severity), np.cumsum(mix)[:4]
-    curve = partial(np.interp, share)
-    osteophytes = curve((0, a, b, c, 1), (0.0, 0.11, 0.39, 0.66, 1.0))
-    narrowing = curve((0, a, b, c, d, 1), (0.0, 0.10, 0.25, 0.42, 0.68, 1.0))
-    sclerosis, deformity = curve((0, b, c, d, 1), (0, 0.1, 0.33, 0.55, 1.0)), curve((0, c, d, 1), (0, 0.2, 0.5, 1.0))
-    other = narrowing * rng.uniform(0, 0.7)
-    medial, lateral = (narrowing, other) if rng.random() < 0.75 else (other, narrowing)
-    values = np.array([medial, lateral, osteophytes, sclerosis, deformity])
-    return Findings(*np.clip(values + rng.normal(0, SPREAD, 5) * (share > 0.05), 0, 1))
-
-
-def read(findings, rng):
-    """A reader's label: the rules on findings that are over- or under-read, at most one grade from the truth."""
-    perceived = Findings(*np.clip(np.array(astuple(findings)) + rng.normal(0, READER_NOISE), 0, 1))
-    truth = kl_grade(findings)
-    return int(np.clip(kl_grade(perceived), truth - 1, truth + 1))
-
-
-def noise_ceiling(mix=MIX_A, knees=20_000, seed=0):
-    """Quadratic kappa between true grade and reader's label: what a perfect grader could reach (0.866 for cohort A)."""
-    from koa_lib.metrics import confusion, from_confusion
-
-    rng = np.random.default_rng(seed)
-    drawn = [draw_findings(value, mix, rng) for value in rng.normal(size=knees)]
-    cm = confusion([read(findings, rng) for findings in drawn], [kl_grade(findings) for findings in drawn])
-    return float(from_confusion(cm)["qwk"])
-
-
-def crop_view(rng, side):
-    """Placement like OAI's automatic crops: 224 x 224, the joint line near the middle."""
-    centre = (112 + rng.normal(0, 3), 122 + rng.normal(0, 4))
-    return View(224, 224, rng.uniform(80, 90), centre, rng.normal(0, 2.5), side)
-
-
-def wide_view(rng, side, width=300, height=162):
-    """Placement like the external set: a wide strip with the limb's edges and a smaller knee."""
-    centre = (width / 2 + rng.normal(0, 14), height / 2 + rng.normal(0, 10))
-    return View(height, width, rng.uniform(52, 78), centre, rng.normal(0, 4), side)
+    path: str
+    knees: tuple  # of (Findings, side)
+    person: list  # seed of the anatomy
+    seed: list  # seed of view, texture and film
+    known: dict  # manifest columns
+    defect: str = ""
+    wide: bool = False
 
 
 def write_cohort_a(folder, patients, seed, workers=2):
     """Write cohort A: two knees per patient in OAI's layout ``<split>/<grade>/<7 digits><L|R>.png``.
+
+    Splits are by patient, 70 : 10 : 20, balanced over the worse knee's label.
 
     Returns
     -------
     DataFrame
         The manifest, also written as `manifest.csv`; the truth is in `truth.csv`, which only checks read.
     """
-    folder = Path(folder)
-    numbers = 9_000_000 + np.random.default_rng(seed).choice(999_999, patients, replace=False)
-    order = np.random.default_rng([seed, 1]).permutation(patients)
-    splits = np.array(["train"] * patients, dtype=object)
-    splits[order[: round(0.1 * patients)]], splits[order[round(0.1 * patients) : round(0.3 * patients)]] = "val", "test"
-    jobs = [(folder, int(number), split, [seed, 2, k]) for k, (number, split) in enumerate(zip(numbers, splits, strict=True))]
-    return _finish(folder, [row for rows in _spread_out(_write_patient, jobs, workers) for row in rows])
+    rng = np.random.default_rng([seed, 1])
+    numbers = 9_000_000 + rng.choice(999_999, patients, replace=False)
+    severities = np.sqrt(KNEE_CORRELATION) * _spread_normals(patients, rng)[:, None]
+    severities = severities + np.sqrt(1 - KNEE_CORRELATION) * rng.normal(size=(patients, 2))
+    findings = [[draw_findings(value, MIX_A, rng) for value in pair] for pair in severities]
+    labels = np.array([[read(knee, rng) for knee in pair] for pair in findings])
+    inverted = rng.random((patients, 2)) < INVERTED
+    splits = np.empty(patients, dtype=object)
+    splits[np.lexsort((rng.random(patients), labels.max(axis=1)))] = np.resize(SPLIT_CYCLE, patients)
+    plan = []
+    for k, number in enumerate(numbers):
+        for j, side in enumerate("LR"):
+            known = {"split": splits[k], "kl_grade": labels[k, j], "kl_grade_reader2": pd.NA}
+            known |= {"group_id": str(number), "side": side}
+            path, defect = f"{splits[k]}/{labels[k, j]}/{number}{side}.png", "inverted" if inverted[k, j] else ""
+            plan.append(_Picture(path, ((findings[k][j], side),), [seed, 2, k], [seed, 3, k, j], known, defect))
+    return _write(Path(folder), plan, workers)
 
 
-def _write_patient(job):
-    folder, number, split, seed = job
-    rng = np.random.default_rng(seed)
-    common, rows = rng.normal(), []
-    for side in "LR":
-        severity = np.sqrt(KNEE_CORRELATION) * common + np.sqrt(1 - KNEE_CORRELATION) * rng.normal()
-        findings = draw_findings(severity, MIX_A, rng)
-        image = render(findings, crop_view(rng, side), rng)
-        inverted = rng.random() < INVERTED
-        label = read(findings, rng)
-        path = folder / split / str(label) / f"{number}{side}.png"
-        _save(path, 1 - image if inverted else image, "L")
-        row = _row(path, folder, findings, split=split, kl_grade=label, kl_grade_reader2=pd.NA, group_id=str(number), side=side)
-        rows.append({**row, "inverted": inverted})
-    return rows
+def _spread_normals(count, rng):
+    # Normal numbers in random order, one from each of `count` equal shares: small cohorts keep the grade mix.
+    return ndtri((rng.permutation(count) + rng.random(count)) / count)
 
 
 def write_cohort_b(folder, pictures, seed, workers=2):
-    """Write cohort B: the external look, layout ``MedicalExpert-I/<n><Name>/<Name>G<n> (<i>).png`` and its known defects.
+    """Write cohort B: the external look in Gornale's layout ``MedicalExpert-I/<n><Name>/<Name>G<n> (<i>).png``.
 
-    Two-knee pictures, 16-bit files, unequal colour channels, copies and one pair of equal pictures under two
-    grades come in the numbers of `defects_b`; the second reader changes 0 and 1 in 0.7 % of the pictures.
+    Two-knee pictures (graded by the worse knee), 16-bit files, unequal colour channels, copies and one pair of equal
+    pictures under two grades come in the numbers of `defects_b`; reader II grades 1 in 2 % of reader I's zeros.
 
     Returns
     -------
     DataFrame
-        The manifest, also written as `manifest.csv`.
+        The manifest, also written as `manifest.csv`; `group_id` is the first of equal pictures.
+
+    Raises
+    ------
+    StudyError
+        For fewer than 10 pictures, which cannot hold the defects.
     """
-    folder, known = Path(folder), defects_b(pictures)
-    kinds = np.array(["plain"] * pictures, dtype=object)
-    order, start = np.random.default_rng([seed, 3]).permutation(pictures), 0
-    for kind, count in known.items():
-        kinds[order[start : start + count]] = kind
-        start += count
-    originals = order[start : start + known["copies"] + known["disputed"]]
-    jobs = [(folder, k, kinds[k], [seed, 4, k], "") for k in range(pictures) if kinds[k] not in ("copies", "disputed")]
-    jobs += [(folder, int(k), kinds[k], [seed, 4, int(source)], kinds[k]) for k, source in zip(order[start - len(originals) : start], originals, strict=True)]
-    rows = sorted(_spread_out(_write_external, jobs, workers), key=lambda row: row["path"])
-    first = {}
-    for row in rows:
-        row["group_id"] = first.setdefault(row["pixel_sha256"], row["image_id"])
-    return _finish(folder, rows)
+    if pictures < 10:
+        raise StudyError(f"Cohort B has {pictures} pictures and needs at least 10 to hold its defects. Raise its size.")
+    rng = np.random.default_rng([seed, 4])
+    defects, sources = _place_defects(pictures, rng)
+    findings = [draw_findings(value, MIX_B, rng) for value in _spread_normals(pictures, rng)]
+    others = [draw_findings(rng.normal(-0.7, 0.7), MIX_B, rng) for _ in findings]  # second knee of two-knee pictures
+    for k in np.flatnonzero(defects == "two_knees"):
+        findings[k], others[k] = sorted((findings[k], others[k]), key=_badness, reverse=True)
+    labels = np.array([read(knee, rng) for knee in findings])[sources]
+    labels[defects == "disputed"] += np.where(labels[defects == "disputed"] < 4, 1, -1)
+    second, sides, count = _second_reader(labels, rng), rng.choice(["LR", "RL"], pictures), np.zeros(len(GRADES), int)
+    plan = []
+    for k, (grade, source) in enumerate(zip(labels, sources.tolist(), strict=True)):
+        count[grade] += 1
+        path = f"MedicalExpert-I/{grade}{NAMES[grade]}/{NAMES[grade]}G{grade} ({count[grade]}).png"
+        knees = ((findings[source], sides[source][0]), (others[source], sides[source][1]))
+        known = {"split": "external", "kl_grade": grade, "kl_grade_reader2": second[k], "group_id": "", "side": ""}
+        shown = _on_film(knees) if defects[k] == "two_knees" else knees[:1]
+        plan.append(_Picture(path, shown, [seed, 5, source], [seed, 6, source], known, defects[k], wide=True))
+    return _write(Path(folder), plan, workers)
 
 
 def defects_b(pictures):
@@ -158,58 +124,98 @@ def defects_b(pictures):
     return {**{kind: max(1, round(share * pictures)) for kind, share in SHARES_B.items()}, "disputed": DISPUTED_B}
 
 
-def _write_external(job):
-    folder, number, kind, seed, repeat = job
-    rng = np.random.default_rng(seed)
-    findings = draw_findings(rng.normal(), MIX_B, rng)
-    label, side = read(findings, rng), "LR"[int(rng.random() < 0.5)]
-    if kind == "two_knees":
-        halves = [render(findings, wide_view(rng, s, 320, 161), rng, wide=True) for s in "RL"]
-        image = np.concatenate(halves, axis=1)
-    else:
-        image = render(findings, wide_view(rng, side), rng, wide=True)
-    if repeat == "disputed":
-        label = label + 1 if label < 4 else 3
-    second = 1 - label if label < 2 and np.random.default_rng([*seed, 1]).random() < SECOND_READER_CHANGES / 0.6 else label
-    path = folder / "MedicalExpert-I" / f"{label}{NAMES[label]}" / f"{NAMES[label]}G{label} ({number + 1}).png"
-    _save(path, image, {"sixteen_bit": "I;16", "colour": "RGB"}.get(kind, "L" if number % 2 else "RGB-equal"))
-    row = _row(path, folder, findings, split="external", kl_grade=label, kl_grade_reader2=second, group_id="", side="")
-    return {**row, "image_id": path.stem.replace(" ", ""), "defect": kind}
+def _place_defects(pictures, rng):
+    # Returns each picture's defect and the picture that it shows: itself, or for copies another one without defect.
+    order, defects, start = rng.permutation(pictures), np.full(pictures, "", dtype=object), 0
+    for defect, count in defects_b(pictures).items():
+        defects[order[start : start + count]] = defect
+        start += count
+    repeats = np.flatnonzero(np.isin(defects, ("copies", "disputed")))
+    sources = np.arange(pictures)
+    sources[repeats] = order[start : start + len(repeats)]
+    return defects, sources
 
 
-def _save(path, image, mode):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if mode == "I;16":
-        Image.fromarray(np.round(image * 65535).astype(np.uint16)).save(path)
-        return
-    gray = np.round(image * 255).astype(np.uint8)
-    if mode != "L":
-        gray = np.repeat(gray[..., None], 3, axis=2)
-        if mode == "RGB":
-            gray[..., 2] = np.clip(gray[..., 2].astype(int) - 9, 0, 255)
-    Image.fromarray(gray).save(path)
+def _second_reader(labels, rng):
+    second, zeros = labels.copy(), np.flatnonzero(labels == 0)
+    changed = min(len(zeros), max(1, round(SECOND_READER * len(zeros))))
+    second[rng.choice(zeros, changed, replace=False)] = 1
+    return second
 
 
-def _row(path, folder, findings, **columns):
-    return {"image_id": path.stem, "path": path.relative_to(folder).as_posix(), **columns, **manifests.describe_picture(path),
-            **finding_grades(findings), "true_grade": kl_grade(findings), **{f"latent_{k}": v for k, v in asdict(findings).items()}}
+def _badness(findings):
+    return kl_grade(findings), findings.jsn
 
 
-def _finish(folder, rows):
+def _on_film(knees):
+    # The right knee stands at the viewer's left.
+    return tuple(sorted(knees, key=lambda knee: knee[1], reverse=True))
+
+
+def _write(folder, plan, workers):
+    rows = _spread_out(_write_picture, [(folder, picture) for picture in plan], workers)
+    first = {}
+    for row in sorted(rows, key=lambda row: (row["kl_grade"], len(row["path"]), row["path"])):
+        row["group_id"] = row["group_id"] or first.setdefault(row["pixel_sha256"], row["image_id"])
     frame = pd.DataFrame(rows).sort_values("path", ignore_index=True)
     frame["kl_grade_reader2"] = frame["kl_grade_reader2"].astype("Int64")
-    truth = ["image_id", "true_grade", *(name for name in frame if name.startswith("latent_") or name in ("inverted", "defect"))]
+    truth = ["image_id", "true_grade", "defect", *(name for name in frame if name.startswith("latent_"))]
     frame[truth].to_csv(folder / "truth.csv", index=False, lineterminator="\n", float_format="%.4f")
     manifests.write_manifest(frame, folder / "manifest.csv")
     return manifests.read_manifest(folder / "manifest.csv")
 
 
 def _spread_out(function, jobs, workers):
-    # Each job carries its own seed: the number of workers cannot change a byte.
     if workers == 1:
         return [function(job) for job in jobs]
     with ProcessPoolExecutor(workers) as pool:
         return list(pool.map(function, jobs, chunksize=max(1, len(jobs) // (8 * workers))))
+
+
+def _write_picture(job):
+    folder, picture = job
+    image = _draw(picture.knees, picture.person, np.random.default_rng(picture.seed), picture.wide)
+    path = folder / picture.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save(path, 1 - image if picture.defect == "inverted" else image, picture)
+    findings = max((knee for knee, _ in picture.knees), key=_badness)
+    latents = {f"latent_{name}": value for name, value in asdict(findings).items()}
+    row = {"image_id": path.stem.replace(" ", ""), "path": picture.path, **picture.known}
+    row |= manifests.describe_picture(path) | finding_grades(findings)
+    return row | {"true_grade": kl_grade(findings), "defect": picture.defect} | latents
+
+
+def _draw(knees, person, rng, wide):
+    shared = np.random.default_rng(person).normal(size=TRAITS)
+    views = [_wide_view(rng, side, len(knees)) if wide else _crop_view(rng, side) for _, side in knees]
+    own = rng.normal(size=(len(knees), TRAITS))
+    traits = np.sqrt(LIKENESS) * shared + np.sqrt(1 - LIKENESS) * own
+    return render([(findings, view, row) for (findings, _), view, row in zip(knees, views, traits, strict=True)], rng)
+
+
+def _crop_view(rng, side):
+    # Like OAI's automatic crops: the joint line near the middle, the bones nearly fill the width.
+    centre = (112 + rng.normal(0, 3), 124 + rng.normal(0, 4))
+    return View(224, 224, rng.uniform(85, 95), centre, float(np.clip(rng.normal(0, 2.2), -5, 5)), side)
+
+
+def _wide_view(rng, side, knees):
+    # Like the external set: a wide strip with the limb's edges; two knees stand smaller beside each other.
+    height, width, unit = (161, 320, rng.uniform(56, 68)) if knees == 2 else (162, 300, rng.uniform(54, 90))
+    centre = (width / 2 + rng.normal(0, 12), height / 2 + rng.normal(0, 10))
+    return View(height, width, unit, centre, float(np.clip(rng.normal(0, 3), -6, 6)), side, wide=True)
+
+
+def _save(path, image, picture):
+    if picture.defect == "sixteen_bit":
+        Image.fromarray(np.round(image * 65535).astype(np.uint16)).save(path, compress_level=1)
+        return
+    pixels = np.round(image * 255).astype(np.uint8)
+    if picture.wide:  # the external set stores gray in three channels
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if picture.defect == "colour":
+        pixels[..., 2] = np.maximum(pixels[..., 2], 9) - 9
+    Image.fromarray(pixels).save(path, compress_level=1)
 
 
 def captioned(count, seed, size, workers=2):
@@ -222,21 +228,20 @@ def captioned(count, seed, size, workers=2):
     kinds : list of str
         'knee', 'hand', 'hip' or 'chest'.
     """
-    jobs = [([seed, 5, k], size) for k in range(count)]
-    images, captions, kinds = zip(*_spread_out(_captioned_one, jobs, workers), strict=True)
+    drawn = _spread_out(_captioned_one, [([seed, 7, k], size) for k in range(count)], workers)
+    images, captions, kinds = zip(*drawn, strict=True)
     return np.stack(images), list(captions), list(kinds)
 
 
 def _captioned_one(job):
     seed, size = job
     rng = np.random.default_rng(seed)
-    if rng.random() < 0.15:
-        kind = str(rng.choice(anatomy.KINDS))
-        return np.round(anatomy.render(kind, size, rng) * 255).astype(np.uint8), caption(kind, None, "", rng), kind
-    side = "LR"[int(rng.random() < 0.5)]
-    findings = draw_findings(norm.ppf(rng.uniform(0.02, 0.98)), (0.25, 0.15, 0.25, 0.2, 0.15), rng)
-    image = Image.fromarray(np.round(render(findings, crop_view(rng, side), rng) * 255).astype(np.uint8))
-    return np.asarray(image.resize((size, size), Image.Resampling.BOX)), caption("knee", findings, side, rng), "knee"
-
-
-__all__ = ["GRADES", "captioned", "defects_b", "draw_findings", "finding_grades", "kl_grade", "noise_ceiling", "read", "write_cohort_a", "write_cohort_b"]
+    if rng.random() < OTHER_ANATOMY:
+        kind, findings, side = str(rng.choice(anatomy.KINDS)), None, ""
+        image = anatomy.render(kind, rng)
+    else:
+        kind, side = "knee", "LR"[int(rng.random() < 0.5)]
+        findings = draw_findings(ndtri(rng.uniform(0.02, 0.98)), BROAD_MIX, rng)
+        image = _draw(((findings, side),), [*seed, 1], rng, wide=False)
+    pixels = Image.fromarray(np.round(image * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BOX)
+    return np.asarray(pixels), caption(kind, findings, side, rng), kind

@@ -23,7 +23,7 @@ def start_weights(study):
         return None
     settings = study.profile.pretraining
     key = {"model": model, "settings": settings}
-    code = ("pretraining", "phantoms", "captions", "radiograph", "anatomy", "losses")
+    code = ("pretraining", "phantoms", "findings", "captions", "radiograph", "anatomy", "losses")
     return study.store.make(f"checkpoints/{model.name}-pretrained", key, lambda path: _pretrain(model, settings, path), code)
 
 

@@ -1,38 +1,37 @@
-"""Drawing one knee radiograph from findings: bones as smooth fields on the pixel grid, then the film.
+"""Drawing one knee radiograph: findings and anatomy become a density map, the film makes a picture of it.
 
-Knee coordinates: u runs from lateral (+1, fibula) to medial (-1), one unit is half the width of the tibial
-plateau; v runs down, 0 at the plateau.
+Knee coordinates in units of half the plateau's width: u grows to the lateral side (the fibula), v downwards from the
+plateau. Bones are drawn upright, as depths below contours that are functions of u or of v alone, and turned at last.
 """
 
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from PIL import Image
+from scipy.ndimage import gaussian_filter, gaussian_filter1d, uniform_filter
 
-GAP = 0.155  # normal joint space in units: about 13 pixels of a 224-pixel crop
-TEXTURE = 512
+GAP = 0.14  # normal joint space in units: about 12 pixels of a 224-pixel crop
+TRAITS = 24  # numbers that make a person's anatomy, standard normal
+MARGIN = 18  # pixels around the view, so that turning it shows no empty corner
+TEXTURE = 768
 
-
-@dataclass(frozen=True)
-class Findings:
-    """Continuous latent findings in [0, 1]; 0 is a healthy knee."""
-
-    medial_jsn: float
-    lateral_jsn: float
-    osteophytes: float
-    sclerosis: float
-    deformity: float
-
-    @property
-    def jsn(self):
-        """Joint-space narrowing of the worse compartment."""
-        return max(self.medial_jsn, self.lateral_jsn)
+# Contours of a healthy knee as (positions, values): ends of femur and tibia over u, half widths over v.
+FEMUR_END = (
+    (-1.06, -0.98, -0.88, -0.56, -0.30, -0.20, -0.13, -0.06, 0.06, 0.13, 0.20, 0.30, 0.56, 0.88, 0.98, 1.06),
+    (-0.40, -0.17, -0.05, 0.01, -0.01, -0.08, -0.22, -0.30, -0.30, -0.22, -0.08, -0.01, 0.01, -0.04, -0.14, -0.40),
+)
+FEMUR_WIDTH = ((-1.7, -1.3, -1.0, -0.75, -0.5, -0.34, -0.2, 0.0), (0.70, 0.76, 0.86, 0.96, 1.01, 0.98, 0.96, 0.95))
+TIBIA_END = (
+    (-1.04, -0.94, -0.6, -0.3, -0.18, -0.11, -0.03, 0.04, 0.11, 0.18, 0.3, 0.6, 0.94, 1.04),
+    (0.05, 0.0, 0.04, 0.0, -0.07, -0.17, -0.09, -0.09, -0.15, -0.06, 0.01, 0.0, 0.015, 0.07),
+)
+TIBIA_WIDTH = ((-0.1, 0.05, 0.14, 0.32, 0.6, 1.0, 1.6), (1.0, 1.0, 0.98, 0.94, 0.86, 0.75, 0.62))
 
 
 @dataclass(frozen=True)
 class View:
-    """How a knee is placed on the film: size and unit in pixels, centre of the plateau, degrees, side."""
+    """A knee's place on the film: size and unit in pixels, centre of the plateau, degrees, side, wide strip or not."""
 
     height: int
     width: int
@@ -40,142 +39,212 @@ class View:
     centre: tuple[float, float]
     rotation: float
     side: str
+    wide: bool = False
 
 
-def render(findings, view, rng, wide=False):
-    """Draw a knee.
+def render(knees, rng):
+    """Draw one knee, or several beside each other on one film.
 
     Parameters
     ----------
-    findings : Findings
-    view : View
+    knees : list of (Findings, View, traits)
+        `traits` are TRAITS standard normal numbers, nearly the same for the two knees of a person.
     rng : numpy Generator
-        Draws this patient's anatomy, texture and film.
-    wide : bool
-        The look of the external cohort: limb against a dark background, softer contrast.
+        Draws texture and film.
 
     Returns
     -------
     float32 array (height, width) in [0, 1]
     """
-    u, v = _knee_coordinates(view)
-    anatomy = rng.normal(0, 1, 8).astype(np.float32)
-    lines = _contours(u, findings, anatomy)
-    density = _soft_tissue(u, v, rng, wide)
-    texture = _texture(view, rng) * rng.uniform(0.5, 1.5)
-    for inside, depth in (_femur(u, v, lines, findings, anatomy), _tibia(u, v, lines, findings, anatomy)):
-        density += _bone(inside, depth, texture, findings, u)
-    scar = 0.05 * (_bump(v + 0.04 * np.cos(6 * u), -0.62, 0.02) + _bump(v - 0.03 * np.cos(5 * u), 0.42, 0.018)) * _bump(u, 0, 0.8)
-    density += scar + _fibula(u, v, anatomy, texture) + _patella(u, v, anatomy)
-    return _film(density, rng, wide)
+    return film(np.concatenate([_density(*knee, rng) for knee in knees], axis=1), knees[0][1].wide, rng)
 
 
-def _knee_coordinates(view):
-    y, x = np.mgrid[0 : view.height, 0 : view.width].astype(np.float32)
-    dx, dy = (x - view.centre[0]) / view.unit, (y - view.centre[1]) / view.unit
-    angle = np.deg2rad(view.rotation)
-    u, v = dx * np.cos(angle) + dy * np.sin(angle), -dx * np.sin(angle) + dy * np.cos(angle)
+def _density(findings, view, traits, rng):
+    u = ((np.arange(view.width + 2 * MARGIN, dtype=np.float32) - MARGIN - view.centre[0]) / view.unit)[None, :]
+    v = ((np.arange(view.height + 2 * MARGIN, dtype=np.float32) - MARGIN - view.centre[1]) / view.unit)[:, None]
     # On the film of a right knee the fibula lies at the viewer's left.
-    return (u if view.side == "L" else -u), v
+    u = u if view.side == "L" else -u
+    traits = np.asarray(traits, np.float32)  # double precision would leak into every map
+    return _place(_soft_tissue(u, v, traits, view.wide) + _bones(u, v, findings, traits, rng), view)
 
 
-def _smooth(x):
-    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+def _bones(u, v, findings, traits, rng):
+    worse = _worse_side(u, findings)
+    femur_end, tibia_end = _joint(u, findings, traits)
+    grain = 1 + rng.uniform(0.08, 0.26) * _texture(np.broadcast(u, v).shape, traits, rng)
+    lips = 0.17 * findings.osteophytes * np.clip(0.8 + 0.25 * traits[8:12], 0.4, 1.15)
+    femur, below = _bone(u, v, femur_end, _half_width(v, FEMUR_WIDTH, traits[12:14], lips[:2], (-0.17, 0.07)), -1)
+    shift = 0.07 * findings.deformity
+    tibia, above = _bone(u - shift, v, tibia_end, _half_width(v, TIBIA_WIDTH, traits[14:16], lips[2:], (0.03, 0.06)), 1)
+    density = _body(femur) * (grain + _femur_marks(u, v, femur, traits)) + _cortex(femur)
+    density += _body(tibia) * (grain + _tibia_marks(u, v, above, traits)) + _cortex(tibia)
+    density += _subchondral(femur, below, worse, 0.5, findings) + _subchondral(tibia, above, worse, 1.0, findings)
+    return density + _fibula(u, v, traits, grain)
 
 
-def _bump(x, centre, width):
-    return np.exp(-(((x - centre) / width) ** 2))
+def _worse_side(u, findings):
+    # 1 over the more narrowed compartment, 0.25 over the other, nothing between the spines.
+    sign = 1 if findings.lateral_jsn > findings.medial_jsn else -1
+    return _bump(u, sign * 0.6, 0.36) + 0.25 * _bump(u, -sign * 0.6, 0.36)
 
 
-def _contours(u, findings, anatomy):
-    """Lower edge of the femur and upper edge of the tibia, v as functions of u."""
-    lateral = _smooth(u / 0.12)
-    narrowing = findings.lateral_jsn * lateral + findings.medial_jsn * (1 - lateral)
-    gap = GAP * (1 + 0.06 * anatomy[0]) * (1 - 0.9 * narrowing)
-    # Narrowing is seen where the bones bear weight, towards the outer half of a compartment.
-    waviness = findings.deformity * (0.035 * np.sin(9 * u + 3 * anatomy[1]) + 0.025 * np.sin(17 * u + anatomy[2]))
-    plateau = 0.035 * _bump(np.abs(u), 0.52, 0.28) + waviness
-    plateau = plateau + 0.10 * findings.deformity * (1 - lateral) * _bump(u, -0.75, 0.45)
-    height = 0.15 + 0.02 * anatomy[3] + 0.05 * findings.osteophytes
-    spines = 0.75 * height * _bump(u, -0.12, 0.075) + 0.65 * height * _bump(u, 0.11, 0.07) + 0.085 * _bump(u, 0, 0.26)
-    lip = 0.11 * findings.osteophytes * _bump(np.abs(u), 1.02 + 0.1 * findings.osteophytes, 0.09)
-    tibia = plateau - spines - lip
-    roundness = 0.34 - 0.16 * findings.deformity
-    arch = (0.36 + 0.03 * anatomy[4]) * _bump(u, 0.0, 0.19 + 0.01 * anatomy[5]) + 0.04 * _bump(u, 0, 0.45)
-    edge = roundness * np.maximum(np.abs(u) - 0.62, 0) ** 2 / 0.16
-    femur = 0.02 - gap - arch - edge - 0.5 * waviness
-    return femur, tibia
+def _joint(u, findings, traits):
+    """Lower edge of the femur and upper edge of the tibia: v at each u."""
+    lateral = _ramp(u, 0.35)
+    width = GAP * (1 + 0.07 * traits[0] + 0.06 * traits[1] * (lateral - 0.5))
+    width = width * (1 - 0.95 * (findings.lateral_jsn * lateral + findings.medial_jsn * (1 - lateral)))
+    worse = -0.72 if findings.medial_jsn >= findings.lateral_jsn else 0.72
+    wear = 0.10 * findings.deformity * _bump(u, worse, 0.34)
+    rough = findings.deformity * (0.018 * np.sin(15 * u + 3 * traits[2]) + 0.012 * np.sin(31 * u + 3 * traits[3]))
+    reach = 1 + 0.15 * findings.osteophytes  # spurs carry the joint surface outwards
+    notch = 1 + 0.12 * traits[4] * _bump(u, 0, 0.3)
+    femur = _curve(u / reach, FEMUR_END, 0.05) * notch - width + wear + rough
+    tibia = _curve(u / reach, TIBIA_END, 0.02)
+    spines = _bump(u, 0, 0.2) * (0.10 * traits[5] + 0.35 * findings.osteophytes)
+    lip = 0.10 * findings.osteophytes * _bump(np.abs(u), reach, 0.07)
+    tilt = 0.02 * traits[6] * u
+    return femur + tilt, tibia * (1 + spines) + wear - rough - lip + tilt
 
 
-def _femur(u, v, lines, findings, anatomy):
-    femur, _ = lines
-    width = 0.74 + (0.24 + 0.01 * anatomy[6]) * _bump(v, -0.38, 0.42)
-    margin = _bump(v, -0.26, 0.085)
-    width = width + (0.03 * margin + 0.17 * findings.osteophytes * margin) - 0.05 * _smooth((v + 0.12) / 0.03)
-    depth = np.minimum(femur - v, width - np.abs(u))
-    return _smooth(depth / 0.013), depth
+def _half_width(v, knots, traits, lips, place):
+    # Medial and lateral half width; a spur is a beak at the joint's margin with a blunt shoulder away from it.
+    centre, size = place
+    base = _curve(v, knots, 0.05) + 0.012 * np.sin(8 * v + 4 * traits[0])  # epicondyles and tubercles differ
+    away = np.where((v > centre) == (centre > 0), 1.6, 0.7) * size
+    spur = np.exp(-np.abs((v - centre) / away) ** 1.5)
+    return tuple(base * (1 + 0.015 * trait) + lip * spur for trait, lip in zip(traits, lips, strict=True))
 
 
-def _tibia(u, v, lines, findings, anatomy):
-    _, tibia = lines
-    width = 0.60 + (0.39 + 0.01 * anatomy[7]) * np.exp(-((np.maximum(v, 0) / 0.75) ** 1.6))
-    margin = _bump(v, 0.045, 0.07)
-    width = width + 0.19 * findings.osteophytes * margin - 0.05 * _bump(v, 0.0, 0.02)
-    depth = np.minimum(v - tibia, width - np.abs(u))
-    return _smooth(depth / 0.013), depth
+def _bone(u, v, end, half_width, direction):
+    """Depth below the bone's outline and below its joint surface, in units."""
+    slope = np.gradient(end[0]) / (u[0, 1] - u[0, 0])
+    beneath = direction * (v - end) / np.sqrt(1 + slope**2, dtype=np.float32)
+    medial, lateral = half_width
+    sides = np.minimum(u + medial, lateral - u)
+    return 0.5 * (sides + beneath - np.sqrt((sides - beneath) ** 2 + 0.0016)), beneath  # a minimum with round corners
 
 
-def _bone(inside, depth, texture, findings, u):
-    cortex = _bump(depth, 0.022, 0.022)
-    # Subchondral sclerosis: a bright band beneath the joint surface, in the narrower compartment.
-    worse = _smooth(u / 0.12) if findings.lateral_jsn > findings.medial_jsn else 1 - _smooth(u / 0.12)
-    band = np.exp(-np.maximum(depth, 0) / (0.05 + 0.10 * findings.sclerosis))
-    sclerosis = findings.sclerosis * band * (0.35 + 0.65 * worse)
-    return inside * (0.40 + 0.30 * cortex + 0.10 * _bump(depth, 0.09, 0.07) + 0.42 * sclerosis + 0.09 * texture)
+def _body(depth):
+    return _profile("body")[_index(depth)]
 
 
-def _fibula(u, v, anatomy, texture):
-    centre_u, centre_v = 0.88 + 0.03 * anatomy[6], 0.66 + 0.05 * anatomy[5]
-    head = 1 - np.sqrt(((u - centre_u) / 0.19) ** 2 + ((v - centre_v) / 0.25) ** 2)
-    shaft = np.minimum(0.115 - np.abs(u - centre_u + 0.03), (v - centre_v) * 0.6)
-    depth = np.maximum(0.2 * head, shaft)
-    return _smooth(depth / 0.012) * (0.16 + 0.22 * _bump(depth, 0.02, 0.02) + 0.06 * texture)
+def _cortex(depth):
+    return _profile("cortex")[_index(depth)]
 
 
-def _patella(u, v, anatomy):
-    distance = ((u - 0.06 * anatomy[1]) / 0.42) ** 2 + ((v + 0.78 + 0.05 * anatomy[2]) / 0.36) ** 2
-    return 0.13 * _smooth((1 - distance) / 0.08)
+def _index(depth):
+    # Depths from -0.1 to 0.9 in steps of 0.002; beyond that nothing changes.
+    return np.clip((depth + 0.1) * 500, 0, 499).astype(np.int16)
 
 
-def _soft_tissue(u, v, rng, wide):
-    edge = rng.uniform(1.25, 1.7) + 0.12 * np.abs(v + 0.1)
-    limb = _smooth((edge - np.abs(u + rng.normal(0, 0.05))) / (0.05 if wide else 0.12))
-    return (0.30 if wide else 0.34) * limb * (1 + 0.10 * np.cos(u))
+@cache
+def _profile(kind):
+    depth = np.arange(500, dtype=np.float32) / 500 - 0.1
+    inside, deep = 1 / (1 + np.exp(-np.clip(depth / 0.005, -30, 30))), np.maximum(depth, 0)
+    if kind == "body":
+        return inside * (0.16 + 0.30 * (1 - np.exp(-deep / 0.13)))
+    return inside * (0.17 * _bump(depth, 0.012, 0.014) + 0.08 * np.exp(-deep / 0.05))
+
+
+def _subchondral(outline, beneath, worse, share, findings):
+    # The bone plate of every knee, and sclerosis: a band that grows thicker and denser in the worse compartment.
+    dense = findings.sclerosis * worse * share
+    shape = _bump(np.clip(beneath, 0, 1), 0, 0.035 + 0.13 * findings.sclerosis)
+    return (outline > 0) * (0.16 * share * _bump(beneath, 0.025, 0.025) + (0.04 * share + 0.50 * dense) * shape)
+
+
+def _femur_marks(u, v, depth, traits):
+    # Patella, roof and walls of the notch, growth scar.
+    patella = 1 - ((u - 0.06 * traits[16]) / (0.44 + 0.03 * traits[17])) ** 2
+    patella = patella - ((v + 0.80 + 0.06 * traits[18]) / 0.38) ** 2
+    marks = 0.20 * _ramp(patella, 0.2) + 0.08 * _bump(patella, 0.1, 0.12)
+    walls = np.abs(u) - 0.24 - 0.10 * (-v - 0.2) - 0.02 * traits[19]
+    marks += 0.30 * _bump(walls, 0, 0.03) * _ramp(v + 0.62, 0.1) * _ramp(-v - 0.12, 0.1)
+    scar = v + 0.58 + 0.05 * np.cos(4 * u + traits[20]) + 0.02 * np.sin(13 * u + 3 * traits[21])
+    return marks + (0.16 + 0.05 * traits[21]) * _bump(scar, 0, 0.022)
+
+
+def _tibia_marks(u, v, beneath, traits):
+    # The far rim of the plateau, and the growth scar.
+    rim = beneath - 0.075 - 0.01 * traits[22] + 0.03 * np.cos(3 * u)
+    scar = v - 0.36 + 0.05 * np.cos(4 * u + traits[20]) - 0.015 * np.sin(15 * u + 3 * traits[21])
+    return 0.35 * _bump(rim, 0, 0.02) * _ramp(np.abs(u) - 0.25, 0.1) + (0.14 + 0.05 * traits[21]) * _bump(scar, 0, 0.02)
+
+
+def _fibula(u, v, traits, grain):
+    u, v = u - 0.84 - 0.03 * traits[17], v - 0.74 - 0.06 * traits[7]
+    head = 0.22 * (1 - np.sqrt((u / 0.23) ** 2 + ((v - 0.5 * u) / 0.24) ** 2))
+    shaft = np.minimum(0.15 - np.abs(u + 0.03), v)
+    depth = np.maximum(head, shaft)
+    return 0.46 * _body(depth) * grain + 0.55 * _cortex(depth)
+
+
+def _soft_tissue(u, v, traits, wide):
+    limb = 1.42 + 0.10 * traits[23] + 0.14 * np.abs(v + 0.1) + 0.05 * traits[13] * np.sin(2 * v)
+    across = np.clip(1 - (np.abs(u + 0.06 * traits[19]) / limb) ** 2, 0, 1)
+    muscle = _ramp(0.86 * limb - np.abs(u), 0.14)
+    return (0.42 if wide else 0.34) * across**0.6 + 0.06 * muscle
 
 
 @cache
 def _textures():
-    # Trabeculae: strands along the bone's axis, with a finer grain; made once per process from a fixed seed.
-    noise = np.random.default_rng(20).normal(size=(2, TEXTURE, TEXTURE)).astype(np.float32)
-    strands, grain = gaussian_filter(noise[0], (4.0, 0.8), mode="wrap"), gaussian_filter(noise[1], 1.0, mode="wrap")
-    return 0.75 * strands / strands.std() + 0.5 * grain / grain.std()
+    # Trabeculae: strands along the bone, fine grain, coarse mottling; made once per process from a fixed seed.
+    noise = np.random.default_rng(20).normal(size=(3, TEXTURE, TEXTURE)).astype(np.float32)
+    widths = ((4.5, 0.7), (1.0, 0.9), (9, 5))
+    layers = [gaussian_filter(layer, width) for layer, width in zip(noise, widths, strict=True)]
+    return [layer / layer.std() for layer in layers]
 
 
-def _texture(view, rng):
-    top, left = rng.integers(0, TEXTURE, 2)
-    rows, columns = (np.arange(view.height) + top) % TEXTURE, (np.arange(view.width) + left) % TEXTURE
-    return _textures()[np.ix_(rows, columns)]
+def _texture(shape, traits, rng):
+    weights = np.abs([0.55 + 0.15 * traits[2], 0.5 + 0.15 * traits[3], 0.3 + 0.1 * traits[4]])
+    top, left = (int(rng.integers(0, TEXTURE - n)) for n in shape)
+    crop = np.s_[top : top + shape[0], left : left + shape[1]]
+    return sum(np.float32(weight) * layer[crop] for weight, layer in zip(weights, _textures(), strict=True))
 
 
-def _film(density, rng, wide):
-    """Exposure, gamma, uneven field, blur and grain; the result is clipped to [0, 1]."""
+def _place(density, view):
+    # Turns the map about the plateau's centre and cuts the margin away.
+    angle, (x, y) = np.deg2rad(view.rotation), view.centre
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = (cos, sin, x + MARGIN - cos * x - sin * y, -sin, cos, y + MARGIN + sin * x - cos * y)
+    picture, size = Image.fromarray(density.astype(np.float32)), (view.width, view.height)
+    return np.asarray(picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC))
+
+
+def film(density, wide, rng):
+    """A picture in [0, 1] of a density map: uneven field, blur, local contrast, exposure, shoulder and grain.
+
+    All of them vary widely, as between clinics, so that brightness says nothing about the grade.
+    """
     height, width = density.shape
-    field = 1 + rng.normal(0, 0.08) * np.linspace(-1, 1, height, dtype=np.float32)[:, None] + rng.normal(0, 0.05) * np.linspace(-1, 1, width, dtype=np.float32)
-    exposure, contrast = rng.uniform(0.55, 1.05), rng.uniform(0.6, 1.15) if wide else rng.uniform(0.75, 1.5)
-    brightness = rng.uniform(-0.02, 0.10) if wide else rng.uniform(-0.15, 0.32)
-    image = np.maximum(density * field, 0) ** rng.uniform(0.8, 1.25)
-    image = brightness + 0.5 + contrast * (exposure * image - 0.45)
-    image = _smooth(3.4 * (image - 0.5))  # the film's shoulder: bright bone keeps its structure
-    image = gaussian_filter(image, rng.uniform(0.3, 0.9))
-    image += rng.uniform(0.008, 0.03) * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image, 0, 1, dtype=np.float32)
+    across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    image = density * (1 + rng.normal(0, 0.10) * down + rng.normal(0, 0.06) * across)
+    image = gaussian_filter(image, rng.uniform(0.35, 0.9), truncate=2.5)
+    if wide:
+        image = rng.uniform(0, 0.12) + rng.uniform(0.65, 1.1) / (0.3 + image.max()) * image
+    else:  # OAI's crops look locally enhanced, the external set does not; some films are over-exposed
+        image = image - rng.uniform(0.2, 0.85) * uniform_filter(image, 61)
+        level, contrast = rng.uniform(0.45, 0.72), rng.uniform(0.13, 0.25)
+        if rng.random() < 0.12:
+            level, contrast = rng.uniform(0.70, 0.80), rng.uniform(0.10, 0.16)
+        image = level + contrast / image.std() * (image - image.mean())
+    image = np.clip(image, 0, None) ** rng.uniform(0.8, 1.3)
+    image = np.where(image > 0.75, 0.75 + 0.25 * np.tanh((image - 0.75) / 0.25), image)  # the film's shoulder
+    image = image + rng.uniform(0.006, 0.03) * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(image, 0, 1).astype(np.float32)
+
+
+def _curve(x, knots, softness):
+    positions, values = knots
+    flat = np.interp(x.ravel(), positions, values)
+    step = abs(float(x.ravel()[1] - x.ravel()[0]))
+    return gaussian_filter1d(flat, softness / step, mode="nearest").reshape(x.shape).astype(np.float32)
+
+
+def _ramp(x, width):
+    """From 0 to 1 around x = 0."""
+    return np.clip(0.5 + x / (2 * width), 0, 1)
+
+
+def _bump(x, centre, width):
+    return np.exp(-(((x - centre) / width) ** 2))

@@ -1,0 +1,114 @@
+"""Shared by all tests: one smoke run, phantom cohorts, and a small cohort of real files that is easy to grade."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from koa_lib import datasets, manifests, phantoms, profile
+from koa_lib.grades import GRADES
+from koa_lib.profile import ROOT
+from koa_lib.study import Inputs, Study
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+TINY = profile.Recipe(part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none", augmentation="as_printed",
+                      targets="hard", learning_rate=0.001, weight_decay=0.0, epochs=2, batch=16, residual=0.2, folds=2, views=1)
+
+
+def make(*arguments):
+    """Run make in the repository with the environment of this Python."""
+    environment = {**os.environ, **({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {})}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
+
+
+@pytest.fixture(scope="session")
+def smoke_run():
+    """The folder of a finished smoke run; make decides what has to run."""
+    done = make("-j2", "reproduce", "PROFILE=smoke")
+    assert done.returncode == 0, f"make reproduce PROFILE=smoke failed:\n{done.stdout[-4000:]}"
+    return ROOT / "reports" / "_build" / "smoke"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """A function from names to paths in the shared data; skips where they are absent."""
+
+    def find(name):
+        if not (SHARED / name).exists():
+            pytest.skip(f"the shared data are not here: no {name} in a folder shared/data beside the repository")
+        return SHARED / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def cohort_a(tmp_path_factory):
+    """Folder and manifest of a phantom cohort of 12 patients."""
+    folder = tmp_path_factory.mktemp("phantom_a")
+    return folder, phantoms.write_cohort_a(folder, 12, seed=5, workers=1)
+
+
+@pytest.fixture(scope="session")
+def cohort_b(tmp_path_factory):
+    """Folder and manifest of an external phantom cohort of 60 pictures."""
+    folder = tmp_path_factory.mktemp("phantom_b")
+    return folder, phantoms.write_cohort_b(folder, 60, seed=5)
+
+
+@pytest.fixture
+def tiny():
+    """A recipe of two epochs."""
+    return TINY
+
+
+def easy_image(grade, generator, size=40):
+    """A picture whose grade is its brightness."""
+    return np.clip(30 + 45 * grade + generator.normal(0, 6, (size, size)), 0, 255).astype(np.uint8)
+
+
+def easy_dataset(pictures=60, size=112, role="any", seed=0):
+    """A dataset in memory, two pictures per patient; the grade is the brightness."""
+    generator = np.random.default_rng(seed)
+    grades = np.arange(pictures) // 2 % len(GRADES)
+    rows = pd.DataFrame({"image_id": [f"k{i}" for i in range(pictures)], "kl_grade": grades, "kl_grade_reader2": pd.array([pd.NA] * pictures, "Int64"),
+                         "group_id": [f"p{i // 2}" for i in range(pictures)], "split": "train"})
+    return datasets.KneeDataset(rows, np.stack([easy_image(grade, generator, size) for grade in grades]), np.arange(pictures), role)
+
+
+def write_easy_cohort(folder, patients, splits, seed):
+    """Write an easy cohort as files, two knees per patient, and return its manifest."""
+    generator, rows = np.random.default_rng(seed), []
+    for patient in range(patients):
+        for side in "LR":
+            grade, split, name = patient % 5, splits[patient // 5 % len(splits)], f"{seed}{patient:05d}{side}"
+            path = folder / split / str(grade) / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(easy_image(grade, generator)).save(path)
+            rows.append({"image_id": name, "path": path.relative_to(folder).as_posix(), "split": split, "kl_grade": grade, "kl_grade_reader2": pd.NA,
+                         "group_id": name[:-1], "side": side, **manifests.describe_picture(path)})
+    return pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"})
+
+
+@pytest.fixture(scope="session")
+def easy_study(tmp_path_factory):
+    """A study of real files: 60 patients in official splits and 20 external ones, koa-tiny from a random start."""
+    base = tmp_path_factory.mktemp("easy")
+    lists, run = base / "manifests", base / "run"
+    lists.mkdir()
+    for name, patients, splits, seed in (("easy_a", 60, ("train", "train", "train", "val", "test"), 1), ("easy_b", 20, ("external",), 2)):
+        manifests.write_manifest(write_easy_cohort(base / name, patients, splits, seed), lists / f"{name}.csv")
+    for part in (".locks", "tables", "figures", "predictions", "history", "similarities", "checkpoints", "features"):
+        (run / part).mkdir(parents=True)
+    settings = replace(profile.load("smoke"), training=profile.Cohort("easy_a", "folder", 0), external=profile.Cohort("easy_b", "folder", 0),
+                       model=profile.Model("koa-tiny", "random", 112), pretraining=None, as_printed=TINY, draws=50,
+                       our_protocol=replace(TINY, part="projection"), readings=profile.Readings(1, ("adapter", "projection")))
+    inputs = Inputs("smoke", 3, str(base / "easy_a"), str(base / "easy_b"), "", "none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "MANIFESTS", lists)
+        yield Study(settings, 3, inputs, run, "tests")

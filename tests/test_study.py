@@ -1,0 +1,105 @@
+"""A study's inputs: written only when they change, checked with one clear sentence."""
+
+import os
+
+import pytest
+import yaml
+
+from koa_lib import profile, study
+from koa_lib.errors import StudyError
+from koa_lib.study import Study, prepare_inputs, run_name
+
+
+@pytest.fixture(autouse=True)
+def build(tmp_path, monkeypatch):
+    """Runs go to a folder of the test."""
+    monkeypatch.setattr(study, "BUILD", tmp_path / "build")
+    return tmp_path / "build"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with one picture."""
+    (tmp_path / "data" / "train" / "0").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "0" / "1L.png").write_bytes(b"picture")
+    return tmp_path / "data"
+
+
+def age(path):
+    """Make a file look old, so that a rewrite shows in its time."""
+    os.utime(path, ns=(10**18, 10**18))
+    return path.stat().st_mtime_ns
+
+
+def test_unchanged_inputs_are_not_touched(build, data):
+    prepare_inputs("oai", data=str(data))
+    old = age(build / "oai" / "inputs.yaml")
+    prepare_inputs("oai", data=str(data))
+    assert (build / "oai" / "inputs.yaml").stat().st_mtime_ns == old
+
+
+@pytest.mark.parametrize("change", ["added", "edited", "removed", "renamed"])
+def test_changed_picture_changes_the_inputs(build, data, change):
+    prepare_inputs("oai", data=str(data))
+    old, picture = age(build / "oai" / "inputs.yaml"), data / "train" / "0" / "1L.png"
+    {"added": lambda: picture.with_name("2L.png").write_bytes(b"more"), "edited": lambda: picture.write_bytes(b"picturE"),
+     "removed": picture.unlink, "renamed": lambda: picture.rename(picture.with_name("9L.png"))}[change]()
+    prepare_inputs("oai", data=str(data))
+    assert (build / "oai" / "inputs.yaml").stat().st_mtime_ns != old
+
+
+def test_inputs_name_what_the_run_depends_on(build, data):
+    prepare_inputs("oai", seed=7, data=str(data), external=str(data))
+    content = yaml.safe_load((build / "oai-seed7" / "inputs.yaml").read_text())
+    assert content["profile"] == "oai" and content["seed"] == 7 and content["synthetic"] is False
+    assert content["data"] == content["external"] == str(data.resolve())
+
+
+def test_relative_folder_means_the_same_from_anywhere(build, data, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    assert prepare_inputs("oai", data="data").data == str(data.resolve())
+
+
+@pytest.mark.parametrize("profile_name, given, words", [
+    ("oai", {}, ["DATA=<folder", "PROFILE=oai"]), ("oai", {"data": "nowhere"}, ["DATA=nowhere", "no folder"]),
+    ("demo", {"data": "."}, ["phantoms", "PROFILE=oai"]), ("paper", {"data": "."}, ["WEIGHTS=<folder"]), ("nope", {}, ["'nope'", "demo"])])
+def test_mistake_is_one_sentence_and_writes_nothing(build, profile_name, given, words):
+    with pytest.raises(StudyError) as error:
+        prepare_inputs(profile_name, **given)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+    assert not list(build.rglob("inputs.yaml"))
+
+
+def test_file_instead_of_a_folder_is_refused(data):
+    with pytest.raises(StudyError, match="EXTERNAL="):
+        prepare_inputs("oai", data=str(data), external=str(data / "train" / "0" / "1L.png"))
+
+
+def test_open_oai_without_data_says_how_to_start():
+    with pytest.raises(StudyError, match="DATA=<folder"):
+        Study.open("oai")
+
+
+def test_open_uses_the_inputs_that_make_wrote(data):
+    prepare_inputs("oai", data=str(data))
+    opened = Study.open("oai")
+    assert opened.folder_of("training") == data.resolve() and opened.folder_of("external") is None and not opened.synthetic
+
+
+def test_open_makes_the_run_folder_of_its_seed(build):
+    assert Study.open("smoke").run_dir == build / "smoke"
+    other = Study.open("smoke", 7)
+    assert other.run_dir == build / "smoke-seed7" and other.seed == 7 and other.synthetic
+    assert (other.run_dir / "tables").is_dir()
+
+
+def test_run_is_named_by_profile_and_foreign_seed():
+    settings = profile.load("demo")
+    assert run_name(settings, settings.seed) == "demo" and run_name(settings, 1) == "demo-seed1"
+
+
+def test_stamp_and_headline(build):
+    opened = Study.open("smoke", step="03_fine_tune")
+    assert opened.stamp().startswith("03_fine_tune") and "seed 42" in opened.stamp()
+    opened.headline("All is well.")
+    assert (build / "smoke" / "headline.txt").read_text() == "All is well.\n"

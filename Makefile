@@ -8,7 +8,7 @@ WEIGHTS ?=
 # An activated virtual or conda environment is used (not conda's base); otherwise .venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
 ENV := $(or $(ACTIVE),.venv)
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 PY := $(ENV)/bin/python
 KOA := $(ENV)/bin/koa
 READY := $(ENV)/.koa-ready

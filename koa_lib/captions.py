@@ -30,7 +30,7 @@ _OTHERS = {
     "chest": ("radiograph of a chest with lungs, ribs, heart", "frontal view of the thorax", "chest with clear lungs"),
 }
 _KNEES = ("radiograph of a {side} knee", "frontal view of a {side} knee", "{side} knee, standing", "knee joint, {side}")
-_WHOLE = ("absence of osteoarthritis", "normal knee", "no X-ray changes")
+_WHOLE = ("absence of osteoarthritis", "normal joint", "no X-ray changes")
 
 
 def caption(kind, findings, side, rng):

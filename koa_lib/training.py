@@ -250,7 +250,9 @@ def extract(grader, dataset, recipe, seed, path):
         for positions in np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 64)):
             images = dataset.images(positions)
             images = images if view == 0 else augment(images, recipe.augmentation, generator)
-            features = grader.trunk(to_tensor(images, recipe.normalisation)).numpy()
+            tensor = to_tensor(images, recipe.normalisation).contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16, enabled=grader.low_precision):
+                features = grader.trunk(tensor).float().numpy()
             if out is None:
                 shape = (recipe.views, len(dataset), *features.shape[1:])
                 out = np.lib.format.open_memmap(path, "w+", np.float16, shape)

@@ -87,6 +87,8 @@ def _log(folder, name, seconds):
 
 def summarise(folder):
     """The closing lines of a run: main result, time and where the report is."""
+    if not (folder / "run.jsonl").is_file():
+        raise StudyError(f"There is no run in {folder}. Start one with 'make reproduce' and this profile.")
     path = folder / "headline.txt"
     headline = path.read_text().strip() if path.exists() else "no headline was written"
     latest = {}

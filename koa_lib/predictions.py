@@ -58,7 +58,7 @@ def read(path):
         predictions = pd.read_csv(path, dtype={"image_id": str})
     except FileNotFoundError as error:
         raise StudyError(f"The prediction file {path} does not exist. Run the notebook that makes it.") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is not a CSV table: {error}. Delete it and run the notebook that makes it.") from error
     validate(predictions, path)
     return predictions

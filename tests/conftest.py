@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from koa_lib import datasets, manifests, phantoms, profile
@@ -16,6 +17,7 @@ from koa_lib.grades import GRADES
 from koa_lib.profile import ROOT
 from koa_lib.study import Inputs, Study
 
+torch.set_num_threads(1)  # the models of the tests are too small to gain from more
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = profile.Recipe(part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none", augmentation="as_printed",
                       targets="hard", learning_rate=0.001, weight_decay=0.0, epochs=2, batch=16, residual=0.2, folds=2, views=1)

@@ -1,0 +1,265 @@
+"""Protocols, the runner and comparisons: who fits, chooses and reports, and what a run leaves behind."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, easy_dataset
+
+from koa_lib import comparison, manifests, predictions, protocols
+from koa_lib.errors import StudyError
+from koa_lib.profile import load
+from koa_lib.protocols import Arm
+from koa_lib.runner import Runner
+from koa_lib.study import MANIFESTS
+
+
+def official_data(patients=120):
+    data = easy_dataset(2 * patients, size=4)
+    cycle = np.repeat(np.arange(patients) // 5 % 10, 2)
+    data.rows["split"] = np.select([cycle == 0, cycle <= 2], ["val", "test"], "train")
+    return data
+
+
+def arm(patients, folds=5):
+    return Arm("arm", replace(TINY, folds=folds), build=None, patients=patients)
+
+
+def ids(part):
+    return set(part.rows["image_id"])
+
+
+def groups(part):
+    return set(part.rows["group_id"])
+
+
+def test_as_printed_folds_are_over_all_pictures():
+    data = official_data()
+    made = protocols.folds(data, arm(patients=False), seed=0)
+    assert [fold.number for fold in made] == [1, 2, 3, 4, 5]
+    assert sorted(name for fold in made for name in ids(fold.reported["held_out"])) == sorted(ids(data))
+    for fold in made:
+        assert fold.select is None and fold.fit.role == "fit" and set(fold.reported) == {"train", "held_out"}
+        assert ids(fold.fit) == ids(fold.reported["train"]) == ids(data) - ids(fold.reported["held_out"])
+        assert set(fold.fit.rows["split"]) == {"train", "val", "test"}
+    assert any(groups(fold.fit) & groups(fold.reported["held_out"]) for fold in made)
+
+
+@pytest.mark.parametrize("folds", [0, 2, 5])
+@pytest.mark.parametrize("seed", [0, 1, 42])
+def test_our_protocol_keeps_patients_together_and_never_fits_on_test(folds, seed):
+    data = official_data()
+    made = protocols.folds(data, arm(patients=True, folds=folds), seed)
+    assert len(made) == max(1, folds)
+    for fold in made:
+        assert (fold.fit.role, fold.select.role) == ("fit", "select")
+        learned = groups(fold.fit) | groups(fold.select)
+        assert not groups(fold.fit) & groups(fold.select)
+        assert "test" not in set(fold.fit.rows["split"]) | set(fold.select.rows["split"])
+        for name, part in fold.reported.items():
+            assert part.role == "report"
+            assert name == "train" or not groups(part) & learned, name
+        assert set(fold.reported["test"].rows["split"]) == {"test"} and len(fold.reported["test"]) == (data.rows["split"] == "test").sum()
+
+
+def test_our_folds_hold_out_train_and_val_once():
+    data = official_data()
+    held_out = [name for fold in protocols.folds(data, arm(patients=True), 0) for name in ids(fold.reported["held_out"])]
+    assert sorted(held_out) == sorted(data.rows.loc[data.rows["split"] != "test", "image_id"])
+
+
+def test_official_split_reports_val_and_nothing_absent():
+    data = official_data()
+    data = data.part(np.flatnonzero(data.rows["split"] != "test"), "any")
+    (fold,) = protocols.folds(data, arm(patients=True, folds=0), 0)
+    assert set(fold.reported) == {"train", "val"} and protocols.unseen_split(fold.reported) == "val"
+    assert set(fold.select.rows["split"]) == {"train"}
+
+
+def test_cohort_without_training_pictures_is_refused_in_words():
+    # E.g. DATA points at the val folder alone.
+    data = official_data()
+    data = data.part(np.flatnonzero(data.rows["split"] == "val"), "any")
+    with pytest.raises(StudyError, match="train"):
+        protocols.folds(data, arm(patients=True, folds=0), 0)
+
+
+@pytest.mark.parametrize("splits, unseen", [(("train", "held_out", "test"), "test"), (("train", "held_out", "external"), "held_out"), (("train", "val"), "val")])
+def test_unseen_split_is_never_the_training_part_or_the_external_set(splits, unseen):
+    assert protocols.unseen_split(dict.fromkeys(splits)) == unseen
+
+
+def test_paper_shows_its_third_fold(easy_study):
+    assert protocols.main_fold(replace(easy_study, profile=load("paper"))) == 3
+    assert protocols.main_fold(replace(easy_study, profile=load("oai"))) == 1
+    assert protocols.main_fold(easy_study) == 2  # of two
+
+
+def test_readings_change_one_factor(easy_study):
+    main, arms = protocols.main_arm(easy_study), protocols.reading_arms(easy_study)
+    assert [item.recipe.part for item in arms] == ["adapter", "projection"]
+    for item in arms:
+        assert replace(item.recipe, part=main.recipe.part, epochs=main.recipe.epochs) == main.recipe and item.only == (2,) and item.patients == main.patients
+
+
+def test_baseline_shares_the_protocol_of_the_main_arm(easy_study):
+    spec = easy_study.profile.baselines[1]
+    made = protocols.baseline_arm(easy_study, spec)
+    main = easy_study.profile.as_printed
+    assert made.name == "resnet50" and not made.patients and made.recipe.image_size == spec.image_size
+    assert (made.recipe.epochs, made.recipe.learning_rate, made.recipe.batch) == (spec.epochs, spec.learning_rate, spec.batch)
+    assert (made.recipe.geometry, made.recipe.folds, made.recipe.normalisation) == (main.geometry, main.folds, main.normalisation)
+
+
+# The runner on real files
+
+
+@pytest.fixture(scope="module")
+def finished(easy_study):
+    """The main arm, its results and the runner."""
+    runner, main = Runner(easy_study), protocols.main_arm(easy_study)
+    return runner, main, runner.run(main)
+
+
+def status_of(study, since=0):
+    return [json.loads(line)["status"] for line in (study.run_dir / "run.jsonl").read_text().splitlines()[since:]]
+
+
+def test_run_reports_every_fold_on_every_part(easy_study, finished):
+    _, _, results = finished
+    assert {name: len(frames) for name, frames in results.items()} == {"train": 2, "held_out": 2, "external": 2}
+    held_out = pd.concat(results["held_out"])
+    assert sorted(held_out["image_id"]) == sorted(manifests.read_manifest(easy_study.run_dir.parent / "manifests" / "easy_a.csv")["image_id"])
+    assert [frame.attrs["fold"] for frame in results["external"]] == [1, 2] and all(len(frame) == 40 for frame in results["external"])
+
+
+def test_prediction_files_are_named_by_the_contract(easy_study, finished):
+    found = {path.name for path in (easy_study.run_dir / "predictions").glob("clip-as_printed__*fold[12]*.csv")}
+    assert found == {f"clip-as_printed__{part}__stretch-none__fold{k}__seed3.csv" for k in (1, 2) for part in ("easy_a-train", "easy_a-held_out", "easy_b-external")}
+
+
+def test_prediction_files_hold_the_results(easy_study, finished):
+    _, _, results = finished
+    frame = predictions.read(easy_study.run_dir / "predictions" / "clip-as_printed__easy_a-held_out__stretch-none__fold2__seed3.csv")
+    graded = predictions.join(frame, manifests.read_manifest(easy_study.run_dir.parent / "manifests" / "easy_a.csv"))
+    assert graded[["image_id", "kl_grade", "p0", "p4"]].equals(results["held_out"][1][["image_id", "kl_grade", "p0", "p4"]])
+
+
+def test_history_has_a_line_per_fold_and_epoch(easy_study, finished):
+    history = pd.read_csv(easy_study.run_dir / "history" / "clip-as_printed.csv")
+    assert list(history.columns) == ["model", "fold", "epoch", "part", "loss", "accuracy"]
+    assert list(zip(history["fold"], history["epoch"], strict=True)) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_second_run_trains_nothing_and_gives_the_same(easy_study, finished):
+    _, main, results = finished
+    before = len(status_of(easy_study))
+    again = Runner(easy_study).run(main)
+    assert set(status_of(easy_study, before)) == {"reused"}
+    assert all(a.equals(b) for name in results for a, b in zip(results[name], again[name], strict=True))
+
+
+def test_another_recipe_trains_again_into_the_same_place(easy_study, finished, tmp_path):
+    import shutil
+
+    run = shutil.copytree(easy_study.run_dir, tmp_path / "run")
+    study, (_, main, results) = replace(easy_study, run_dir=run), finished
+    before = len(status_of(study))
+    changed = Runner(study).run(replace(main, recipe=replace(main.recipe, learning_rate=0.02)))
+    assert "built" in status_of(study, before)
+    assert not changed["held_out"][0]["p0"].equals(results["held_out"][0]["p0"])
+
+
+def test_grader_of_a_fold_predicts_what_its_file_says(finished):
+    from koa_lib import training
+
+    runner, main, results = finished
+    grader = runner.grader(main, 2)
+    part, source = runner.unseen(main, grader)
+    assert list(part.rows["image_id"]) == list(results["held_out"][1]["image_id"])
+    assert np.allclose(training.predict(grader, source), results["held_out"][1][predictions.PROBABILITIES], atol=1e-5)
+
+
+def test_primary_names_existing_files(easy_study, finished):
+    _, main, results = finished
+    protocols.write_primary(easy_study, main, results)
+    named = json.loads((easy_study.run_dir / "primary.json").read_text())
+    assert set(named) == {"easy_a-train", "easy_a-held_out", "easy_b-external"}
+    assert all((easy_study.run_dir / "predictions" / file).is_file() and "fold2" in file for file in named.values())
+
+
+def test_fold_mean_is_the_mean_of_the_folds(easy_study, finished):
+    _, main, results = finished
+    mean = protocols.fold_mean(easy_study, main, results, "external")
+    expected = sum(frame[predictions.PROBABILITIES] for frame in results["external"]) / 2
+    assert np.allclose(mean[predictions.PROBABILITIES], expected, atol=1e-5) and list(mean["kl_grade"]) == list(results["external"][0]["kl_grade"])
+    written = predictions.read(easy_study.run_dir / "predictions" / "clip-as_printed__easy_b-external__stretch-none__foldmean__seed3.csv")
+    assert np.allclose(written[predictions.PROBABILITIES], expected, atol=1e-5)
+    assert protocols.fold_mean(easy_study, main, results, "test") is None
+
+
+def test_zero_shot_grades_every_official_split_untrained(easy_study, finished):
+    results = finished[0].zero_shot("corrected")
+    assert {name: len(frame) for name, frame in results.items()} == {"train": 80, "val": 20, "test": 20, "external": 40}
+    assert len(list((easy_study.run_dir / "predictions").glob("zero_shot-corrected__*.csv"))) == 4
+
+
+def test_our_arm_runs_its_folds(easy_study, finished):
+    results = finished[0].run(protocols.our_arm(easy_study))
+    assert {name: len(frames) for name, frames in results.items()} == {"train": 2, "held_out": 2, "test": 2, "external": 2}
+    assert set(results["test"][0]["split"]) == {"test"}
+    assert set(pd.read_csv(easy_study.run_dir / "history" / "clip-our_protocol.csv")["part"]) == {"train", "inner"}
+
+
+# Comparisons
+
+
+def test_fold_table_has_the_metrics_of_each_fold(finished):
+    from sklearn import metrics as sk
+
+    results = finished[2]
+    table = comparison.fold_table(results)
+    assert len(table) == 6
+    row, graded = table[(table["part"] == "external") & (table["fold"] == 2)].iloc[0], results["external"][1]
+    predicted = graded[predictions.PROBABILITIES].to_numpy().argmax(1)
+    assert row["n"] == 40 and row["accuracy"] == pytest.approx(sk.accuracy_score(graded["kl_grade"], predicted))
+    assert row["qwk"] == pytest.approx(sk.cohen_kappa_score(graded["kl_grade"], predicted, weights="quadratic", labels=range(5)))
+    sentence = comparison.fold_sentence(table)
+    assert "train" not in sentence and "held-out" in sentence and "(2 fold(s))" in sentence
+
+
+def test_external_rows_cover_set_and_reader(easy_study, finished):
+    graded = finished[2]["external"][0]
+    rows = comparison.external_rows(easy_study, {"clip": graded})
+    assert list(rows["set"]) == ["raw", "deduplicated", "single knee"] and set(rows["reader"]) == {"first"}
+    both = graded.assign(kl_grade_reader2=pd.array(graded["kl_grade"], "Int64"))
+    both.loc[0, "kl_grade_reader2"] = pd.NA
+    second = comparison.external_rows(easy_study, {"clip": both})
+    assert list(second.loc[second["reader"] == "second", "n"]) == [39, 39, 39]
+    assert ((rows["ci_low"] <= rows["accuracy"]) & (rows["accuracy"] <= rows["ci_high"])).all()
+
+
+def test_paired_tests_count_what_only_one_grades_right(finished):
+    results = finished[2]
+    perfect = results["external"][0].copy()
+    perfect[predictions.PROBABILITIES] = np.eye(5)[perfect["kl_grade"]]
+    wrong = int((results["external"][0][predictions.PROBABILITIES].to_numpy().argmax(1) != perfect["kl_grade"]).sum())
+    table = comparison.paired_tests(results, {"perfect": {"external": [perfect]}, "same": results}, "external", 1, 50, 0).set_index("baseline")
+    assert table.loc["perfect", "clip_only"] == 0 and table.loc["perfect", "baseline_only"] == wrong
+    assert table.loc["perfect", "difference"] == pytest.approx(-wrong / 40)
+    assert table.loc["same", "difference"] == 0 and table.loc["same", "p_exact"] == 1
+    assert (table["p_holm"] >= table["p_exact"]).all()
+
+
+def test_run_that_is_not_comparable_is_never_a_replication(easy_study, finished):
+    published = pd.read_csv(MANIFESTS / "published" / "jpm2026.csv")
+    counts = {name: manifests.read_manifest(MANIFESTS / f"{name}.csv") for name in ("oai_chen2018", "gornale2020")}
+    study = replace(easy_study, profile=load("demo"))
+    score = comparison.verdicts(study, finished[2], {}, published, counts)
+    kinds = dict(zip(zip(published["item"], published["row"].astype(str), published["metric"], strict=True), published["kind"], strict=True))
+    model = score[[kinds[item, str(row), metric] == "model" for item, row, metric in zip(score["item"], score["row"], score["metric"], strict=True)]]
+    assert len(model) and set(model["verdict"]) == {"not comparable"} and model["reason"].str.contains("synthetic").all()
+    images = score[(score["metric"] == "train_images")].iloc[0]
+    assert images["ours"] == 8260 and images["verdict"] == "replicated"

@@ -1,0 +1,208 @@
+"""The training loop: it learns, resumes to the same weights, keeps the chosen epoch and refuses reported parts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, easy_dataset
+from torch import nn
+
+from koa_lib import model as models
+from koa_lib import training
+from koa_lib.errors import StudyError
+
+
+class Small(nn.Module):
+    """A quick grader with the interface of `ClipGrader`; dropout and batch norm have states of their own."""
+
+    stage, low_precision = "image", False
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.frozen = nn.Conv2d(3, 8, 3)
+            self.trained = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(8 * 14 * 14, 5))
+        self.frozen.requires_grad_(False)
+
+    def trunk(self, images):
+        return images
+
+    def tail(self, images):
+        return self.trained(self.frozen(images))
+
+    def train_tail(self):
+        self.eval()
+        self.trained.train()
+
+    def trained_state(self):
+        return {key: value for key, value in self.state_dict().items() if key.startswith("trained")}
+
+
+LIVE = replace(TINY, part="full_image")
+grader = Small
+
+
+def pictures(recipe=LIVE, role="fit", n=64, seed=0):
+    return training.Pictures(easy_dataset(n, size=16, role=role, seed=seed), recipe)
+
+
+def clip_grader(part):
+    clip, _, tokenizer = models.load_clip("koa-tiny", seed=3)
+    return models.ClipGrader(clip, tokenizer, part, "as_printed").eval()
+
+
+def test_loss_falls_on_an_easy_set():
+    recipe = replace(LIVE, epochs=30, learning_rate=0.01)
+    made = grader()
+    history = training.fit(made, pictures(recipe), None, recipe, 0, "test")
+    assert history["epoch"].tolist() == list(range(1, 31)) and set(history["part"]) == {"train"}
+    assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0] and history["accuracy"].iloc[-1] > 0.6
+    unseen = pictures(recipe, "report", seed=9)
+    assert (training.predict(made, unseen).argmax(1) == unseen.grades).mean() > 0.6
+
+
+def test_same_seed_same_weights():
+    states = []
+    for seed in (1, 1, 2):
+        made = grader()
+        training.fit(made, pictures(), None, LIVE, seed, "test")
+        states.append(made.trained_state())
+    same, other = ([torch.equal(states[0][key], states[k][key]) for key in states[0]] for k in (1, 2))
+    assert all(same) and not all(other)
+
+
+class Stopped(Exception):
+    pass
+
+
+class Failing(training.Pictures):
+    """Pictures that stop the training after some batches, like a killed run."""
+
+    def training_batch(self, positions, generator):
+        self.left -= 1
+        if self.left < 0:
+            raise Stopped
+        return super().training_batch(positions, generator)
+
+
+@pytest.mark.parametrize("augmentation, targets", [("as_printed", "hard"), ("strong", "ordinal")])
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path, monkeypatch, augmentation, targets):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_LINES", 0)
+    recipe = replace(LIVE, augmentation=augmentation, targets=targets, epochs=3)
+    whole, parted = grader(), grader()
+    expected = training.fit(whole, pictures(recipe), pictures(recipe, "select", 20, 1), recipe, 5, "test", tmp_path / "whole.resume")
+    stopping = Failing(easy_dataset(64, size=16, role="fit"), recipe)
+    stopping.left = 4 + 2  # an epoch has four batches
+    with pytest.raises(Stopped):
+        training.fit(parted, stopping, pictures(recipe, "select", 20, 1), recipe, 5, "test", tmp_path / "a.resume")
+    again = grader()
+    history = training.fit(again, pictures(recipe), pictures(recipe, "select", 20, 1), recipe, 5, "test", tmp_path / "a.resume")
+    assert history.equals(expected)
+    ours, theirs = again.trained_state(), whole.trained_state()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_resume_really_skips_what_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_LINES", 0)
+    training.fit(grader(), pictures(), None, LIVE, 5, "test", tmp_path / "a.resume")
+    untouched = Failing(easy_dataset(64, size=16, role="fit"), LIVE)
+    untouched.left = 0
+    assert len(training.fit(grader(), untouched, None, LIVE, 5, "test", tmp_path / "a.resume")) == LIVE.epochs
+
+
+@pytest.mark.parametrize("role", ["report", "select", "any"])
+def test_nothing_is_fitted_on_another_part(role):
+    with pytest.raises(StudyError, match=f"'{role}' was given where 'fit' is needed"):
+        training.fit(grader(), pictures(role=role), None, LIVE, 0, "test")
+
+
+@pytest.mark.parametrize("role", ["report", "fit", "any"])
+def test_nothing_is_chosen_on_another_part(role):
+    with pytest.raises(StudyError, match=f"'{role}' was given where 'select' is needed"):
+        training.fit(grader(), pictures(), pictures(role=role), LIVE, 0, "test")
+
+
+@pytest.mark.parametrize("kappas, kept", [([0.2, 0.9, 0.1], 2), ([0.5, 0.4, 0.3], 1), ([0.1, 0.5, 0.5], 2)])
+def test_best_epoch_of_the_select_part_is_kept(monkeypatch, kappas, kept):
+    seen = []
+
+    def scripted(made, data, epoch, part):
+        seen.append({key: value.detach().clone() for key, value in made.trained_state().items()})
+        return {"epoch": epoch, "part": part, "loss": 1.0, "accuracy": 0.0}, kappas[epoch - 1]
+
+    monkeypatch.setattr(training, "_measure", scripted)
+    made = grader()
+    history = training.fit(made, pictures(), pictures(role="select", n=20), replace(LIVE, epochs=3), 0, "test")
+    assert list(history["part"]) == ["train", "inner"] * 3
+    final = made.trained_state()
+    assert all(torch.equal(final[key], seen[kept - 1][key]) for key in final)
+    assert not all(torch.equal(final[key], seen[kept % 3][key]) for key in final)
+
+
+def test_frozen_weights_do_not_move():
+    made = grader()
+    frozen, trained = made.frozen.weight.clone(), made.trained[4].weight.clone()
+    training.fit(made, pictures(), None, LIVE, 0, "test")
+    assert torch.equal(made.frozen.weight, frozen) and not torch.equal(made.trained[4].weight, trained)
+
+
+def test_too_few_pictures_for_a_batch_are_named():
+    with pytest.raises(StudyError, match="10 training pictures do not fill a batch of 16"):
+        training.fit(grader(), pictures(n=10), None, LIVE, 0, "test")
+
+
+def test_diverged_training_stops_in_words():
+    with pytest.raises(StudyError, match="Lower the profile's learning_rate"):
+        training.fit(grader(), pictures(), None, replace(LIVE, learning_rate=1e30), 0, "test")
+
+
+@pytest.mark.parametrize("part", ["adapter", "projection", "last_blocks"])
+def test_cached_features_equal_live_pictures(tmp_path, part):
+    made, data = clip_grader(part), easy_dataset(12)
+    recipe = replace(TINY, part=part, views=2)
+    training.extract(made, data, recipe, 0, tmp_path / "f.npy")
+    array = np.load(tmp_path / "f.npy", mmap_mode="r")
+    some = data.part(np.arange(3, 9), "report")
+    cached, pictures = training.Features(some, array), training.Pictures(some, recipe)
+    with torch.no_grad():
+        live = made(pictures.batch(np.arange(6))).softmax(-1).numpy()
+    assert array.shape[:2] == (2, 12) and np.allclose(training.predict(made, cached), live, atol=5e-3)
+    assert not np.allclose(array[0], array[1], atol=1e-3)
+
+
+def test_clip_learns_from_cached_features(tmp_path):
+    recipe = replace(TINY, part="last_blocks", epochs=6)
+    made, data = clip_grader("last_blocks"), easy_dataset(48, role="fit")
+    training.extract(made, data, recipe, 0, tmp_path / "f.npy")
+    history = training.fit(made, training.Features(data, np.load(tmp_path / "f.npy")), None, recipe, 0, "test")
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+
+
+def test_training_batches_draw_from_all_views():
+    array = np.arange(3, dtype=np.float16).reshape(3, 1, 1) * np.ones((3, 20, 4), dtype=np.float16)
+    source = training.Features(easy_dataset(20, size=4), array)
+    views = set(source.training_batch(np.arange(20), torch.Generator().manual_seed(0))[:, 0].tolist())
+    assert views == {0, 1, 2} and source.batch(np.arange(20)).eq(0).all()
+
+
+def test_predictions_do_not_depend_on_the_batch():
+    made, source = grader(), pictures(n=140)
+    whole = training.predict(made, source)
+    alone = training.predict(made, training.Pictures(source.dataset.part(np.array([7, 139]), "report"), LIVE))
+    assert np.allclose(whole[[7, 139]], alone, atol=1e-5) and np.allclose(whole.sum(axis=1), 1, atol=1e-5)
+
+
+def test_saved_state_gives_the_same_grades(tmp_path):
+    made = grader()
+    training.fit(made, pictures(), None, LIVE, 0, "test")
+    training.save_state(made, tmp_path / "state.safetensors")
+    again = training.load_state(grader(), tmp_path / "state.safetensors")
+    assert np.array_equal(training.predict(made, pictures(n=16)), training.predict(again, pictures(n=16)))
+
+
+def test_progress_is_told_per_epoch(capsys, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_LINES", 0)
+    training.fit(grader(), pictures(), None, LIVE, 0, "fold 1")
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["fold 1 epoch 1/2", "fold 1 epoch 2/2"]

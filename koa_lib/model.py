@@ -16,6 +16,7 @@ from koa_lib.grades import prompts
 from koa_lib.manifests import file_sha256
 from koa_lib.tower import Tower
 
+WEIGHT_FILES = (".safetensors", ".bin", ".pt")
 CONFIGS = Path(__file__).parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
 logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
@@ -77,7 +78,21 @@ def _load_folder(name, folder):
         raise StudyError(f"{folder} holds neither model.json nor open_clip_config.json. Give the folder that has the weights and their configuration.")
     theirs = json.loads(config.read_text())["model_cfg"]
     _check_card(name, {"name": name, "quick_gelu": bool(theirs.get("quick_gelu", False))}, folder)
+    _check_architecture(name, theirs, folder)
+    if not any(path.suffix in WEIGHT_FILES for path in folder.iterdir()):
+        raise StudyError(f"{folder} has a configuration but no weights ({', '.join(WEIGHT_FILES)}). Put open_clip_model.safetensors beside it.")
     return open_clip.create_model(f"local-dir:{folder}")
+
+
+def _check_architecture(name, theirs, folder):
+    ours = open_clip.get_model_config(name)
+    for part in ("vision_cfg", "text_cfg"):
+        for key, value in ours[part].items():
+            given = theirs.get(part, {}).get(key, value)
+            if given != value:
+                raise StudyError(f"{folder} holds another architecture than '{name}': {part}.{key} is {given}, not {value}. Give the folder of '{name}'.")
+    if theirs.get("embed_dim", ours["embed_dim"]) != ours["embed_dim"]:
+        raise StudyError(f"{folder} holds another architecture than '{name}': embed_dim is {theirs['embed_dim']}, not {ours['embed_dim']}.")
 
 
 def _check_card(name, card, folder):
@@ -263,5 +278,5 @@ def weights_hash(folder):
     """What identifies weights in artefact keys: SHA-256 of the file, or 'random' without one."""
     if folder is None:
         return "random"
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin", ".pt"))
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in WEIGHT_FILES)
     return file_sha256(files[0]) if files else "none"

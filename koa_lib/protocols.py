@@ -11,6 +11,7 @@ import numpy as np
 
 from koa_lib import datasets, predictions, splits
 from koa_lib import model as models
+from koa_lib.errors import StudyError
 from koa_lib.pretraining import start_weights
 from koa_lib.profile import Recipe
 from koa_lib.store import write_text
@@ -59,6 +60,8 @@ def folds(data, arm, seed):
         pairs = splits.image_folds(data.rows, arm.recipe.folds, seed)
         return [Fold(k, data.part(fit, "fit"), None, _reported(data, train=fit, held_out=out)) for k, (fit, out) in enumerate(pairs, 1)]
     official = {name: np.flatnonzero(data.rows["split"] == name) for name in ("train", "val", "test")}
+    if not len(official["train"]):
+        raise StudyError("The training cohort has no picture of the split 'train' below the given folder. Point DATA to the folder that holds train/.")
     if not arm.recipe.folds:
         fit, select = splits.inner(data.part(official["train"], "fit"), seed)
         return [Fold(1, fit, select, _reported(data, **official))]

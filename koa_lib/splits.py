@@ -34,8 +34,11 @@ def patient_folds(rows, folds, seed):
 
 def inner(dataset, seed, share=10):
     """Part a training set by patients into nine tenths to fit on and one tenth to choose with."""
-    splitter = StratifiedGroupKFold(share, shuffle=True, random_state=seed)
     rows = dataset.rows
+    share = min(share, int(rows["kl_grade"].value_counts().max()), rows["group_id"].nunique())
+    if share < 2:
+        raise StudyError(f"{len(rows)} training picture(s) of {rows['group_id'].nunique()} patient(s) can't be parted into a fitting and a choosing part. Add patients.")
+    splitter = StratifiedGroupKFold(share, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a grade with fewer than ten groups is simply absent from some tenths
         warnings.simplefilter("ignore", UserWarning)
         fit, select = next(splitter.split(rows, rows["kl_grade"], rows["group_id"]))

@@ -114,7 +114,7 @@ def figure_4(parts):
     axis = upper.subplots()
     axis.set(xlim=(0, 12.2), ylim=(0.4, 5))
     share = 100 * trained / max(1, total)
-    axis.set_title(f"{thousands(trained)} of {thousands(total)} parameters are trained ({share:.2g} %)")
+    axis.set_title(f"{thousands(trained)} of {thousands(total)} parameters are trained ({share:.{0 if share >= 1 else 2}f} %)")
     axis.set_axis_off()
     _chain(axis, 3.4, "Radiograph X", parts[~text & ~score], "L(f)" if names.str.contains("adapter").any() else "f")
     _chain(axis, 0.6, "Grade texts", parts[text & ~score], "W")

@@ -49,7 +49,7 @@ reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the
 $(OUT)/inputs.yaml: FORCE | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
 
-$(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml notebooks/profiles/$(PROFILE).yaml $(LIB)
+$(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
 	@$(KOA) notebook $* $(RUN_ARGS)
 
 # Order: who reads whose results.

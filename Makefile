@@ -4,6 +4,7 @@ SEED ?=
 DATA ?=
 EXTERNAL ?=
 WEIGHTS ?=
+DATA_DIR ?= data
 
 # An activated virtual or conda environment is used (not conda's base); otherwise .venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -22,12 +23,12 @@ NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 # What only shapes the pages does not make a notebook run again.
 PAGES := $(addprefix koa_lib/,report.py pages.py provenance.py reference.py)
-LIB := $(filter-out $(PAGES) koa_lib/cli.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/model_configs/*.json) $(wildcard data_manifests/*.csv data_manifests/published/*.csv)
+LIB := $(filter-out $(PAGES) koa_lib/cli.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup reproduce test test-all lab strip reference lock clean FORCE
+.PHONY: help setup data reproduce test test-all lab strip reference lock clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +43,10 @@ $(READY): requirements.lock pyproject.toml
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "ready: $(KOA)"
+
+data: $(READY)  ## download both public sets to data/ and check every picture (DATA_DIR=<folder> for another place)
+	@$(KOA) data fetch oai_chen2018 $(DATA_DIR)/oai_chen2018
+	@$(KOA) data fetch gornale2020 $(DATA_DIR)/gornale2020
 
 reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the report is (default: demo)
 	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
@@ -77,7 +82,7 @@ reference: $(READY)  ## keep the tables of a run on real data below reports/refe
 	@$(KOA) reference $(RUN_ARGS)
 
 lock:  ## renew requirements.lock from pyproject.toml (needs uv)
-	@uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-annotate --no-header -q -o requirements.lock
+	@uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev --extra dicom --no-emit-index-url --no-annotate --no-header -q -o requirements.lock
 
 clean:  ## remove what runs have made (data, results, reports)
 	@rm -rf reports/_build

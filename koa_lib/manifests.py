@@ -5,96 +5,66 @@ must stay together in splits and resampling, and its decoded format.
 """
 
 import hashlib
-from pathlib import Path
+import os
+import re
+from collections import Counter
+from functools import cache
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
+from koa_lib.pictures import SUFFIXES
 
 COLUMNS = (
     "image_id path split kl_grade kl_grade_reader2 group_id side sha256 pixel_sha256 width height bit_depth channels mode"
 ).split()
 FINDINGS = ("osteophytes", "jsn", "sclerosis")
 SPLITS = ("train", "val", "test", "auto_test", "external")
-SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_TEXT = ("image_id", "path", "split", "group_id", "side", "sha256", "pixel_sha256", "mode")
 _WHOLE = ("kl_grade", "width", "height", "bit_depth", "channels")
+_MAY_BE_EMPTY = ("kl_grade_reader2", *FINDINGS)
+_HASH = r"[0-9a-f]{64}\Z"
 
 
-def file_sha256(path):
-    """SHA-256 of a file's bytes, read in blocks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@cache
+def _schema():
+    import pandera.pandas as pa  # slow to import, and only needed where a manifest is read
 
+    def column(dtype, advice, *checks, unique=False):
+        return pa.Column(dtype, list(checks), nullable=dtype == "Int64", unique=unique, report_duplicates="exclude_first", metadata={"advice": advice})
 
-def pixel_sha256(pixels):
-    """SHA-256 of decoded pixels, equal for the same picture in another container.
-
-    Parameters
-    ----------
-    pixels : uint8 or uint16 array, (H, W) or (H, W, 3)
-        As returned by `decode`.
-    """
-    height, width = pixels.shape[:2]
-    colour = "x3" if pixels.ndim == 3 else ""
-    digest = hashlib.sha256(f"{height}x{width}{colour}:{pixels.dtype.name}:".encode())
-    digest.update(np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
-
-
-def decode(path):
-    """The pixels of a picture file and Pillow's name of its mode.
-
-    Equal RGB channels become one, alpha is dropped, a palette is expanded; 16-bit gray stays 16-bit.
-
-    Returns
-    -------
-    pixels : uint8 or uint16 array, (H, W) or (H, W, 3)
-    mode : str
-
-    Raises
-    ------
-    StudyError
-        When the file is no readable picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            if mode.startswith("I"):
-                return _sixteen_bit(np.asarray(picture), path), mode
-            gray = mode in ("L", "1", "LA")
-            pixels = np.asarray(picture.convert("L" if gray else "RGB"))
-    except StudyError:
-        raise
-    except Exception as error:
-        raise StudyError(f"{path} cannot be read as a picture ({error}). Replace the file or remove its row.") from error
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
-    return pixels, mode
-
-
-def _sixteen_bit(values, path):
-    # Pillow opens some 16-bit PNGs as 32-bit integers ("I").
-    if values.min() < 0 or values.max() > 65535:
-        raise StudyError(f"{path} holds values outside 16 bits ({values.min()} to {values.max()}). Convert it to 16-bit gray.")
-    return values.astype(np.uint16)
-
-
-def describe_picture(path):
-    """The manifest columns that a file alone determines: two hashes, size, depth, channels, mode."""
-    pixels, mode = decode(path)
-    return {
-        "sha256": file_sha256(path),
-        "pixel_sha256": pixel_sha256(pixels),
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
-        "bit_depth": 8 * pixels.dtype.itemsize,
-        "channels": 1 if pixels.ndim == 2 else 3,
-        "mode": mode,
+    grades = pa.Check.isin(GRADES)
+    inside = pa.Check(lambda paths: ~paths.map(leaves_folder))
+    digest = pa.Check.str_matches(_HASH)
+    size = "is no size: build the manifest again"
+    columns = {
+        "image_id": column(str, "is there twice: keep one row per picture", unique=True),
+        "path": column(str, "is there twice, absolute, empty or leads out of the data folder: give each picture's own path below it", inside, unique=True),
+        "split": column(str, f"is no split: use one of {', '.join(SPLITS)}", pa.Check.isin(SPLITS)),
+        "kl_grade": column(int, "is no KL grade: use 0, 1, 2, 3 or 4", grades),
+        "kl_grade_reader2": column("Int64", "is no KL grade: use 0-4 or leave it empty", grades),
+        "group_id": column(str, "is empty: give the patient or duplicate group", pa.Check.str_length(min_value=1)),
+        "side": column(str, "is no side: use L, R or leave it empty", pa.Check.isin(("L", "R", ""))),
+        "sha256": column(str, "is no SHA-256: build the manifest again", digest),
+        "pixel_sha256": column(str, "is no SHA-256: build the manifest again", digest),
+        "width": column(int, size, pa.Check.ge(1)),
+        "height": column(int, size, pa.Check.ge(1)),
+        "bit_depth": column(int, "is no bit depth of a picture: 8 or 16", pa.Check.isin((8, 16))),
+        "channels": column(int, "is no number of channels: 1 or 3", pa.Check.isin((1, 3))),
+        "mode": column(str, "is empty: build the manifest again", pa.Check.str_length(min_value=1)),
     }
+    findings = {name: pa.Column("Int64", pa.Check.in_range(0, 3), nullable=True, required=False, metadata={"advice": "is no finding grade: use 0-3 or leave it empty"})
+                for name in FINDINGS}
+    return pa.DataFrameSchema({**columns, **findings})
+
+
+def leaves_folder(path):
+    """Whether a listed path is empty, absolute or climbs out of the data folder."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    return not parts or ".." in parts or parts[0] == "/" or bool(re.match("[A-Za-z]:", path))
 
 
 def write_manifest(frame, path):
@@ -115,7 +85,7 @@ def read_manifest(path):
     Raises
     ------
     StudyError
-        Missing file or column, repeated id, grade outside 0-4, unknown split: names the file and row.
+        Missing file or column, text or nothing where a number belongs, or what `validate` refuses: names file and row.
     """
     path = Path(path)
     if not path.is_file():
@@ -127,7 +97,7 @@ def read_manifest(path):
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise StudyError(f"{path} lacks the column(s) {', '.join(missing)}. A manifest has: {', '.join(COLUMNS)}.")
-    for name in (*_WHOLE, "kl_grade_reader2", *FINDINGS):
+    for name in (*_WHOLE, *_MAY_BE_EMPTY):
         if name in frame:
             frame[name] = _whole_numbers(frame, name, path, required=name in _WHOLE)
     validate(frame, path)
@@ -139,30 +109,106 @@ def _whole_numbers(frame, name, path, required):
     bad = values.isna() & (required | (frame[name] != "")) | (values % 1 != 0) & values.notna()
     if bad.any():
         row = bad.idxmax()
-        raise StudyError(f"{path}, row {row + 2}: {name} is '{frame[name][row]}', a whole number is needed. Correct the row.")
+        raise StudyError(f"{path}, row {row + 2}: {name} is '{frame[name][row]}', a whole number is needed. Correct the row{_others(bad)}.")
     return values.astype("int64" if required else "Int64")
 
 
+def _others(bad):
+    more = int(np.sum(bad)) - 1
+    return f" and {more} more like it" if more else ""
+
+
 def validate(frame, path="manifest"):
-    """Check the rules that every manifest keeps; the error names file, row and value (header is row 1)."""
+    """Check the rules that every manifest keeps; the error names file, row and value (the header is row 1)."""
+    import pandera.errors
+
     if frame.empty:
         raise StudyError(f"{path} has no rows. Build the manifest again from the picture folder.")
-    checks = (
-        ("image_id", frame["image_id"].duplicated(), "is there twice: keep one row per picture"),
-        ("kl_grade", ~frame["kl_grade"].isin(GRADES), "is no KL grade: use 0, 1, 2, 3 or 4"),
-        ("kl_grade_reader2", frame["kl_grade_reader2"].notna() & ~frame["kl_grade_reader2"].isin(GRADES), "is no KL grade: use 0-4 or leave it empty"),
-        ("split", ~frame["split"].isin(SPLITS), f"is no split: use one of {', '.join(SPLITS)}"),
-        ("group_id", frame["group_id"].isin(["", None]), "is empty: give the patient or duplicate group"),
-    )
-    for name, bad, advice in checks:
-        bad = np.asarray(bad.fillna(True), dtype=bool)
-        if bad.any():
-            row = int(bad.argmax())
-            raise StudyError(f"{path}, row {row + 2} (image_id {frame['image_id'].iloc[row]}): {name} '{frame[name].iloc[row]}' {advice}.")
+    frame = frame.reset_index(drop=True)
+    try:
+        _schema().validate(frame, lazy=True)
+    except pandera.errors.SchemaErrors as errors:
+        cases = errors.failure_cases
+        case = cases.sort_values("index", kind="stable").iloc[0]
+        if case["schema_context"] != "Column":
+            raise StudyError(f"{path} lacks the column {case['failure_case']}. A manifest has: {', '.join(COLUMNS)}.") from None
+        name, alike = case["column"], cases["column"] == case["column"]
+        if pd.isna(case["index"]):
+            raise StudyError(f"{path}: the column {name} holds {case['failure_case']} instead of {_schema().columns[name].dtype}. Read it with read_manifest.") from None
+        row, advice = int(case["index"]), _schema().columns[name].metadata["advice"]
+        raise StudyError(f"{path}, row {row + 2} (image_id {frame['image_id'][row]}): {name} '{frame[name][row]}' {advice}{_others(alike)}.") from None
 
 
-def find_pictures(manifest, folder):
-    """Find each row's file below `folder`, by path or by image id in any container.
+def natural(path):
+    """Sorting key by which 'G0 (9)' comes before 'G0 (10)'."""
+    parts = re.split("([0-9]+)", path)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def tail(path):
+    """The last three parts of a path without suffix: <split>/<grade>/<name> in every published layout."""
+    return "/".join(PurePosixPath(path).with_suffix("").parts[-3:])
+
+
+def locate(folder, known, layouts, expected):
+    """Find the root of a cohort at, above or below a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    known : callable
+        Whether the last three parts of a path, without suffix, belong to the cohort.
+    layouts : iterable of str
+        Folders that lead to the root in published archives; a root that ends like one is preferred, because an
+        archive may hold the same names in another size.
+    expected : str
+        What should be there, for the error.
+
+    Returns
+    -------
+    root : Path
+    files : list of Path
+        Every file below the root, in natural order.
+
+    Raises
+    ------
+    StudyError
+        The folder is missing or holds no known picture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise StudyError(f"The data folder {folder} does not exist. Give an existing folder that holds {expected}.")
+    files = _files_below(folder.resolve())
+    votes = Counter(path.parents[2] for path in files if path.suffix.lower() in SUFFIXES and known(tail(path.as_posix())))
+    if not votes:
+        raise StudyError(f"{folder} holds none of {expected}. Point to the folder that contains them.")
+
+    root = min(votes, key=lambda root: (-max(map(len, _common_ends(root, layouts)), default=0), -votes[root], len(root.parts), root.as_posix()))
+    files = files if root.is_relative_to(folder.resolve()) else _files_below(root)
+    return root, sorted((path for path in files if path.is_relative_to(root)), key=lambda path: natural(path.as_posix()))
+
+
+def _common_ends(root, layouts):
+    # For each layout the folders at its end that the root ends with, too.
+    for layout in layouts:
+        pairs = zip(reversed(root.parts), reversed(PurePosixPath(layout).parts), strict=False)
+        yield list(takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _files_below(folder):
+    files, visited = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:  # a link that leads back
+            folders.clear()
+            continue
+        visited.add(real)
+        files += [Path(place, name) for name in names if not name.startswith("._")]  # "._": macOS leaves such beside each file
+    return files
+
+
+def find_pictures(manifest, folder, layouts=()):
+    """Find each row's file below `folder`, as listed or in another container.
 
     Returns
     -------
@@ -174,28 +220,16 @@ def find_pictures(manifest, folder):
     StudyError
         When the folder is missing or holds none of the pictures.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise StudyError(f"The data folder {folder} does not exist. Give an existing folder, e.g. DATA=/path/to/kneeKL224.")
-    listed = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES}
-    by_stem = {_stem_key(name): path for name, path in listed.items()}
+    keys = set(manifest["path"].map(tail))
+    root, files = locate(folder, keys.__contains__, layouts, f"the {len(manifest)} pictures of the manifest (first: {manifest['path'].iloc[0]})")
+    listed = {path.relative_to(root).as_posix(): path for path in files if path.suffix.lower() in SUFFIXES}
+    by_stem = {tail(name): path for name, path in reversed(listed.items())}
     rows = manifest.copy()
-    rows["file"] = [_match(path, listed, by_stem) for path in rows["path"]]
+    rows["file"] = [listed.get(path) or by_stem.get(tail(path)) for path in rows["path"]]
     rows = rows[rows["file"].notna()].reset_index(drop=True)
-    if rows.empty:
-        raise StudyError(f"{folder} holds none of the {len(manifest)} pictures of the manifest (first: {manifest['path'].iloc[0]}). Point to the folder that contains it.")
     same = [Path(path).suffix == file.suffix for path, file in zip(rows["path"], rows["file"], strict=True)]
     rows["status"] = np.where(same, "as listed", "re-encoded")
     return rows
-
-
-def _stem_key(name):
-    # The last three folders identify a picture in every published layout: <split>/<grade>/<name>.
-    return "/".join(Path(name).with_suffix("").parts[-3:])
-
-
-def _match(path, listed, by_stem):
-    return listed.get(path) or by_stem.get(_stem_key(path))
 
 
 def data_hash(manifest):

@@ -23,8 +23,8 @@ ALLOWED = {
     "part": PARTS,
     "prompts": tuple(PROMPT_SETS),
     "normalisation": ("imagenet", "clip"),
-    "geometry": ("stretch", "pad", "center_crop"),
-    "intensity": ("none",),
+    "geometry": ("stretch", "pad", "center_crop"),  # of training; `harmonisation` has more for reporting
+    "intensity": ("none", "clahe"),
     "augmentation": ("as_printed", "strong"),
     "targets": ("hard", "ordinal"),
 }
@@ -147,13 +147,24 @@ def load(name, folder=FOLDER):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise StudyError(f"{path} is not valid YAML: {error}") from error
-    profile = _build(Profile, content, path.name, "")
+    profile = build(Profile, content, path.name)
     if profile.name != name:
         raise StudyError(f"{path.name}: key 'name' is '{profile.name}' but the file is called '{name}.yaml'. Make them equal.")
     return profile
 
 
-def _build(cls, content, file, prefix):
+def build(cls, content, file, prefix=""):
+    """A dataclass from the content of a YAML file; every key must be known, there and of the right type.
+
+    Parameters
+    ----------
+    cls : type
+    content : dict
+    file : str
+        Its name, for errors.
+    prefix : str
+        The keys that lead to `content`, with a dot at the end, for errors.
+    """
     if not isinstance(content, dict):
         raise StudyError(f"{file}: '{prefix.rstrip('.') or 'the file'}' must be a mapping with the keys {_keys(cls)}.")
     known = [field.name for field in fields(cls)]
@@ -172,7 +183,7 @@ def _value(hint, value, file, key):
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _value(args[0], value, file, key)
     if is_dataclass(hint):
-        return _build(hint, value, file, key + ".")
+        return build(hint, value, file, key + ".")
     if origin is tuple and isinstance(value, list):
         return tuple(_value(args[0], item, file, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):

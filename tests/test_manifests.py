@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import manifests
+from koa_lib import manifests, pictures
 from koa_lib.errors import StudyError
 from koa_lib.study import MANIFESTS
 
@@ -116,14 +116,14 @@ def test_hash_is_the_same_in_every_lossless_container(tmp_path, shape):
     pixels = random_picture(1, shape)
     paths = [saved(tmp_path, pixels, ".png"), saved(tmp_path, pixels, ".tiff"), saved(tmp_path, pixels, ".bmp"),
              saved(tmp_path, pixels, ".webp", lossless=True)]
-    found = [manifests.describe_picture(path) for path in paths]
+    found = [pictures.describe(path) for path in paths]
     assert len({row["pixel_sha256"] for row in found}) == 1 and len({row["sha256"] for row in found}) == 4
     assert {(row["width"], row["height"], row["bit_depth"]) for row in found} == {(14, 9, 8)}
 
 
 def test_hash_is_the_same_for_sixteen_bits_in_png_and_tiff(tmp_path):
     pixels = random_picture(2, (9, 14), np.uint16)
-    png, tiff = (manifests.describe_picture(saved(tmp_path, pixels, suffix)) for suffix in (".png", ".tiff"))
+    png, tiff = (pictures.describe(saved(tmp_path, pixels, suffix)) for suffix in (".png", ".tiff"))
     assert png["pixel_sha256"] == tiff["pixel_sha256"] and png["bit_depth"] == 16 and png["channels"] == 1
 
 
@@ -133,9 +133,9 @@ def test_hash_follows_its_definition(seed, wide, colour):
     dtype = np.uint16 if wide else np.uint8
     pixels = random_picture(seed, (5, 7, 3) if colour else (5, 7), dtype)
     head = f"5x7{'x3' if colour else ''}:{'uint16' if wide else 'uint8'}:".encode()
-    assert manifests.pixel_sha256(pixels) == hashlib.sha256(head + pixels.astype("<u2" if wide else "u1").tobytes()).hexdigest()
+    assert pictures.pixel_sha256(pixels) == hashlib.sha256(head + pixels.astype("<u2" if wide else "u1").tobytes()).hexdigest()
     big_endian = pixels.astype(pixels.dtype.newbyteorder(">"))
-    assert manifests.pixel_sha256(np.asfortranarray(big_endian)) == manifests.pixel_sha256(pixels)
+    assert pictures.pixel_sha256(np.asfortranarray(big_endian)) == pictures.pixel_sha256(pixels)
 
 
 @settings(max_examples=25, deadline=None)
@@ -144,19 +144,19 @@ def test_one_changed_pixel_changes_the_hash(seed, row, column, bit):
     pixels = random_picture(seed, (9, 14))
     other = pixels.copy()
     other[row, column] ^= 1 << bit
-    assert manifests.pixel_sha256(pixels) != manifests.pixel_sha256(other)
+    assert pictures.pixel_sha256(pixels) != pictures.pixel_sha256(other)
 
 
 def test_shape_and_depth_belong_to_the_hash():
     pixels = random_picture(3, (6, 4))
     others = [pixels.reshape(4, 6), pixels.astype(np.uint16), pixels.reshape(2, 4, 3)]
-    assert len({manifests.pixel_sha256(array) for array in (pixels, *others)}) == 4
+    assert len({pictures.pixel_sha256(array) for array in (pixels, *others)}) == 4
 
 
 def test_equal_channels_count_as_one(tmp_path):
     gray = random_picture(4, (9, 14))
     colour = np.repeat(gray[..., None], 3, axis=2)
-    one, three = manifests.describe_picture(saved(tmp_path, gray, ".png")), manifests.describe_picture(saved(tmp_path, colour, ".bmp"))
+    one, three = pictures.describe(saved(tmp_path, gray, ".png")), pictures.describe(saved(tmp_path, colour, ".bmp"))
     assert one["pixel_sha256"] == three["pixel_sha256"] and three["channels"] == 1 and (one["mode"], three["mode"]) == ("L", "RGB")
 
 
@@ -164,9 +164,9 @@ def test_alpha_is_dropped_and_a_palette_expanded(tmp_path):
     gray = random_picture(5, (9, 14))
     alpha = np.dstack([gray, gray, gray, random_picture(6, (9, 14))])
     Image.fromarray(gray).convert("P").save(tmp_path / "palette.png")
-    expected = manifests.pixel_sha256(gray)
+    expected = pictures.pixel_sha256(gray)
     for path, mode in ((saved(tmp_path, alpha, ".png"), "RGBA"), (tmp_path / "palette.png", "P")):
-        row = manifests.describe_picture(path)
+        row = pictures.describe(path)
         assert (row["pixel_sha256"], row["mode"]) == (expected, mode)
 
 
@@ -175,7 +175,7 @@ def test_unreadable_picture_is_named(tmp_path, content):
     path = saved(tmp_path, random_picture(7, (60, 60)), ".png")
     path.write_bytes({"text": b"not a picture", "half": path.read_bytes()[:900], "empty": b""}[content])
     with pytest.raises(StudyError, match="picture.png cannot be read as a picture"):
-        manifests.decode(path)
+        pictures.decode(path)
 
 
 @pytest.mark.parametrize("name, folder, count", [("oai_chen2018", "oai_original_sample", 78), ("gornale2020", "gornale_sample", 56)])
@@ -184,7 +184,7 @@ def test_every_original_file_matches_its_row(shared, name, folder, count):
     found = manifests.find_pictures(manifest, shared(folder))
     assert len(found) == count and (found["status"] == "as listed").all()
     for row in found.to_dict("records"):
-        described = manifests.describe_picture(row["file"])
+        described = pictures.describe(row["file"])
         assert described == {name: row[name] for name in described}, row["path"]
 
 
@@ -203,7 +203,7 @@ def test_pictures_are_found_in_another_container(tmp_path, cohort_a):
     Image.open(folder / row["path"]).save(target, lossless=True)
     found = manifests.find_pictures(manifest, tmp_path)
     assert list(found["image_id"]) == [row["image_id"]] and list(found["status"]) == ["re-encoded"]
-    assert manifests.describe_picture(target)["pixel_sha256"] == row["pixel_sha256"]
+    assert pictures.describe(target)["pixel_sha256"] == row["pixel_sha256"]
 
 
 def test_folder_mistakes_are_named(tmp_path, cohort_a):

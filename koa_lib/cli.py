@@ -1,6 +1,7 @@
 """The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a traceback."""
 
 import sys
+from pathlib import Path
 
 import typer
 
@@ -8,7 +9,7 @@ from koa_lib.errors import StudyError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="koa-clip: grade knee osteoarthritis with CLIP, and rebuild the study.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at cohorts and their manifests.")
+data_app = typer.Typer(no_args_is_help=True, help="Fetch, build, verify and audit cohorts.")
 app.add_typer(data_app, name="data")
 
 Profile = typer.Option("demo", help="smoke, demo, oai or paper.")
@@ -57,24 +58,58 @@ def reference(profile: str = Profile, seed: int = Seed):
     print(f"tables kept in {keep(run_dir(profile, seed))}")
 
 
-@data_app.command("check")
-def check(cohort: str, folder: str):
-    """Find a cohort's pictures below a folder and compare them with its manifest."""
-    from koa_lib import manifests
-    from koa_lib.study import MANIFESTS
+@data_app.command()
+def fetch(cohort: str, folder: str = typer.Argument("", help="By default data/<cohort>."),
+          url: str = typer.Option("", help="Another address of the same archive, e.g. a mirror.")):
+    """Download a cohort, unpack it and check every picture against its manifest."""
+    from koa_lib.fetching import fetch
 
-    manifest = manifests.read_manifest(MANIFESTS / f"{cohort}.csv")
-    found = manifests.find_pictures(manifest, folder)
-    as_listed = found[found["status"] == "as listed"]
-    same = sum(manifests.file_sha256(row.file) == row.sha256 for row in as_listed.itertuples())
-    print(f"{len(found)} of {len(manifest)} pictures found: {same} with the same bytes, {len(as_listed) - same} changed, {len(found) - len(as_listed)} re-encoded.")
+    fetch(cohort, folder or f"data/{cohort}", url)
+
+
+@data_app.command()
+def build(cohort: str, folder: str, readers: str = typer.Option(None, help="CSV with image_id or pixel_sha256 and kl_grade_reader2."),
+          out: str = typer.Option("", help="By default <cohort>.csv in this folder.")):
+    """Build a cohort's manifest from its files and compare it with the committed one."""
+    from koa_lib import building
+
+    target = _new_file(out or f"{cohort}.csv")
+    frame = building.build(cohort, folder, readers)
+    frame.to_csv(target, index=False, lineterminator="\n")
+    print(f"{len(frame):,} rows written to {target}. {building.compare(target, cohort)}")
+
+
+@data_app.command()
+def verify(cohort: str, folder: str, out: str = typer.Option("", help="CSV for the whole list.")):
+    """Compare every picture below a folder with the cohort's manifest; exit code 1 when something is wrong."""
+    from koa_lib.fetching import verify
+
+    verify(cohort, folder, out and _new_file(out))
+
+
+@data_app.command()
+def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for the tables, by default <cohort>_audit.")):
+    """Find what repeats, contradicts, leaks or looks odd in a cohort's files."""
+    from koa_lib import audit, cohorts, inspection, manifests
+
+    target = Path(out or f"{cohort}_audit")
+    if target.is_file():
+        raise StudyError(f"{target} is a file. Give a folder with --out.")
+    known = cohorts.facts(cohort)
+    rows = manifests.find_pictures(cohorts.manifest(cohort, folder), folder, known.layouts.values())
+    root = rows["file"].iloc[0].parents[2]
+    inspected = inspection.with_second_reader(inspection.inspect(rows), root)
+    result = audit.audit(inspected, cohort)
+    result.write(target)
+    print(f"{cohort} in {root}: {len(rows):,} pictures of the manifest\n{audit.as_text(result)}")
+    print(f"findings.csv, affected_files.csv, sets.csv and format_shortcut.csv are in {target}")
+    if not inspected["readable"].all():
+        raise StudyError("Files that cannot be read were left out:\n  " + "\n  ".join(inspected.loc[~inspected["readable"], "problem"]))
 
 
 @data_app.command("phantoms")
 def phantoms(folder: str, patients: int = 100, seed: int = 0):
     """Write a phantom cohort of knees with its manifest, to look at or to try the study on."""
-    from pathlib import Path
-
     from koa_lib.phantoms import write_cohort_a
 
     target = Path(folder)
@@ -85,10 +120,25 @@ def phantoms(folder: str, patients: int = 100, seed: int = 0):
     print(f"{len(manifest)} pictures and manifest.csv written to {folder}.")
 
 
+def _new_file(path):
+    # Looked at before the work, so that nothing is done in vain.
+    path = Path(path)
+    if path.exists():
+        raise StudyError(f"{path} exists already. Give another name with --out, so that nothing is overwritten.")
+    if not path.absolute().parent.is_dir():
+        raise StudyError(f"The folder of {path} does not exist. Make it or give another name with --out.")
+    return path
+
+
 def main():
-    """Entry point: a `StudyError` becomes one line on stderr and exit code 1."""
+    """Entry point: a `StudyError` becomes one line on stderr and exit code 1, as does what the system refuses."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         app()
     except StudyError as error:
         print(f"koa: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"koa: {error.filename or 'A file'} cannot be read or written ({error.strerror or error}). Check the folder and the space left.", file=sys.stderr)
         sys.exit(1)

@@ -1,0 +1,188 @@
+"""Verification: is what lies in a folder what the manifest says, picture by picture?"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from koa_lib import manifests, pictures
+from koa_lib.building import attempt
+from koa_lib.errors import StudyError
+
+# Statuses in the order of a report; the first three are good.
+GOOD = {
+    "as listed": "the same bytes",
+    "changed bytes, same pixels": "written again without loss: accepted",
+    "same pixels, other container": "another file format without loss: accepted",
+}
+BAD = {
+    "re-encoded": "another file format with other pixels, e.g. lossy: the study runs on it and stamps the report",
+    "changed pixels": "not the published picture: fetch it again",
+    "wrong grade folder": "lies under another grade: move it back, the folder is the label",
+    "wrong split folder": "lies in another split: move it back",
+    "renamed": "the pixels of a missing picture under another name: rename it",
+    "wrong extension": "rename it, so that it is read",
+    "unreadable": "fetch it again",
+    "missing": "fetch it",
+    "extra": "not in the manifest, ignored by the study: remove it",
+}
+COLUMNS = ["status", "image_id", "listed", "found", "detail"]
+
+
+def verify(manifest, folder, layouts=(), beside=()):
+    """Compare the files of a folder with a manifest.
+
+    Bytes are compared first; only where they differ the picture is decoded and its pixels are compared.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        Manifest rows.
+    folder : Path
+        The cohort's root, or a folder above or below it.
+    layouts : iterable of str
+        See `manifests.locate`.
+    beside : iterable of str
+        Folders of the root that the manifest does not list; they are not looked at.
+
+    Returns
+    -------
+    root : Path
+    report : DataFrame
+        One row per listed picture and per extra file: status (of `GOOD` or `BAD`), image_id, listed and found path
+        below the root, detail.
+
+    Raises
+    ------
+    StudyError
+        The folder is missing or holds none of the pictures.
+    """
+    keys = set(manifest["path"].map(manifests.tail))
+    expected = f"the {len(manifest)} pictures of the manifest (first: {manifest['path'].iloc[0]})"
+    root, files = manifests.locate(folder, keys.__contains__, layouts, expected)
+    found = {path.relative_to(root).as_posix(): path for path in files}
+    found = {name: path for name, path in found.items() if name.split("/")[0] not in beside}
+    pairs, missing, spare = _pair(manifest, found)
+    with ThreadPoolExecutor(2) as pool, tqdm(total=len(pairs), desc="verifying", unit="file", disable=None) as bar:
+        rows = []
+        for result in pool.map(lambda pair: _compare(pair[0], found[pair[1]], pair[1]), pairs):
+            rows.append(result)
+            bar.update()
+    rows += _unpaired(missing, {name: found[name] for name in spare})
+    order = {status: k for k, status in enumerate((*GOOD, *BAD))}
+    return root, pd.DataFrame(rows, columns=COLUMNS).sort_values("status", key=lambda status: status.map(order), kind="stable", ignore_index=True)
+
+
+def _pair(manifest, found):
+    """Listed rows with the name of their file: by path, then by the path in another container, then by id elsewhere."""
+    usable = [name for name in found if _is_picture(name)]
+    by_stem = {manifests.tail(name): name for name in reversed(usable)}
+    pairs, left, taken = [], [], set()
+    for row in manifest.itertuples():
+        name = row.path if row.path in found else by_stem.get(manifests.tail(row.path))
+        (left if name is None else pairs).append(row if name is None else (row, name))
+        taken.add(name)
+    elsewhere = {_identity(name): name for name in reversed(usable) if name not in taken}
+    missing = []
+    for row in left:
+        name = elsewhere.pop(row.image_id, None)
+        (missing if name is None else pairs).append(row if name is None else (row, name))
+        taken.add(name)
+    return pairs, missing, [name for name in found if name not in taken]
+
+
+def _is_picture(name):
+    return Path(name).suffix.lower() in pictures.SUFFIXES
+
+
+def _identity(name):
+    return Path(name).stem.replace(" ", "")
+
+
+def _compare(row, file, name):
+    report = {"image_id": row.image_id, "listed": row.path, "found": name}
+    try:
+        same_bytes = pictures.file_sha256(file) == row.sha256
+        described = None if same_bytes else pictures.describe(file)
+        same_pixels = same_bytes or described["pixel_sha256"] == row.pixel_sha256
+        untouched = same_bytes and Path(row.path).suffix == file.suffix  # whatever its publisher called it
+        detail = "" if untouched else pictures.mislabelled(file)
+    except StudyError as error:
+        return {**report, "status": "unreadable", "detail": str(error)}
+    except OSError as error:
+        return {**report, "status": "unreadable", "detail": f"the system says '{error.strerror}'"}
+    place, other = row.path.split("/"), name.split("/")
+    if place[:-1] != other[:-1]:
+        status = "wrong grade folder" if place[-2] != other[-2] else "wrong split folder"
+        state = "bytes as listed" if same_bytes else "pixels as listed" if same_pixels else "and its pixels differ"
+        return {**report, "status": status, "detail": f"listed in {'/'.join(place[:-1])}, found in {'/'.join(other[:-1])}; {state}"}
+    if same_pixels and detail:
+        return {**report, "status": "wrong extension", "detail": detail}
+    if not same_pixels and (described["width"], described["height"]) != (row.width, row.height):
+        detail = f"{described['width']} x {described['height']} instead of {row.width} x {row.height}. {detail}"
+    return {**report, "status": _status(row, file, same_bytes, same_pixels), "detail": detail.strip()}
+
+
+def _status(row, file, same_bytes, same_pixels):
+    same_container = Path(row.path).suffix.lower() == file.suffix.lower()
+    if same_bytes:
+        return "as listed"
+    if same_pixels:
+        return "changed bytes, same pixels" if same_container else "same pixels, other container"
+    return "changed pixels" if same_container else "re-encoded"
+
+
+def _unpaired(missing, spare):
+    """Reports on listed pictures without a file and files without a row, which may be each other's."""
+    hashes = {name: attempt(_pixels, path) for name, path in spare.items() if _is_picture(name)}
+    same_pixels = {}
+    for name, digest in reversed(hashes.items()):
+        same_pixels.setdefault(str(digest), []).append(name)
+    wanted = {row.image_id for row in missing}
+    others = {_identity(name): name for name, path in spare.items() if _identity(name) in wanted and isinstance(hashes.get(name) or attempt(_pixels, path), str)}
+    rows, used = [], set()
+    for row in missing:
+        report = {"image_id": row.image_id, "listed": row.path}
+        renamed, other = same_pixels.get(row.pixel_sha256), others.get(row.image_id)
+        renamed = renamed.pop() if renamed else None
+        if renamed or other:
+            used.add(renamed or other)
+            detail = f"rename it to {row.path}"
+            rows.append({**report, "status": "renamed" if renamed else "wrong extension", "found": renamed or other, "detail": detail})
+        else:
+            rows.append({**report, "status": "missing", "found": "", "detail": ""})
+    for name, digest in hashes.items():
+        if name not in used:
+            failed = isinstance(digest, StudyError)
+            rows.append({"status": "unreadable" if failed else "extra", "image_id": "", "listed": "", "found": name, "detail": str(digest) if failed else ""})
+    return rows
+
+
+def _pixels(path):
+    return pictures.pixel_sha256(pictures.decode(path)[0])
+
+
+def problems(report):
+    """The rows of a report that are not good."""
+    return report[report["status"].isin(BAD)]
+
+
+def summary(report, most=10):
+    """A report for the terminal: one line per status with its meaning, and every bad file; of what comes by thousands the first ones."""
+    lines = []
+    for status, meaning in {**GOOD, **BAD}.items():
+        rows = report[report["status"] == status]
+        if rows.empty:
+            continue
+        lines.append(f"  {status:<29}{len(rows):>6,}  {meaning}")
+        if status in BAD:
+            shown = rows.head(most) if status in ("missing", "re-encoded", "extra") else rows
+            lines += [f"      {row.found or row.listed}{f': {row.detail}' if row.detail else ''}" for row in shown.itertuples()]
+            lines += [f"      and {len(rows) - len(shown):,} more"] if len(rows) > len(shown) else []
+    return "\n".join(lines)
+
+
+def count_pictures(folder):
+    """Number of picture files below a folder, 0 when it is absent."""
+    return sum(_is_picture(path.name) for path in folder.rglob("*")) if folder.is_dir() else 0

@@ -1,4 +1,4 @@
-"""From manifest rows to tensors: reading, geometry, normalisation, augmentation, and cohorts of a study."""
+"""From manifest rows to tensors: the cohorts of a study, their pictures as arrays, normalisation and augmentation."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from koa_lib import manifests
+from koa_lib import cohorts, duplicates, harmonisation, inspection, joint, manifests, pictures
 from koa_lib.errors import StudyError
 from koa_lib.study import MANIFESTS
 
@@ -16,37 +15,6 @@ STATISTICS = {  # mean and standard deviation per channel, METHODS: ImageNet as 
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-# Share of the shorter side that `center_crop` keeps: OAI crops carry the joint line in their middle (our reading).
-CENTRAL_SHARE = 0.82
-
-
-def read_gray(path):
-    """A picture as gray float32 (H, W) in [0, 1]; 16-bit values are rescaled by 65,535, colour is averaged."""
-    pixels, _ = manifests.decode(path)
-    gray = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-    return gray if gray.ndim == 2 else gray.mean(axis=2)
-
-
-def to_square(image, geometry, size):
-    """Fit a gray picture (H, W) in [0, 1] into (size, size).
-
-    `stretch` ignores the aspect ratio (as printed), `pad` fills to a square with the border's median,
-    `center_crop` keeps the central square.
-    """
-    height, width = image.shape
-    if geometry == "pad":
-        side = max(height, width)
-        border = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
-        square = np.full((side, side), border, dtype=np.float32)
-        top, left = (side - height) // 2, (side - width) // 2
-        square[top : top + height, left : left + width] = image
-        image = square
-    elif geometry == "center_crop":
-        side = round(min(height, width) * CENTRAL_SHARE)
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
-    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
-    return np.clip(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -56,6 +24,11 @@ class Cohort:
     name: str
     rows: pd.DataFrame
 
+    @property
+    def root(self):
+        """The folder below which the manifest's paths lie."""
+        return self.rows["file"].iloc[0].parents[2]
+
     def __repr__(self):
         per_split = self.rows["split"].value_counts().to_dict()
         return f"Cohort {self.name}: {len(self.rows)} pictures, {self.rows['group_id'].nunique()} groups, {per_split}"
@@ -63,6 +36,8 @@ class Cohort:
 
 def cohort(study, role):
     """The cohort that plays a role in a study.
+
+    The groups of the external cohort merge near-duplicates, because its patients are unknown.
 
     Parameters
     ----------
@@ -74,6 +49,16 @@ def cohort(study, role):
     Cohort or None
         None when no folder was given for the external cohort.
     """
+    members = _members(study, role)
+    if members is None or role == "training":
+        return members
+    seen = inspected(study, role)
+    rows, readable = members.rows.copy(), seen["readable"]
+    rows.loc[readable, "group_id"] = duplicates.near_groups(seen[readable], "group_id")
+    return replace(members, rows=rows)
+
+
+def _members(study, role):
     spec = getattr(study.profile, role)
     if spec.source == "phantoms":
         folder = _phantom_folder(study, spec, role)
@@ -83,9 +68,21 @@ def cohort(study, role):
         if folder is None:
             return None
         manifest = manifests.read_manifest(MANIFESTS / f"{spec.name}.csv")
-    found = manifests.find_pictures(manifest, folder)
+    layouts = cohorts.facts(spec.name).layouts.values() if spec.name in cohorts.names() else ()
+    found = manifests.find_pictures(manifest, folder, layouts)
     _note_data(study, role, found)
     return Cohort(spec.name, found)
+
+
+def inspected(study, role):
+    """What the files of a study's cohort hold (`inspection.inspect`), read once; None without the cohort."""
+    members = _members(study, role)
+    if members is None:
+        return None
+    key = {"data": manifests.data_hash(members.rows), "content": study.inputs.content}
+    path = study.store.make(f"data/{members.name}__files.csv", key, lambda path: inspection.write(inspection.inspect(members.rows), path),
+                            code=("inspection", "pictures"))
+    return inspection.read(path, members.rows)
 
 
 def _phantom_folder(study, spec, role):
@@ -93,7 +90,7 @@ def _phantom_folder(study, spec, role):
 
     write = {"training": phantoms.write_cohort_a, "external": phantoms.write_cohort_b}[role]
     key = {"cohort": spec, "seed": study.seed}
-    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms", "findings", "radiograph", "manifests"))
+    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms", "findings", "radiograph", "manifests", "pictures"))
 
 
 def _made(path):
@@ -110,7 +107,7 @@ def _note_data(study, role, rows):
     key = [study.inputs.content, manifests.data_hash(rows)]
     if note.get(role, {}).get("key") == key:
         return
-    files = manifests.data_hash(rows.assign(pixel_sha256=[manifests.file_sha256(file) for file in rows["file"]]))
+    files = manifests.data_hash(rows.assign(pixel_sha256=[pictures.file_sha256(file) for file in rows["file"]]))
     note[role] = {"key": key, "hash": files, "pictures": len(rows), "re_encoded": int((rows["status"] == "re-encoded").sum())}
     note["hash"] = "-".join(note[r]["hash"][:7] for r in ("training", "external") if r in note)
     write_text(path, json.dumps(note, indent=1))
@@ -159,28 +156,45 @@ class KneeDataset:
 
 
 def dataset(study, role, geometry, intensity, size):
-    """The `KneeDataset` of a cohort, decoded once and kept as a memory-mapped array; None without the cohort."""
+    """The `KneeDataset` of a cohort, decoded once and kept as a memory-mapped array; None without the cohort.
+
+    Where the geometry parts pictures of two knees, such a picture has two rows with the same image id.
+    """
     members = cohort(study, role)
     if members is None:
         return None
-    files = list(members.rows["file"])
+    reference = training_histogram(study, size) if intensity == "match_train" else None
     name = f"features/pictures__{members.name}__{geometry}-{intensity}__{size}.npy"
     key = {"data": manifests.data_hash(members.rows), "content": study.inputs.content, "geometry": geometry, "intensity": intensity, "size": size}
-    path = study.store.make(name, key, lambda part: _decode_all(files, geometry, size, part), code=("datasets", "manifests"))
-    return KneeDataset(members.rows, np.load(path, mmap_mode="r"), np.arange(len(members.rows)))
+    if reference is not None:
+        key["reference"] = reference.round(6).tolist()
+    trained = study.profile.our_protocol.geometry
+    if geometry == "joint_crop":
+        key |= {"template": pictures.file_sha256(joint.TEMPLATE), "trained": trained}
+    files = list(members.rows["file"])
+    folder = study.store.make(name.removesuffix(".npy"), key, lambda path: _decode_all(files, (geometry, size, trained), (intensity, reference), path),
+                              code=("datasets", "harmonisation", "joint", "pictures"))
+    owners = np.load(folder / "owners.npy")
+    return KneeDataset(members.rows.iloc[owners].reset_index(drop=True), np.load(folder / "pixels.npy", mmap_mode="r"), np.arange(len(owners)))
 
 
-def _decode_all(files, geometry, size, path):
-    with open(path, "wb") as file:  # np.save would add a suffix to the temporary name
-        array = np.empty((len(files), size, size), dtype=np.uint8)
+def training_histogram(study, size):
+    """Cumulative mean histogram of the training split as the model sees it; reads no label, no test and no external picture."""
+    training = dataset(study, "training", study.profile.our_protocol.geometry, "none", size)
+    fitted = training.images(np.flatnonzero(training.rows["split"] == "train"))
+    return harmonisation.mean_histogram(picture / np.float32(255) for picture in fitted)
 
-        def decode(item):
-            position, picture = item
-            array[position] = np.round(to_square(read_gray(picture), geometry, size) * 255)
 
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(decode, enumerate(files)))
-        np.save(file, array)
+def _decode_all(files, shape, tone, folder):
+    def decode(file):
+        squares = harmonisation.squares(pictures.read_gray(file), *shape)
+        return [np.round(harmonisation.adjust(square, *tone) * 255).astype(np.uint8) for square in squares]
+
+    with ThreadPoolExecutor(2) as pool:
+        decoded = list(pool.map(decode, files))
+    folder.mkdir()
+    np.save(folder / "owners.npy", np.repeat(np.arange(len(files)), [len(squares) for squares in decoded]))
+    np.save(folder / "pixels.npy", np.stack([square for squares in decoded for square in squares]))
 
 
 def to_tensor(images, statistics):
@@ -196,7 +210,7 @@ def to_tensor(images, statistics):
     values = torch.as_tensor(np.asarray(images))
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if values.min() < -1e-3 or values.max() > 1 + 1e-3:
-        raise StudyError(f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. Read them with read_gray.")
+        raise StudyError(f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. Read them with pictures.read_gray.")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in STATISTICS[statistics])
     return (values[:, None] - mean) / std
 

@@ -36,8 +36,17 @@ class Name:
 
 
 def frame(image_ids, probabilities):
-    """A predictions frame from ids (n,) and probabilities (n, 5)."""
-    return pd.DataFrame(np.asarray(probabilities, dtype=float), columns=PROBABILITIES).assign(image_id=list(image_ids))[COLUMNS]
+    """A predictions frame from ids (n,) and probabilities (n, 5).
+
+    An id that is there twice stands for the two knees of one picture, whose single grade is taken to be that of the
+    worse knee (our reading): the row with the higher expected grade is kept.
+    """
+    frame = pd.DataFrame(np.asarray(probabilities, dtype=float), columns=PROBABILITIES).assign(image_id=list(image_ids))[COLUMNS]
+    if frame["image_id"].is_unique:
+        return frame
+    expected = frame[PROBABILITIES].to_numpy() @ np.arange(len(PROBABILITIES))
+    worse = frame.assign(expected=expected).sort_values("expected", ascending=False, kind="stable").drop_duplicates("image_id")
+    return frame.loc[worse.index.sort_values()].reset_index(drop=True)
 
 
 def write(predictions, path):
@@ -90,7 +99,7 @@ def join(predictions, manifest):
         When a predicted picture is not in the manifest.
     """
     columns = ["image_id", "kl_grade", "kl_grade_reader2", "group_id", "split", "pixel_sha256", "width", "height"]
-    graded = predictions.merge(manifest[columns], on="image_id", how="left", validate="one_to_one")
+    graded = predictions.merge(manifest[columns].drop_duplicates("image_id"), on="image_id", how="left", validate="one_to_one")
     unknown = graded["kl_grade"].isna()
     if unknown.any():
         raise StudyError(f"Picture '{graded.loc[unknown, 'image_id'].iloc[0]}' is predicted but not in the manifest. Use the manifest of the same cohort.")

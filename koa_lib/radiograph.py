@@ -59,6 +59,13 @@ def render(knees, rng):
     return film(np.concatenate([_density(*knee, rng) for knee in knees], axis=1), knees[0][1].wide, rng)
 
 
+def joint_centre(view):
+    """Where the middle of a healthy joint line lies on the film: (x, y) in pixels."""
+    angle = np.deg2rad(view.rotation)  # the film is turned about the plateau's centre, half a gap below the line
+    half_gap = GAP / 2 * view.unit
+    return view.centre[0] + half_gap * np.sin(angle), view.centre[1] - half_gap * np.cos(angle)
+
+
 def _density(findings, view, traits, rng):
     u = ((np.arange(view.width + 2 * MARGIN, dtype=np.float32) - MARGIN - view.centre[0]) / view.unit)[None, :]
     v = ((np.arange(view.height + 2 * MARGIN, dtype=np.float32) - MARGIN - view.centre[1]) / view.unit)[:, None]

@@ -11,7 +11,7 @@ from koa_lib import datasets, manifests, predictions, splits, training
 from koa_lib.protocols import clip_arm, folds, main_fold, prediction_name, unseen_split
 from koa_lib.store import code_hash, plain, write_text
 
-_CODE = ("training", "model", "tower", "losses", "datasets", "splits", "protocols", "runner")
+_CODE = ("training", "model", "tower", "losses", "datasets", "harmonisation", "joint", "pictures", "splits", "protocols", "runner")
 
 
 class Runner:
@@ -150,6 +150,8 @@ class Runner:
         shaping = {name: getattr(recipe, name) for name in ("normalisation", "geometry", "intensity", "augmentation", "views")}
         key = {**arm.key, **shaping, "stage": grader.stage, "seed": self.study.seed, "size": whole.pixels.shape[1],
                "data": manifests.data_hash(whole.rows), "content": self.study.inputs.content}
+        if recipe.intensity == "match_train":
+            key["reference"] = manifests.data_hash(self.data("training", self.study.profile.our_protocol).rows)
         spec = getattr(self.study.profile, role)
         name = f"features/{grader.stage}__{spec.name}__{recipe.geometry}-{recipe.intensity}__{recipe.normalisation}.npy"
         path = self.study.store.make(name, key, lambda path: training.extract(grader, whole, recipe, self.study.seed, path), _CODE)

@@ -1,4 +1,4 @@
-"""From files to tensors: intensity and geometry are what they claim, augmentation is repeatable."""
+"""From files to tensors: gray values are what they claim, augmentation is repeatable."""
 
 from dataclasses import replace
 
@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import datasets
+from koa_lib import datasets, harmonisation, pictures
 from koa_lib.errors import StudyError
 
 
 def test_sixteen_bits_are_rescaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 400).reshape(20, 20).round().astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    gray = datasets.read_gray(tmp_path / "ramp.png")
+    gray = pictures.read_gray(tmp_path / "ramp.png")
     assert gray.dtype == np.float32 and np.allclose(gray, ramp / 65535, atol=1e-6)
 
 
@@ -25,46 +25,14 @@ def test_same_picture_reads_the_same_in_eight_and_sixteen_bits(tmp_path):
     low = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
     Image.fromarray(low).save(tmp_path / "low.png")
     Image.fromarray(low.astype(np.uint16) * 257).save(tmp_path / "high.png")
-    assert np.allclose(datasets.read_gray(tmp_path / "low.png"), datasets.read_gray(tmp_path / "high.png"), atol=1e-6)
+    assert np.allclose(pictures.read_gray(tmp_path / "low.png"), pictures.read_gray(tmp_path / "high.png"), atol=1e-6)
 
 
 def test_unequal_channels_are_averaged(tmp_path):
     colour = np.zeros((4, 4, 3), dtype=np.uint8)
     colour[..., 0], colour[..., 1] = 255, 51
     Image.fromarray(colour).save(tmp_path / "colour.png")
-    assert np.allclose(datasets.read_gray(tmp_path / "colour.png"), (1 + 0.2) / 3, atol=1e-6)
-
-
-@settings(max_examples=30, deadline=None)
-@given(geometry=st.sampled_from(["stretch", "pad", "center_crop"]), height=st.integers(20, 90), width=st.integers(20, 90), size=st.sampled_from([16, 33, 64]),
-       level=st.floats(0, 1, width=32))
-def test_every_geometry_gives_a_square_and_keeps_a_flat_picture(geometry, height, width, size, level):
-    square = datasets.to_square(np.full((height, width), level, dtype=np.float32), geometry, size)
-    assert square.shape == (size, size) and np.allclose(square, level, atol=1e-5)
-
-
-def extent(image):
-    """Height and width of what is bright."""
-    bright = image > 0.5
-    return bright.any(axis=1).sum(), bright.any(axis=0).sum()
-
-
-def disc(height, width, radius):
-    y, x = np.mgrid[:height, :width]
-    return (np.hypot(y - height / 2, x - width / 2) < radius).astype(np.float32)
-
-
-@pytest.mark.parametrize("geometry, ratio", [("stretch", 2.0), ("pad", 1.0), ("center_crop", 1.0)])
-def test_only_stretch_changes_the_aspect_ratio(geometry, ratio):
-    tall, broad = extent(datasets.to_square(disc(100, 200, 30), geometry, 128))
-    assert tall / broad == pytest.approx(ratio, rel=0.08)
-
-
-def test_pad_shows_all_and_center_crop_leaves_the_edges_out():
-    image = np.zeros((100, 200), dtype=np.float32)
-    image[:, :20] = image[:, -20:] = 1
-    assert datasets.to_square(image, "center_crop", 64).max() == 0
-    assert extent(datasets.to_square(image, "pad", 64))[1] > 0
+    assert np.allclose(pictures.read_gray(tmp_path / "colour.png"), (1 + 0.2) / 3, atol=1e-6)
 
 
 @pytest.mark.parametrize("values", [np.full((1, 4, 4), 255.0), np.full((1, 4, 4), -1.0), np.full((2, 4, 4), 65535, dtype=np.uint16)])
@@ -121,7 +89,7 @@ def test_dataset_of_a_study_holds_its_files(easy_study):
     data = datasets.dataset(easy_study, "training", "stretch", "none", 32)
     assert len(data) == 120 and data.role == "any"
     for position in (0, 17, 119):
-        expected = datasets.to_square(datasets.read_gray(data.rows["file"][position]), "stretch", 32)
+        (expected,) = harmonisation.squares(pictures.read_gray(data.rows["file"][position]), "stretch", 32)
         assert np.abs(data.images(np.array([position]))[0] - expected * 255).max() <= 0.51
 
 

@@ -1,0 +1,152 @@
+"""Making pictures of different origin look alike: named choices of geometry and of intensity.
+
+`stretch` and `none` are what the paper prints. `joint_crop` and `match_train` were suggested by an earlier look at
+external labels, so results with them are headed *exploratory*; their parameters come from OAI pictures alone.
+"""
+
+import numpy as np
+from PIL import Image
+
+from koa_lib import joint
+from koa_lib.errors import StudyError
+
+GEOMETRIES = ("stretch", "pad", "center_crop", "joint_crop", "split")
+INTENSITIES = ("none", "clahe", "match_train")
+EXPLORATORY = frozenset(("joint_crop", "match_train"))
+TWO_KNEES = 3.0  # width over height from which a picture shows both knees (Gornale: 640 x 161 against 300 x 162)
+# Share of the shorter side that `center_crop` keeps: OAI crops carry the joint line in their middle (our reading).
+CENTRAL_SHARE = 0.82
+FILE_SIDE = 224  # pixels of an OAI crop
+LEVELS = 256
+
+
+def squares(image, geometry, size, trained="stretch"):
+    """Fit a gray picture into squares: one, or one per knee where the geometry parts two-knee pictures.
+
+    Parameters
+    ----------
+    image : float array (H, W) in [0, 1]
+    geometry : {'stretch', 'pad', 'center_crop', 'joint_crop', 'split'}
+        `stretch` ignores the aspect ratio (as printed); `pad` fills to a square with the border's median;
+        `center_crop` keeps the central square; `joint_crop` finds the joint and cuts OAI's field of view;
+        `split` stretches the halves of a picture of two knees apart. `joint_crop` parts such pictures, too.
+    size : int
+        Side in pixels.
+    trained : str
+        Geometry of the training pictures: what `joint_crop` cuts looks like an OAI file, and is fitted like one.
+
+    Returns
+    -------
+    list of float32 arrays (size, size) in [0, 1]
+
+    Raises
+    ------
+    StudyError
+        Another name of a geometry.
+    """
+    _check("geometry", geometry, GEOMETRIES)
+    if geometry == "joint_crop":
+        return [square for half in halves(image) for square in squares(joint.crop(half, FILE_SIDE), trained, size)]
+    parts = halves(image) if geometry == "split" else [image]
+    fit = {"pad": _pad, "center_crop": _central}.get(geometry, lambda part: part)
+    return [_resized(fit(part), size) for part in parts]
+
+
+def halves(image):
+    """The left and the right half of a picture of two knees, else the picture itself."""
+    height, width = image.shape
+    return [image] if width / height < TWO_KNEES else [image[:, : width // 2], image[:, (width + 1) // 2 :]]
+
+
+def _pad(image):
+    height, width = image.shape
+    side = max(height, width)
+    border = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
+    square = np.full((side, side), border, dtype=np.float32)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def _central(image):
+    height, width = image.shape
+    side = round(min(height, width) * CENTRAL_SHARE)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def _resized(image, size):
+    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
+    return np.clip(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), 0, 1)
+
+
+def adjust(square, intensity, reference=None):
+    """Change the gray values of a square picture.
+
+    Parameters
+    ----------
+    square : float array (size, size) in [0, 1]
+    intensity : {'none', 'clahe', 'match_train'}
+        `clahe`: contrast-limited adaptive histogram equalisation of scikit-image with its defaults (our reading);
+        `match_train`: the gray values get the distribution `reference`, their order is kept.
+    reference : float array (256,), optional
+        Cumulative histogram of the training cohort, from `mean_histogram`; needed by `match_train`.
+
+    Returns
+    -------
+    float array (size, size) in [0, 1]
+    """
+    _check("intensity", intensity, INTENSITIES)
+    if intensity == "clahe":
+        from skimage.exposure import equalize_adapthist
+
+        return equalize_adapthist(square)
+    if intensity == "match_train":
+        values, place, counts = np.unique(square, return_inverse=True, return_counts=True)
+        share_below = (np.cumsum(counts) - counts / 2) / square.size
+        wanted = np.interp(share_below, reference, (np.arange(LEVELS) + 1) / LEVELS)
+        return wanted[place].reshape(square.shape)
+    return square
+
+
+def _check(kind, name, known):
+    if name not in known:
+        raise StudyError(f"The {kind} '{name}' is unknown. Choose one of: {', '.join(known)}.")
+
+
+def mean_histogram(pictures):
+    """Cumulative mean histogram of pictures, each with the same weight; it needs no label.
+
+    Parameters
+    ----------
+    pictures : iterable of float arrays in [0, 1]
+
+    Returns
+    -------
+    float array (256,), increasing to 1
+    """
+    total, count = np.zeros(LEVELS), 0
+    for picture in pictures:
+        total, count = total + _histogram(picture), count + 1
+    return np.cumsum(total / count)
+
+
+def views(image, size, reference):
+    """One picture in every named way, for a contact sheet: title to array; of two knees the left one is shown.
+
+    Parameters
+    ----------
+    image : float array (H, W) in [0, 1]
+    size : int
+        Side of the squares in pixels.
+    reference : float array (256,)
+        As for `adjust`.
+    """
+    shown = {"file": image, **{geometry.replace("_", " "): squares(image, geometry, size)[0] for geometry in GEOMETRIES}}
+    crop = shown["joint crop"]
+    return {**shown, "joint crop,\nclahe": adjust(crop, "clahe"), "joint crop,\nmatch train": adjust(crop, "match_train", reference)}
+
+
+def _histogram(picture):
+    counts, _ = np.histogram(picture, LEVELS, (0, 1))
+    return counts / picture.size

@@ -1,0 +1,203 @@
+"""Where the joint is: template matching without a trained network, and the crop with OAI's field of view.
+
+The template is the locally normalised mean of OAI training pictures around the joint (`learn`), so nothing of an
+external cohort enters it. Width and height are matched apart, because some sets stretch their pictures.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+UNIT = 18  # pixels of the template in half a joint line's width
+SMOOTH = 7.0  # pixels: what is coarser is field and exposure, not bone
+HALF_HEIGHT, HALF_WIDTH = 15, 20  # pixels of the template around the joint's centre
+# An OAI crop as shares of its side: half the width of the joint line and of the bones there, and the line's centre.
+LINE, PLATEAU, CENTRE = 0.375, 0.42, (0.51, 0.59)
+BANDS = ((-0.5, -0.15), (0.05, 0.35))  # rows above and below the joint line, in plateau heights, where bone ends sideways
+# Loss of correlation where the joint lies a quarter of the picture off its middle, is stretched by 1.65 (e to the 0.5)
+# or is that much larger or smaller than in an OAI crop: ties go to what is usual.
+PRIOR = 0.05
+ASPECTS = (0.9, 1.3, 1.9)
+HEIGHTS = np.geomspace(0.22, 0.66, 7)  # half the plateau's width, measured down, as shares of the picture's height
+SMALLEST = 16  # pixels; a smaller picture is taken whole
+NARROWEST = 0.8  # of the joint line's width: bones are not narrower than their joint
+EDGE = 8  # rows or columns whose mean goes on beyond the picture
+TEMPLATE = Path(__file__).with_name("joint_template.npy")
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A joint's place in pixels.
+
+    Attributes
+    ----------
+    x, y : float
+        Middle of the joint line.
+    across : float
+        Half the width of the bones at the joint.
+    down : float
+        Half the joint line's width on the vertical scale, which differs where a picture is stretched.
+    score : float
+        How well the template fits, -1 to 1.
+    """
+
+    x: float
+    y: float
+    across: float
+    down: float
+    score: float
+
+
+def find(image):
+    """Find the knee joint of a picture of one knee.
+
+    Parameters
+    ----------
+    image : float array (H, W) in [0, 1]
+
+    Returns
+    -------
+    Joint
+        The best place even when there is no knee; a `score` below 0.3 is a guess, -1 a picture too small to search.
+    """
+    if min(image.shape) < SMALLEST:
+        return Joint(image.shape[1] / 2, image.shape[0] / 2, image.shape[1] * PLATEAU, image.shape[0] * LINE, -1.0)
+    best = _search(image, ASPECTS, _template())
+    left, right = _bone_edges(image, best)
+    # Edges are less sure than the template about the middle, and wrong where they nearly meet.
+    return replace(best, across=max((right - left) / 2, NARROWEST * best.across))
+
+
+def _search(image, aspects, template):
+    height, middle = image.shape[0], _limb_middle(image)
+    tried = [_match(image, share * height, aspect, middle, template) for share in HEIGHTS for aspect in aspects]
+    best, step = max(tried, key=lambda joint: joint.score), (HEIGHTS[1] / HEIGHTS[0]) ** 0.4
+    for _ in range(2):
+        aspect, stretches = best.across / best.down, (1,) if len(aspects) == 1 else (0.9, 1, 1.1)
+        near = [_match(image, best.down * scale, aspect * stretch, middle, template) for scale in (1 / step, 1, step) for stretch in stretches]
+        best, step = max([best, *near], key=lambda joint: joint.score), step**0.5
+    return best
+
+
+def _bone_edges(image, joint):
+    # Where brightness falls most outwards, a little more or less than a joint line away; above and below the line
+    # the nearer fall counts, because the other may be the skin.
+    x, edges = np.arange(image.shape[1]), []
+    for top, bottom in BANDS:
+        first, last = (int(np.clip(joint.y + share * joint.down, 0, len(image) - 1)) for share in (top, bottom))
+        profile = gaussian_filter1d(np.median(image[first : last + 1], axis=0), 1 + joint.across / 20)
+        for side in (-1, 1):
+            distance = np.clip(side * (x - joint.x) / joint.across, 1e-3, None)
+            expected = np.exp(-0.5 * (np.log(distance / 1.15) / 0.4) ** 2) * (distance > 0.55)
+            edges.append(x[np.argmax(-side * np.gradient(profile) * expected)])
+    return max(edges[0], edges[2]), min(edges[1], edges[3])
+
+
+def _match(image, down, aspect, middle, template):
+    from skimage.feature import match_template  # slow to import, and rarely needed
+
+    # Scales the picture so that a plateau of this size has the template's, and looks for the template everywhere.
+    height, width = image.shape
+    across = down * aspect
+    small = normalised(_scaled(image, UNIT / across, UNIT / down))
+    pad_y, pad_x = HALF_HEIGHT // 2, HALF_WIDTH // 2
+    padded = np.pad(small, ((pad_y, pad_y), (pad_x, pad_x)))
+    if any(have < need for have, need in zip(padded.shape, template.shape, strict=True)):
+        return Joint(width / 2, height / 2, across, down, -1.0)
+    score = match_template(padded, template)
+    y = (np.arange(score.shape[0]) - pad_y + HALF_HEIGHT + 0.5) * down / UNIT
+    x = (np.arange(score.shape[1]) - pad_x + HALF_WIDTH + 0.5) * across / UNIT
+    unusual = (2 * np.log(aspect)) ** 2 + (2 * np.log(down / (LINE * height))) ** 2
+    score = score - PRIOR * ((4 * (y / height - 0.5)) ** 2)[:, None] - PRIOR * (4 * (x - middle) / width) ** 2 - PRIOR * unusual
+    row, column = np.unravel_index(score.argmax(), score.shape)
+    return Joint(float(x[column]), float(y[row]), across, down, float(score[row, column]))
+
+
+@cache
+def _template():
+    return np.load(TEMPLATE)
+
+
+def normalised(image):
+    """Local contrast of a picture: what differs from its surroundings, in units of what usually differs there."""
+    difference = image - gaussian_filter(image, SMOOTH)
+    return difference / np.sqrt(gaussian_filter(difference**2, SMOOTH) + 1e-4)
+
+
+def _scaled(image, across, down):
+    height, width = image.shape
+    size = max(8, round(width * across)), max(8, round(height * down))
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize(size, Image.Resampling.BOX))
+
+
+def _limb_middle(image):
+    # Bone and flesh are brighter than air: the mean column, weighted by the square of its brightness.
+    column = image.mean(axis=0)
+    weight = np.clip(column - np.quantile(column, 0.1), 0, None) ** 2 + 1e-9
+    return float((weight * np.arange(len(column))).sum() / weight.sum())
+
+
+def crop(image, size, joint=None):
+    """Cut the field of view of an OAI crop around the joint and scale it to a square.
+
+    Parameters
+    ----------
+    image : float array (H, W) in [0, 1]
+    size : int
+        Side of the result in pixels.
+    joint : Joint, optional
+        By default found in the picture.
+
+    Returns
+    -------
+    float32 array (size, size) in [0, 1]
+        Beyond the picture's edge the mean of its last rows or columns is repeated, because bones go on there.
+    """
+    joint = joint or find(image)
+    side_x, side_y = joint.across / PLATEAU, joint.down / LINE
+    left, top = joint.x - CENTRE[0] * side_x, joint.y - CENTRE[1] * side_y
+    box = (left, top, left + side_x, top + side_y)
+    pad = int(np.ceil(max(0, -left, -top, box[2] - image.shape[1], box[3] - image.shape[0]))) + 1
+    padded = Image.fromarray(np.pad(image.astype(np.float32), pad, mode="mean", stat_length=EDGE))
+    square = padded.resize((size, size), Image.Resampling.BILINEAR, box=tuple(edge + pad for edge in box))
+    return np.clip(np.asarray(square), 0, 1)
+
+
+def learn(images, rounds=2):
+    """The template from undistorted square crops: their mean around the joint, found again with the template so far.
+
+    Parameters
+    ----------
+    images : list of float arrays (side, side) in [0, 1]
+        OAI training pictures. The first mean takes the joint where `CENTRE` and `LINE` expect it, and later ones
+        keep these as medians, so that the template neither drifts nor grows.
+
+    Returns
+    -------
+    float32 array (2 HALF_HEIGHT, 2 HALF_WIDTH)
+    """
+    expected = np.array([(*CENTRE, LINE)])
+    template = _mean_window(images, np.repeat(expected, len(images), axis=0))
+    for _ in range(rounds):
+        found = [_search(image, (1,), template) for image in images]
+        places = np.array([(joint.x, joint.y, joint.down) for joint in found]) / [[len(image)] for image in images]
+        places[:, :2] += expected[:, :2] - np.median(places[:, :2], axis=0)
+        places[:, 2] *= LINE / np.median(places[:, 2])
+        score = np.array([joint.score for joint in found])
+        kept = np.flatnonzero(score >= np.quantile(score, 0.2))
+        template = _mean_window([images[k] for k in kept], places[kept])
+    return template
+
+
+def _mean_window(images, places):
+    windows = []
+    for image, (x, y, unit) in zip(images, places * [[len(image)] for image in images], strict=True):
+        scale = UNIT / unit
+        small = np.pad(normalised(_scaled(image, scale, scale)), 2 * HALF_WIDTH)
+        row, column = (round(place * scale - 0.5) + 2 * HALF_WIDTH for place in (y, x))
+        windows.append(small[row - HALF_HEIGHT : row + HALF_HEIGHT, column - HALF_WIDTH : column + HALF_WIDTH])
+    return np.mean(windows, axis=0).astype(np.float32)

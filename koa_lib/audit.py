@@ -1,88 +1,230 @@
-"""Data audit: what repeats, contradicts or leaks in a cohort, and the derived sets for external evaluation."""
+"""Data audit: what repeats, contradicts, leaks or looks odd in a cohort, found in its files."""
 
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 
-from koa_lib.grades import GRADES
+from koa_lib import duplicates, metrics, shortcut, splits
+from koa_lib.errors import StudyError
+from koa_lib.subsets import SUBSETS, conflicting, subset, two_knees
 
-TWO_KNEES = 3.0  # width over height from which a picture shows both knees (Gornale: 640 x 161)
-SUBSETS = ("raw", "deduplicated", "single_knee")
+INVERTED = -0.5  # correlation with the cohort's median picture below which a picture is a negative
+FOLDS = 5  # of the printed protocol
 COLUMNS = ["finding", "cohort", "groups", "files", "detail"]
+AFFECTED = ["finding", "cohort", "group", "image_id", "path"]
 
 
-def audit(rows, cohort):
-    """Findings of one cohort.
+@dataclass(frozen=True)
+class Audit:
+    """The result of an audit, as four tables that are files of the run.
+
+    Attributes
+    ----------
+    findings : DataFrame
+        finding, cohort, groups, files, detail; zero counts are kept, because a clean result is a result.
+    affected_files : DataFrame
+        finding, cohort, group, image_id, path: every file behind every count.
+    sets : DataFrame
+        cohort, image_id, near_group, and for each derived set whether the picture belongs to it.
+    format_shortcut : DataFrame
+        cohort and the columns of `shortcut.predictability`.
+    """
+
+    findings: pd.DataFrame
+    affected_files: pd.DataFrame
+    sets: pd.DataFrame
+    format_shortcut: pd.DataFrame
+
+    def write(self, folder):
+        """Write each table as CSV, e.g. findings.csv."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for field in fields(self):
+            getattr(self, field.name).to_csv(folder / f"{field.name}.csv", index=False, lineterminator="\n")
+
+
+def audit_all(inspected, seed=42, draws=1000):
+    """Audit cohorts one by one, and look in each later one for pictures of the first.
 
     Parameters
     ----------
-    rows : DataFrame
-        Manifest rows.
-    cohort : str
-        The cohort's name.
+    inspected : dict of str to DataFrame
+        Cohort to its rows, see `audit`.
 
     Returns
     -------
-    DataFrame
-        finding, cohort, groups, files, detail; zero counts are kept, because a clean result is a result.
+    Audit
     """
-    copies = rows[rows.duplicated("pixel_sha256", keep=False)]
-    disputed = _spread(copies, "pixel_sha256", "kl_grade")
-    leaking = _spread(rows, "group_id", "split")
-    double = rows[_ratio(rows) >= TWO_KNEES]
-    second = rows[rows["kl_grade_reader2"].notna()]
-    apart = second[second["kl_grade"] != second["kl_grade_reader2"]]
-    sizes = rows.groupby(["width", "height"]).size().sort_values(ascending=False)
-    found = [
-        ("equal pixels", copies["pixel_sha256"].nunique(), len(copies), f"{rows['pixel_sha256'].nunique()} unique pictures of {len(rows)}"),
-        ("equal pixels under different grades", disputed["pixel_sha256"].nunique(), len(disputed), "left out of the deduplicated set"),
-        ("group in more than one split", leaking["group_id"].nunique(), len(leaking), "patients or duplicate groups"),
-        ("two knees in one picture", double["group_id"].nunique(), len(double), f"width at least {TWO_KNEES:g} times the height"),
-        ("16-bit pictures", rows.loc[rows["bit_depth"] == 16, "group_id"].nunique(), int((rows["bit_depth"] == 16).sum()), "rescaled by 65,535 when read"),
-        ("colour pictures", rows.loc[rows["channels"] == 3, "group_id"].nunique(), int((rows["channels"] == 3).sum()), "channels differ; averaged when read"),
-        ("readers disagree", apart["group_id"].nunique(), len(apart), f"of {len(second)} pictures with two grades" if len(second) else "one reader only"),
-        ("picture sizes", len(sizes), len(rows), "; ".join(f"{w} x {h}: {n}" for (w, h), n in sizes.head(4).items())),
+    results = [audit(rows, name, seed, draws) for name, rows in inspected.items()]
+    whole = Audit(*(pd.concat([getattr(result, field.name) for result in results], ignore_index=True) for field in fields(Audit)))
+    (first, known), *later = inspected.items()
+    shared = [overlap(rows, known, name, first) for name, rows in later]
+    return replace(whole, findings=pd.concat([whole.findings, *shared], ignore_index=True))
+
+
+def audit(inspected, cohort, seed=42, draws=1000):
+    """Audit one cohort.
+
+    Parameters
+    ----------
+    inspected : DataFrame
+        Rows from `inspection.inspect`; `kl_grade_reader2` already matched by pixels.
+    cohort : str
+        Its name.
+    seed, draws : int
+        Of the folds and of the format shortcut's interval.
+
+    Returns
+    -------
+    Audit
+
+    Raises
+    ------
+    StudyError
+        When no file can be read.
+    """
+    readable = inspected[inspected["readable"]]
+    if readable.empty:
+        raise StudyError(f"No file of {cohort} can be read; the first: {inspected['problem'].iloc[0]}")
+    readable = readable.assign(near_group=duplicates.near_groups(readable))
+    unit = "group_id" if readable["side"].ne("").any() else "near_group"  # where a side is known, so is the patient
+    betrayed = shortcut.predictability(readable, unit, seed, draws)
+    found = [*_files(inspected), *_repeats(readable), *_readers(readable), *_leaks(readable, seed), *_looks(readable), _shortcut(readable, betrayed)]
+    findings = [(name, cohort, groups.nunique(), len(rows), detail) for name, rows, groups, detail in found]
+    affected = [pd.DataFrame({"finding": name, "cohort": cohort, "group": groups, "image_id": rows["image_id"], "path": rows["path"]})
+                for name, rows, groups, _ in found if name not in _WHOLE]
+    sets = readable[["image_id", "near_group"]].assign(**{name: readable["image_id"].isin(subset(readable, name)) for name in SUBSETS})
+    sets.insert(0, "cohort", cohort)
+    betrayed.insert(0, "cohort", cohort)
+    return Audit(pd.DataFrame(findings, columns=COLUMNS), pd.concat(affected)[AFFECTED], sets, betrayed)
+
+
+_WHOLE = ("format predicts the grade",)  # findings about the whole cohort, not about single files
+
+
+def _finding(name, rows, groups, detail):
+    return name, rows, rows[groups] if isinstance(groups, str) else groups, detail
+
+
+def _files(rows):
+    unreadable, misnamed = rows[~rows["readable"]], rows[rows["readable"] & (rows["problem"] != "")]
+    other = rows[rows["readable"] & ~rows["as_in_manifest"]]
+    return [
+        _finding("unreadable files", unreadable, "image_id", "left out of the rest of the audit"),
+        _finding("suffix and content differ", misnamed, "image_id", "read by their content"),
+        _finding("pixels differ from the manifest", other, "image_id", "re-encoded or changed copies; 'koa data verify' tells which"),
     ]
-    return pd.DataFrame([(finding, cohort, groups, files, detail) for finding, groups, files, detail in found], columns=COLUMNS)
 
 
-def _spread(rows, group, column):
-    # Rows of groups that carry more than one value of a column.
-    return rows[rows.groupby(group)[column].transform("nunique") > 1] if len(rows) else rows
+def _repeats(rows):
+    equal = rows[rows.duplicated("pixel_sha256", keep=False)]
+    # A near-duplicate group counts when it holds more than copies of one picture.
+    near = rows[rows.groupby("near_group")["pixel_sha256"].transform("nunique") > 1]
+    rule = f"perceptual hashes differ in at most {duplicates.THRESHOLD} of 256 bits"
+    return [
+        _finding("equal pixels", equal, "pixel_sha256", f"{rows['pixel_sha256'].nunique()} unique pictures of {len(rows)}"),
+        _finding("equal pixels under different grades", equal[conflicting(equal)], "pixel_sha256", "left out of the deduplicated set"),
+        _finding("near-duplicates", near, "near_group", f"{rule}, pixels not equal; {rows['near_group'].nunique()} groups remain"),
+        _finding("near-duplicates under different grades", near[conflicting(near, "near_group")], "near_group", "kept in the sets, resampled together"),
+    ]
 
 
-def _ratio(rows):
-    return rows["width"] / rows["height"]
+def _readers(rows):
+    second = rows[rows["kl_grade_reader2"].notna()]
+    agreement = reader_agreement(second)
+    detail = "one reader only"
+    if agreement:
+        detail = f"of {len(second)} pictures with two grades: kappa {agreement['kappa']:.3f}, linear {agreement['linear_kappa']:.3f}, quadratic {agreement['quadratic_kappa']:.3f}"
+    return [_finding("readers disagree", second[second["kl_grade"] != second["kl_grade_reader2"]], "image_id", detail)]
 
 
-def subset(rows, name):
-    """Image ids of a derived set.
+def _leaks(rows, seed):
+    official = [("official split", "split")] if rows["split"].nunique() > 1 else []
+    folds = [("image-level folds, as printed", "image_fold"), ("patient folds, our protocol", "patient_fold")] if official else []
+    try:
+        rows = rows.assign(**_folds(rows, seed)) if folds else rows
+    except StudyError:  # a part of a cohort may hold too few pictures of a grade
+        folds = []
+    units = (("group_id", "patients"), ("pixel_sha256", "equal pixels"), ("near_group", "near-duplicates"))
+    found = []
+    for place, column in official + folds:
+        for group, what in units:
+            across = rows[conflicting(rows, group, column)]
+            found.append(_finding(f"{what} across {place}", across, group, f"in more than one part of {rows[column].nunique()}"))
+    return found
 
-    `raw` is every file; `deduplicated` keeps the first of equal pictures and none whose grades conflict;
-    `single_knee` is the deduplicated set without pictures of two knees.
+
+def _folds(rows, seed):
+    made = {"image_fold": splits.image_folds(rows, FOLDS, seed), "patient_fold": splits.patient_folds(rows, FOLDS, seed)}
+    labels = {name: np.zeros(len(rows), dtype=int) for name in made}
+    for name, pairs in made.items():
+        for number, (_, out) in enumerate(pairs):
+            labels[name][out] = number
+    return labels
+
+
+def _looks(rows):
+    sizes = rows.groupby(["width", "height"]).size().sort_values(ascending=False)
+    usual, double = sizes.index[0], two_knees(rows)
+    odd = rows[((rows["width"] != usual[0]) | (rows["height"] != usual[1])) & ~double]
+    modes = rows["mode"].value_counts()
+    deep, colour, inverted = rows["bit_depth"] == 16, rows["channels"] == 3, rows["polarity"] < INVERTED
+    return [
+        _finding("inverted pictures", rows[inverted], "near_group", f"correlation with the cohort's median picture below {INVERTED:g}"),
+        _finding("two knees in one picture", rows[double], "near_group", "width at least 3 times the height"),
+        _finding("other sizes", odd, "near_group", f"one knee, not {usual[0]} x {usual[1]}; all sizes: " + "; ".join(f"{w} x {h}: {n}" for (w, h), n in sizes.head(4).items())),
+        _finding("16-bit pictures", rows[deep], "near_group", "rescaled by 65,535 when read; file modes: " + ", ".join(f"{mode} {n}" for mode, n in modes.items())),
+        _finding("colour pictures", rows[colour], "near_group", "channels differ; averaged when read"),
+    ]
+
+
+def _shortcut(rows, betrayed):
+    if betrayed.empty:
+        return _finding("format predicts the grade", rows.iloc[:0], "near_group", "too few pictures of a grade to tell")
+    told = [f"{row.features}: balanced accuracy {row.balanced_accuracy:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f})" for row in betrayed.itertuples()]
+    concerned = rows if betrayed["above_chance"].any() else rows.iloc[:0]
+    return _finding("format predicts the grade", concerned, "near_group", f"{'; '.join(told)}; chance {betrayed['chance'].iloc[0]:.2f}")
+
+
+def one_of_each_oddity(result):
+    """The first file of each kind of odd picture, at most five: finding, short (for a title), cohort, image_id."""
+    short = {"inverted pictures": "inverted", "two knees in one picture": "two knees", "other sizes": "other size", "16-bit pictures": "16 bits", "colour pictures": "colour"}
+    odd = result.affected_files[result.affected_files["finding"].isin(short)].drop_duplicates("finding")
+    return odd.assign(short=odd["finding"].map(short)).reset_index(drop=True)
+
+
+def as_text(result):
+    """Findings and sets for the terminal."""
+    lines = [f"  {row.finding:<54}{row.groups:>7,}{row.files:>7,}  {row.detail}" for row in result.findings.itertuples()]
+    sets = ", ".join(f"{name.replace('_', ' ')} {result.sets[name].sum():,}" for name in SUBSETS)
+    return "\n".join([f"  {'finding':<54}{'groups':>7}{'files':>7}", *lines, f"derived sets: {sets}"])
+
+
+def overlap(inspected, other, cohort, name):
+    """Pictures of a cohort whose equal or near-duplicate lies in another cohort: one row of findings.
+
+    Parameters
+    ----------
+    inspected, other : DataFrame
+        Inspected rows of both cohorts.
+    cohort, name : str
+        Their names.
     """
-    if name == "raw":
-        return set(rows["image_id"])
-    conflict = rows.groupby("pixel_sha256")["kl_grade"].transform("nunique") > 1
-    kept = rows[~conflict].drop_duplicates("pixel_sha256")
-    if name == "single_knee":
-        kept = kept[_ratio(kept) < TWO_KNEES]
-    return set(kept["image_id"])
-
-
-def counts(rows, cohort):
-    """Pictures per split and grade: cohort, split, grade, n (zero where a grade is absent)."""
-    table = rows.groupby(["split", "kl_grade"]).size().unstack(fill_value=0).reindex(columns=list(GRADES), fill_value=0)
-    order = [split for split in ("train", "val", "test", "auto_test", "external") if split in table.index]
-    long = table.loc[order].stack().rename("n").reset_index()
-    return long.rename(columns={"kl_grade": "grade"}).assign(cohort=cohort)[["cohort", "split", "grade", "n"]]
+    both = pd.concat([inspected[inspected["readable"]].assign(origin=cohort), other[other["readable"]].assign(origin=name)], ignore_index=True)
+    both["near_group"] = duplicates.near_groups(both)
+    shared = both[conflicting(both, "near_group", "origin") & (both["origin"] == cohort)]
+    detail = f"equal or at most {duplicates.THRESHOLD} of 256 bits apart"
+    return pd.DataFrame([(f"also in {name}", cohort, shared["near_group"].nunique(), len(shared), detail)], columns=COLUMNS)
 
 
 def reader_agreement(rows):
-    """Agreement of two readers: pictures, accuracy, quadratic and linear kappa; None with one reader."""
-    from koa_lib.metrics import confusion, from_confusion
-
+    """Agreement of two readers on the same pixels: pictures, share, kappas, confusion matrix; None with one reader."""
     both = rows[rows["kl_grade_reader2"].notna()]
     if both.empty:
         return None
-    cm = confusion(both["kl_grade"].to_numpy(), both["kl_grade_reader2"].to_numpy(dtype=int))
-    values = from_confusion(cm)
-    return {"pictures": len(both), "agreement": float(values["accuracy"]), "quadratic_kappa": float(values["qwk"]), "linear_kappa": float(values["linear_kappa"]), "confusion": cm}
+    cm = metrics.confusion(both["kl_grade"].to_numpy(), both["kl_grade_reader2"].to_numpy(dtype=int))
+    values = metrics.from_confusion(cm)
+    return {"pictures": len(both), "agreement": float(values["accuracy"]), "kappa": float(values["kappa"]),
+            "quadratic_kappa": float(values["qwk"]), "linear_kappa": float(values["linear_kappa"]), "confusion": cm}

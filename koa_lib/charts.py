@@ -77,3 +77,51 @@ def retrieval(precision):
     axis.invert_yaxis()
     figure.legend(loc="outside lower center")
     return figure
+
+
+@styled
+def nearest_distances(distances, threshold):
+    """How far each picture's nearest other one is, per cohort, and where near-duplicates begin.
+
+    Parameters
+    ----------
+    distances : dict of str to int array
+        Cohort to the smallest Hamming distances of its perceptual hashes, in bits.
+    threshold : int
+        Largest distance of near-duplicates.
+    """
+    figure, axes = canvas(2.5, ncols=len(distances), squeeze=False)
+    for axis, (name, values) in zip(axes[0], distances.items(), strict=True):
+        edges = np.arange(0, max(130, values.max() + 4), 4)
+        axis.hist(values[values > threshold], edges, color="#9ecae1", label="other pictures")
+        axis.hist(values[values <= threshold], edges, color=PLAIN_COLOURS[1], hatch="///", edgecolor="white", label="near-duplicates")
+        axis.axvline(threshold + 0.5, color=INK, ls="--", lw=1, label=f"threshold: {threshold} bits")
+        axis.set(title=f"{name} (n = {len(values):,})", xlabel="bits to the nearest other picture", yscale="symlog")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+    axes[0, 0].set_ylabel("pictures (log scale)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def contact_sheet(rows):
+    """Pictures in a grid, for looking: one row per picture, one column per way of showing it.
+
+    Parameters
+    ----------
+    rows : dict of str to dict of str to array
+        Row title to column title to picture in [0, 1]; all rows have the same columns.
+    """
+    columns = list(next(iter(rows.values())))
+    figure, axes = canvas(0.4 + 0.78 * len(rows), nrows=len(rows), ncols=len(columns), squeeze=False,
+                          width_ratios=[1.5, *[1] * (len(columns) - 1)])
+    for row, (title, pictures) in enumerate(rows.items()):
+        for axis, column in zip(axes[row], columns, strict=True):
+            axis.imshow(pictures[column], cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if row == 0:
+                axis.set_title(column, fontsize=8)
+        axes[row, 0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
+    return figure

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from koa_lib import audit, metrics, scorecard, stats
+from koa_lib import metrics, scorecard, stats, subsets
 from koa_lib.predictions import PROBABILITIES, arrays
 from koa_lib.protocols import main_fold
 
@@ -58,7 +58,7 @@ def paired_tests(results, others, split, fold, draws, seed):
     for name, found in others.items():
         ours, theirs = (frames[min(fold, len(frames)) - 1] for frames in (results[split], found[split]))
         both = ours.merge(theirs[["image_id", *PROBABILITIES]], on="image_id", suffixes=("", "_b"))
-        both = both[both["image_id"].isin(audit.subset(both, "single_knee"))]
+        both = both[both["image_id"].isin(subsets.subset(both, "single_knee"))]
         a, b = both[PROBABILITIES].to_numpy().argmax(1), both[[f"{p}_b" for p in PROBABILITIES]].to_numpy().argmax(1)
         test = stats.mcnemar(a == both["kl_grade"], b == both["kl_grade"])
         gap = stats.paired_difference(both["kl_grade"], a, b, both["group_id"], "accuracy", draws, seed)
@@ -85,8 +85,8 @@ def external_rows(study, arms):
     """
     rows = []
     for name, graded in arms.items():
-        for subset in audit.SUBSETS:
-            kept = graded[graded["image_id"].isin(audit.subset(graded, subset))]
+        for subset in subsets.SUBSETS:
+            kept = graded[graded["image_id"].isin(subsets.subset(graded, subset))]
             for reader, column in (("first", "kl_grade"), ("second", "kl_grade_reader2")):
                 read = kept[kept[column].notna()]
                 if len(read):

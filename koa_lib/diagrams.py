@@ -26,20 +26,20 @@ def figure_1(model_facts):
     figure, axis = _board(3.9, f"{facts['name']}: {facts['parameters']} parameters", bottom=1.4)
     _pile(axis, 0.05, 6.6, "Radiograph 1", IMAGE)
     _pile(axis, 0.05, 2.0, textwrap.shorten(TABLE_1[0], 20, placeholder="…"), TEXT)
-    _box(axis, 3.3, 6.2, 2.9, 1.8, f"Image encoder F\n{facts['image_tower']}\n{facts['image_size']} px", IMAGE)
-    _box(axis, 3.3, 1.6, 2.9, 1.8, f"Text encoder G\n{facts['text_tower']}\n{facts['context_length']} tokens", TEXT)
+    box(axis, 3.3, 6.2, 2.9, 1.8, f"Image encoder F\n{facts['image_tower']}\n{facts['image_size']} px", IMAGE)
+    box(axis, 3.3, 1.6, 2.9, 1.8, f"Text encoder G\n{facts['text_tower']}\n{facts['context_length']} tokens", TEXT)
     cell, left, top, labels = 0.88, 8.15, 7.4, ("1", "2", "3", "N")
     for i, row in enumerate(labels):
-        _box(axis, left - 1.1, top - (i + 1) * cell, cell * 0.9, cell * 0.9, f"$I_{row}$", IMAGE)
-        _box(axis, left + i * cell, top + 0.25, cell * 0.9, 0.7, f"$T_{row}$", TEXT)
+        box(axis, left - 1.1, top - (i + 1) * cell, cell * 0.9, cell * 0.9, f"$I_{row}$", IMAGE)
+        box(axis, left + i * cell, top + 0.25, cell * 0.9, 0.7, f"$T_{row}$", TEXT)
         for j, column in enumerate(labels):
             colour = SCORE if i == j else "white"
             place = (left + j * cell, top - (i + 1) * cell, cell * 0.9, cell * 0.9)
-            _box(axis, *place, f"$I_{row}T_{column}$", colour, 8)
+            box(axis, *place, f"$I_{row}T_{column}$", colour, 8)
     for tail, head in (((2.7, 7.1), (3.3, 7.1)), ((2.7, 2.5), (3.3, 2.5)), ((6.2, 7.0), (7.05, 7.0))):
-        _arrow(axis, tail, head)
+        arrow(axis, tail, head)
     axis.plot([6.2, 12.0, 12.0], [2.5, 2.5, top + 0.6], color=INK, lw=1.1)
-    _arrow(axis, (12.0, top + 0.6), (left + 4 * cell - 0.08, top + 0.6))
+    arrow(axis, (12.0, top + 0.6), (left + 4 * cell - 0.08, top + 0.6))
     text = f"N x N cosines, embeddings of {facts['embed_dim']} numbers;\ntraining raises the diagonal (matching pairs)"
     axis.text(9.1, 3.15, text, ha="center", va="center", linespacing=1.4)
     return figure
@@ -62,23 +62,23 @@ def figure_3(model_facts, probabilities, logits=None, picture=None):
     figure, axis = _board(4.1, f"Grading one radiograph with {facts['name']}", bottom=0.7)
     for grade in GRADES:
         text = textwrap.shorten(TABLE_1[grade], 26, placeholder="…")
-        _box(axis, 0.05, 7.35 - 0.62 * grade, 3.2, 0.55, text, TEXT, 8)
-    _box(axis, 3.8, 5.3, 2.3, 1.9, f"Text encoder G\n{facts['text_tower']}", TEXT)
-    _box(axis, 6.75, 5.55, 1.8, 1.4, f"W\n5 x {facts['embed_dim']}", TEXT)
+        box(axis, 0.05, 7.35 - 0.62 * grade, 3.2, 0.55, text, TEXT, 8)
+    box(axis, 3.8, 5.3, 2.3, 1.9, f"Text encoder G\n{facts['text_tower']}", TEXT)
+    box(axis, 6.75, 5.55, 1.8, 1.4, f"W\n5 x {facts['embed_dim']}", TEXT)
     if picture is not None:
         inset = axis.inset_axes([0.75, 0.9, 1.9, 2.6], transform=axis.transData)
         inset.imshow(np.asarray(picture), cmap="gray")
         inset.set_axis_off()
     else:
-        _box(axis, 0.6, 1.4, 2.2, 1.5, "Radiograph I", IMAGE)
-    _box(axis, 3.8, 1.3, 2.3, 1.9, f"Image encoder F\n{facts['image_tower']}", IMAGE)
-    _box(axis, 6.75, 1.55, 1.8, 1.4, f"f\n1 x {facts['embed_dim']}", IMAGE)
-    _box(axis, 6.75, 3.65, 1.8, 1.2, "cosine\nsoftmax", SCORE)
+        box(axis, 0.6, 1.4, 2.2, 1.5, "Radiograph I", IMAGE)
+    box(axis, 3.8, 1.3, 2.3, 1.9, f"Image encoder F\n{facts['image_tower']}", IMAGE)
+    box(axis, 6.75, 1.55, 1.8, 1.4, f"f\n1 x {facts['embed_dim']}", IMAGE)
+    box(axis, 6.75, 3.65, 1.8, 1.2, "cosine\nsoftmax", SCORE)
     for y, left in ((6.25, 3.25), (2.25, 2.8)):
-        _arrow(axis, (left, y), (3.8, y))
-        _arrow(axis, (6.1, y), (6.75, y))
+        arrow(axis, (left, y), (3.8, y))
+        arrow(axis, (6.1, y), (6.75, y))
     for tail, head in (((7.65, 5.55), (7.65, 4.85)), ((7.65, 2.95), (7.65, 3.65)), ((8.55, 4.25), (9.1, 4.25))):
-        _arrow(axis, tail, head)
+        arrow(axis, tail, head)
     _outcome(axis, probabilities, logits)
     return figure
 
@@ -119,21 +119,21 @@ def figure_4(parts):
     _chain(axis, 3.4, "Radiograph X", parts[~text & ~score], "L(f)" if names.str.contains("adapter").any() else "f")
     _chain(axis, 0.6, "Grade texts", parts[text & ~score], "W")
     scale = "".join(f"\n{row.part}, {'trained' if row.trained else 'frozen'}" for row in parts[score].itertuples())
-    _box(axis, 9.9, 1.8, 2.2, 1.8, f"cosine\nsoftmax{scale}", SCORE, 8)
-    _arrow(axis, (9.5, 4.1), (10.8, 3.6))
-    _arrow(axis, (9.5, 1.3), (10.8, 1.8))
+    box(axis, 9.9, 1.8, 2.2, 1.8, f"cosine\nsoftmax{scale}", SCORE, 8)
+    arrow(axis, (9.5, 4.1), (10.8, 3.6))
+    arrow(axis, (9.5, 1.3), (10.8, 1.8))
     _parameter_bars(lower.subplots(), parts)
     return figure
 
 
 def _chain(axis, y, source, parts, result):
-    _box(axis, 0.1, y, 1.6, 1.4, source.replace(" ", "\n"), "white")
+    box(axis, 0.1, y, 1.6, 1.4, source.replace(" ", "\n"), "white")
     width = 7.1 / max(1, len(parts))
     for place, row in enumerate(parts.itertuples()):
         left, state = 2.1 + place * width, "trained" if row.trained else "frozen"
         colour = TRAINED if row.trained else FROZEN
-        _box(axis, left, y, width - 0.4, 1.4, f"{row.part}\n{state}", colour, 8, dashed=not row.trained)
-        _arrow(axis, (left - 0.4, y + 0.7), (left, y + 0.7))
+        box(axis, left, y, width - 0.4, 1.4, f"{row.part}\n{state}", colour, 8, dashed=not row.trained)
+        arrow(axis, (left - 0.4, y + 0.7), (left, y + 0.7))
     axis.text(9.15, y + 0.7, result, ha="center", va="center", fontsize=9, style="italic")
 
 
@@ -168,7 +168,7 @@ def _board(height, title, bottom):
     return figure, axis
 
 
-def _box(axis, x, y, width, height, text, colour, size=8.5, dashed=False):
+def box(axis, x, y, width, height, text, colour, size=8.5, dashed=False):
     from matplotlib.patches import FancyBboxPatch
 
     round_, line = "round,pad=0,rounding_size=0.08", "--" if dashed else "-"
@@ -181,8 +181,8 @@ def _box(axis, x, y, width, height, text, colour, size=8.5, dashed=False):
 
 def _pile(axis, x, y, label, colour):
     for depth in range(3):
-        _box(axis, x + 0.1 * depth, y + 0.45 * (2 - depth), 2.45, 0.85, label if depth == 2 else "", colour, 8)
+        box(axis, x + 0.1 * depth, y + 0.45 * (2 - depth), 2.45, 0.85, label if depth == 2 else "", colour, 8)
 
 
-def _arrow(axis, tail, head):
+def arrow(axis, tail, head):
     axis.annotate("", head, tail, arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.1, "shrinkA": 0, "shrinkB": 0})

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from koa_lib.charts import baselines, reliability, retrieval
+from koa_lib.charts import baselines, contact_sheet, nearest_distances, reliability, retrieval
 from koa_lib.diagrams import figure_1, figure_3, figure_4
 from koa_lib.grades import GRADES, NAMES
 from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
 
 __all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
-__all__ += ["gallery", "reliability", "retrieval"]
+__all__ += ["contact_sheet", "gallery", "nearest_distances", "reliability", "retrieval"]
 
 TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
 PARTS = {"train": ("-", "training part"), "held_out": ("--", "held-out fold"), "inner": (":", "inner split")}

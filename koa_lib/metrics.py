@@ -53,8 +53,8 @@ def from_confusion(cm):
     Returns
     -------
     dict of float arrays (...)
-        accuracy, balanced_accuracy, macro_precision, macro_sensitivity, macro_f1, qwk, linear_kappa, mae
-        (grades), within_one; ratios but for mae.
+        accuracy, balanced_accuracy, macro_precision, macro_sensitivity, macro_f1, kappa (unweighted), qwk,
+        linear_kappa, mae (grades), within_one; ratios but for mae.
     """
     cm = np.asarray(cm, dtype=float)
     if cm.shape[-2:] != (K, K):
@@ -69,6 +69,7 @@ def from_confusion(cm):
         "macro_precision": _mean_of_present(np.nan_to_num(_ratio(hits, guess)), truth),
         "macro_sensitivity": sensitivity,
         "macro_f1": _mean_of_present(_ratio(2 * hits, truth + guess), truth),
+        "kappa": _kappa(cm, distance > 0),
         "qwk": _kappa(cm, distance**2),
         "linear_kappa": _kappa(cm, distance),
         "mae": _ratio((cm * distance).sum((-2, -1)), total),

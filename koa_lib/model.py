@@ -13,7 +13,7 @@ from torch import nn
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import prompts
-from koa_lib.manifests import file_sha256
+from koa_lib.pictures import file_sha256
 from koa_lib.tower import Tower
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt")

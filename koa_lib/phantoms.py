@@ -4,6 +4,8 @@ What is on a picture (findings, labels, defects) is planned first and in one pro
 processes, each picture with its own seed, so that the number of workers cannot change a byte.
 """
 
+import io
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +15,12 @@ import pandas as pd
 from PIL import Image
 from scipy.special import ndtri
 
-from koa_lib import anatomy, manifests
+from koa_lib import anatomy, manifests, pictures
 from koa_lib.captions import caption
 from koa_lib.errors import StudyError
 from koa_lib.findings import MIX_A, MIX_B, Findings, draw_findings, finding_grades, kl_grade, noise_ceiling, read
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.radiograph import TRAITS, View, render
+from koa_lib.radiograph import TRAITS, View, joint_centre, render
 
 __all__ = ["Findings", "captioned", "defects_b", "kl_grade", "noise_ceiling", "write_cohort_a", "write_cohort_b"]
 
@@ -26,9 +28,12 @@ KNEE_CORRELATION = 0.7  # of severity within a person; gives labels that correla
 LIKENESS = 0.9  # share of anatomy that the two knees of a person have in common
 INVERTED = 0.015
 SPLIT_CYCLE = ("train", "train", "test", "train", "train", "val", "train", "test", "train", "train")  # 70 : 10 : 20
-# Defects of cohort B in known number, as shares of its pictures: Gornale's, a little more colour.
-SHARES_B = {"two_knees": 0.11, "sixteen_bit": 0.05, "colour": 0.005, "copies": 0.04}
+# Defects of cohort B in known number, as shares of its pictures: Gornale's, a little more colour, and some of the
+# audit's other findings. `near_copies` show another picture brighter and compressed.
+SHARES_B = {"two_knees": 0.11, "sixteen_bit": 0.05, "colour": 0.005, "inverted": 0.01, "other_size": 0.01, "near_copies": 0.02, "copies": 0.04}
 DISPUTED_B = 1
+FEWEST_B = 20
+REPEATS = ("near_copies", "copies", "disputed")
 SECOND_READER = 0.02  # of the pictures graded 0 by reader I, reader II grades 1 (Gornale: 11 of 514); else they agree
 BROAD_MIX = (0.25, 0.15, 0.25, 0.20, 0.15)  # of pre-training, so that severe findings are seen often
 OTHER_ANATOMY = 0.15
@@ -55,7 +60,8 @@ def write_cohort_a(folder, patients, seed, workers=2):
     Returns
     -------
     DataFrame
-        The manifest, also written as `manifest.csv`; the truth is in `truth.csv`, which only checks read.
+        The manifest, also written as `manifest.csv`; the truth is in `truth.csv`, which only checks read (the joint's
+        place in pixels is that of the left knee of two).
     """
     rng = np.random.default_rng([seed, 1])
     numbers = 9_000_000 + rng.choice(999_999, patients, replace=False)
@@ -84,8 +90,9 @@ def _spread_normals(count, rng):
 def write_cohort_b(folder, pictures, seed, workers=2):
     """Write cohort B: the external look in Gornale's layout ``MedicalExpert-I/<n><Name>/<Name>G<n> (<i>).png``.
 
-    Two-knee pictures (graded by the worse knee), 16-bit files, unequal colour channels, copies and one pair of equal
-    pictures under two grades come in the numbers of `defects_b`; reader II grades 1 in 2 % of reader I's zeros.
+    Two-knee pictures (graded by the worse knee), 16-bit files, unequal colour channels, inverted and odd-sized
+    pictures, copies, near-copies and one pair of equal pictures under two grades come in the numbers of `defects_b`.
+    Reader II grades 1 in 2 % of reader I's zeros; the same files lie renumbered in ``MedicalExpert-II``.
 
     Returns
     -------
@@ -95,10 +102,10 @@ def write_cohort_b(folder, pictures, seed, workers=2):
     Raises
     ------
     StudyError
-        For fewer than 10 pictures, which cannot hold the defects.
+        For fewer than `FEWEST_B` pictures, which cannot hold the defects.
     """
-    if pictures < 10:
-        raise StudyError(f"Cohort B has {pictures} pictures and needs at least 10 to hold its defects. Raise its size.")
+    if pictures < FEWEST_B:
+        raise StudyError(f"Cohort B has {pictures} pictures and needs at least {FEWEST_B} to hold its defects. Raise its size.")
     rng = np.random.default_rng([seed, 4])
     defects, sources = _place_defects(pictures, rng)
     findings = [draw_findings(value, MIX_B, rng) for value in _spread_normals(pictures, rng)]
@@ -116,7 +123,20 @@ def write_cohort_b(folder, pictures, seed, workers=2):
         known = {"split": "external", "kl_grade": grade, "kl_grade_reader2": second[k], "group_id": "", "side": ""}
         shown = _on_film(knees) if defects[k] == "two_knees" else knees[:1]
         plan.append(_Picture(path, shown, [seed, 5, source], [seed, 6, source], known, defects[k], wide=True))
-    return _write(Path(folder), plan, workers)
+    rows = _write(Path(folder), plan, workers)
+    _write_second_reader(Path(folder), rows, rng)
+    return rows
+
+
+def _write_second_reader(folder, rows, rng):
+    # The published set repeats every file under the second reader's grade and a new number.
+    count = np.zeros(len(GRADES), int)
+    for k in rng.permutation(len(rows)):
+        grade = int(rows["kl_grade_reader2"].iloc[k])
+        count[grade] += 1
+        path = folder / f"MedicalExpert-II/{grade}{NAMES[grade]}/{NAMES[grade]}G{grade} ({count[grade]}).png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / rows["path"].iloc[k], path)
 
 
 def defects_b(pictures):
@@ -130,7 +150,7 @@ def _place_defects(pictures, rng):
     for defect, count in defects_b(pictures).items():
         defects[order[start : start + count]] = defect
         start += count
-    repeats = np.flatnonzero(np.isin(defects, ("copies", "disputed")))
+    repeats = np.flatnonzero(np.isin(defects, REPEATS))
     sources = np.arange(pictures)
     sources[repeats] = order[start : start + len(repeats)]
     return defects, sources
@@ -155,11 +175,12 @@ def _on_film(knees):
 def _write(folder, plan, workers):
     rows = _spread_out(_write_picture, [(folder, picture) for picture in plan], workers)
     first = {}
-    for row in sorted(rows, key=lambda row: (row["kl_grade"], len(row["path"]), row["path"])):
+    rows = sorted(rows, key=lambda row: manifests.natural(row["path"]))
+    for row in rows:
         row["group_id"] = row["group_id"] or first.setdefault(row["pixel_sha256"], row["image_id"])
-    frame = pd.DataFrame(rows).sort_values("path", ignore_index=True)
+    frame = pd.DataFrame(rows)
     frame["kl_grade_reader2"] = frame["kl_grade_reader2"].astype("Int64")
-    truth = ["image_id", "true_grade", "defect", *(name for name in frame if name.startswith("latent_"))]
+    truth = ["image_id", "true_grade", "defect", "joint_x", "joint_y", "plateau", *(name for name in frame if name.startswith("latent_"))]
     frame[truth].to_csv(folder / "truth.csv", index=False, lineterminator="\n", float_format="%.4f")
     manifests.write_manifest(frame, folder / "manifest.csv")
     return manifests.read_manifest(folder / "manifest.csv")
@@ -174,15 +195,28 @@ def _spread_out(function, jobs, workers):
 
 def _write_picture(job):
     folder, picture = job
-    image = _draw(picture.knees, picture.person, np.random.default_rng(picture.seed), picture.wide)
+    image, views = _draw(picture.knees, picture.person, np.random.default_rng(picture.seed), picture.wide)
     path = folder / picture.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(path, 1 - image if picture.defect == "inverted" else image, picture)
+    _save(path, _spoil(image, picture.defect), picture)
     findings = max((knee for knee, _ in picture.knees), key=_badness)
     latents = {f"latent_{name}": value for name, value in asdict(findings).items()}
     row = {"image_id": path.stem.replace(" ", ""), "path": picture.path, **picture.known}
-    row |= manifests.describe_picture(path) | finding_grades(findings)
-    return row | {"true_grade": kl_grade(findings), "defect": picture.defect} | latents
+    row |= pictures.describe(path) | finding_grades(findings)
+    x, y = joint_centre(views[0])
+    return row | {"true_grade": kl_grade(findings), "defect": picture.defect, "joint_x": x, "joint_y": y, "plateau": views[0].unit} | latents
+
+
+def _spoil(image, defect):
+    if defect == "inverted":
+        return 1 - image
+    if defect == "other_size":
+        return image[:-12, 8:-8]
+    if defect == "near_copies":
+        buffer = io.BytesIO()
+        Image.fromarray(np.round(np.clip(1.06 * image + 0.01, 0, 1) * 255).astype(np.uint8)).save(buffer, "JPEG", quality=70)
+        return np.asarray(Image.open(buffer), dtype=np.float32) / 255
+    return image
 
 
 def _draw(knees, person, rng, wide):
@@ -190,7 +224,7 @@ def _draw(knees, person, rng, wide):
     views = [_wide_view(rng, side, len(knees)) if wide else _crop_view(rng, side) for _, side in knees]
     own = rng.normal(size=(len(knees), TRAITS))
     traits = np.sqrt(LIKENESS) * shared + np.sqrt(1 - LIKENESS) * own
-    return render([(findings, view, row) for (findings, _), view, row in zip(knees, views, traits, strict=True)], rng)
+    return render([(findings, view, row) for (findings, _), view, row in zip(knees, views, traits, strict=True)], rng), views
 
 
 def _crop_view(rng, side):
@@ -242,6 +276,6 @@ def _captioned_one(job):
     else:
         kind, side = "knee", "LR"[int(rng.random() < 0.5)]
         findings = draw_findings(ndtri(rng.uniform(0.02, 0.98)), BROAD_MIX, rng)
-        image = _draw(((findings, side),), [*seed, 1], rng, wide=False)
+        image, _ = _draw(((findings, side),), [*seed, 1], rng, wide=False)
     pixels = Image.fromarray(np.round(image * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BOX)
     return np.asarray(pixels), caption(kind, findings, side, rng), kind

@@ -41,6 +41,40 @@ def table_1(counts, prompts=TABLE_1, examples=None):
     return table
 
 
+def findings(found):
+    """Findings of several cohorts side by side: finding, then groups and files of each cohort.
+
+    Parameters
+    ----------
+    found : DataFrame
+        finding, cohort, groups, files, as from `audit.Audit`.
+    """
+    table = pd.DataFrame({"finding": found["finding"].drop_duplicates()})
+    for cohort, part in found.groupby("cohort", sort=False):
+        counts = part.set_index("finding")[["groups", "files"]].astype("Int64")
+        table = table.join(counts.add_prefix(f"{cohort} "), on="finding")
+    return table.reset_index(drop=True)
+
+
+def derived_sets(sets, names):
+    """Pictures and groups of each derived set.
+
+    Parameters
+    ----------
+    sets : DataFrame
+        cohort, near_group and a column per derived set, as from `audit.Audit`.
+    names : sequence of str
+        The derived sets.
+
+    Returns
+    -------
+    DataFrame
+        cohort, set, pictures, groups.
+    """
+    rows = [(cohort, name.replace("_", " "), part[name].sum(), part.loc[part[name], "near_group"].nunique()) for cohort, part in sets.groupby("cohort", sort=False) for name in names]
+    return pd.DataFrame(rows, columns=["cohort", "set", "pictures", "groups"])
+
+
 def table_2(columns, published):
     """Overall performance per part of the data, the published column beside the part it belongs to.
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from koa_lib import datasets, manifests, phantoms, profile
+from koa_lib import datasets, manifests, phantoms, pictures, profile
 from koa_lib.grades import GRADES
 from koa_lib.profile import ROOT
 from koa_lib.study import Inputs, Study
@@ -93,7 +93,7 @@ def write_easy_cohort(folder, patients, splits, seed):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(easy_image(grade, generator)).save(path)
             rows.append({"image_id": name, "path": path.relative_to(folder).as_posix(), "split": split, "kl_grade": grade, "kl_grade_reader2": pd.NA,
-                         "group_id": name[:-1], "side": side, **manifests.describe_picture(path)})
+                         "group_id": name[:-1], "side": side, **pictures.describe(path)})
     return pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"})
 
 

@@ -40,6 +40,7 @@ def test_from_confusion_equals_scikit_learn(seed):
             "macro_precision": sk.precision_score(grades, predicted, **kept),
             "macro_sensitivity": sk.recall_score(grades, predicted, **kept),
             "macro_f1": sk.f1_score(grades, predicted, **kept),
+            "kappa": sk.cohen_kappa_score(grades, predicted, labels=LABELS),
             "qwk": sk.cohen_kappa_score(grades, predicted, labels=LABELS, weights="quadratic"),
             "linear_kappa": sk.cohen_kappa_score(grades, predicted, labels=LABELS, weights="linear"),
             "mae": sk.mean_absolute_error(grades, predicted),

@@ -1,6 +1,7 @@
 """Phantoms: repeatable, graded by the rules, honest in difficulty, and indistinguishable from a real cohort for the code."""
 
 import re
+from collections import Counter
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import anatomy, captions, findings, manifests, phantoms
+from koa_lib import anatomy, captions, findings, manifests, phantoms, pictures
 from koa_lib.errors import StudyError
 from koa_lib.findings import Findings
 from koa_lib.grades import NAMES, TABLE_1
@@ -45,7 +46,7 @@ def test_cohort_reads_like_a_real_one(cohort, request):
     found = manifests.find_pictures(manifests.read_manifest(folder / "manifest.csv"), folder)
     assert len(found) == len(manifest) and (found["status"] == "as listed").all()
     for row in found.to_dict("records"):
-        described = manifests.describe_picture(row["file"])
+        described = pictures.describe(row["file"])
         assert described == {name: row[name] for name in described}
 
 
@@ -59,14 +60,15 @@ def test_cohort_a_has_the_layout_of_the_training_set(cohort_a):
 
 
 def test_cohort_b_has_the_layout_of_the_external_set(cohort_b):
-    _, rows = cohort_b
+    folder, rows = cohort_b
     assert len(rows) == 60 and rows["image_id"].is_unique and set(rows["split"]) == {"external"}
     pattern = r"MedicalExpert-I/(\d)(\w+)/(\w+)G(\d) \(\d+\)\.png"
     for path, grade in zip(rows["path"], rows["kl_grade"], strict=True):
-        number, folder, name, again = re.fullmatch(pattern, path).groups()
-        assert int(number) == int(again) == grade and folder == name == NAMES[grade]
-    assert set(zip(rows["width"], rows["height"], strict=True)) == {(300, 162), (640, 161)}
-    assert rows["kl_grade_reader2"].notna().all()
+        number, place, name, again = re.fullmatch(pattern, path).groups()
+        assert int(number) == int(again) == grade and place == name == NAMES[grade]
+    assert set(zip(rows["width"], rows["height"], strict=True)) == {(300, 162), (640, 161), (284, 150)}
+    second = Counter((pictures.file_sha256(path), int(path.parent.name[0])) for path in (folder / "MedicalExpert-II").rglob("*.png"))
+    assert second == Counter(zip(rows["sha256"], rows["kl_grade_reader2"], strict=True))
 
 
 def test_truth_is_beside_the_manifest_and_not_in_it(cohort_a):
@@ -117,7 +119,7 @@ def test_grade_mix_of_labels_is_near_the_real_one(mix, name, most):
 
 
 def test_cohort_b_too_small_for_its_defects_is_refused(tmp_path):
-    with pytest.raises(StudyError, match="at least 10"):
+    with pytest.raises(StudyError, match="at least 20"):
         phantoms.write_cohort_b(tmp_path, 5, seed=0)
     assert not list(tmp_path.iterdir())
 

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-UNIT = 18  # pixels of the template in half a joint line's width
-SMOOTH = 7.0  # pixels: what is coarser is field and exposure, not bone
-HALF_HEIGHT, HALF_WIDTH = 15, 20  # pixels of the template around the joint's centre
+UNIT = 12  # pixels of the template in half a joint line's width
+SMOOTH, MARGIN = 4.7, 12  # pixels: what is coarser is field and exposure, not bone
+HALF_HEIGHT, HALF_WIDTH = 10, 13  # pixels of the template around the joint's centre
 # An OAI crop as shares of its side: half the width of the joint line and of the bones there, and the line's centre.
-LINE, PLATEAU, CENTRE = 0.375, 0.42, (0.51, 0.59)
+LINE, PLATEAU, CENTRE = 0.375, 0.42, (0.5, 0.57)
 BANDS = ((-0.5, -0.15), (0.05, 0.35))  # rows above and below the joint line, in plateau heights, where bone ends sideways
 # Loss of correlation where the joint lies a quarter of the picture off its middle, is stretched by 1.65 (e to the 0.5)
 # or is that much larger or smaller than in an OAI crop: ties go to what is usual.
@@ -195,9 +195,12 @@ def learn(images, rounds=2):
 
 def _mean_window(images, places):
     windows = []
+    rows, columns = HALF_HEIGHT + MARGIN, HALF_WIDTH + MARGIN
     for image, (x, y, unit) in zip(images, places * [[len(image)] for image in images], strict=True):
-        scale = UNIT / unit
-        small = np.pad(normalised(_scaled(image, scale, scale)), 2 * HALF_WIDTH)
-        row, column = (round(place * scale - 0.5) + 2 * HALF_WIDTH for place in (y, x))
-        windows.append(small[row - HALF_HEIGHT : row + HALF_HEIGHT, column - HALF_WIDTH : column + HALF_WIDTH])
-    return np.mean(windows, axis=0).astype(np.float32)
+        step, pad = unit / UNIT, len(image)
+        box = (pad + x - columns * step, pad + y - rows * step, pad + x + columns * step, pad + y + rows * step)
+        wide = Image.fromarray(np.pad(image.astype(np.float32), pad, mode="edge"))
+        window = normalised(np.asarray(wide.resize((2 * columns, 2 * rows), Image.Resampling.BOX, box=box)))
+        windows.append(window[MARGIN:-MARGIN, MARGIN:-MARGIN])
+    mean = np.mean(windows, axis=0).astype(np.float32)
+    return (mean + mean[:, ::-1]) / 2  # as many left knees as right ones

@@ -60,8 +60,10 @@ def audit_all(inspected, seed=42, draws=1000):
     results = [audit(rows, name, seed, draws) for name, rows in inspected.items()]
     whole = Audit(*(pd.concat([getattr(result, field.name) for result in results], ignore_index=True) for field in fields(Audit)))
     (first, known), *later = inspected.items()
-    shared = [overlap(rows, known, name, first) for name, rows in later]
-    return replace(whole, findings=pd.concat([whole.findings, *shared], ignore_index=True))
+    shared = [_overlap(rows, known, name, first) for name, rows in later]
+    findings, affected = ([pair[k] for pair in shared] for k in (0, 1))
+    return replace(whole, findings=pd.concat([whole.findings, *findings], ignore_index=True),
+                   affected_files=pd.concat([whole.affected_files, *affected], ignore_index=True))
 
 
 def audit(inspected, cohort, seed=42, draws=1000):
@@ -88,10 +90,11 @@ def audit(inspected, cohort, seed=42, draws=1000):
     readable = inspected[inspected["readable"]]
     if readable.empty:
         raise StudyError(f"No file of {cohort} can be read; the first: {inspected['problem'].iloc[0]}")
-    readable = readable.assign(near_group=duplicates.near_groups(readable))
+    whole_numbers = dict.fromkeys(("width", "height", "bit_depth", "channels"), int)  # beside unreadable files they are floats
+    readable = readable.astype(whole_numbers).assign(near_group=duplicates.near_groups(readable))
     unit = "group_id" if readable["side"].ne("").any() else "near_group"  # where a side is known, so is the patient
     betrayed = shortcut.predictability(readable, unit, seed, draws)
-    found = [*_files(inspected), *_repeats(readable), *_readers(readable), *_leaks(readable, seed), *_looks(readable), _shortcut(readable, betrayed)]
+    found = [*_files(inspected), *_repeats(readable), *_readers(readable), *_leaks(readable, seed), *_looks(readable), *_shortcut(readable, betrayed)]
     findings = [(name, cohort, groups.nunique(), len(rows), detail) for name, rows, groups, detail in found]
     affected = [pd.DataFrame({"finding": name, "cohort": cohort, "group": groups, "image_id": rows["image_id"], "path": rows["path"]})
                 for name, rows, groups, _ in found if name not in _WHOLE]
@@ -101,7 +104,30 @@ def audit(inspected, cohort, seed=42, draws=1000):
     return Audit(pd.DataFrame(findings, columns=COLUMNS), pd.concat(affected)[AFFECTED], sets, betrayed)
 
 
-_WHOLE = ("format predicts the grade",)  # findings about the whole cohort, not about single files
+_WHOLE = ("size and depth predict the grade", "gray values predict the grade")  # about the cohort, not about single files
+MEANING = {
+    "unreadable files": "cannot be opened as pictures",
+    "suffix and content differ": "for example a JPEG file called .png",
+    "pixels differ from the manifest": "re-encoded or changed copies of the published files",
+    "equal pixels": "the same picture in several files",
+    "equal pixels under different grades": "the same picture with two grades: both can't be right",
+    "near-duplicates": "other pixels, but alike to a perceptual hash",
+    "near-duplicates under different grades": "pictures that look alike with different grades",
+    "readers disagree": "the second reader gave the same pixels another grade",
+    "inverted pictures": "negatives: bone is dark",
+    "two knees in one picture": "which knee the grade belongs to is not known",
+    "other sizes": "one knee in a picture of unusual size",
+    "16-bit pictures": "65,536 gray levels instead of 256",
+    "colour pictures": "the three colour channels differ; lossy compression alone can do that",
+    "size and depth predict the grade": "whether width, height, bit depth and channels tell the grade",
+    "gray values predict the grade": "whether mean and quantiles of the gray values tell the grade",
+}
+
+
+def meaning(finding):
+    """What a finding says, in a few plain words."""
+    across = "belong together and lie in several parts" if " across " in finding else "equal to, or alike, a picture of the other cohort"
+    return MEANING.get(finding, across)
 
 
 def _finding(name, rows, groups, detail):
@@ -124,9 +150,9 @@ def _repeats(rows):
     near = rows[rows.groupby("near_group")["pixel_sha256"].transform("nunique") > 1]
     rule = f"perceptual hashes differ in at most {duplicates.THRESHOLD} of 256 bits"
     return [
-        _finding("equal pixels", equal, "pixel_sha256", f"{rows['pixel_sha256'].nunique()} unique pictures of {len(rows)}"),
+        _finding("equal pixels", equal, "pixel_sha256", f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"),
         _finding("equal pixels under different grades", equal[conflicting(equal)], "pixel_sha256", "left out of the deduplicated set"),
-        _finding("near-duplicates", near, "near_group", f"{rule}, pixels not equal; {rows['near_group'].nunique()} groups remain"),
+        _finding("near-duplicates", near, "near_group", f"{rule}, pixels not equal; {rows['near_group'].nunique():,} groups remain"),
         _finding("near-duplicates under different grades", near[conflicting(near, "near_group")], "near_group", "kept in the sets, resampled together"),
     ]
 
@@ -141,6 +167,7 @@ def _readers(rows):
 
 
 def _leaks(rows, seed):
+    # Folds are made here over all pictures, as the printed protocol does, whatever the profile trains.
     official = [("official split", "split")] if rows["split"].nunique() > 1 else []
     folds = [("image-level folds, as printed", "image_fold"), ("patient folds, our protocol", "patient_fold")] if official else []
     try:
@@ -152,7 +179,7 @@ def _leaks(rows, seed):
     for place, column in official + folds:
         for group, what in units:
             across = rows[conflicting(rows, group, column)]
-            found.append(_finding(f"{what} across {place}", across, group, f"in more than one part of {rows[column].nunique()}"))
+            found.append(_finding(f"{what} across {place}", across, group, f"in more than one of {rows[column].nunique()} parts, of {rows[group].nunique():,} {what} in all"))
     return found
 
 
@@ -174,18 +201,36 @@ def _looks(rows):
     return [
         _finding("inverted pictures", rows[inverted], "near_group", f"correlation with the cohort's median picture below {INVERTED:g}"),
         _finding("two knees in one picture", rows[double], "near_group", "width at least 3 times the height"),
-        _finding("other sizes", odd, "near_group", f"one knee, not {usual[0]} x {usual[1]}; all sizes: " + "; ".join(f"{w} x {h}: {n}" for (w, h), n in sizes.head(4).items())),
-        _finding("16-bit pictures", rows[deep], "near_group", "rescaled by 65,535 when read; file modes: " + ", ".join(f"{mode} {n}" for mode, n in modes.items())),
-        _finding("colour pictures", rows[colour], "near_group", "channels differ; averaged when read"),
+        _finding("other sizes", odd, "near_group", f"one knee, not {usual[0]} x {usual[1]}; all sizes: " + "; ".join(f"{w} x {h}: {n:,}" for (w, h), n in sizes.head(4).items())),
+        _finding("16-bit pictures", rows[deep], "near_group", "file modes: " + ", ".join(f"{mode} {n:,}" for mode, n in modes.items())),
+        _finding("colour pictures", rows[colour], "near_group", "averaged when read"),
     ]
 
 
 def _shortcut(rows, betrayed):
-    if betrayed.empty:
-        return _finding("format predicts the grade", rows.iloc[:0], "near_group", "too few pictures of a grade to tell")
-    told = [f"{row.features}: balanced accuracy {row.balanced_accuracy:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f})" for row in betrayed.itertuples()]
-    concerned = rows if betrayed["above_chance"].any() else rows.iloc[:0]
-    return _finding("format predicts the grade", concerned, "near_group", f"{'; '.join(told)}; chance {betrayed['chance'].iloc[0]:.2f}")
+    found = []
+    for name, features in zip(_WHOLE, shortcut.FEATURES, strict=False):
+        row = next(betrayed[betrayed["features"] == features].itertuples(), None)
+        if row is None:
+            detail = "too few pictures of a grade to tell"
+        elif pd.isna(row.balanced_accuracy):
+            detail = "all files are alike"
+        else:
+            detail = f"balanced accuracy {row.balanced_accuracy:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f}), chance {row.chance:.2f}"
+        told = row is not None and row.above_chance
+        found.append(_finding(name, rows if told else rows.iloc[:0], "near_group", detail))
+    return found
+
+
+def in_words(result):
+    """What an audit found about folds and near-duplicates, in sentences."""
+    found, sentences = result.findings.set_index("finding"), []
+    parted, alike, shared = (found[found.index.str.contains(text)] for text in ("patients across image-level", "^near-duplicates$", "^also in"))
+    for row in parted.itertuples():
+        sentences.append(f"Five folds over single pictures, as printed, would part the knees of {row.groups:,} patients of {row.cohort}; folds over patients keep them whole.")
+    sentences += [f"Groups of near-duplicates in {row.cohort}: {row.groups:,}." for row in alike[alike["groups"] > 0].itertuples()]
+    sentences += [f"Pictures of {row.cohort} that are {row.Index}: {row.files:,}." for row in shared.itertuples()]
+    return " ".join(sentences)
 
 
 def one_of_each_oddity(result):
@@ -202,21 +247,15 @@ def as_text(result):
     return "\n".join([f"  {'finding':<54}{'groups':>7}{'files':>7}", *lines, f"derived sets: {sets}"])
 
 
-def overlap(inspected, other, cohort, name):
-    """Pictures of a cohort whose equal or near-duplicate lies in another cohort: one row of findings.
-
-    Parameters
-    ----------
-    inspected, other : DataFrame
-        Inspected rows of both cohorts.
-    cohort, name : str
-        Their names.
-    """
+def _overlap(inspected, other, cohort, name):
+    """Pictures of a cohort whose equal or near-duplicate lies in another cohort: a row of findings, and the files of both."""
     both = pd.concat([inspected[inspected["readable"]].assign(origin=cohort), other[other["readable"]].assign(origin=name)], ignore_index=True)
     both["near_group"] = duplicates.near_groups(both)
-    shared = both[conflicting(both, "near_group", "origin") & (both["origin"] == cohort)]
-    detail = f"equal or at most {duplicates.THRESHOLD} of 256 bits apart"
-    return pd.DataFrame([(f"also in {name}", cohort, shared["near_group"].nunique(), len(shared), detail)], columns=COLUMNS)
+    shared = both[conflicting(both, "near_group", "origin")]
+    own, finding = shared[shared["origin"] == cohort], f"also in {name}"
+    row = (finding, cohort, own["near_group"].nunique(), len(own), f"equal or at most {duplicates.THRESHOLD} of 256 bits apart")
+    affected = pd.DataFrame({"finding": finding, "cohort": shared["origin"], "group": shared["near_group"], "image_id": shared["image_id"], "path": shared["path"]})
+    return pd.DataFrame([row], columns=COLUMNS), affected
 
 
 def reader_agreement(rows):

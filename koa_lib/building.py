@@ -1,5 +1,6 @@
 """Building a cohort's manifest from its files, so that anyone can check that the committed one says the truth."""
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def build(name, folder, readers=None):
         Unknown cohort, no picture, or pictures that cannot be read or are wrongly named: all of them are told.
     """
     known = cohorts.facts(name)
-    root, files = manifests.locate(folder, known.pattern.fullmatch, known.layouts.values(), f"the pictures of {name}, whose paths end like {known.files}")
+    root, files = manifests.locate(folder, known.pattern.fullmatch, known.layouts.values(), f"the pictures of {name}, which lie in folders {known.example}")
     below = Path(folder).resolve()  # a part of the cohort gives its rows
     files = [path for path in files if path.is_relative_to(below)]
     chosen = {path: match for path in files if path.suffix.lower() in pictures.SUFFIXES
@@ -65,8 +66,17 @@ def compare(built, name):
         return f"{name} has no committed manifest to compare with."
     ours, theirs = (Path(path).read_bytes().splitlines()[1:] for path in (built, committed))
     same = len(set(ours) & set(theirs))
-    rest = f" {len(ours) - same:,} differ from it or are not in it." if same < len(ours) else ""
+    rest = _differing(built, committed) if same < len(ours) else ""
     return f"{same:,} of them equal the committed manifest byte for byte, which lists {len(theirs):,}.{rest}"
+
+
+def _differing(built, committed):
+    ours, theirs = (pd.read_csv(path, dtype=str, keep_default_na=False).set_index("image_id") for path in (built, committed))
+    both = ours.merge(theirs, left_index=True, right_index=True, suffixes=("", " listed"))
+    counts = {name: int((both[name] != both[f"{name} listed"]).sum()) for name in theirs}
+    columns = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
+    absent = len(ours) - len(both)
+    return (f" Rows differ in {columns}." if columns else "") + (f" {absent:,} are not in it." if absent else "")
 
 
 def read_all(read, files, label):
@@ -131,16 +141,23 @@ def _second_grades(root, readers):
 
 def _from_file(readers):
     try:
-        table = pd.read_csv(readers, dtype=str, keep_default_na=False)
+        text = readers.read_text(encoding="utf-8-sig")
+        mark = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write any of them
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=mark, index_col=False)
     except (OSError, ValueError) as error:
         raise StudyError(f"The readers file {readers} cannot be read ({error}). Give a CSV with pixel_sha256 and kl_grade_reader2.") from error
     key = next((column for column in ("pixel_sha256", "image_id") if column in table), None)
     if key is None or "kl_grade_reader2" not in table:
         raise StudyError(f"The readers file {readers} has the columns {', '.join(table)}. It needs kl_grade_reader2 and image_id or pixel_sha256.")
+    table["kl_grade_reader2"] = table["kl_grade_reader2"].str.removesuffix(".0")  # pandas writes 1.0 where some are empty
     wrong = ~table["kl_grade_reader2"].isin([*map(str, GRADES), ""])
     if wrong.any():
         raise StudyError(f"{readers}, row {wrong.idxmax() + 2}: kl_grade_reader2 '{table['kl_grade_reader2'][wrong.idxmax()]}' is no KL grade. Use 0-4 or leave it empty.")
     if key == "image_id":
+        table[key] = table[key].str.replace(" ", "")
+        twice = table[key].duplicated()
+        if twice.any():
+            raise StudyError(f"{readers}, row {twice.idxmax() + 2}: image_id '{table[key][twice.idxmax()]}' is there twice. Keep one row per picture.")
         by_id = dict(zip(table[key], table["kl_grade_reader2"], strict=True))
         return lambda frame: _some(frame["image_id"].map(by_id).replace("", pd.NA).astype("Int64"), by_id, readers)
     graded = table[table["kl_grade_reader2"] != ""]
@@ -149,16 +166,16 @@ def _from_file(readers):
 
 
 def _some(grades, known, readers):
-    if any(known.values()) and grades.isna().all():
+    if any(str(grade) for grade in known.values()) and grades.isna().all():
         raise StudyError(f"The readers file {readers} grades none of the {len(grades)} pictures. Check that it belongs to this cohort.")
     return grades
 
 
 def second_reader(root):
-    """Pixel hash and grade of every picture in the second reader's folder, whose names mean nothing."""
+    """Pixel hash and grade of every readable picture in the second reader's folder, whose names mean nothing."""
     files = [path for path in sorted((Path(root) / SECOND_READER).rglob("*")) if path.suffix.lower() in pictures.SUFFIXES and path.parent.name[:1] in "01234"]
-    hashes = read_all(lambda path: pictures.pixel_sha256(pictures.decode(path)[0]), files, "second reader")
-    return [(digest, int(path.parent.name[0])) for path, digest in zip(files, hashes, strict=True)]
+    hashes = [attempt(lambda path: pictures.pixel_sha256(pictures.decode(path)[0]), path) for path in tqdm(files, desc="second reader", unit="file", disable=None)]
+    return [(digest, int(path.parent.name[0])) for path, digest in zip(files, hashes, strict=True) if isinstance(digest, str)]
 
 
 def nearest_grades(frame, second):

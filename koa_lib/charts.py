@@ -94,11 +94,11 @@ def nearest_distances(distances, threshold):
     for axis, (name, values) in zip(axes[0], distances.items(), strict=True):
         edges = np.arange(0, max(130, values.max() + 4), 4)
         axis.hist(values[values > threshold], edges, color="#9ecae1", label="other pictures")
-        axis.hist(values[values <= threshold], edges, color=PLAIN_COLOURS[1], hatch="///", edgecolor="white", label="near-duplicates")
+        axis.hist(values[values <= threshold], edges, color=PLAIN_COLOURS[1], hatch="///", edgecolor="white", label="equal pixels and near-duplicates")
         axis.axvline(threshold + 0.5, color=INK, ls="--", lw=1, label=f"threshold: {threshold} bits")
-        axis.set(title=f"{name} (n = {len(values):,})", xlabel="bits to the nearest other picture", yscale="symlog")
+        axis.set(title=f"{name} (n = {len(values):,})", xlabel="bits to the nearest other picture")
         axis.yaxis.set_major_formatter("{x:,.0f}")
-    axes[0, 0].set_ylabel("pictures (log scale)")
+    axes[0, 0].set_ylabel("pictures")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure

@@ -1,5 +1,6 @@
 """The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a traceback."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def build(cohort: str, folder: str, readers: str = typer.Option(None, help="CSV 
 
     target = _new_file(out or f"{cohort}.csv")
     frame = building.build(cohort, folder, readers)
-    frame.to_csv(target, index=False, lineterminator="\n")
+    frame.to_csv(target, index=False, lineterminator="\n", errors="backslashreplace")
     print(f"{len(frame):,} rows written to {target}. {building.compare(target, cohort)}")
 
 
@@ -93,15 +94,17 @@ def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for
     from koa_lib import audit, cohorts, inspection, manifests
 
     target = Path(out or f"{cohort}_audit")
-    if target.is_file():
-        raise StudyError(f"{target} is a file. Give a folder with --out.")
+    if target.is_file() or (target / "findings.csv").exists():
+        raise StudyError(f"{target} exists already. Give another folder with --out, so that nothing is overwritten.")
+    _check_writable(target)
     known = cohorts.facts(cohort)
-    rows = manifests.find_pictures(cohorts.manifest(cohort, folder), folder, known.layouts.values())
+    listed = cohorts.manifest(cohort, folder)
+    rows = manifests.find_pictures(listed, folder, known.layouts.values())
     root = rows["file"].iloc[0].parents[2]
     inspected = inspection.with_second_reader(inspection.inspect(rows), root)
     result = audit.audit(inspected, cohort)
     result.write(target)
-    print(f"{cohort} in {root}: {len(rows):,} pictures of the manifest\n{audit.as_text(result)}")
+    print(f"{cohort} in {root}: {len(rows):,} of {len(listed):,} listed pictures found; 'koa data verify' tells about the others\n{audit.as_text(result)}")
     print(f"findings.csv, affected_files.csv, sets.csv and format_shortcut.csv are in {target}")
     if not inspected["readable"].all():
         raise StudyError("Files that cannot be read were left out:\n  " + "\n  ".join(inspected.loc[~inspected["readable"], "problem"]))
@@ -125,9 +128,14 @@ def _new_file(path):
     path = Path(path)
     if path.exists():
         raise StudyError(f"{path} exists already. Give another name with --out, so that nothing is overwritten.")
-    if not path.absolute().parent.is_dir():
-        raise StudyError(f"The folder of {path} does not exist. Make it or give another name with --out.")
+    _check_writable(path)
     return path
+
+
+def _check_writable(path):
+    parent = path.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise StudyError(f"The folder of {path} does not exist or is read-only. Give another name with --out.")
 
 
 def main():

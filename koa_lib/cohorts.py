@@ -38,6 +38,11 @@ class CohortFacts:
         return re.compile(self.files)
 
     @property
+    def example(self):
+        """Where a picture lies below the root, for messages."""
+        return "like train/0/9003175L.png" if self.group == "patient" else "like MedicalExpert-I/0Normal/NormalG0 (1).png"
+
+    @property
     def archive(self):
         """Name of the file that is downloaded."""
         return self.address.rsplit("/", 1)[-1]
@@ -50,7 +55,10 @@ class CohortFacts:
 
 @cache
 def _all():
-    content = yaml.safe_load((MANIFESTS / "cohorts.yaml").read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load((MANIFESTS / "cohorts.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{MANIFESTS / 'cohorts.yaml'} is not valid YAML: {error}. Restore it from version control.") from error
     return {name: profile.build(CohortFacts, {"name": name, **facts}, "cohorts.yaml", f"{name}.") for name, facts in content.items()}
 
 
@@ -72,7 +80,14 @@ def manifest(name, folder=None):
     Raises
     ------
     StudyError
-        An unknown cohort, or no manifest.
+        An unknown cohort, no manifest, or a row whose grade, split or id contradicts its path.
     """
-    committed = MANIFESTS / f"{facts(name).name}.csv"
-    return manifests.read_manifest(committed if committed.is_file() or folder is None else Path(folder) / "manifest.csv")
+    known, committed = facts(name), MANIFESTS / f"{name}.csv"
+    path = committed if committed.is_file() or folder is None else Path(folder) / "manifest.csv"
+    rows = manifests.read_manifest(path)
+    for row in rows.itertuples():
+        told = known.pattern.fullmatch(manifests.tail(row.path))
+        wanted = told and {"image_id": told["id"].replace(" ", ""), "kl_grade": int(told["grade"]), "split": told.groupdict().get("split", row.split)}
+        if not told or any(getattr(row, column) != value for column, value in wanted.items()):
+            raise StudyError(f"{path}, row {row.Index + 2}: image_id {row.image_id}, split {row.split} and KL grade {row.kl_grade} contradict the path {row.path}. Correct the row.")
+    return rows

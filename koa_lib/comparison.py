@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import metrics, scorecard, stats, subsets
+from koa_lib.harmonisation import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES, arrays
 from koa_lib.protocols import main_fold
 
@@ -91,6 +92,27 @@ def external_rows(study, arms):
                 read = kept[kept[column].notna()]
                 if len(read):
                     rows.append({"arm": name, "set": subset.replace("_", " "), "reader": reader, "n": len(read), **_with_interval(study, read, column)})
+    return pd.DataFrame(rows)
+
+
+def view_rows(study, views):
+    """The external result in each geometry and intensity, on the deduplicated set against the first reader.
+
+    Parameters
+    ----------
+    views : dict of (geometry, intensity) to DataFrame
+        As from `Runner.external_views`.
+
+    Returns
+    -------
+    DataFrame
+        status ('confirmatory', 'sensitivity' or 'exploratory'), geometry, intensity, n, accuracy, ci_low, ci_high, macro_f1, qwk.
+    """
+    rows = []
+    for (geometry, intensity), graded in views.items():
+        kept = graded[graded["image_id"].isin(subsets.subset(graded, "deduplicated"))]
+        status = "exploratory" if {geometry, intensity} & EXPLORATORY else "confirmatory" if (geometry, intensity) == VIEWS[0] else "sensitivity"
+        rows.append({"status": status, "geometry": geometry, "intensity": intensity, "n": len(kept), **_with_interval(study, kept, "kl_grade")})
     return pd.DataFrame(rows)
 
 

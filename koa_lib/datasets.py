@@ -25,6 +25,12 @@ class Cohort:
     rows: pd.DataFrame
 
     @property
+    def facts(self):
+        """`cohorts.facts`, with groups of near-duplicates where patients are unknown, as `cohort` merges them."""
+        known = cohorts.facts(self.name)
+        return known if known.group == "patient" else replace(known, group="near-duplicates")
+
+    @property
     def root(self):
         """The folder below which the manifest's paths lie."""
         return self.rows["file"].iloc[0].parents[2]
@@ -163,17 +169,17 @@ def dataset(study, role, geometry, intensity, size):
     members = cohort(study, role)
     if members is None:
         return None
-    reference = training_histogram(study, size) if intensity == "match_train" else None
-    name = f"features/pictures__{members.name}__{geometry}-{intensity}__{size}.npy"
     key = {"data": manifests.data_hash(members.rows), "content": study.inputs.content, "geometry": geometry, "intensity": intensity, "size": size}
-    if reference is not None:
-        key["reference"] = reference.round(6).tolist()
-    trained = study.profile.our_protocol.geometry
     if geometry == "joint_crop":
-        key |= {"template": pictures.file_sha256(joint.TEMPLATE), "trained": trained}
-    files = list(members.rows["file"])
-    folder = study.store.make(name.removesuffix(".npy"), key, lambda path: _decode_all(files, (geometry, size, trained), (intensity, reference), path),
-                              code=("datasets", "harmonisation", "joint", "pictures"))
+        key |= {"template": pictures.file_sha256(joint.TEMPLATE), "trained": study.profile.our_protocol.geometry}
+    if intensity == "none":
+        files, shape = list(members.rows["file"]), (geometry, size, study.profile.our_protocol.geometry)
+        build, code = lambda path: _decode_all(files, shape, path), ("datasets", "harmonisation", "joint", "pictures")
+    else:
+        plain, reference = dataset(study, role, geometry, "none", size), training_histogram(study, size) if intensity == "match_train" else None
+        key["reference"] = None if reference is None else reference.round(6).tolist()
+        build, code = lambda path: _adjust_all(plain, intensity, reference, path), ("datasets", "harmonisation", "joint", "pictures")
+    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build, code)
     owners = np.load(folder / "owners.npy")
     return KneeDataset(members.rows.iloc[owners].reset_index(drop=True), np.load(folder / "pixels.npy", mmap_mode="r"), np.arange(len(owners)))
 
@@ -185,16 +191,25 @@ def training_histogram(study, size):
     return harmonisation.mean_histogram(picture / np.float32(255) for picture in fitted)
 
 
-def _decode_all(files, shape, tone, folder):
+def _decode_all(files, shape, folder):
     def decode(file):
-        squares = harmonisation.squares(pictures.read_gray(file), *shape)
-        return [np.round(harmonisation.adjust(square, *tone) * 255).astype(np.uint8) for square in squares]
+        return [np.round(square * 255).astype(np.uint8) for square in harmonisation.squares(pictures.read_gray(file), *shape)]
 
     with ThreadPoolExecutor(2) as pool:
         decoded = list(pool.map(decode, files))
+    owners = np.repeat(np.arange(len(files)), [len(squares) for squares in decoded])
+    _keep(folder, owners, [square for squares in decoded for square in squares])
+
+
+def _adjust_all(plain, intensity, reference, folder):
+    adjusted = [np.round(harmonisation.adjust(picture / 255, intensity, reference) * 255).astype(np.uint8) for picture in plain.pixels]
+    _keep(folder, pd.factorize(plain.rows["image_id"])[0], adjusted)
+
+
+def _keep(folder, owners, squares):
     folder.mkdir()
-    np.save(folder / "owners.npy", np.repeat(np.arange(len(files)), [len(squares) for squares in decoded]))
-    np.save(folder / "pixels.npy", np.stack([square for squares in decoded for square in squares]))
+    np.save(folder / "owners.npy", owners)
+    np.save(folder / "pixels.npy", np.stack(squares))
 
 
 def to_tensor(images, statistics):

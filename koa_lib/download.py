@@ -54,7 +54,7 @@ def download(address, target, sha256=None):
             raise StudyError(f"The download of {target} has the wrong content: SHA-256 {sha256} was expected, {found[1]} was found. It was removed: run the same command again; if this repeats, the publisher changed {address}.") from error
         raise StudyError(f"{address} cannot be downloaded: {error}. Correct the address.") from error
     except OSError as error:
-        raise StudyError(f"{error.filename or target} cannot be written ({error.strerror or error}). Give a folder with enough space where you may write.") from error
+        raise StudyError(f"{error.filename or target} cannot be written ({str(error.strerror or error).split(' | ')[0]}). Give a folder with enough space where you may write.") from error
     return target
 
 

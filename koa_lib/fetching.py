@@ -34,10 +34,17 @@ def fetch(name, folder, address=""):
     fetched = not (folder.is_dir() and any(folder.iterdir()))
     zipped = folder.parent / known.archive
     if fetched:
-        _download(known, address or known.address, zipped, folder)
+        if zipped.is_file():
+            print(f"using {zipped}, which is already there; delete it to download it again", flush=True)
+        else:
+            _download(known, address or known.address, zipped, folder)
         print(f"unpacking {zipped.name} to {folder}", flush=True)
         print(f"{unpack(zipped, folder):,} pictures unpacked", flush=True)
-    verify(name, folder)
+    try:
+        verify(name, folder)
+    except StudyError as error:
+        done = "was unpacked from" if fetched else "was not empty, so it was only checked. To fetch anew delete it and"
+        raise StudyError(f"{error} {folder} {done} {zipped}.") from error
     if fetched:
         print(f"{zipped} is no longer needed")
 
@@ -49,7 +56,7 @@ def _download(known, address, zipped, folder):
         zipped.parent.mkdir(parents=True, exist_ok=True)
         download.download(address, zipped, known.sha256)
     except (StudyError, OSError) as error:
-        steps = download.manual_steps(known.name, f"{known.page} (doi:{known.doi})", address, zipped, folder, known.sha256)
+        steps = download.manual_steps(known.name, f"{known.page} (doi:{known.doi})", known.address, zipped, folder, known.sha256)
         raise StudyError(f"{error}\nIf it stays impossible, do it by hand:\n{steps}") from error
 
 
@@ -71,11 +78,11 @@ def verify(name, folder, out=""):
     print(verification.summary(report))
     for beside, meaning in known.beside.items():
         count = verification.count_pictures(root / beside)
-        print(f"  {beside}: {f'{count:,} pictures, {meaning}; not listed' if count else f'not there, which is no error ({meaning})'}")
+        print(f"  {beside}: {f'{count:,} pictures, {meaning}; not listed and not checked' if count else f'not there, which is no error ({meaning})'}")
     if out:
-        report.to_csv(out, index=False, lineterminator="\n")
+        report.to_csv(out, index=False, lineterminator="\n", errors="backslashreplace")
     wrong = verification.problems(report)
     if len(wrong):
-        listed = f"the whole list is in {out}" if out else "--out FILE writes the whole list"
-        raise StudyError(f"{len(wrong):,} files need attention, see above ({listed}).")
+        listed = f"the whole list is in {out}" if out else "'koa data verify ... --out FILE' writes the whole list"
+        raise StudyError(f"{len(wrong):,} of {len(report):,} files need attention, see above; {listed}.")
     print(f"all {len(manifest):,} pictures are there and right")

@@ -14,7 +14,7 @@ from koa_lib.style import FROZEN, GRADE_COLOURS, INK, TRAINED, WIDTH, canvas, st
 from koa_lib.subsets import conflicting, subset
 
 PARTS = {"train": "training part", "val": "validation part", "test": "internal test"}
-USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "external evaluation: never used to choose anything"}
+USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "external evaluation: no confirmatory choice uses it"}
 GRADE_COLUMNS = [f"kl{grade}" for grade in GRADES]
 # Lengths in units of a board as wide as those of the other drawings, and the letters that fit into one; the top is y = 0.
 BOARD, COLUMN, INSET, INDENT, GAP, LINE, BAR, LETTERS = 12.2, 5.95, 0.16, 0.54, 0.3, 0.285, 0.16, 8.4

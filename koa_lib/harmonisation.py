@@ -13,6 +13,9 @@ from koa_lib.errors import StudyError
 GEOMETRIES = ("stretch", "pad", "center_crop", "joint_crop", "split")
 INTENSITIES = ("none", "clahe", "match_train")
 EXPLORATORY = frozenset(("joint_crop", "match_train"))
+# What the external cohort is shown in, beside the way a model was trained: one factor at a time, and the two exploratory ones together.
+VIEWS = (("stretch", "none"), ("pad", "none"), ("center_crop", "none"), ("split", "none"), ("stretch", "clahe"),
+         ("stretch", "match_train"), ("joint_crop", "none"), ("joint_crop", "match_train"))
 TWO_KNEES = 3.0  # width over height from which a picture shows both knees (Gornale: 640 x 161 against 300 x 162)
 # Share of the shorter side that `center_crop` keeps: OAI crops carry the joint line in their middle (our reading).
 CENTRAL_SHARE = 0.82

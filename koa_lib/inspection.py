@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from koa_lib import pictures
-from koa_lib.building import SECOND_READER, attempt, nearest_grades, second_reader
+from koa_lib.building import attempt, nearest_grades, second_reader
 from koa_lib.errors import StudyError
 from koa_lib.subsets import two_knees
 
@@ -55,9 +55,8 @@ def inspect(rows):
 
 def with_second_reader(inspected, root):
     """Inspected rows with the second reader's grades matched by pixels, where a folder of that reader is there."""
-    if not (Path(root) / SECOND_READER).is_dir():
-        return inspected
-    return inspected.assign(kl_grade_reader2=nearest_grades(inspected, second_reader(root)))
+    second = second_reader(root)
+    return inspected.assign(kl_grade_reader2=nearest_grades(inspected, second)) if second else inspected
 
 
 def write(inspected, path):

@@ -37,12 +37,12 @@ def _schema():
         return pa.Column(dtype, list(checks), nullable=dtype == "Int64", unique=unique, report_duplicates="exclude_first", metadata={"advice": advice})
 
     grades = pa.Check.isin(GRADES)
-    inside = pa.Check(lambda paths: ~paths.map(leaves_folder))
+    inside = pa.Check(lambda paths: paths.map(_lies_in_folders))
     digest = pa.Check.str_matches(_HASH)
     size = "is no size: build the manifest again"
     columns = {
         "image_id": column(str, "is there twice: keep one row per picture", unique=True),
-        "path": column(str, "is there twice, absolute, empty or leads out of the data folder: give each picture's own path below it", inside, unique=True),
+        "path": column(str, "is there twice, absolute, leads out of the data folder or lacks folders: give each picture's own path, like train/0/name.png", inside, unique=True),
         "split": column(str, f"is no split: use one of {', '.join(SPLITS)}", pa.Check.isin(SPLITS)),
         "kl_grade": column(int, "is no KL grade: use 0, 1, 2, 3 or 4", grades),
         "kl_grade_reader2": column("Int64", "is no KL grade: use 0-4 or leave it empty", grades),
@@ -61,10 +61,10 @@ def _schema():
     return pa.DataFrameSchema({**columns, **findings})
 
 
-def leaves_folder(path):
-    """Whether a listed path is empty, absolute or climbs out of the data folder."""
+def _lies_in_folders(path):
+    # Neither absolute nor climbing out of the data folder, and with the two folders that tell split and grade.
     parts = PurePosixPath(path.replace("\\", "/")).parts
-    return not parts or ".." in parts or parts[0] == "/" or bool(re.match("[A-Za-z]:", path))
+    return len(parts) >= 3 and ".." not in parts and parts[0] != "/" and not re.match("[A-Za-z]:", path)
 
 
 def write_manifest(frame, path):
@@ -175,13 +175,15 @@ def locate(folder, known, layouts, expected):
     StudyError
         The folder is missing or holds no known picture.
     """
+    if not str(folder):
+        raise StudyError(f"No data folder is given. Give the one that holds {expected}.")
     folder = Path(folder)
     if not folder.is_dir():
-        raise StudyError(f"The data folder {folder} does not exist. Give an existing folder that holds {expected}.")
+        raise StudyError(f"The data folder {folder} {'is a file' if folder.exists() else 'does not exist'}. Give an existing folder that holds {expected}.")
     files = _files_below(folder.resolve())
     votes = Counter(path.parents[2] for path in files if path.suffix.lower() in SUFFIXES and known(tail(path.as_posix())))
     if not votes:
-        raise StudyError(f"{folder} holds none of {expected}. Point to the folder that contains them.")
+        raise StudyError(f"{folder} holds none of {expected} in folders of these names. Point to the folder that contains them.")
 
     root = min(votes, key=lambda root: (-max(map(len, _common_ends(root, layouts)), default=0), -votes[root], len(root.parts), root.as_posix()))
     files = files if root.is_relative_to(folder.resolve()) else _files_below(root)

@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import datasets, manifests, predictions, splits, training
-from koa_lib.protocols import clip_arm, folds, main_fold, prediction_name, unseen_split
+from koa_lib.harmonisation import VIEWS
+from koa_lib.joint import TEMPLATE
+from koa_lib.pictures import file_sha256
+from koa_lib.protocols import clip_arm, fold_mean, folds, main_fold, prediction_name, unseen_split
 from koa_lib.store import code_hash, plain, write_text
 
 _CODE = ("training", "model", "tower", "losses", "datasets", "harmonisation", "joint", "pictures", "splits", "protocols", "runner")
@@ -51,6 +54,30 @@ class Runner:
         history = pd.concat(histories)[["model", "fold", "epoch", "part", "loss", "accuracy"]]
         write_text(self.study.run_dir / "history" / f"{arm.name}.csv", history.to_csv(index=False, lineterminator="\n", float_format="%.5f"))
         return results
+
+    def external_views(self, arm):
+        """Grade the external cohort in every named geometry and intensity, with the arm as it was trained.
+
+        Returns
+        -------
+        dict of (geometry, intensity) to DataFrame
+            Mean probabilities of the folds, joined with the manifest; empty without an external cohort.
+        """
+        data, frames = self.data("training", arm.recipe), {}
+        if self.data("external", arm.recipe) is None:
+            return frames
+        for fold in folds(data, arm, self.study.seed):
+            checkpoint, key = self._checkpoint(arm, data, fold)
+            for view in VIEWS:
+                seen = self._in_view(arm, view)
+                whole = self.data("external", seen.recipe)
+                frames.setdefault(view, []).append(self._predict(seen, {**key, "view": view}, fold, "external", "external", whole, checkpoint))
+        return {view: fold_mean(self.study, self._in_view(arm, view), {"external": found}, "external") for view, found in frames.items()}
+
+    @staticmethod
+    def _in_view(arm, view):
+        geometry, intensity = view
+        return replace(arm, recipe=replace(arm.recipe, geometry=geometry, intensity=intensity))
 
     def zero_shot(self, prompt_set, normalisation="clip"):
         """Grade both cohorts without any training: an adapter of ratio 0 is the untouched CLIP.
@@ -152,6 +179,8 @@ class Runner:
                "data": manifests.data_hash(whole.rows), "content": self.study.inputs.content}
         if recipe.intensity == "match_train":
             key["reference"] = manifests.data_hash(self.data("training", self.study.profile.our_protocol).rows)
+        if recipe.geometry == "joint_crop":
+            key["template"] = file_sha256(TEMPLATE)
         spec = getattr(self.study.profile, role)
         name = f"features/{grader.stage}__{spec.name}__{recipe.geometry}-{recipe.intensity}__{recipe.normalisation}.npy"
         path = self.study.store.make(name, key, lambda path: training.extract(grader, whole, recipe, self.study.seed, path), _CODE)

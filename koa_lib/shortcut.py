@@ -1,6 +1,7 @@
-"""The format shortcut test: how well does the file alone, without its content, predict the grade?
+"""The format shortcut test: how well do a file's format and the statistics of its gray values predict the grade?
 
-A model that does well on such a cohort may have learnt the scanner or the clinic instead of the knee.
+Where they do, a model may have learnt the scanner, the exposure or the clinic instead of the knee. Gray values also
+carry some anatomy (sclerosis is bright), so a little above chance need not be a fault.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ from koa_lib import metrics, stats
 from koa_lib.inspection import INTENSITY
 
 FORMAT = ["width", "height", "bit_depth", "channels"]
-FEATURES = {"size and depth": FORMAT, "intensity statistics": INTENSITY, "both": [*FORMAT, *INTENSITY]}
+FEATURES = {"size and depth": FORMAT, "gray values": INTENSITY, "both": [*FORMAT, *INTENSITY]}
 FOLDS = 5
 
 
@@ -31,7 +32,7 @@ def predictability(rows, group, seed=0, draws=1000):
     -------
     DataFrame
         features, n, balanced_accuracy, ci_low, ci_high, chance (ratios), qwk, above_chance (whether the whole
-        interval is); empty when a grade has too few groups for two folds.
+        interval is); NaN where all files are alike; empty when a grade has too few groups for two folds.
     """
     usable = rows.groupby("kl_grade")[group].nunique()
     folds = min(FOLDS, int(usable.min()))
@@ -41,12 +42,14 @@ def predictability(rows, group, seed=0, draws=1000):
 
 
 def _row(name, rows, columns, group, folds, seed, draws):
-    grades = rows["kl_grade"].to_numpy()
+    grades, chance = rows["kl_grade"].to_numpy(), 1 / rows["kl_grade"].nunique()
+    if (rows[columns].nunique() == 1).all():
+        nothing = dict.fromkeys(("balanced_accuracy", "ci_low", "ci_high"), np.nan)
+        return {"features": name, "n": len(rows), **nothing, "chance": chance, "qwk": np.nan, "above_chance": False}
     predicted = _predict(rows[columns].to_numpy(float), grades, rows[group], folds, seed)
     observed = metrics.from_confusion(metrics.confusion(grades, predicted))
     drawn = metrics.from_confusion(stats.group_bootstrap(grades, predicted, rows[group], draws, seed))
     low, high = stats.interval(drawn["balanced_accuracy"])
-    chance = 1 / len(np.unique(grades))
     return {"features": name, "n": len(rows), "balanced_accuracy": float(observed["balanced_accuracy"]), "ci_low": low, "ci_high": high,
             "chance": chance, "qwk": float(observed["qwk"]), "above_chance": low > chance}
 

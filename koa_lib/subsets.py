@@ -1,5 +1,7 @@
 """Sets derived from a cohort: what an external result is computed on, and how many pictures there are of each grade."""
 
+import pandas as pd
+
 from koa_lib.grades import GRADES
 from koa_lib.harmonisation import TWO_KNEES
 
@@ -34,6 +36,15 @@ def conflicting(rows, group="pixel_sha256", column="kl_grade"):
 def two_knees(rows):
     """Whether each picture is so wide that it shows both knees."""
     return rows["width"] / rows["height"] >= TWO_KNEES
+
+
+def one_per_grade(rows):
+    """The first picture of one knee for each grade, and the first of two knees: rows with a title as index."""
+    double = two_knees(rows)
+    single = rows[~double].drop_duplicates("kl_grade").sort_values("kl_grade")
+    titled = single.set_index("KL " + single["kl_grade"].astype(str))
+    pair = rows[double].head(1)
+    return titled if pair.empty else pd.concat([titled, pair.set_axis(["two knees"])])
 
 
 def counts(rows, cohort):

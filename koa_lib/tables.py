@@ -41,19 +41,21 @@ def table_1(counts, prompts=TABLE_1, examples=None):
     return table
 
 
-def findings(found):
-    """Findings of several cohorts side by side: finding, then groups and files of each cohort.
+def findings(found, meaning):
+    """Findings of several cohorts side by side: finding, groups and files of each cohort, and what the finding means.
 
     Parameters
     ----------
     found : DataFrame
         finding, cohort, groups, files, as from `audit.Audit`.
+    meaning : callable
+        What a finding says in plain words, `audit.meaning`.
     """
     table = pd.DataFrame({"finding": found["finding"].drop_duplicates()})
     for cohort, part in found.groupby("cohort", sort=False):
         counts = part.set_index("finding")[["groups", "files"]].astype("Int64")
         table = table.join(counts.add_prefix(f"{cohort} "), on="finding")
-    return table.reset_index(drop=True)
+    return table.assign(meaning=table["finding"].map(meaning)).reset_index(drop=True)
 
 
 def derived_sets(sets, names):

@@ -19,9 +19,10 @@ GOOD = {
 BAD = {
     "re-encoded": "another file format with other pixels, e.g. lossy: the study runs on it and stamps the report",
     "changed pixels": "not the published picture: fetch it again",
-    "wrong grade folder": "lies under another grade: move it back, the folder is the label",
+    "wrong grade folder": "lies under another grade or none: move it back, the folder is the label",
     "wrong split folder": "lies in another split: move it back",
-    "renamed": "the pixels of a missing picture under another name: rename it",
+    "wrong folder": "lies under the right grade in a folder of another name: move it back",
+    "renamed": "a listed picture under another name: rename it",
     "wrong extension": "rename it, so that it is read",
     "unreadable": "fetch it again",
     "missing": "fetch it",
@@ -64,9 +65,10 @@ def verify(manifest, folder, layouts=(), beside=()):
     found = {path.relative_to(root).as_posix(): path for path in files}
     found = {name: path for name, path in found.items() if name.split("/")[0] not in beside}
     pairs, missing, spare = _pair(manifest, found)
+    holder = dict(zip(manifest["pixel_sha256"], manifest["path"], strict=True))
     with ThreadPoolExecutor(2) as pool, tqdm(total=len(pairs), desc="verifying", unit="file", disable=None) as bar:
         rows = []
-        for result in pool.map(lambda pair: _compare(pair[0], found[pair[1]], pair[1]), pairs):
+        for result in pool.map(lambda pair: _compare(pair[0], found[pair[1]], pair[1], holder), pairs):
             rows.append(result)
             bar.update()
     rows += _unpaired(missing, {name: found[name] for name in spare})
@@ -100,7 +102,7 @@ def _identity(name):
     return Path(name).stem.replace(" ", "")
 
 
-def _compare(row, file, name):
+def _compare(row, file, name, holder):
     report = {"image_id": row.image_id, "listed": row.path, "found": name}
     try:
         same_bytes = pictures.file_sha256(file) == row.sha256
@@ -109,28 +111,45 @@ def _compare(row, file, name):
         untouched = same_bytes and Path(row.path).suffix == file.suffix  # whatever its publisher called it
         detail = "" if untouched else pictures.mislabelled(file)
     except StudyError as error:
-        return {**report, "status": "unreadable", "detail": str(error)}
+        return {**report, "status": "unreadable", "detail": str(error).split(" cannot be read as a picture: ")[-1]}
     except OSError as error:
         return {**report, "status": "unreadable", "detail": f"the system says '{error.strerror}'"}
-    place, other = row.path.split("/"), name.split("/")
-    if place[:-1] != other[:-1]:
-        status = "wrong grade folder" if place[-2] != other[-2] else "wrong split folder"
+    misplaced = _misplaced(row.path.split("/"), name.split("/"))
+    if misplaced:
         state = "bytes as listed" if same_bytes else "pixels as listed" if same_pixels else "and its pixels differ"
-        return {**report, "status": status, "detail": f"listed in {'/'.join(place[:-1])}, found in {'/'.join(other[:-1])}; {state}"}
+        return {**report, "status": misplaced, "detail": f"listed as {row.path}; {state}"}
     if same_pixels and detail:
         return {**report, "status": "wrong extension", "detail": detail}
-    if not same_pixels and (described["width"], described["height"]) != (row.width, row.height):
-        detail = f"{described['width']} x {described['height']} instead of {row.width} x {row.height}. {detail}"
-    return {**report, "status": _status(row, file, same_bytes, same_pixels), "detail": detail.strip()}
+    if not same_pixels:
+        detail = _difference(row, described, holder) + detail.partition(" Rename")[0].partition(" Save")[0]  # a wrong picture is not mended by another name
+    return {**report, "status": _status(row, file, same_bytes, same_pixels, "holds the picture" in detail), "detail": detail.strip()}
 
 
-def _status(row, file, same_bytes, same_pixels):
+def _misplaced(place, other):
+    """What is wrong with the place of a picture, '' when nothing is; both as the parts of a path."""
+    if place[:-1] == other[:-1]:
+        return "" if Path(place[-1]).stem == Path(other[-1]).stem else "renamed"
+    if place[-2][:1] != other[-2:][0][:1]:  # published grade folders begin with the grade
+        return "wrong grade folder"
+    return "wrong split folder" if place[-2] == other[-2] and place[-3:-2] != other[-3:-2] else "wrong folder"
+
+
+def _difference(row, described, holder):
+    if described["pixel_sha256"] in holder:
+        return f"holds the picture of {holder[described['pixel_sha256']]}. "
+    units = {"width": "pixels wide", "height": "pixels high", "bit_depth": "bits", "channels": "channels"}
+    listed = {name: getattr(row, name) for name in units}
+    changes = [f"{described[name]} instead of {listed[name]} {unit}" for name, unit in units.items() if described[name] != listed[name]]
+    return f"{', '.join(changes)}. " if changes else ""
+
+
+def _status(row, file, same_bytes, same_pixels, swapped):
     same_container = Path(row.path).suffix.lower() == file.suffix.lower()
     if same_bytes:
         return "as listed"
     if same_pixels:
         return "changed bytes, same pixels" if same_container else "same pixels, other container"
-    return "changed pixels" if same_container else "re-encoded"
+    return "changed pixels" if same_container or swapped else "re-encoded"
 
 
 def _unpaired(missing, spare):
@@ -155,7 +174,7 @@ def _unpaired(missing, spare):
     for name, digest in hashes.items():
         if name not in used:
             failed = isinstance(digest, StudyError)
-            rows.append({"status": "unreadable" if failed else "extra", "image_id": "", "listed": "", "found": name, "detail": str(digest) if failed else ""})
+            rows.append({"status": "unreadable" if failed else "extra", "image_id": "", "listed": "", "found": name, "detail": "not listed: remove it" if failed else ""})
     return rows
 
 
@@ -168,8 +187,8 @@ def problems(report):
     return report[report["status"].isin(BAD)]
 
 
-def summary(report, most=10):
-    """A report for the terminal: one line per status with its meaning, and every bad file; of what comes by thousands the first ones."""
+def summary(report, most=20):
+    """A report for the terminal: one line per status with its meaning, and the first files of each bad one."""
     lines = []
     for status, meaning in {**GOOD, **BAD}.items():
         rows = report[report["status"] == status]
@@ -177,7 +196,7 @@ def summary(report, most=10):
             continue
         lines.append(f"  {status:<29}{len(rows):>6,}  {meaning}")
         if status in BAD:
-            shown = rows.head(most) if status in ("missing", "re-encoded", "extra") else rows
+            shown = rows.head(most)
             lines += [f"      {row.found or row.listed}{f': {row.detail}' if row.detail else ''}" for row in shown.itertuples()]
             lines += [f"      and {len(rows) - len(shown):,} more"] if len(rows) > len(shown) else []
     return "\n".join(lines)

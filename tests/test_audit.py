@@ -98,7 +98,7 @@ def test_sample_of_the_external_set(shared, gornale):
 
 def test_sample_of_the_training_set_is_clean(shared, chen):
     result = audit.audit(inspected(shared("oai_original_sample"), chen), "oai_chen2018", draws=20)
-    files = result.findings.set_index("finding")["files"].drop("format predicts the grade")
+    files = result.findings.set_index("finding")["files"].drop(["gray values predict the grade", "size and depth predict the grade"])
     assert (files[~files.index.str.contains("image-level")] == 0).all()
 
 
@@ -199,8 +199,11 @@ def test_a_picture_of_the_training_cohort_in_the_external_one_is_found(cohort_b,
     folder = shutil.copytree(cohort_b[0], tmp_path / "copy")
     target = cohort_b[1]["path"].iloc[7]
     shutil.copy(cohort_a[0] / cohort_a[1]["path"].iloc[3], folder / target)
-    assert audit.overlap(seen_b, seen_a, "b", "a")["files"].item() == 0
-    assert audit.overlap(inspected(folder, cohort_b[1]), seen_a, "b", "a")["files"].item() == 1
+    clean, found_one = (audit.audit_all({"a": seen_a, "b": rows}, draws=10) for rows in (seen_b, inspected(folder, cohort_b[1])))
+    assert found(clean, "also in a")["files"] == 0 and found(found_one, "also in a")["files"] == 1
+    listed = found_one.affected_files[found_one.affected_files["finding"] == "also in a"]
+    assert set(zip(listed["cohort"], listed["path"], strict=True)) == {("b", target), ("a", cohort_a[1]["path"].iloc[3])}
+    assert "Pictures of b that are also in a: 1." in audit.in_words(found_one)
 
 
 def test_cohorts_are_audited_together(seen_a, seen_b, audit_b, tmp_path):
@@ -295,13 +298,13 @@ def formats(n, seed):
 def test_a_planted_shortcut_is_found_and_its_place_named():
     rows = formats(200, 0)
     table = shortcut.predictability(rows, "group_id", draws=100).set_index("features")
-    assert not table["above_chance"].any() and (table["chance"] == 0.2).all()
+    assert not table["above_chance"].any() and (table["chance"] == 0.2).all() and table.loc["size and depth"].isna().sum() == 4
     planted = rows.assign(bit_depth=np.where(rows["kl_grade"] == 4, 16, 8))
     table = shortcut.predictability(planted, "group_id", draws=100).set_index("features")
-    assert table["above_chance"].to_dict() == {"size and depth": True, "intensity statistics": False, "both": True}
+    assert table["above_chance"].to_dict() == {"size and depth": True, "gray values": False, "both": True}
     planted = rows.assign(mean=rows["kl_grade"] / 5 + 0.05 * rows["mean"])
     table = shortcut.predictability(planted, "group_id", draws=100).set_index("features")
-    assert table.loc["intensity statistics", "balanced_accuracy"] > 0.9 and not table.loc["size and depth", "above_chance"]
+    assert table.loc["gray values", "balanced_accuracy"] > 0.9 and not table.loc["size and depth", "above_chance"]
 
 
 def test_groups_are_not_parted_by_the_shortcut_test():
@@ -316,7 +319,7 @@ def test_groups_are_not_parted_by_the_shortcut_test():
 def test_too_few_pictures_for_the_shortcut_test_is_said(seen_a):
     assert shortcut.predictability(formats(4, 0), "group_id").empty
     few = seen_a.drop_duplicates("kl_grade")
-    assert "too few" in found(audit.audit(few, "a"), "format predicts the grade")["detail"]
+    assert "too few" in found(audit.audit(few, "a"), "gray values predict the grade")["detail"]
 
 
 # Keeping what was read

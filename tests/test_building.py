@@ -163,6 +163,27 @@ def test_readers_file_with_names_and_pixels_is_matched_by_pixels(copy_b, cohort_
     assert building.build("phantom_b", copy_b, tmp_path / "readers.csv").equals(rows[manifests.COLUMNS])
 
 
+@pytest.mark.parametrize("separator, encoding", [(",", "utf-8"), (";", "utf-8"), ("\t", "utf-8"), (",", "utf-8-sig"), (";", "utf-8-sig")])
+def test_readers_file_as_spreadsheets_write_it(copy_b, cohort_b, tmp_path, separator, encoding):
+    rows = cohort_b[1]
+    shutil.rmtree(copy_b / "MedicalExpert-II")
+    names = rows["path"].str.split("/").str[-1].str.removesuffix(".png")  # with spaces
+    table = pd.DataFrame({"image_id": names, "kl_grade_reader2": rows["kl_grade_reader2"].astype(float)})
+    table.loc[0, "kl_grade_reader2"] = np.nan  # so that pandas writes 1.0
+    table.to_csv(tmp_path / "readers.csv", sep=separator, encoding=encoding, index=False)
+    assert ".0" in (tmp_path / "readers.csv").read_text() and " (" in names[1]
+    built = building.build("phantom_b", copy_b, tmp_path / "readers.csv")["kl_grade_reader2"]
+    assert pd.isna(built[0]) and built[1:].tolist() == rows["kl_grade_reader2"][1:].tolist()
+
+
+@pytest.mark.parametrize("grade", [0, 1])
+@pytest.mark.parametrize("key", ["image_id", "pixel_sha256"])
+def test_readers_file_of_another_cohort_is_refused(cohort_b, tmp_path, key, grade):
+    (tmp_path / "readers.csv").write_text(f"{key},kl_grade_reader2\nother,{grade}\n")
+    with pytest.raises(StudyError, match="readers.csv grades none of the [0-9]+ pictures"):
+        building.build("phantom_b", cohort_b[0], tmp_path / "readers.csv")
+
+
 def test_readers_file_counts_more_than_the_folder(copy_b, cohort_b, tmp_path):
     rows = cohort_b[1].assign(kl_grade_reader2=cohort_b[1]["kl_grade"].map(lambda grade: (grade + 1) % 5))
     rows.iloc[:-1][["image_id", "kl_grade_reader2"]].to_csv(tmp_path / "readers.csv", index=False)
@@ -174,7 +195,8 @@ def test_readers_file_counts_more_than_the_folder(copy_b, cohort_b, tmp_path):
     (None, ["cannot be read"]), (b"", ["cannot be read"]), (b"\xff\xfe\x00", ["cannot be read"]), ("folder", ["cannot be read"]),
     (b"name,grade\nx,1\n", ["name, grade", "kl_grade_reader2"]), (b"kl_grade_reader2\n1\n", ["image_id or pixel_sha256"]), (b"image_id,kl\nx,1\n", ["kl_grade_reader2"]),
     (b"image_id,kl_grade_reader2\nx,1\ny,NaN\n", ["row 3", "'NaN'", "0-4"]), (b"image_id,kl_grade_reader2\nx,mild\n", ["row 2", "'mild'"]),
-    (b"image_id,kl_grade_reader2\nx,0\ny,1\nz,5\n", ["row 4", "'5'"]), (b"pixel_sha256,kl_grade_reader2\nx,1.5\n", ["row 2", "'1.5'"])])
+    (b"image_id,kl_grade_reader2\nx,0\ny,1\nz,5\n", ["row 4", "'5'"]), (b"pixel_sha256,kl_grade_reader2\nx,1.5\n", ["row 2", "'1.5'"]),
+    (b"image_id,kl_grade_reader2\nx (1),0\ny,1\nx(1),0\n", ["row 4", "'x(1)'", "twice"])])
 def test_wrong_readers_file_is_named_with_the_row(cohort_b, tmp_path, content, words):
     readers = tmp_path / "readers.csv"
     if content == "folder":
@@ -241,7 +263,14 @@ def test_difference_to_the_committed_manifest_is_counted(shared, tmp_path):
     second.rename(second.with_stem("9999999L"))
     as_lines(building.build("oai_chen2018", copy), tmp_path)
     sentence = building.compare(tmp_path / "built.csv", "oai_chen2018")
-    assert re.match("76 of them equal .* lists 8,260. 2 differ", sentence)
+    assert re.match("76 of them equal .* lists 8,260. Rows differ in sha256", sentence) and "kl_grade" not in sentence
+    assert all(f"{column} (1)" in sentence for column in ("sha256", "pixel_sha256", "width", "height")) and sentence.endswith(" 1 are not in it.")
+
+
+def test_column_that_differs_from_the_committed_manifest_is_named(sample, tmp_path):
+    as_lines(building.build("gornale2020", sample[0]), tmp_path)  # without a second reader
+    assert building.compare(tmp_path / "built.csv", "gornale2020") == (
+        "0 of them equal the committed manifest byte for byte, which lists 1,650. Rows differ in kl_grade_reader2 (56).")
 
 
 def test_cohort_without_committed_manifest_is_said(cohort_a, tmp_path):
@@ -263,11 +292,18 @@ def test_all_unreadable_pictures_are_told_at_once(copy_a, cohort_a):
     assert all("Fetch it again" in line for line in lines)
 
 
-def test_unreadable_picture_of_the_second_reader_is_named(copy_b):
+def test_unreadable_picture_of_the_second_reader_is_left_out(copy_b, cohort_b):
+    rows = cohort_b[1]
+    shutil.rmtree(copy_b / "MedicalExpert-II")
+    unique = rows[~rows.duplicated("pixel_sha256", keep=False)].reset_index(drop=True)
+    write_second_reader(copy_b, unique, 4)
     bad = sorted((copy_b / "MedicalExpert-II").rglob("*.png"))[7]
+    digest = pictures.describe(bad)["pixel_sha256"]
     bad.write_bytes(b"")
-    with pytest.raises(StudyError, match=re.escape(str(bad))):
-        building.build("phantom_b", copy_b)
+    built = building.build("phantom_b", copy_b)
+    graded = built["pixel_sha256"].isin(set(unique["pixel_sha256"]) - {digest})
+    assert graded.sum() == len(unique) - 1 and built[graded]["kl_grade_reader2"].tolist() == rows[graded]["kl_grade_reader2"].tolist()
+    assert built[~graded]["kl_grade_reader2"].isna().all()
 
 
 @pytest.mark.parametrize("where", ["the same folder", "another grade"])

@@ -120,7 +120,7 @@ def test_verify_names_a_bad_file_and_the_remedy(koa, copy, cohort_a, fault):
     else:
         BAD_FILES[fault](path)
     code, out, err = koa("data", "verify", "phantom_a", copy)
-    assert code == 1 and err.startswith("koa: 1 files need attention") and len(err.splitlines()) == 1 and "Traceback" not in out + err
+    assert code == 1 and err.startswith("koa: 1 of 24 files need attention, see above; ") and len(err.splitlines()) == 1 and "Traceback" not in out + err
     assert name in out and remedy in out and "all 24" not in out
 
 
@@ -135,7 +135,7 @@ def test_verify_names_all_bad_files_at_the_end(koa, copy, cohort_a):
     paths = spoil_three(copy, cohort_a[1])
     code, out, err = koa("data", "verify", "phantom_a", copy, "--out", "list.csv")
     table = pd.read_csv("list.csv", keep_default_na=False)
-    assert code == 1 and "3 files need attention" in err and "list.csv" in err and all(path.name in out for path in paths)
+    assert code == 1 and "3 of 24 files need attention" in err and "list.csv" in err and all(path.name in out for path in paths)
     assert sorted(table[table["status"] == "unreadable"]["found"]) == sorted(path.relative_to(copy).as_posix() for path in paths) and len(table) == 24
 
 
@@ -155,9 +155,36 @@ def test_audit_lists_all_bad_files_and_audits_the_rest(koa, copy, cohort_a):
     assert sorted(affected[affected["finding"] == "unreadable files"]["path"]) == sorted(path.relative_to(copy).as_posix() for path in paths)
 
 
+def test_audit_tells_how_many_of_the_listed_pictures_it_found(koa, copy, cohort_a):
+    (copy / cohort_a[1]["path"][5]).unlink()
+    code, out, _ = koa("data", "audit", "phantom_a", copy)
+    assert code == 0 and f"phantom_a in {copy}: 23 of 24 listed pictures found" in out and "koa data verify" in out and len(pd.read_csv("phantom_a_audit/sets.csv")) == 23
+
+
+def test_audit_is_never_written_over_another_one(koa, copy, cohort_a):
+    assert koa("data", "audit", "phantom_a", copy, "--out", "tables")[0] == 0
+    before = {path: path.read_bytes() for path in Path("tables").iterdir()}
+    (copy / cohort_a[1]["path"][5]).unlink()
+    code, out, err = koa("data", "audit", "phantom_a", copy, "--out", "tables")
+    assert code == 1 and out == "" and "tables exists already" in err and "--out" in err
+    assert before and before == {path: path.read_bytes() for path in Path("tables").iterdir()}
+
+
+@pytest.mark.parametrize("column, value", [("kl_grade", "other"), ("split", "other"), ("image_id", "9000001L"), ("path", "9.png")])
+@pytest.mark.parametrize("command", ["verify", "audit"])
+def test_row_that_contradicts_its_path_is_named(koa, copy, cohort_a, command, column, value):
+    frame = pd.read_csv(copy / "manifest.csv", dtype=str, keep_default_na=False)
+    other = {"kl_grade": str((int(frame["kl_grade"][6]) + 1) % 5), "split": "val" if frame["split"][6] != "val" else "test", "path": frame["path"][6].replace(".png", value)}
+    frame.loc[6, column] = other.get(column, value)
+    frame.to_csv(copy / "manifest.csv", index=False)
+    code, out, err = koa("data", command, "phantom_a", copy)
+    assert code == 1 and out == "" and len(err.splitlines()) == 1 and all(word in err for word in (str(copy / "manifest.csv"), "row 8", "contradict", frame["path"][6], frame[column][6]))
+
+
 @pytest.mark.parametrize("column, value, words", [
     ("kl_grade", "NaN", "'NaN'"), ("kl_grade", "", "kl_grade"), ("kl_grade", "severe", "'severe'"), ("kl_grade_reader2", "mild", "'mild'"), ("kl_grade_reader2", "7", "'7'"),
-    ("image_id", None, "is there twice"), ("path", "/etc/passwd", "absolute"), ("path", "train/../../x.png", "leads out"), ("path", "C:/x.png", "absolute")])
+    ("image_id", None, "is there twice"), ("path", "/etc/passwd", "absolute"), ("path", "train/../../x.png", "leads out"), ("path", "C:/x.png", "absolute"),
+    ("path", None, "is there twice"), ("path", "0/x.png", "lacks folders")])
 @pytest.mark.parametrize("command", ["verify", "audit"])
 def test_bad_row_of_a_manifest_is_named(koa, copy, cohort_a, command, column, value, words):
     frame = pd.read_csv(copy / "manifest.csv", dtype=str, keep_default_na=False)
@@ -198,6 +225,14 @@ def test_wrong_readers_file_is_one_line(koa, copy, content):
 def test_result_that_cannot_be_written_is_one_line(koa, copy, command, out):
     code, _, err = koa("data", command, "phantom_a", copy, "--out", out)
     assert code in (0, 1) and (code == 0 or out in err and len(err.splitlines()) == 1)
+
+
+@pytest.mark.parametrize("command, work", [("verify", "koa_lib.fetching.verify"), ("build", "koa_lib.building.build")])
+def test_read_only_folder_is_told_before_the_work(koa, copy, monkeypatch, command, work):
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(work, lambda *_: pytest.fail("worked in vain"))
+    code, out, err = koa("data", command, "phantom_a", copy, "--out", "list.csv")
+    assert code == 1 and out == "" and "list.csv" in err and "read-only" in err
 
 
 @pytest.mark.parametrize("command", ["verify", "build", "audit"])

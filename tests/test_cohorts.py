@@ -82,6 +82,19 @@ def test_phantoms_bring_their_manifest_along(cohort_a, cohort_b, tmp_path):
         cohorts.manifest("phantom_a", tmp_path)
 
 
+@pytest.mark.parametrize("name, column, value", [("phantom_a", "kl_grade", 4), ("phantom_a", "split", "train"), ("phantom_a", "image_id", "9000001L"),
+                                                 ("phantom_b", "kl_grade", 4), ("phantom_b", "image_id", "NormalG0(999)"), ("phantom_b", "path", "x/y/z.png")])
+def test_row_that_contradicts_its_path_is_refused(cohort_a, cohort_b, tmp_path, name, column, value):
+    frame = {"phantom_a": cohort_a, "phantom_b": cohort_b}[name][1].copy()
+    row = frame.index[(frame["kl_grade"] < 4) & (frame["split"] != "train")][0]
+    frame.loc[row, column] = value
+    manifests.write_manifest(frame, tmp_path / "manifest.csv")
+    with pytest.raises(StudyError, match="contradict the path") as error:
+        cohorts.manifest(name, tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}/manifest.csv, row {row + 2}: ") and str(value) in message and frame["path"][row] in message
+
+
 def test_published_manifest_is_the_committed_one_whatever_lies_in_the_folder(cohort_a):
     assert len(cohorts.manifest("gornale2020", cohort_a[0])) == 1650
 

@@ -100,8 +100,10 @@ def test_picture_lost_later_is_told_by_the_same_command(web, cohort_a, capsys):
     path = cohort_a[1]["path"][3]
     next(web.folder.rglob("kneeKL224")).joinpath(path).unlink()
     capsys.readouterr()
-    with pytest.raises(StudyError, match="1 files need attention"):
+    with pytest.raises(StudyError, match="1 of 24 files need attention") as error:
         fetching.fetch(NAME, web.folder)
+    archive = web.folder.parent / web.facts[NAME].archive
+    assert str(error.value).endswith(f"{web.folder} was not empty, so it was only checked. To fetch anew delete it and {archive}.")
     assert path in capsys.readouterr().out and len(web.server.requests) == 1
 
 
@@ -142,7 +144,17 @@ def test_known_hash_is_in_the_steps_and_another_file_refused(web):
 def test_server_that_is_not_there_ends_in_four_steps(web):
     with pytest.raises(StudyError, match="^No connection to 127.0.0.1:9") as error:
         fetching.fetch(NAME, web.folder, "http://127.0.0.1:9/set.zip")
-    assert "http://127.0.0.1:9/set.zip" in steps(error)[0]
+    assert web.address in steps(error)[0] and "127.0.0.1:9/" not in steps(error)[0]  # the official address, not the mirror
+
+
+def test_archive_that_is_there_is_used_and_told(web, capsys):
+    archive = web.folder.parent / web.facts[NAME].archive
+    archive.parent.mkdir()
+    archive.write_bytes(web.server.content)
+    fetching.fetch(NAME, web.folder)
+    out = capsys.readouterr().out
+    assert f"using {archive}, which is already there; delete it" in out and "downloading" not in out and web.server.requests == []
+    assert "all 24 pictures are there and right" in out and archive.read_bytes() == web.server.content
 
 
 def test_following_the_steps_by_hand_works_without_the_server(web, capsys):
@@ -160,8 +172,9 @@ def test_wrong_picture_in_the_archive_is_told_and_kept(web, cohort_a, capsys):
     buffer = io.BytesIO()
     Image.new("L", (224, 224), 90).save(buffer, "PNG")
     web.server.content = published(*cohort_a, {f"{PUBLISHED}/{wrong}": buffer.getvalue(), f"{PUBLISHED}/{lost}": b""})
-    with pytest.raises(StudyError, match="2 files need attention"):
+    with pytest.raises(StudyError, match="2 of 24 files need attention") as error:
         fetching.fetch(NAME, web.folder)
+    assert str(error.value).endswith(f"{web.folder} was unpacked from {web.folder.parent / web.facts[NAME].archive}.")
     out = capsys.readouterr().out
     assert wrong in out and lost in out and "changed pixels" in out and "unreadable" in out and "all 24" not in out
     assert any(path.endswith(wrong) for path in pictures_below(web.folder))
@@ -226,7 +239,7 @@ def test_whole_list_is_written_even_when_something_is_wrong(web, cohort_a, tmp_p
     folder = Path(shutil.copytree(cohort_a[0], tmp_path / "kaggle"))
     for path in cohort_a[1]["path"][:15]:
         (folder / path).write_bytes(b"")
-    with pytest.raises(StudyError, match=f"15 files need attention.*{tmp_path}/list.csv"):
+    with pytest.raises(StudyError, match=f"15 of 24 files need attention.*{tmp_path}/list.csv"):
         fetching.verify(NAME, folder, tmp_path / "list.csv")
     lines = (tmp_path / "list.csv").read_text().splitlines()
     assert len(lines) == 1 + 24 and all(any(path in line and "unreadable" in line for line in lines) for path in cohort_a[1]["path"][:15])

@@ -159,7 +159,7 @@ def test_the_figure_shows_every_number(case):
             assert all(number in shown for number in told(facts, row))
             assert row["stage"] == "listed" or row["label"] in shown.lower()
     assert "A line, for whoever reads it." in shown and "Fitting and choosing" in shown and "Reported once" in shown
-    assert ("never used to choose anything" in shown) != ("no external cohort in this run" in shown)
+    assert ("no confirmatory choice uses it" in shown) != ("no external cohort in this run" in shown)
 
 
 def test_no_text_is_clipped_small_or_over_another(case):

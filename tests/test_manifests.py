@@ -62,7 +62,8 @@ def test_small_manifest_is_accepted_as_it_is(changed):
 
 @pytest.mark.parametrize("row, column, value", [
     (3, "image_id", "NormalG0(1)"), (2, "kl_grade", "7"), (2, "kl_grade", "-1"), (4, "kl_grade_reader2", "5"), (1, "kl_grade", "severe"),
-    (0, "kl_grade", ""), (5, "kl_grade", "2.5"), (5, "width", "wide"), (1, "split", "dev"), (2, "group_id", "")])
+    (0, "kl_grade", ""), (5, "kl_grade", "2.5"), (5, "width", "wide"), (1, "split", "dev"), (2, "group_id", ""),
+    (3, "path", "MedicalExpert-I/0Normal/NormalG0 (1).png"), (2, "path", "NormalG0 (3).png"), (2, "path", "0Normal/NormalG0 (3).png")])
 def test_wrong_cell_is_named_by_file_row_and_value(changed, row, column, value):
     with pytest.raises(StudyError) as error:
         changed(cell(row, column, value))

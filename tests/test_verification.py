@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import cohorts, pictures, verification
+from koa_lib import cohorts, manifests, pictures, verification
 from koa_lib.errors import StudyError
 
 LAYOUTS = tuple(cohorts.facts("oai_chen2018").layouts.values())
@@ -114,6 +114,7 @@ DEFECTS = {
     "another grade": (moved(other_grade), "wrong grade folder"),
     "another grade and pixels": (moved(other_grade, keep=False), "wrong grade folder"),
     "another split": (moved(other_split), "wrong split folder"),
+    "folder of another name": (moved(lambda split, grade, name: f"{split}/{grade} of 4/{name}"), "wrong folder"),
     "outside the grade folders": (moved(lambda split, grade, name: f"{split}/{name}"), "wrong grade folder"),
     "another name": (moved(lambda split, grade, name: f"{split}/{grade}/scan_{name}"), "renamed"),
     "another name in another grade": (moved(lambda split, grade, name: f"{split}/{(int(grade) + 2) % 5}/scan_{name}"), "renamed"),
@@ -173,8 +174,8 @@ def all_defects(cohort_a, tmp_path_factory):
     shutil.copytree(cohort_a[0], root)
     rows = list(manifest.itertuples())
     names = [*DEFECTS, *["nothing"] * (len(rows) - len(DEFECTS))]
-    assert len(rows) > len(DEFECTS)
-    expected = plant_extras(root, [rows[0], rows[-1]]) + plant(root, rows, names)
+    assert len(rows) >= len(DEFECTS) and names[0] == "nothing"
+    expected = plant_extras(root, [rows[0], rows[0]]) + plant(root, rows, names)
     return manifest, root, *verification.verify(manifest, root, LAYOUTS, BESIDE), expected
 
 
@@ -217,15 +218,77 @@ def test_any_mixture_of_defects_is_told_as_planted(cohort_a, tmp_path_factory, p
     assert Counter(told(report)) == Counter(expected)
 
 
-@pytest.mark.parametrize("name, state", [("another grade", "bytes as listed"), ("another grade and pixels", "pixels differ"), ("another split", "bytes as listed")])
+@pytest.mark.parametrize("name, state", [("another grade", "bytes as listed"), ("another grade and pixels", "and its pixels differ"), ("another split", "bytes as listed"),
+                                         ("folder of another name", "bytes as listed")])
 def test_misplaced_picture_is_told_where_it_belongs_and_whether_it_is_right(copy, name, state):
     line = spoiled_report(copy, name, 3)
-    assert Path(line.listed).parent.as_posix() in line.detail and Path(line.found).parent.as_posix() in line.detail and state in line.detail
+    assert line.detail == f"listed as {line.listed}; {state}"
+
+
+def test_misplaced_picture_that_was_written_again_is_told_to_be_right(copy):
+    root, manifest = copy
+    path = manifest["path"][3]
+    packed_otherwise(root, path)
+    moved(other_grade)(root, path)
+    _, report = verification.verify(manifest, root, LAYOUTS, BESIDE)
+    (line,) = verification.problems(report).itertuples()
+    assert (line.status, line.detail) == ("wrong grade folder", f"listed as {path}; pixels as listed")
+    assert f"{line.found}: {line.detail}" in verification.summary(report)
 
 
 def test_another_size_is_told_in_numbers(copy):
     line = spoiled_report(copy, "another size")
-    assert "50 x 60" in line.detail and "224 x 224" in line.detail
+    assert line.detail == "50 instead of 224 pixels wide, 60 instead of 224 pixels high."
+
+
+def test_another_depth_is_told_in_numbers(copy):
+    root, manifest = copy
+    file = root / manifest["path"][0]
+    with Image.open(file) as picture:
+        pixels = np.array(picture)
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(file)
+    (line,) = verification.problems(verification.verify(manifest, root, LAYOUTS, BESIDE)[1]).itertuples()
+    assert (line.status, line.detail) == ("changed pixels", "16 instead of 8 bits.")
+
+
+def test_one_changed_pixel_needs_no_detail(copy):
+    assert spoiled_report(copy, "one pixel").detail == ""
+
+
+def test_swapped_pictures_are_told_with_each_others_paths(copy):
+    root, manifest = copy
+    first, second = manifest["path"][[2, 9]]
+    (root / first).rename(root / "kept")
+    (root / second).rename(root / first)
+    (root / "kept").rename(root / second)
+    _, report = verification.verify(manifest, root, LAYOUTS, BESIDE)
+    found = {line.found: (line.status, line.listed, line.detail) for line in verification.problems(report).itertuples()}
+    assert found == {first: ("changed pixels", first, f"holds the picture of {second}."), second: ("changed pixels", second, f"holds the picture of {first}.")}
+
+
+def test_space_dropped_in_a_name_is_renamed_because_the_study_would_not_find_it(cohort_b, tmp_path):
+    folder, manifest = cohort_b
+    root = Path(shutil.copytree(folder, tmp_path / "copy"))
+    path = manifest["path"].iloc[-1]
+    name = path.replace(" ", "")
+    (root / path).rename(root / name)
+    _, report = verification.verify(manifest, root, LAYOUTS, BESIDE)
+    (line,) = verification.problems(report).itertuples()
+    assert name != path and (line.status, line.image_id, line.listed, line.found) == ("renamed", manifest["image_id"].iloc[-1], path, name)
+    assert line.detail == f"listed as {path}; bytes as listed" and path not in set(manifests.find_pictures(manifest, root)["path"])
+
+
+@pytest.mark.parametrize("name", ["empty", "truncated", "no picture", "a link to nowhere"])
+def test_unreadable_picture_is_told_the_reason_without_its_path_again(copy, name):
+    line = spoiled_report(copy, name)
+    assert line.detail and line.found not in line.detail and str(copy[0]) not in line.detail
+
+
+def test_unreadable_file_that_is_not_listed_is_told_to_be_removed(copy):
+    root, manifest = copy
+    (root / "val/0/broken.png").write_bytes(b"")
+    (line,) = verification.problems(verification.verify(manifest, root, LAYOUTS, BESIDE)[1]).itertuples()
+    assert (line.status, line.found, line.detail) == ("unreadable", "val/0/broken.png", "not listed: remove it")
 
 
 @pytest.mark.parametrize("name", ["another name", "no picture's suffix"])
@@ -233,28 +296,31 @@ def test_renamed_picture_is_told_its_listed_name(copy, name):
     assert f"rename it to {copy[1]['path'][4]}" in spoiled_report(copy, name, 4).detail
 
 
-def test_format_behind_a_wrong_suffix_is_told(copy):
+def test_format_behind_a_wrong_suffix_is_told_but_a_wrong_picture_is_not_to_be_renamed(copy):
     root, manifest = copy
     file = root / manifest["path"][0]
     with Image.open(file) as picture:
         picture.load()
     picture.save(file, format="JPEG", quality=60)
     (line,) = verification.problems(verification.verify(manifest, root, LAYOUTS, BESIDE)[1]).itertuples()
-    assert line.found == manifest["path"][0] and "is a JPEG file" in line.detail and f"{file.stem}.jpg" in line.detail
+    assert (line.status, line.found, line.detail) == ("changed pixels", manifest["path"][0], f"{file.name} is a JPEG file.")
 
 
 @pytest.mark.parametrize("wrong", ["png called jpg", "tiff called png"])
 def test_wrong_suffix_of_another_format_is_told(copy, wrong):
     root, manifest = copy
     file = root / manifest["path"][0]
+    right = "png" if wrong == "png called jpg" else "tif"
     if wrong == "png called jpg":
-        file.rename(file.with_suffix(".jpg"))
+        file = file.rename(file.with_suffix(".jpg"))
     else:
         with Image.open(file) as picture:
             picture.load()
         picture.save(file, format="TIFF")
     _, report = verification.verify(manifest, root, LAYOUTS, BESIDE)
-    assert file.stem in verification.summary(report)
+    (line,) = verification.problems(report).itertuples()
+    assert line.status == "wrong extension" and line.found == file.relative_to(root).as_posix() and f"Rename it to {file.stem}.{right}" in line.detail
+    assert f"{line.found}: {line.detail}" in verification.summary(report)
 
 
 def test_capital_suffix_is_no_problem(copy):
@@ -343,13 +409,15 @@ def test_external_cohort_with_its_second_reader_beside(cohort_b, tmp_path):
     path = Path(manifest["path"].iloc[-1])
     (root / path).rename(root / path.parts[0] / "0Normal" / path.name)
     (line,) = verification.problems(verification.verify(manifest, tmp_path, LAYOUTS, BESIDE)[1]).itertuples()
-    assert line.status == "wrong grade folder" and line.listed == str(path) and "0Normal" in line.detail
+    assert line.status == "wrong grade folder" and line.listed == str(path) and "/0Normal/" in line.found and str(path) in line.detail
 
 
-@pytest.mark.parametrize("make", [lambda place: None, lambda place: place.mkdir(), lambda place: place.write_text("a file"), lambda place: noise(1).save(place, "PNG")])
-def test_folder_without_the_cohort_is_named(cohort_a, tmp_path, make):
+@pytest.mark.parametrize("make, words", [
+    (lambda place: None, "does not exist"), (lambda place: place.mkdir(), "holds none of the 24 pictures"),
+    (lambda place: place.write_text("a file"), "is a file"), (lambda place: noise(1).save(place, "PNG"), "is a file")])
+def test_folder_without_the_cohort_is_named(cohort_a, tmp_path, make, words):
     make(tmp_path / "knees")
-    with pytest.raises(StudyError, match="knees (does not exist|holds none of the 24 pictures)"):
+    with pytest.raises(StudyError, match=f"knees {words}"):
         verification.verify(cohort_a[1], tmp_path / "knees", LAYOUTS, BESIDE)
 
 
@@ -397,7 +465,7 @@ def test_effort_grows_with_the_number_of_files_even_when_all_names_are_wrong(tmp
         root = tmp_path / str(count)
         (root / "train/0").mkdir(parents=True)
         rows = pd.DataFrame({"image_id": [f"k{k}" for k in range(count)], "path": [f"train/0/k{k}.png" for k in range(count)],
-                             "sha256": "0" * 64, "pixel_sha256": "0" * 64, "width": 4, "height": 4})
+                             "sha256": "0" * 64, "pixel_sha256": "0" * 64, "width": 4, "height": 4, "bit_depth": 8, "channels": 1})
         for k in range(count):
             noise(k, (4, 4)).save(root / rows["path"][0] if k == 0 else root / f"train/0/other{k}.png")
         Digest.compared = 0
@@ -415,6 +483,14 @@ def test_long_lists_are_cut_in_the_terminal_and_say_so(copy):
     _, report = verification.verify(manifest, root, LAYOUTS, BESIDE)
     lines = verification.summary(report, most=5).splitlines()
     assert sum(path in line for path in manifest["path"] for line in lines) == 5 and lines[-1].strip() == "and 7 more"
+
+
+def test_twenty_files_of_a_status_are_shown_unless_told_otherwise(copy):
+    root, manifest = copy
+    for path in manifest["path"][:22]:
+        (root / path).unlink()
+    lines = verification.summary(verification.verify(manifest, root, LAYOUTS, BESIDE)[1]).splitlines()
+    assert sum(path in line for path in manifest["path"] for line in lines) == 20 and lines[-1].strip() == "and 2 more"
 
 
 def test_pictures_below_a_folder_are_counted(cohort_b, tmp_path):

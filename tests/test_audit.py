@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import cohen_kappa_score
 
-from koa_lib import audit, duplicates, inspection, manifests, pictures, shortcut, subsets
+from koa_lib import audit, building, duplicates, inspection, manifests, pictures, shortcut, subsets
 from koa_lib.errors import StudyError
 from koa_lib.phantoms import defects_b
 from koa_lib.study import MANIFESTS
@@ -333,3 +333,38 @@ def test_inspection_survives_its_file(seen_b, cohort_b, tmp_path):
         inspection.write(frame, tmp_path / "files.csv")
         again = inspection.read(tmp_path / "files.csv", manifests.find_pictures(cohort_b[1], cohort_b[0]))
         assert audit.audit(again, "b", draws=20).findings.equals(audit.audit(frame, "b", draws=20).findings)
+
+
+# The whole external set in miniature: its grades, repeats, readers, shapes and depths, with other pixels
+
+
+def miniature(row):
+    """A small picture with the shape, depth and channels of a manifest row; equal where the row's pixels are equal."""
+    rng = np.random.default_rng(int(row.pixel_sha256[:8], 16))
+    image = np.kron(rng.random((8, 32 if row.width == 640 else 15)), np.ones((2, 2)))
+    if row.bit_depth == 16:
+        return Image.fromarray((50_000 * image).astype(np.uint16))
+    pixels = np.repeat((255 * image).astype(np.uint8)[..., None], 3, axis=2)
+    pixels[..., 2] //= int(row.channels)  # three channels in the manifest means that they differ
+    return Image.fromarray(pixels)
+
+
+def test_right_answers_for_the_whole_external_set(gornale, tmp_path):
+    order, count = np.random.default_rng(0).permutation(len(gornale)), dict.fromkeys(range(5), 0)
+    for k in order:
+        row, picture = gornale.iloc[k], miniature(gornale.iloc[k])
+        second = int(row["kl_grade_reader2"])
+        count[second] += 1
+        for path in (row["path"], f"MedicalExpert-II/{second}X/XG{second} ({count[second]}).png"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / path, compress_level=1)
+    result = audit.audit(inspected(tmp_path, gornale.assign(kl_grade_reader2=pd.array([pd.NA] * 1650, "Int64"))), "gornale2020", draws=20)
+    equal = found(result, "equal pixels")
+    assert equal["groups"] == 63 and "1,579 unique pictures of 1,650" in equal["detail"] and found(result, "equal pixels under different grades")["groups"] == 3
+    for name, files in (("two knees in one picture", 186), ("16-bit pictures", 80), ("colour pictures", 3), ("readers disagree", 11)):
+        assert found(result, name)["files"] == files, name
+    assert "kappa 0.991" in found(result, "readers disagree")["detail"] and "quadratic 0.998" in found(result, "readers disagree")["detail"]
+    assert result.sets[list(subsets.SUBSETS)].sum().tolist() == [1650, 1576, 1410]
+    built = building.build("gornale2020", tmp_path)
+    for column in ("image_id", "path", "kl_grade", "kl_grade_reader2", "group_id"):
+        assert built[column].tolist() == gornale[column].tolist(), column

@@ -34,7 +34,7 @@ def build(name, folder, readers=None):
     Returns
     -------
     DataFrame
-        Manifest rows in natural order of their paths.
+        Manifest rows in natural order of their paths; `attrs["left_out"]` lists pictures whose path does not fit.
 
     Raises
     ------
@@ -56,7 +56,9 @@ def build(name, folder, readers=None):
     if second is not None:
         frame["kl_grade_reader2"] = second(frame)
     manifests.validate(frame, f"the manifest of {folder}")
-    return frame[manifests.COLUMNS]
+    frame = frame[manifests.COLUMNS]
+    frame.attrs["left_out"] = [path for path in files if path.suffix.lower() in pictures.SUFFIXES and path not in chosen and path.relative_to(root).parts[0] not in known.beside]
+    return frame
 
 
 def compare(built, name):
@@ -76,7 +78,8 @@ def _differing(built, committed):
     counts = {name: int((both[name] != both[f"{name} listed"]).sum()) for name in theirs}
     columns = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
     absent = len(ours) - len(both)
-    return (f" Rows differ in {columns}." if columns else "") + (f" {absent:,} are not in it." if absent else "")
+    hint = " Give --readers FILE for the second reader." if list(filter(counts.get, counts)) == ["kl_grade_reader2"] else " 'koa data verify' names the files."
+    return (f" Rows differ in {columns}.{hint}" if columns else "") + (f" {absent:,} are not in it." if absent else "")
 
 
 def read_all(read, files, label):
@@ -114,18 +117,16 @@ def _row(known, root, path, match, described):
 
 def _first_of_equal(name, frame):
     # The folder may hold a part of the set, whose groups are named after pictures that are not there.
-    known = ["image_id", "path", "pixel_sha256"]
-    try:
+    known, whole = ["image_id", "path", "pixel_sha256"], frame
+    if (cohorts.MANIFESTS / f"{name}.csv").is_file():  # phantoms have none
         whole = pd.concat([cohorts.manifest(name)[known], frame[known]])
-    except StudyError:  # phantoms have no committed manifest
-        whole = frame
     order = whole.iloc[sorted(range(len(whole)), key=lambda k: manifests.natural(whole["path"].iloc[k]))]
     return order.drop_duplicates("pixel_sha256").set_index("pixel_sha256")["image_id"].to_dict()
 
 
 def _describe(path):
     if problem := pictures.mislabelled(path):
-        raise StudyError(problem)
+        raise StudyError(f"{path}: {problem[:-1]}, or fetch the published file again.")
     return pictures.describe(path)
 
 

@@ -78,6 +78,8 @@ def build(cohort: str, folder: str, readers: str = typer.Option(None, help="CSV 
     frame = building.build(cohort, folder, readers)
     frame.to_csv(target, index=False, lineterminator="\n", errors="backslashreplace")
     print(f"{len(frame):,} rows written to {target}. {building.compare(target, cohort)}")
+    for path in frame.attrs["left_out"]:
+        print(f"left out, because its path does not fit the layout: {path}")
 
 
 @data_app.command()

@@ -106,13 +106,14 @@ def view_rows(study, views):
     Returns
     -------
     DataFrame
-        status ('confirmatory', 'sensitivity' or 'exploratory'), geometry, intensity, n, accuracy, ci_low, ci_high, macro_f1, qwk.
+        status ('confirmatory', 'sensitivity' or 'exploratory'), geometry, intensity, as_trained (whether the model was
+        trained on such pictures), n, accuracy, ci_low, ci_high, macro_f1, qwk.
     """
-    rows = []
+    rows, trained = [], (study.profile.our_protocol.geometry, study.profile.our_protocol.intensity)
     for (geometry, intensity), graded in views.items():
         kept = graded[graded["image_id"].isin(subsets.subset(graded, "deduplicated"))]
         status = "exploratory" if {geometry, intensity} & EXPLORATORY else "confirmatory" if (geometry, intensity) == VIEWS[0] else "sensitivity"
-        rows.append({"status": status, "geometry": geometry, "intensity": intensity, "n": len(kept), **_with_interval(study, kept, "kl_grade")})
+        rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": "yes" if (geometry, intensity) == trained else "no", "n": len(kept), **_with_interval(study, kept, "kl_grade")})
     return pd.DataFrame(rows)
 
 

@@ -239,8 +239,8 @@ def augment(images, kind, generator):
     import torch
     import torch.nn.functional as F
 
-    images = torch.as_tensor(np.asarray(images)).float()[:, None]
-    images = images / 255 if images.max() > 1 else images
+    images = torch.as_tensor(np.asarray(images))[:, None]
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     n, size = len(images), images.shape[-1]
 
     def uniform(low, high):

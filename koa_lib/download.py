@@ -144,7 +144,10 @@ def _note_path(part):
 
 
 def _note(part):
-    return json.loads(_note_path(part).read_text(encoding="utf-8")) if _note_path(part).exists() else {}
+    try:
+        return json.loads(_note_path(part).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged by a crash: the download begins anew
+        return {}
 
 
 def _size(path):

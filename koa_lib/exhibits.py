@@ -154,5 +154,5 @@ def _cell(value, decimals):
     if value is None or value is pd.NA or value != value:
         return "–"
     if isinstance(value, float):
-        return f"{value:.{decimals}f}"
+        return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
     return escape(str(value))

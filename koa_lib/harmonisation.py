@@ -134,7 +134,7 @@ def mean_histogram(pictures):
     return np.cumsum(total / count)
 
 
-def views(image, size, reference):
+def views(image, size, reference, trained):
     """One picture in every named way, for a contact sheet: title to array; of two knees the left one is shown.
 
     Parameters
@@ -144,8 +144,10 @@ def views(image, size, reference):
         Side of the squares in pixels.
     reference : float array (256,)
         As for `adjust`.
+    trained : str
+        As for `squares`.
     """
-    shown = {"file": image, **{geometry.replace("_", " "): squares(image, geometry, size)[0] for geometry in GEOMETRIES}}
+    shown = {"file": image, **{geometry.replace("_", " "): squares(image, geometry, size, trained)[0] for geometry in GEOMETRIES}}
     crop = shown["joint crop"]
     return {**shown, "joint crop,\nclahe": adjust(crop, "clahe"), "joint crop,\nmatch train": adjust(crop, "match_train", reference)}
 

@@ -20,6 +20,7 @@ INTENSITY = ["mean", "sd", *(f"q{round(100 * share):02d}" for share in QUANTILES
 FOUND = [*FILE_COLUMNS, "problem", "readable", "as_in_manifest", "container", "perceptual_hash", *INTENSITY, "polarity"]
 TEXT = ["image_id", "sha256", "pixel_sha256", "mode", "problem", "container", "perceptual_hash"]
 HASH_SIZE = 16  # a perceptual hash of 16 x 16 bits
+FEWEST = 5  # pictures of a kind, below which their median says nothing
 SMALL = 32  # side of the thumbnail that tells the polarity
 
 
@@ -36,7 +37,7 @@ def inspect(rows):
     DataFrame
         The rows with `FILE_COLUMNS` as the files have them, and: as_in_manifest (same pixels), problem (empty, or
         why the file cannot be read or is wrongly named), readable, container (suffix), perceptual_hash (hex),
-        mean, sd and quantiles of the gray values in [0, 1], polarity (-1 to 1, see `_polarity`).
+        mean, sd and quantiles of the gray values in [0, 1], polarity (-1 to 1, see `_polarity`; NaN with too few pictures).
     """
     with ThreadPoolExecutor(2) as pool, tqdm(total=len(rows), desc="reading files", unit="file", disable=None) as bar:
         found = []
@@ -85,7 +86,8 @@ def _polarity(small, double):
     result = np.zeros(len(small))
     for kind in (False, True):
         chosen = np.flatnonzero(double == kind)
-        if not len(chosen):
+        if len(chosen) < FEWEST:
+            result[chosen] = np.nan
             continue
         flat = small[chosen].reshape(len(chosen), -1)
         flat = flat - flat.mean(axis=1, keepdims=True)

@@ -42,7 +42,7 @@ class Joint:
     down : float
         Half the joint line's width on the vertical scale, which differs where a picture is stretched.
     score : float
-        How well the template fits, -1 to 1.
+        Correlation with the template, less what `PRIOR` takes for an unusual place or size; at most 1.
     """
 
     x: float
@@ -65,7 +65,8 @@ def find(image):
         The best place even when there is no knee; a `score` below 0.3 is a guess, -1 a picture too small to search.
     """
     if min(image.shape) < SMALLEST:
-        return Joint(image.shape[1] / 2, image.shape[0] / 2, image.shape[1] * PLATEAU, image.shape[0] * LINE, -1.0)
+        height, width = image.shape
+        return Joint(CENTRE[0] * width, CENTRE[1] * height, PLATEAU * width, LINE * height, -1.0)
     best = _search(image, ASPECTS, _template())
     left, right = _bone_edges(image, best)
     # Edges are less sure than the template about the middle, and wrong where they nearly meet.

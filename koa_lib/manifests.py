@@ -229,7 +229,7 @@ def find_pictures(manifest, folder, layouts=()):
     rows = manifest.copy()
     rows["file"] = [listed.get(path) or by_stem.get(tail(path)) for path in rows["path"]]
     rows = rows[rows["file"].notna()].reset_index(drop=True)
-    same = [Path(path).suffix == file.suffix for path, file in zip(rows["path"], rows["file"], strict=True)]
+    same = [Path(path).suffix.lower() == file.suffix.lower() for path, file in zip(rows["path"], rows["file"], strict=True)]
     rows["status"] = np.where(same, "as listed", "re-encoded")
     return rows
 

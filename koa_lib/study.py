@@ -95,8 +95,9 @@ class Study:
     def stamp(self):
         """One line for captions: which step, commit, data and seed made a figure."""
         path = self.run_dir / "data.json"
-        data = json.loads(path.read_text())["hash"] if path.exists() else "not read yet"
-        return f"{self.step} · commit {self.commit} · data {data} · seed {self.seed}"
+        data = json.loads(path.read_text()) if path.exists() else {"hash": "not read yet"}
+        copies = sum(data[role]["re_encoded"] for role in ("training", "external") if role in data)
+        return f"{self.step} · commit {self.commit} · data {data['hash']}{f' ({copies:,} re-encoded files)' if copies else ''} · seed {self.seed}"
 
     def headline(self, text):
         """Note the sentence that closes the run in the terminal."""

@@ -77,7 +77,7 @@ def verify(manifest, folder, layouts=(), beside=()):
 
 
 def _pair(manifest, found):
-    """Listed rows with the name of their file: by path, then by the path in another container, then by id elsewhere."""
+    """Listed rows with the name of their file: by path, by the path in another container, by id and pixels elsewhere."""
     usable = [name for name in found if _is_picture(name)]
     by_stem = {manifests.tail(name): name for name in reversed(usable)}
     pairs, left, taken = [], [], set()
@@ -85,13 +85,19 @@ def _pair(manifest, found):
         name = row.path if row.path in found else by_stem.get(manifests.tail(row.path))
         (left if name is None else pairs).append(row if name is None else (row, name))
         taken.add(name)
-    elsewhere = {_identity(name): name for name in reversed(usable) if name not in taken}
-    missing = []
-    for row in left:
-        name = elsewhere.pop(row.image_id, None)
+    elsewhere, missing = {}, []
+    for name in usable:
+        if name not in taken:
+            elsewhere.setdefault(_identity(name), []).append(name)
+    for row in left:  # a name alone proves nothing: another picture must not be moved to this place
+        name = next((name for name in elsewhere.get(row.image_id, []) if _holds(found[name], row)), None)
         (missing if name is None else pairs).append(row if name is None else (row, name))
         taken.add(name)
     return pairs, missing, [name for name in found if name not in taken]
+
+
+def _holds(file, row):
+    return file.is_file() and (pictures.file_sha256(file) == row.sha256 or attempt(_pixels, file) == row.pixel_sha256)
 
 
 def _is_picture(name):
@@ -116,8 +122,7 @@ def _compare(row, file, name, holder):
         return {**report, "status": "unreadable", "detail": f"the system says '{error.strerror}'"}
     misplaced = _misplaced(row.path.split("/"), name.split("/"))
     if misplaced:
-        state = "bytes as listed" if same_bytes else "pixels as listed" if same_pixels else "and its pixels differ"
-        return {**report, "status": misplaced, "detail": f"listed as {row.path}; {state}"}
+        return {**report, "status": misplaced, "detail": f"listed as {row.path}; {'bytes' if same_bytes else 'pixels'} as listed"}
     if same_pixels and detail:
         return {**report, "status": "wrong extension", "detail": detail}
     if not same_pixels:
@@ -137,7 +142,7 @@ def _misplaced(place, other):
 def _difference(row, described, holder):
     if described["pixel_sha256"] in holder:
         return f"holds the picture of {holder[described['pixel_sha256']]}. "
-    units = {"width": "pixels wide", "height": "pixels high", "bit_depth": "bits", "channels": "channels"}
+    units = {"width": "pixels wide", "height": "pixels high", "bit_depth": "bits"}
     listed = {name: getattr(row, name) for name in units}
     changes = [f"{described[name]} instead of {listed[name]} {unit}" for name, unit in units.items() if described[name] != listed[name]]
     return f"{', '.join(changes)}. " if changes else ""
@@ -159,7 +164,7 @@ def _unpaired(missing, spare):
     for name, digest in reversed(hashes.items()):
         same_pixels.setdefault(str(digest), []).append(name)
     wanted = {row.image_id for row in missing}
-    others = {_identity(name): name for name, path in spare.items() if _identity(name) in wanted and isinstance(hashes.get(name) or attempt(_pixels, path), str)}
+    others = {_identity(name): name for name, path in spare.items() if name not in hashes and _identity(name) in wanted and isinstance(attempt(_pixels, path), str)}
     rows, used = [], set()
     for row in missing:
         report = {"image_id": row.image_id, "listed": row.path}
@@ -171,10 +176,13 @@ def _unpaired(missing, spare):
             rows.append({**report, "status": "renamed" if renamed else "wrong extension", "found": renamed or other, "detail": detail})
         else:
             rows.append({**report, "status": "missing", "found": "", "detail": ""})
+    namesakes = {row.image_id: row.path for row in missing}
     for name, digest in hashes.items():
         if name not in used:
+            like = namesakes.get(_identity(name))
+            namesake = f"named like {like}, with other pixels: fetch that one" if like else ""
             failed = isinstance(digest, StudyError)
-            rows.append({"status": "unreadable" if failed else "extra", "image_id": "", "listed": "", "found": name, "detail": "not listed: remove it" if failed else ""})
+            rows.append({"status": "unreadable" if failed else "extra", "image_id": "", "listed": "", "found": name, "detail": "not listed: remove it" if failed else namesake})
     return rows
 
 

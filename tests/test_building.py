@@ -270,7 +270,7 @@ def test_difference_to_the_committed_manifest_is_counted(shared, tmp_path):
 def test_column_that_differs_from_the_committed_manifest_is_named(sample, tmp_path):
     as_lines(building.build("gornale2020", sample[0]), tmp_path)  # without a second reader
     assert building.compare(tmp_path / "built.csv", "gornale2020") == (
-        "0 of them equal the committed manifest byte for byte, which lists 1,650. Rows differ in kl_grade_reader2 (56).")
+        "0 of them equal the committed manifest byte for byte, which lists 1,650. Rows differ in kl_grade_reader2 (56). Give --readers FILE for the second reader.")
 
 
 def test_cohort_without_committed_manifest_is_said(cohort_a, tmp_path):

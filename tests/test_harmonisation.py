@@ -125,7 +125,7 @@ def test_joint_crop_cuts_each_half_and_fits_it_like_a_training_file(films, train
 
 
 def test_views_show_every_named_way(films):
-    shown = harmonisation.views(films["two"][0], 32, mean_histogram(films["one"]))
+    shown = harmonisation.views(films["two"][0], 32, mean_histogram(films["one"]), "stretch")
     assert {name.replace(" ", "_") for name in shown} >= {*GEOMETRIES, "file"} and len(shown) == len(GEOMETRIES) + len(INTENSITIES)
     assert all(image.shape == (32, 32) for name, image in shown.items() if name != "file")
     assert np.array_equal(shown["split"], harmonisation.squares(films["two"][0], "split", 32)[0])

@@ -147,7 +147,7 @@ def _files(rows):
 def _repeats(rows):
     equal = rows[rows.duplicated("pixel_sha256", keep=False)]
     # A near-duplicate group counts when it holds more than copies of one picture.
-    near = rows[rows.groupby("near_group")["pixel_sha256"].transform("nunique") > 1]
+    near = rows[conflicting(rows, "near_group", "pixel_sha256")]
     rule = f"perceptual hashes differ in at most {duplicates.THRESHOLD} of 256 bits"
     return [
         _finding("equal pixels", equal, "pixel_sha256", f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"),

@@ -1,13 +1,12 @@
 """Building a cohort's manifest from its files, so that anyone can check that the committed one says the truth."""
 
 import io
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from koa_lib import cohorts, manifests, pictures
+from koa_lib.batch import attempt_all
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 
@@ -45,7 +44,7 @@ def build(name, folder, readers=None):
     root, files = manifests.locate(folder, known.pattern.fullmatch, known.layouts.values(), f"the pictures of {name}, which lie in folders {known.example}")
     below = Path(folder).resolve()  # a part of the cohort gives its rows
     files = [path for path in files if path.is_relative_to(below)]
-    chosen = {path: match for path in files if path.suffix.lower() in pictures.SUFFIXES
+    chosen = {path: match for path in files if pictures.is_picture(path)
               and (match := known.pattern.fullmatch(path.relative_to(root).with_suffix("").as_posix()))}
     second = _second_grades(root, readers)
     described = read_all(_describe, chosen, "reading pictures")
@@ -57,7 +56,7 @@ def build(name, folder, readers=None):
         frame["kl_grade_reader2"] = second(frame)
     manifests.validate(frame, f"the manifest of {folder}")
     frame = frame[manifests.COLUMNS]
-    frame.attrs["left_out"] = [path for path in files if path.suffix.lower() in pictures.SUFFIXES and path not in chosen and path.relative_to(root).parts[0] not in known.beside]
+    frame.attrs["left_out"] = [path for path in files if pictures.is_picture(path) and path not in chosen and path.relative_to(root).parts[0] not in known.beside]
     return frame
 
 
@@ -83,29 +82,18 @@ def _differing(built, committed):
 
 
 def read_all(read, files, label):
-    """Call a function for each file on two cores, with a progress bar; the files that fail are told together.
+    """Call a function for each file; the files that fail are told together.
 
     Raises
     ------
     StudyError
         Names every file that could not be read.
     """
-    results, problems = [], []
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(files), desc=label, unit="file", disable=None) as bar:
-        for outcome in pool.map(lambda path: attempt(read, path), files):
-            (problems if isinstance(outcome, StudyError) else results).append(outcome)
-            bar.update()
+    outcomes = attempt_all(read, files, label)
+    problems = [outcome for outcome in outcomes if isinstance(outcome, StudyError)]
     if problems:
         raise StudyError(f"{len(problems)} of {len(files)} files cannot be used:\n  " + "\n  ".join(map(str, problems)))
-    return results
-
-
-def attempt(read, path):
-    """The result of reading a file, or the StudyError that it raised."""
-    try:
-        return read(path)
-    except StudyError as error:
-        return error
+    return outcomes
 
 
 def _row(known, root, path, match, described):
@@ -160,13 +148,13 @@ def _from_file(readers):
         if twice.any():
             raise StudyError(f"{readers}, row {twice.idxmax() + 2}: image_id '{table[key][twice.idxmax()]}' is there twice. Keep one row per picture.")
         by_id = dict(zip(table[key], table["kl_grade_reader2"], strict=True))
-        return lambda frame: _some(frame["image_id"].map(by_id).replace("", pd.NA).astype("Int64"), by_id, readers)
+        return lambda frame: _matched(frame["image_id"].map(by_id).replace("", pd.NA).astype("Int64"), by_id, readers)
     graded = table[table["kl_grade_reader2"] != ""]
     second = list(zip(graded[key], graded["kl_grade_reader2"].astype(int), strict=True))
-    return lambda frame: _some(nearest_grades(frame, second), dict(second), readers)
+    return lambda frame: _matched(nearest_grades(frame, second), dict(second), readers)
 
 
-def _some(grades, known, readers):
+def _matched(grades, known, readers):
     if any(str(grade) for grade in known.values()) and grades.isna().all():
         raise StudyError(f"The readers file {readers} grades none of the {len(grades)} pictures. Check that it belongs to this cohort.")
     return grades
@@ -174,8 +162,8 @@ def _some(grades, known, readers):
 
 def second_reader(root):
     """Pixel hash and grade of every readable picture in the second reader's folder, whose names mean nothing."""
-    files = [path for path in sorted((Path(root) / SECOND_READER).rglob("*")) if path.suffix.lower() in pictures.SUFFIXES and path.parent.name[:1] in "01234"]
-    hashes = [attempt(lambda path: pictures.pixel_sha256(pictures.decode(path)[0]), path) for path in tqdm(files, desc="second reader", unit="file", disable=None)]
+    files = [path for path in sorted((Path(root) / SECOND_READER).rglob("*")) if pictures.is_picture(path) and path.parent.name[:1] in "01234"]
+    hashes = attempt_all(pictures.decoded_sha256, files, "second reader")
     return [(digest, int(path.parent.name[0])) for path, digest in zip(files, hashes, strict=True) if isinstance(digest, str)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from koa_lib import cohorts, duplicates, harmonisation, inspection, joint, manifests, pictures
+from koa_lib import cohorts, duplicates, harmonisation, inspection, manifests, pictures
 from koa_lib.errors import StudyError
 from koa_lib.study import MANIFESTS
 
@@ -58,7 +58,7 @@ def cohort(study, role):
     members = _members(study, role)
     if members is None or role == "training":
         return members
-    seen = inspected(study, role)
+    seen = _inspect(study, members)
     rows, readable = members.rows.copy(), seen["readable"]
     rows.loc[readable, "group_id"] = duplicates.near_groups(seen[readable], "group_id")
     return replace(members, rows=rows)
@@ -83,8 +83,10 @@ def _members(study, role):
 def inspected(study, role):
     """What the files of a study's cohort hold (`inspection.inspect`), read once; None without the cohort."""
     members = _members(study, role)
-    if members is None:
-        return None
+    return None if members is None else _inspect(study, members)
+
+
+def _inspect(study, members):
     key = {"data": manifests.data_hash(members.rows), "content": study.inputs.content}
     path = study.store.make(f"data/{members.name}__files.csv", key, lambda path: inspection.write(inspection.inspect(members.rows), path),
                             code=("inspection", "pictures"))
@@ -170,16 +172,22 @@ def dataset(study, role, geometry, intensity, size):
     if members is None:
         return None
     key = {"data": manifests.data_hash(members.rows), "content": study.inputs.content, "geometry": geometry, "intensity": intensity, "size": size}
+    trained = study.profile.our_protocol.geometry
     if geometry == "joint_crop":
-        key |= {"template": pictures.file_sha256(joint.TEMPLATE), "trained": study.profile.our_protocol.geometry}
+        key["trained"] = trained
     if intensity == "none":
-        files, shape = list(members.rows["file"]), (geometry, size, study.profile.our_protocol.geometry)
-        build, code = lambda path: _decode_all(files, shape, path), ("datasets", "harmonisation", "joint", "pictures")
+        files = list(members.rows["file"])
+
+        def build(path):
+            _decode_all(files, (geometry, size, trained), path)
     else:
-        plain, reference = dataset(study, role, geometry, "none", size), training_histogram(study, size) if intensity == "match_train" else None
+        plain = dataset(study, role, geometry, "none", size)
+        reference = training_histogram(study, size) if intensity == "match_train" else None
         key["reference"] = None if reference is None else reference.round(6).tolist()
-        build, code = lambda path: _adjust_all(plain, intensity, reference, path), ("datasets", "harmonisation", "joint", "pictures")
-    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build, code)
+
+        def build(path):
+            _adjust_all(plain, intensity, reference, path)
+    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build, ("datasets", "harmonisation", "joint", "pictures"))
     owners = np.load(folder / "owners.npy")
     return KneeDataset(members.rows.iloc[owners].reset_index(drop=True), np.load(folder / "pixels.npy", mmap_mode="r"), np.arange(len(owners)))
 

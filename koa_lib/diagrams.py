@@ -169,6 +169,7 @@ def _board(height, title, bottom):
 
 
 def box(axis, x, y, width, height, text, colour, size=8.5, dashed=False):
+    """Draw a rounded box with centred text; place and extent in board units, lower left corner first, size in points."""
     from matplotlib.patches import FancyBboxPatch
 
     round_, line = "round,pad=0,rounding_size=0.08", "--" if dashed else "-"
@@ -185,4 +186,5 @@ def _pile(axis, x, y, label, colour):
 
 
 def arrow(axis, tail, head):
+    """Draw an arrow from one point (x, y) to another, in board units."""
     axis.annotate("", head, tail, arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.1, "shrinkA": 0, "shrinkB": 0})

@@ -1,16 +1,15 @@
 """Looking into the files of a cohort once: everything that the audit asks about them, nothing from the manifest."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from koa_lib import pictures
-from koa_lib.building import attempt, nearest_grades, second_reader
+from koa_lib.batch import attempt_all
+from koa_lib.building import nearest_grades, second_reader
 from koa_lib.errors import StudyError
 from koa_lib.subsets import two_knees
 
@@ -39,11 +38,7 @@ def inspect(rows):
         why the file cannot be read or is wrongly named), readable, container (suffix), perceptual_hash (hex),
         mean, sd and quantiles of the gray values in [0, 1], polarity (-1 to 1, see `_polarity`; NaN with too few pictures).
     """
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(rows), desc="reading files", unit="file", disable=None) as bar:
-        found = []
-        for result in pool.map(lambda file: attempt(_look, file), rows["file"]):
-            found.append(result)
-            bar.update()
+    found = attempt_all(_look, rows["file"], "reading files")
     readable = np.array([not isinstance(result, StudyError) for result in found])
     columns = pd.DataFrame([result[0] if good else {"problem": str(result)} for result, good in zip(found, readable, strict=True)], index=rows.index)
     looked = rows.drop(columns=[name for name in columns if name in rows]).join(columns).assign(readable=readable)

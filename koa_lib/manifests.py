@@ -17,7 +17,7 @@ import pandas as pd
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
-from koa_lib.pictures import SUFFIXES
+from koa_lib.pictures import is_picture
 
 COLUMNS = (
     "image_id path split kl_grade kl_grade_reader2 group_id side sha256 pixel_sha256 width height bit_depth channels mode"
@@ -181,13 +181,19 @@ def locate(folder, known, layouts, expected):
     if not folder.is_dir():
         raise StudyError(f"The data folder {folder} {'is a file' if folder.exists() else 'does not exist'}. Give an existing folder that holds {expected}.")
     files = _files_below(folder.resolve())
-    votes = Counter(path.parents[2] for path in files if path.suffix.lower() in SUFFIXES and known(tail(path.as_posix())))
+    votes = Counter(path.parents[2] for path in files if is_picture(path) and known(tail(path.as_posix())))
     if not votes:
         raise StudyError(f"{folder} holds none of {expected} in folders of these names. Point to the folder that contains them.")
 
     root = min(votes, key=lambda root: (-max(map(len, _common_ends(root, layouts)), default=0), -votes[root], len(root.parts), root.as_posix()))
     files = files if root.is_relative_to(folder.resolve()) else _files_below(root)
     return root, sorted((path for path in files if path.is_relative_to(root)), key=lambda path: natural(path.as_posix()))
+
+
+def locate_listed(manifest, folder, layouts=()):
+    """`locate` for the pictures of a manifest."""
+    keys = set(manifest["path"].map(tail))
+    return locate(folder, keys.__contains__, layouts, f"the {len(manifest)} pictures of the manifest (first: {manifest['path'].iloc[0]})")
 
 
 def _common_ends(root, layouts):
@@ -222,9 +228,8 @@ def find_pictures(manifest, folder, layouts=()):
     StudyError
         When the folder is missing or holds none of the pictures.
     """
-    keys = set(manifest["path"].map(tail))
-    root, files = locate(folder, keys.__contains__, layouts, f"the {len(manifest)} pictures of the manifest (first: {manifest['path'].iloc[0]})")
-    listed = {path.relative_to(root).as_posix(): path for path in files if path.suffix.lower() in SUFFIXES}
+    root, files = locate_listed(manifest, folder, layouts)
+    listed = {path.relative_to(root).as_posix(): path for path in files if is_picture(path)}
     by_stem = {tail(name): path for name, path in reversed(listed.items())}
     rows = manifest.copy()
     rows["file"] = [listed.get(path) or by_stem.get(tail(path)) for path in rows["path"]]

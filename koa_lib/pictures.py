@@ -39,6 +39,11 @@ def pixel_sha256(pixels):
     return digest.hexdigest()
 
 
+def is_picture(path):
+    """Whether a file's name has the suffix of a picture."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
 def decode(path):
     """The stored pixels of a picture file and the name of its mode: what the hash is taken from, not what is seen.
 
@@ -64,6 +69,11 @@ def decode(path):
         return stored.astype(np.uint8 if dataset.BitsAllocated <= 8 else np.uint16), dataset.PhotometricInterpretation
     values, mode, _ = _read_pillow(path)
     return (np.rint(values * 65535).astype(np.uint16) if mode == "F" else values), mode
+
+
+def decoded_sha256(path):
+    """`pixel_sha256` of a picture file; errors as `decode`."""
+    return pixel_sha256(decode(path)[0])
 
 
 def read_gray(path):

@@ -9,8 +9,6 @@ import pandas as pd
 
 from koa_lib import datasets, manifests, predictions, splits, training
 from koa_lib.harmonisation import VIEWS
-from koa_lib.joint import TEMPLATE
-from koa_lib.pictures import file_sha256
 from koa_lib.protocols import clip_arm, fold_mean, folds, main_fold, prediction_name, unseen_split
 from koa_lib.store import code_hash, plain, write_text
 
@@ -179,8 +177,6 @@ class Runner:
                "data": manifests.data_hash(whole.rows), "content": self.study.inputs.content}
         if recipe.intensity == "match_train":
             key["reference"] = manifests.data_hash(self.data("training", self.study.profile.our_protocol).rows)
-        if recipe.geometry == "joint_crop":
-            key["template"] = file_sha256(TEMPLATE)
         spec = getattr(self.study.profile, role)
         name = f"features/{grader.stage}__{spec.name}__{recipe.geometry}-{recipe.intensity}__{recipe.normalisation}.npy"
         path = self.study.store.make(name, key, lambda path: training.extract(grader, whole, recipe, self.study.seed, path), _CODE)

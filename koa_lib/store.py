@@ -114,10 +114,11 @@ def plain(value):
 
 
 def code_hash(modules):
-    """First 12 hex digits of SHA-256 over the text of some modules of the package."""
+    """First 12 hex digits of SHA-256 over the text of some modules and their arrays, e.g. joint.py and joint_template.npy."""
     digest = hashlib.sha256()
     for module in sorted(modules):
-        digest.update((PACKAGE / f"{module}.py").read_bytes())
+        for path in (PACKAGE / f"{module}.py", *sorted(PACKAGE.glob(f"{module}_*.npy"))):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

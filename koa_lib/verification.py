@@ -1,13 +1,11 @@
 """Verification: is what lies in a folder what the manifest says, picture by picture?"""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from koa_lib import manifests, pictures
-from koa_lib.building import attempt
+from koa_lib.batch import attempt, attempt_all
 from koa_lib.errors import StudyError
 
 # Statuses in the order of a report; the first three are good.
@@ -59,18 +57,12 @@ def verify(manifest, folder, layouts=(), beside=()):
     StudyError
         The folder is missing or holds none of the pictures.
     """
-    keys = set(manifest["path"].map(manifests.tail))
-    expected = f"the {len(manifest)} pictures of the manifest (first: {manifest['path'].iloc[0]})"
-    root, files = manifests.locate(folder, keys.__contains__, layouts, expected)
+    root, files = manifests.locate_listed(manifest, folder, layouts)
     found = {path.relative_to(root).as_posix(): path for path in files}
     found = {name: path for name, path in found.items() if name.split("/")[0] not in beside}
     pairs, missing, spare = _pair(manifest, found)
     holder = dict(zip(manifest["pixel_sha256"], manifest["path"], strict=True))
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(pairs), desc="verifying", unit="file", disable=None) as bar:
-        rows = []
-        for result in pool.map(lambda pair: _compare(pair[0], found[pair[1]], pair[1], holder), pairs):
-            rows.append(result)
-            bar.update()
+    rows = attempt_all(lambda pair: _compare(pair[0], found[pair[1]], pair[1], holder), pairs, "verifying")
     rows += _unpaired(missing, {name: found[name] for name in spare})
     order = {status: k for k, status in enumerate((*GOOD, *BAD))}
     return root, pd.DataFrame(rows, columns=COLUMNS).sort_values("status", key=lambda status: status.map(order), kind="stable", ignore_index=True)
@@ -78,7 +70,7 @@ def verify(manifest, folder, layouts=(), beside=()):
 
 def _pair(manifest, found):
     """Listed rows with the name of their file: by path, by the path in another container, by id and pixels elsewhere."""
-    usable = [name for name in found if _is_picture(name)]
+    usable = [name for name in found if pictures.is_picture(name)]
     by_stem = {manifests.tail(name): name for name in reversed(usable)}
     pairs, left, taken = [], [], set()
     for row in manifest.itertuples():
@@ -97,11 +89,7 @@ def _pair(manifest, found):
 
 
 def _holds(file, row):
-    return file.is_file() and (pictures.file_sha256(file) == row.sha256 or attempt(_pixels, file) == row.pixel_sha256)
-
-
-def _is_picture(name):
-    return Path(name).suffix.lower() in pictures.SUFFIXES
+    return file.is_file() and (pictures.file_sha256(file) == row.sha256 or attempt(pictures.decoded_sha256, file) == row.pixel_sha256)
 
 
 def _identity(name):
@@ -127,7 +115,8 @@ def _compare(row, file, name, holder):
         return {**report, "status": "wrong extension", "detail": detail}
     if not same_pixels:
         detail = _difference(row, described, holder) + detail.partition(" Rename")[0].partition(" Save")[0]  # a wrong picture is not mended by another name
-    return {**report, "status": _status(row, file, same_bytes, same_pixels, "holds the picture" in detail), "detail": detail.strip()}
+    swapped = not same_pixels and described["pixel_sha256"] in holder
+    return {**report, "status": _status(row, file, same_bytes, same_pixels, swapped), "detail": detail.strip()}
 
 
 def _misplaced(place, other):
@@ -159,12 +148,13 @@ def _status(row, file, same_bytes, same_pixels, swapped):
 
 def _unpaired(missing, spare):
     """Reports on listed pictures without a file and files without a row, which may be each other's."""
-    hashes = {name: attempt(_pixels, path) for name, path in spare.items() if _is_picture(name)}
+    hashes = {name: attempt(pictures.decoded_sha256, path) for name, path in spare.items() if pictures.is_picture(name)}
     same_pixels = {}
     for name, digest in reversed(hashes.items()):
         same_pixels.setdefault(str(digest), []).append(name)
-    wanted = {row.image_id for row in missing}
-    others = {_identity(name): name for name, path in spare.items() if name not in hashes and _identity(name) in wanted and isinstance(attempt(_pixels, path), str)}
+    wanted = {row.image_id: row.path for row in missing}
+    others = {_identity(name): name for name, path in spare.items()
+              if name not in hashes and _identity(name) in wanted and isinstance(attempt(pictures.decoded_sha256, path), str)}
     rows, used = [], set()
     for row in missing:
         report = {"image_id": row.image_id, "listed": row.path}
@@ -176,18 +166,13 @@ def _unpaired(missing, spare):
             rows.append({**report, "status": "renamed" if renamed else "wrong extension", "found": renamed or other, "detail": detail})
         else:
             rows.append({**report, "status": "missing", "found": "", "detail": ""})
-    namesakes = {row.image_id: row.path for row in missing}
     for name, digest in hashes.items():
         if name not in used:
-            like = namesakes.get(_identity(name))
+            like = wanted.get(_identity(name))
             namesake = f"named like {like}, with other pixels: fetch that one" if like else ""
             failed = isinstance(digest, StudyError)
             rows.append({"status": "unreadable" if failed else "extra", "image_id": "", "listed": "", "found": name, "detail": "not listed: remove it" if failed else namesake})
     return rows
-
-
-def _pixels(path):
-    return pictures.pixel_sha256(pictures.decode(path)[0])
 
 
 def problems(report):
@@ -212,4 +197,4 @@ def summary(report, most=20):
 
 def count_pictures(folder):
     """Number of picture files below a folder, 0 when it is absent."""
-    return sum(_is_picture(path.name) for path in folder.rglob("*")) if folder.is_dir() else 0
+    return sum(pictures.is_picture(path) for path in folder.rglob("*")) if folder.is_dir() else 0

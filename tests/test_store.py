@@ -168,3 +168,13 @@ def test_write_text_replaces_whole_files(tmp_path):
     stores.write_text(tmp_path / "a.txt", "first, longer")
     stores.write_text(tmp_path / "a.txt", "second")
     assert (tmp_path / "a.txt").read_text() == "second" and [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_an_array_of_a_module_belongs_to_its_code(tmp_path, monkeypatch):
+    (tmp_path / "part.py").write_text("text")
+    monkeypatch.setattr(stores, "PACKAGE", tmp_path)
+    hashes = [stores.code_hash(("part",))]
+    for content in (b"one", b"two"):
+        (tmp_path / "part_array.npy").write_bytes(content)
+        hashes.append(stores.code_hash(("part",)))
+    assert len(set(hashes)) == 3

@@ -4,6 +4,7 @@ SEED ?=
 DATA ?=
 EXTERNAL ?=
 WEIGHTS ?=
+DRY ?=
 DATA_DIR ?= data
 
 # An activated virtual or conda environment is used (not conda's base); otherwise .venv is made.
@@ -15,7 +16,8 @@ KOA := $(ENV)/bin/koa
 READY := $(ENV)/.koa-ready
 
 PROFILE_SEED := $(shell sed -n 's/^seed: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)
-RUN := $(PROFILE)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
+export KOA_DRY := $(filter-out 0,$(DRY))
+RUN := $(PROFILE)$(if $(KOA_DRY),-dry)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
 OUT := reports/_build/$(RUN)
 RUN_ARGS := --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
 
@@ -28,11 +30,11 @@ SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path re
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup data reproduce test test-all lab strip reference lock clean FORCE
+.PHONY: help setup data reproduce dry verify test test-all lab strip reference lock clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder>"
+	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder> DRY=1"
 
 setup: $(READY)  ## make the environment (.venv, or the activated one) from requirements.lock
 
@@ -50,6 +52,9 @@ data: $(READY)  ## download both public sets to data/ and check every picture (D
 
 reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the report is (default: demo)
 	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
+
+dry:  ## show that the `paper` profile runs: true architectures, random weights, a few pictures, one epoch, offline
+	@$(MAKE) --no-print-directory reproduce PROFILE=paper DRY=1
 
 $(OUT)/inputs.yaml: FORCE | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
@@ -78,7 +83,10 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
 
-reference: $(READY)  ## keep the tables of a run on real data below reports/reference
+verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
+	@$(KOA) verify $(RUN_ARGS)
+
+reference: $(READY)  ## keep the tables of a finished run below reports/reference
 	@$(KOA) reference $(RUN_ARGS)
 
 lock:  ## renew requirements.lock from pyproject.toml (needs uv)

@@ -15,14 +15,16 @@ class ImageGrader(nn.Module):
     ----------
     spec : profile.Baseline
         `width` scales the channels of the named architecture; 1.0 is the architecture itself.
+    weights : path, optional
+        timm's weight file to start from (`weights.network`); random without it.
     """
 
     stage = "image"
     low_precision = True  # bf16 autocast: 3 times faster for convolutions on a CPU; weights stay float32
 
-    def __init__(self, spec):
+    def __init__(self, spec, weights=None):
         super().__init__()
-        self.network = create(spec.timm, spec.image_size, spec.width)
+        self.network = create(spec.timm, spec.image_size, spec.width, weights)
 
     def trunk(self, images):
         """Nothing is frozen: the normalised images themselves."""
@@ -43,8 +45,8 @@ class ImageGrader(nn.Module):
         return self.state_dict()
 
 
-def create(name, image_size, width):
-    """A randomly initialised timm network with five outputs and scaled channels.
+def create(name, image_size, width, weights=None):
+    """A timm network with five outputs and scaled channels; its outputs are always new.
 
     Raises
     ------
@@ -54,7 +56,8 @@ def create(name, image_size, width):
     if name == "vgg19_bn" and width != 1.0:  # timm's factory takes no width
         channels = [c if c == "M" else round(c * width) for c in vgg.cfgs["vgg19"]]
         return vgg.VGG(channels, num_classes=len(GRADES), mlp_ratio=width, norm_layer=nn.BatchNorm2d)
-    return timm.create_model(name, num_classes=len(GRADES), pretrained=False, **_width_options(name, width), **_size_options(name, image_size))
+    source = {"pretrained": False} if weights is None else {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
+    return timm.create_model(name, num_classes=len(GRADES), **source, **_width_options(name, width), **_size_options(name, image_size))
 
 
 def _size_options(name, image_size):
@@ -73,7 +76,8 @@ def _width_options(name, width):
     raise StudyError(f"Baseline '{name}' can't be built with width {width}: use width 1.0, vgg19_bn, a ResNet, vit_base or mobilenetv1.")
 
 
-def described(spec, start="random start"):
+def described(spec):
     """How a row of Table 4 was run, e.g. 'resnet50, 64 px, width x 0.5, 3 epochs, random start'."""
     width = "" if spec.width == 1.0 else f"width x {spec.width:g}, "
+    start = "ImageNet weights" if spec.weights == "imagenet" else "random start"
     return f"{spec.timm}, {spec.image_size} px, {width}{spec.epochs} epochs, {start}"

@@ -1,31 +1,13 @@
-"""Figures that the study adds to the paper's: calibration, model comparison, retrieval."""
+"""Charts of results that the study adds to the paper's figures: models, readings, shift, few shots, search, intervals."""
+
+import textwrap
 
 import numpy as np
 
-from koa_lib import metrics
+from koa_lib.errors import StudyError
+from koa_lib.grades import NAMES
+from koa_lib.sheets import show, tallest
 from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
-
-
-@styled
-def reliability(grades, probabilities, bins=15):
-    """Reliability diagram of the top label: accuracy against confidence, and how many pictures each bin holds."""
-    grades, probabilities = metrics.checked(grades, probabilities)
-    if not len(grades):
-        return message("No picture has been graded.")
-    place, excess = metrics.calibration_bins(grades, probabilities, bins)
-    counts = np.bincount(place, minlength=bins)
-    filled, edges = counts > 0, np.arange(bins) / bins
-    confidence = np.bincount(place, probabilities.max(1), minlength=bins)[filled] / counts[filled]
-    accuracy = confidence - np.bincount(place, excess, minlength=bins)[filled] / counts[filled]
-    figure, (top, low) = canvas(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
-    top.bar(edges[filled], accuracy, width=1 / bins, align="edge", color="#9ecae1", edgecolor="white", label="accuracy")
-    top.plot(confidence, accuracy, "o", color=INK, markersize=3, label="mean confidence of the bin")
-    top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
-    top.set(ylabel="accuracy", ylim=(0, 1.02), title=f"ECE {metrics.ece(grades, probabilities, bins):.3f}, {bins} bins")
-    top.legend(loc="upper left")
-    low.bar(edges, counts, width=1 / bins, align="edge", color="#bbbbbb", edgecolor="white")
-    low.set(xlabel="confidence of the top label", ylabel="pictures", xlim=(0, 1))
-    return figure
 
 
 @styled
@@ -40,88 +22,214 @@ def baselines(table):
     if table.empty:
         return message("No model has been compared.")
     figure, axis = canvas(0.42 * len(table) + 1.2)
-    places, values = np.arange(len(table)), table["accuracy"].to_numpy(float)
-    reach = [values - table["ci_low"].to_numpy(float), table["ci_high"].to_numpy(float) - values]
-    reach = np.nan_to_num(np.maximum(reach, 0))
-    ours = {"fmt": "o", "color": PLAIN_COLOURS[0], "capsize": 3, "label": "this run, 95 % group bootstrap"}
-    axis.errorbar(values, places, xerr=reach, **ours)
-    published = table["published_accuracy"].to_numpy(float)
-    axis.plot(published, places, "D", mfc="none", color=PLAIN_COLOURS[1], label="published")
-    for place in places[np.isnan(values)]:
-        axis.annotate("not run", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    for place, row in enumerate(table.itertuples()):
+        _whisker(axis, place, row.accuracy, row.ci_low, row.ci_high, "not run", label="this run, 95 % group bootstrap")
+    places = np.arange(len(table))
+    axis.plot(table["published_accuracy"].to_numpy(float), places, "D", mfc="none", color=PLAIN_COLOURS[1], label="published")
     axis.set(xlabel="accuracy (%)", xlim=(0, 100), ylim=(len(table) - 0.4, -0.6))
     axis.set_yticks(places, table["model"])
     axis.grid(axis="x", alpha=0.25)
+    _one_key_each(figure, axis)
+    return figure
+
+
+@styled
+def readings(table):
+    """Forest plot of the readings, grouped by factor: quadratic kappa with its interval; accuracy and epochs as numbers.
+
+    Parameters
+    ----------
+    table : DataFrame
+        factor (may be empty), option, epochs, accuracy, qwk, qwk_low, qwk_high (ratios; NaN where not run). The first row whose
+        option is "as printed" is the reference line.
+    """
+    if table.empty:
+        return message("No reading has been run.")
+    lines = []
+    for factor, rows in table.groupby("factor", sort=False):
+        lines += [(factor, None)] * bool(factor) + [(row.option, row) for row in rows.itertuples()]
+    figure, axis = canvas(0.2 * len(lines) + 1.2)
+    printed = table.loc[table["option"] == "as printed", "qwk"].dropna()
+    if len(printed):
+        axis.axvline(printed.iloc[0], color=INK, ls="--", lw=1, label="as printed")
+        figure.legend(loc="outside lower center")
+    for place, (_, row) in enumerate(lines):
+        if row is not None:
+            _whisker(axis, place, row.qwk, row.qwk_low, row.qwk_high, "not run")
+            epochs = f"{row.epochs:.0f}" if np.isfinite(row.epochs) else "–"
+            _beside(axis, place, _with_interval(row.qwk, row.qwk_low, row.qwk_high, 2), _with_interval(row.accuracy, np.nan, np.nan, 3), epochs)
+    _beside(axis, None, "quadratic kappa", "accuracy", "epochs")
+    axis.set_yticks(range(len(lines)), [textwrap.shorten(str(text), 48, placeholder=" …") for text, _ in lines])
+    for label, (_, row) in zip(axis.get_yticklabels(), lines, strict=True):
+        label.set_fontweight("bold" if row is None else "normal")
+    axis.set(xlabel="quadratic kappa (95 % interval)", ylim=(len(lines) - 0.4, -0.6))
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", alpha=0.25)
+    return figure
+
+
+# The parts of `shift.decomposition` from top to bottom; a change starts at the end of another part.
+_PARTS = {"internal accuracy": None, "label shift": "internal accuracy", "expected at the external grade mix": None,
+          "rest": "expected at the external grade mix", "external accuracy": None}
+
+
+@styled
+def shift(table):
+    """From the internal to the external accuracy: the step that the grade mix explains, and the rest.
+
+    Parameters
+    ----------
+    table : DataFrame
+        part, value, ci_low, ci_high (ratios; NaN where undefined), as from `shift.decomposition`.
+
+    Raises
+    ------
+    StudyError
+        A part is missing.
+    """
+    rows = table.set_index("part")
+    missing = [part for part in _PARTS if part not in rows.index]
+    if missing:
+        raise StudyError(f"The decomposition has no row '{missing[0]}'. Its parts are: {', '.join(_PARTS)}.")
+    figure, axis = canvas(2.7)
+    ends = [rows.loc[[part, base] if base else [part], "value"].sum(skipna=False) for part, base in _PARTS.items()]
+    for place, (part, base) in enumerate(_PARTS.items()):
+        start = rows.loc[base, "value"] if base else 0
+        value, low, high = rows.loc[part, ["value", "ci_low", "ci_high"]].astype(float)
+        look = {"color": PLAIN_COLOURS[1], "hatch": "///"} if base else {"color": PLAIN_COLOURS[4]}
+        axis.barh(place, np.nan_to_num(value), left=np.nan_to_num(start), edgecolor="white", **look)
+        _whisker(axis, place, start + value, start + low, start + high, "undefined", color=INK, fmt="none")
+        _beside(axis, place, _with_interval(value, low, high, 3, sign="+" if base else ""))
+    for place, (end, following) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        if np.isfinite(following):
+            axis.plot([end] * 2, [place - 0.4, place + 1.4], color=INK, lw=0.8, ls=":")
+    axis.set(xlabel="accuracy (95 % interval); hatched: change", ylim=(4.6, -0.6))
+    axis.set_yticks(range(5), [textwrap.fill(part, 20) for part in _PARTS])
+    axis.set_xlim(left=0)
+    return figure
+
+
+@styled
+def few_shot(draws, zero_shot):
+    """Results with a few labelled external pictures per grade: a dot for each draw of them, their mean, and none at all.
+
+    Parameters
+    ----------
+    draws : DataFrame
+        shots, draw, n (pictures tested), accuracy, qwk (ratios), one row per draw.
+    zero_shot : dict
+        accuracy, qwk without any external label.
+    """
+    if draws.empty:
+        return message("No external picture was used for few-shot learning.")
+    figure, axes = canvas(3.2, ncols=2)
+    shots = sorted(draws["shots"].unique())
+    for axis, (column, name) in zip(axes, {"qwk": "quadratic kappa", "accuracy": "accuracy"}.items(), strict=True):
+        for place, number in enumerate(shots):
+            values = draws.loc[draws["shots"] == number].sort_values("draw")[column].dropna().to_numpy(float)
+            _dots(axis, place, values)
+        axis.axhline(zero_shot[column], color=PLAIN_COLOURS[1], ls="--", label="no external label")
+        axis.set(ylabel=name, xlabel="labelled external pictures per grade", xlim=(-0.5, len(shots) - 0.5))
+        axis.set_xticks(range(len(shots)), [f"{number}\n({_span(draws.loc[draws['shots'] == number, 'n'])})" for number in shots])
+        axis.grid(axis="y", alpha=0.25)
+    _one_key_each(figure, axes[0])
+    return figure
+
+
+def _dots(axis, place, values):
+    if not len(values):
+        _absent(axis, place, "undefined")
+        return
+    across = place + (np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1))
+    axis.plot(across, values, "o", color=PLAIN_COLOURS[0], mec="white", mew=0.5, markersize=6, label="one draw")
+    axis.plot([place - 0.3, place + 0.3], [values.mean()] * 2, color=INK, lw=2, label="mean of the draws")
+
+
+def _span(numbers):
+    low, high = numbers.min(), numbers.max()
+    return f"n {'=' if low == high else '≥'} {low:,.0f}"
+
+
+@styled
+def found(pictures, grades, queries):
+    """The pictures nearest to each query, framed in the colour of their true grade; hits have a tick.
+
+    Parameters
+    ----------
+    pictures : list of 5 lists of arrays (H, W)
+        Those found by the query of each grade, nearest first.
+    grades : int array (5, m)
+        Their true grades.
+    queries : sequence of 5 str
+    """
+    columns = max(map(len, pictures))
+    if not columns:
+        return message("No picture has been searched.")
+    tall = tallest([picture for row in pictures for picture in row], 1.0)
+    figure, axes = canvas(0.4 + len(queries) * (0.3 + 0.95 * tall), nrows=len(queries), ncols=max(6, columns), squeeze=False)
+    for axis in axes[:, columns:].flat:
+        axis.set_axis_off()
+    for asked, (line, row, truth, query) in enumerate(zip(axes, pictures, grades, queries, strict=True)):
+        line[0].set_ylabel(textwrap.fill(query, 14), rotation=0, ha="right", va="center", labelpad=8)
+        for axis, picture, grade in zip(line, row, truth, strict=False):
+            show(axis, picture, f"KL {grade} ✓" if grade == asked else f"KL {grade}")
+            axis.spines[:].set(visible=True, color=GRADE_COLOURS[grade], linewidth=3)
+    figure.supxlabel("frame: true grade · ✓ the grade that the query names", fontsize=8.5, color=INK)
+    return figure
+
+
+@styled
+def intervals(table):
+    """Printed interval of each grade's sensitivity beside Wilson's (1927) for as many independent pictures.
+
+    Parameters
+    ----------
+    table : DataFrame
+        kl_grade, n, sensitivity, ci_low, ci_high, wilson_low, wilson_high (per cent).
+    """
+    figure, axis = canvas(3.2)
+    pairs = {"printed": ("ci_low", "ci_high", -0.12, "D"), "Wilson interval of n independent pictures": ("wilson_low", "wilson_high", 0.12, "o")}
+    for (name, (low, high, aside, mark)), colour in zip(pairs.items(), PLAIN_COLOURS[1::-1], strict=True):
+        middle, ends = table["sensitivity"], table[[low, high]].to_numpy(float).T
+        reach = np.abs(ends - middle.to_numpy(float))
+        axis.errorbar(np.arange(len(table)) + aside, middle, yerr=reach, fmt=mark, color=colour, capsize=4, lw=2, label=name)
+    axis.set_xticks(range(len(table)), [f"{row.kl_grade} {NAMES[row.kl_grade]}\nn = {row.n:,}" for row in table.itertuples()])
+    for place in np.flatnonzero(table["sensitivity"].isna()):
+        _absent(axis, place, "undefined")
+    axis.set(xlabel="KL grade", ylabel="sensitivity (%), 95 % interval", xlim=(-0.5, len(table) - 0.5))
+    axis.grid(axis="y", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-@styled
-def retrieval(precision):
-    """Precision of query-to-image search.
-
-    Parameters
-    ----------
-    precision : DataFrame
-        query, precision (ratio), share (ratio of pictures of that grade: what chance gives); grade order.
-    """
-    if precision.empty:
-        return message("No query has been searched.")
-    figure, axis = canvas(2.8)
-    places = np.arange(len(precision))
-    bars = axis.barh(places, precision["precision"], color=GRADE_COLOURS[: len(places)])
-    axis.bar_label(bars, [f"{value:.2f}" for value in precision["precision"]], padding=7, fontsize=8)
-    axis.plot(precision["share"], places, "D", mfc="white", mec="black", label="chance (share of the grade)")
-    axis.set(xlim=(0, 1.12), xlabel="precision")
-    axis.set_yticks(places, precision["query"])
-    axis.invert_yaxis()
-    figure.legend(loc="outside lower center")
-    return figure
+def _one_key_each(figure, axis):
+    handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
 
 
-@styled
-def nearest_distances(distances, threshold):
-    """How far each picture's nearest other one is, per cohort, and where near-duplicates begin.
-
-    Parameters
-    ----------
-    distances : dict of str to int array
-        Cohort to the smallest Hamming distances of its perceptual hashes, in bits.
-    threshold : int
-        Largest distance of near-duplicates.
-    """
-    figure, axes = canvas(2.5, ncols=len(distances), squeeze=False)
-    for axis, (name, values) in zip(axes[0], distances.items(), strict=True):
-        edges = np.arange(0, max(130, values.max() + 4), 4)
-        axis.hist(values[values > threshold], edges, color="#9ecae1", label="other pictures")
-        axis.hist(values[values <= threshold], edges, color=PLAIN_COLOURS[1], hatch="///", edgecolor="white", label="equal pixels and near-duplicates")
-        axis.axvline(threshold + 0.5, color=INK, ls="--", lw=1, label=f"threshold: {threshold} bits")
-        axis.set(title=f"{name} (n = {len(values):,})", xlabel="bits to the nearest other picture")
-        axis.yaxis.set_major_formatter("{x:,.0f}")
-    axes[0, 0].set_ylabel("pictures")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return figure
+def _absent(axis, place, text):
+    axis.annotate(text, (place, 0.05), xycoords=("data", "axes fraction"), ha="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
 
 
-@styled
-def contact_sheet(rows):
-    """Pictures in a grid, for looking: one row per picture, one column per way of showing it.
+def _whisker(axis, place, value, low, high, absent, color=PLAIN_COLOURS[0], **look):
+    if np.isnan(value):
+        axis.annotate(absent, (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        return
+    reach = np.nan_to_num(np.maximum([[value - low], [high - value]], 0))
+    axis.errorbar([value], [place], xerr=reach, color=color, capsize=3, markersize=5, **{"fmt": "o", **look})
 
-    Parameters
-    ----------
-    rows : dict of str to dict of str to array
-        Row title to column title to picture in [0, 1]; all rows have the same columns.
-    """
-    columns = list(next(iter(rows.values())))
-    figure, axes = canvas(0.4 + 0.78 * len(rows), nrows=len(rows), ncols=len(columns), squeeze=False,
-                          width_ratios=[1.5, *[1] * (len(columns) - 1)])
-    for row, (title, pictures) in enumerate(rows.items()):
-        for axis, column in zip(axes[row], columns, strict=True):
-            axis.imshow(pictures[column], cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if row == 0:
-                axis.set_title(column, fontsize=8)
-        axes[row, 0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
-    return figure
+
+def _with_interval(value, low, high, digits, sign=""):
+    if np.isnan(value):
+        return "–"
+    text = f"{value:{sign}.{digits}f}" + (f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]" if np.isfinite([low, high]).all() else "")
+    return text.replace("-", "−")
+
+
+def _beside(axis, place, *cells):
+    # Numbers in columns right of the axis, so far apart (points) that the longest interval fits; heads without a place.
+    where = {"xy": (1, place), "xycoords": ("axes fraction", "data"), "va": "center"}
+    if place is None:
+        where = {"xy": (1, 1), "xycoords": "axes fraction", "va": "bottom"}
+    for cell, across in zip(cells, (8, 112, 162), strict=False):
+        axis.annotate(cell, xytext=(across, 0), textcoords="offset points", fontsize=8.5, annotation_clip=False, **where)

@@ -20,9 +20,9 @@ Seed = typer.Option(None, help="By default the profile's own.")
 @app.command()
 def inputs(profile: str = Profile, seed: int = Seed, data: str = "", external: str = "", weights: str = ""):
     """Check the inputs of a run and note them in its inputs.yaml."""
-    from koa_lib.study import prepare_inputs
+    from koa_lib.study import is_dry, prepare_inputs
 
-    prepare_inputs(profile, seed, data, external, weights)
+    prepare_inputs(profile, seed, data, external, weights, is_dry())
 
 
 @app.command()
@@ -48,6 +48,17 @@ def summary(profile: str = Profile, seed: int = Seed):
     from koa_lib.notebooks import run_dir, summarise
 
     print(summarise(run_dir(profile, seed)))
+
+
+@app.command("verify")
+def verify_run(profile: str = Profile, seed: int = Seed):
+    """Compare a run's tables with the reference tables; exit code 1 when one differs more than is allowed."""
+    from koa_lib.notebooks import run_dir
+    from koa_lib.reference import compare, report
+
+    result = compare(run_dir(profile, seed))
+    print(report(result))
+    sys.exit(bool(len(result.misses)))
 
 
 @app.command()

@@ -1,12 +1,10 @@
-"""Arms side by side: fold tables, paired tests, sensitivity of the external result, the scorecard of a run."""
+"""Arms side by side: folds, seeds, paired tests, and what folds over single pictures leak."""
 
-import numpy as np
 import pandas as pd
 
-from koa_lib import metrics, scorecard, stats, subsets
-from koa_lib.harmonisation import EXPLORATORY, VIEWS
-from koa_lib.predictions import PROBABILITIES, arrays
-from koa_lib.protocols import main_fold
+from koa_lib import metrics, stats, subsets
+from koa_lib.predictions import COLUMNS, PROBABILITIES, arrays, ensemble
+from koa_lib.protocols import main_fold, unseen_split
 
 _SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one")
 
@@ -47,121 +45,95 @@ def _values(graded):
     return {name: float(values[name]) for name in _SHOWN}
 
 
-def paired_tests(results, others, split, fold, draws, seed):
-    """CLIP against each baseline on the same pictures of a split, repeats and conflicts left out.
+def seed_table(study, runs):
+    """Each seed's mean over its folds, then the spread over seeds and, apart from it, over the folds of the first seed.
+
+    Parameters
+    ----------
+    runs : dict of int to dict
+        As from `Runner.run_seeds`.
 
     Returns
     -------
     DataFrame
-        baseline, n, clip_only, baseline_only (discordant counts), p_exact, p_mid, p_holm, difference, ci_low, ci_high.
+        row ('seed 42', ..., 'sd over seeds', 'sd over folds'), folds, then accuracy and qwk of the unseen and external part.
+    """
+    tables = {f"seed {seed}": fold_table(results) for seed, results in runs.items()}
+    per_fold = {name: table.pivot(index="fold", columns="part", values=["accuracy", "qwk"]) for name, table in tables.items()}
+    parts = [part for part in (unseen_split(next(iter(runs.values()))), "external") if part in next(iter(runs.values()))]
+    rows = pd.DataFrame({name: values.mean() for name, values in per_fold.items()}).T
+    first = next(iter(per_fold.values()))
+    spread = pd.DataFrame({"sd over seeds": rows.std(), "sd over folds": first.std()}).T
+    rows = pd.concat([rows, spread])
+    columns = {f"{part.replace('_', '-')} {metric}": rows[metric, part] for part in parts for metric in ("accuracy", "qwk")}
+    return pd.DataFrame({"row": rows.index, "folds": [len(first)] * len(runs) + [pd.NA, len(first)], **{name: column.to_numpy() for name, column in columns.items()}})
+
+
+def fold_means(study, found, split, numbers):
+    """Mean probabilities over some folds for a split that each of them predicts, joined; a single fold as it is."""
+    frames = [frame for frame in found[split] if frame.attrs["fold"] in numbers]
+    if len(frames) == 1:
+        return frames[0]
+    mean = ensemble([frame[COLUMNS] for frame in frames])
+    return mean.merge(frames[0].drop(columns=PROBABILITIES), on="image_id", validate="one_to_one")
+
+
+def common_folds(*results, split):
+    """Numbers of the folds that all arms predicted a split with."""
+    return sorted(set.intersection(*({frame.attrs["fold"] for frame in found[split]} for found in results)))
+
+
+def paired_tests(study, results, others, split):
+    """CLIP against each baseline on the same pictures: mean probabilities of the folds both trained, single knees without repeats.
+
+    A held-out fold is compared as it is: each fold holds out other pictures.
+
+    Returns
+    -------
+    DataFrame
+        baseline, folds, n, clip_only, baseline_only (discordant counts), p_exact, p_mid, p_holm, difference (of accuracy), ci_low, ci_high.
     """
     rows = []
     for name, found in others.items():
-        ours, theirs = (frames[min(fold, len(frames)) - 1] for frames in (results[split], found[split]))
-        both = ours.merge(theirs[["image_id", *PROBABILITIES]], on="image_id", suffixes=("", "_b"))
+        numbers = [main_fold(study)] if split == "held_out" else common_folds(results, found, split=split)
+        both = stats.paired(*(fold_means(study, arm, split, numbers) for arm in (results, found)))
         both = both[both["image_id"].isin(subsets.subset(both, "single_knee"))]
-        a, b = both[PROBABILITIES].to_numpy().argmax(1), both[[f"{p}_b" for p in PROBABILITIES]].to_numpy().argmax(1)
+        a, b = (both[columns].to_numpy().argmax(1) for columns in (PROBABILITIES, [f"{p}_b" for p in PROBABILITIES]))
         test = stats.mcnemar(a == both["kl_grade"], b == both["kl_grade"])
-        gap = stats.paired_difference(both["kl_grade"], a, b, both["group_id"], "accuracy", draws, seed)
-        rows.append({"baseline": name, "n": len(both), "clip_only": test["b"], "baseline_only": test["c"], "p_exact": test["p_exact"], "p_mid": test["p_mid"],
-                     "difference": gap["difference"], "ci_low": gap["ci_low"], "ci_high": gap["ci_high"]})
+        gap = stats.paired_difference(both["kl_grade"], a, b, both["group_id"], "accuracy", study.profile.draws, study.seed)
+        rows.append({"baseline": name, "folds": len(numbers), "n": len(both), "clip_only": test["b"], "baseline_only": test["c"], "p_exact": test["p_exact"],
+                     "p_mid": test["p_mid"], "difference": gap["difference"], "ci_low": gap["ci_low"], "ci_high": gap["ci_high"]})
     table = pd.DataFrame(rows)
     if len(table):
-        table.insert(6, "p_holm", stats.holm(table["p_exact"]))
+        table.insert(7, "p_holm", stats.holm(table["p_exact"]))
     return table
 
 
-def external_rows(study, arms):
-    """The external result by protocol, derived set and reader, from the mean probabilities of the folds.
+def leak(study, by_image, by_patient):
+    """What folds over single pictures gain over folds that keep patients together, each picture graded by the fold that held it out.
 
     Parameters
     ----------
-    arms : dict of str to DataFrame
-        Arm name to its joined external frame (fold mean).
+    by_image, by_patient : dict
+        Results of the same recipe, as from `Runner.run`.
 
     Returns
     -------
     DataFrame
-        arm, set, reader, n, accuracy, ci_low, ci_high, macro_f1, qwk.
+        metric, by_image, by_patient, difference, ci_low, ci_high; paired, patients resampled whole.
     """
-    rows = []
-    for name, graded in arms.items():
-        for subset in subsets.SUBSETS:
-            kept = graded[graded["image_id"].isin(subsets.subset(graded, subset))]
-            for reader, column in (("first", "kl_grade"), ("second", "kl_grade_reader2")):
-                read = kept[kept[column].notna()]
-                if len(read):
-                    rows.append({"arm": name, "set": subset.replace("_", " "), "reader": reader, "n": len(read), **_with_interval(study, read, column)})
-    return pd.DataFrame(rows)
+    both = stats.paired(stats.pool(by_image["held_out"]), stats.pool(by_patient["held_out"]))
+    a, b = (both[columns].to_numpy().argmax(1) for columns in (PROBABILITIES, [f"{p}_b" for p in PROBABILITIES]))
+    gaps = [stats.paired_difference(both["kl_grade"], a, b, both["group_id"], metric, study.profile.draws, study.seed) for metric in ("accuracy", "macro_f1", "qwk")]
+    return pd.DataFrame(gaps).rename(columns={"a": "by_image", "b": "by_patient"})
 
 
-def view_rows(study, views):
-    """The external result in each geometry and intensity, on the deduplicated set against the first reader.
-
-    Parameters
-    ----------
-    views : dict of (geometry, intensity) to DataFrame
-        As from `Runner.external_views`.
-
-    Returns
-    -------
-    DataFrame
-        status ('confirmatory', 'sensitivity' or 'exploratory'), geometry, intensity, as_trained (whether the model was
-        trained on such pictures), n, accuracy, ci_low, ci_high, macro_f1, qwk.
-    """
-    rows, trained = [], (study.profile.our_protocol.geometry, study.profile.our_protocol.intensity)
-    for (geometry, intensity), graded in views.items():
-        kept = graded[graded["image_id"].isin(subsets.subset(graded, "deduplicated"))]
-        status = "exploratory" if {geometry, intensity} & EXPLORATORY else "confirmatory" if (geometry, intensity) == VIEWS[0] else "sensitivity"
-        rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": "yes" if (geometry, intensity) == trained else "no", "n": len(kept), **_with_interval(study, kept, "kl_grade")})
-    return pd.DataFrame(rows)
-
-
-def _with_interval(study, graded, column):
-    graded = graded.assign(kl_grade=graded[column].astype(int))
-    summary = stats.bootstrap_summary(graded, study.profile.draws, study.seed).set_index("metric")
-    accuracy = summary.loc["accuracy"]
-    return {"accuracy": accuracy.value, "ci_low": accuracy.ci_low, "ci_high": accuracy.ci_high,
-            "macro_f1": summary.value["macro_f1"], "qwk": summary.value["qwk"]}
-
-
-def verdicts(study, results, others, published, counts):
-    """The scorecard of a run: each published number beside ours, the interval over the folds.
-
-    Parameters
-    ----------
-    results : dict
-        Main arm, as from `Runner.run`.
-    others : dict of str to dict
-        Baselines, likewise.
-    counts : dict of str to DataFrame
-        Published manifests by name, for the rows that need no model.
-    """
-    external = results.get("external", [])
-    absent = "not run: no external cohort was given"
-    ours = {("text", "data", "train_images"): (len(counts["oai_chen2018"]), np.nan, np.nan),
-            ("text", "data", "participants"): (counts["oai_chen2018"]["group_id"].nunique(), np.nan, np.nan),
-            ("text", "data", "external_images"): (len(counts["gornale2020"]), np.nan, np.nan)}
-    ours |= scorecard.measured("table_2", "train", results["train"])
-    ours |= scorecard.measured("table_2", "test", external) | scorecard.measured("table_3", "", external)
-    for name, found in others.items():
-        ours |= scorecard.measured("table_4", name, found.get("external", []))
-    for row in published[published["kind"] == "model"].itertuples():
-        if not external:
-            ours.setdefault((row.item, str(row.row), row.metric), absent)
-    known = set(zip(published["item"], published["row"].astype(str), published["metric"], strict=True))
-    return scorecard.scorecard(published, {key: value for key, value in ours.items() if key in known}, *_comparable(study))
-
-
-def _comparable(study):
-    if study.synthetic:
-        return False, "synthetic phantoms"
-    if study.profile.as_printed is None:
-        return False, f"{study.profile.model.name} from a random start is not the paper's ViT-B/32"
-    return True, ""
+def parted_patients(results):
+    """Share of held-out pictures with another knee of the same patient in their training part, over all folds."""
+    parted = [held_out["group_id"].isin(set(train["group_id"])) for train, held_out in zip(results["train"], results["held_out"], strict=True)]
+    return float(pd.concat(parted).mean())
 
 
 def shown_fold(study, results, split):
-    """The frame of the main fold for a split (the only one when an arm ran one fold)."""
-    frames = results[split]
-    return frames[min(main_fold(study), len(frames)) - 1]
+    """The frame of the main fold for a split."""
+    return next(frame for frame in results[split] if frame.attrs["fold"] == main_fold(study))

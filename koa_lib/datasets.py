@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from koa_lib import cohorts, duplicates, harmonisation, inspection, manifests, pictures
+from koa_lib import cohorts, duplicates, harmonisation, inspection, manifests, pictures, splits
 from koa_lib.errors import StudyError
 from koa_lib.study import MANIFESTS
 
@@ -76,6 +76,7 @@ def _members(study, role):
         manifest = manifests.read_manifest(MANIFESTS / f"{spec.name}.csv")
     layouts = cohorts.facts(spec.name).layouts.values() if spec.name in cohorts.names() else ()
     found = manifests.find_pictures(manifest, folder, layouts)
+    found = splits.sample(found) if study.dry else found
     _note_data(study, role, found)
     return Cohort(spec.name, found)
 
@@ -135,12 +136,15 @@ class KneeDataset:
         Where each row's picture lies in `pixels`.
     role : str
         'any' before splitting, then 'fit', 'select' or 'report': `training.fit` refuses other roles.
+    mirrored : bool
+        Whether pictures are shown with left and right exchanged.
     """
 
     rows: pd.DataFrame
     pixels: np.ndarray
     index: np.ndarray
     role: str = "any"
+    mirrored: bool = False
 
     def __len__(self):
         return len(self.rows)
@@ -156,7 +160,8 @@ class KneeDataset:
 
     def images(self, positions):
         """Pictures at some positions, uint8 (k, size, size)."""
-        return np.asarray(self.pixels[self.index[positions]])
+        images = np.asarray(self.pixels[self.index[positions]])
+        return images[..., ::-1].copy() if self.mirrored else images
 
     def part(self, positions, role):
         """The rows at some positions, for one role."""

@@ -10,12 +10,15 @@ import re
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
 import pandas as pd
 
 from koa_lib.errors import StudyError
 from koa_lib.store import write_text
 
 PNG_DPI = 200
+THUMBNAIL = 96  # pixels high
+UNDEFINED = "–"
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,17 +63,30 @@ def show_figure(study, name, figure, caption, alt):
     return _exhibit(study, name, picture, caption)
 
 
-def show_table(study, name, frame, caption, floats=None):
+def show_table(study, name, frame, caption, floats=None, pictures=None, undefined=""):
     """Save a table as CSV in full precision and show it rounded; its first column names the rows.
 
     Parameters
     ----------
     floats : int or dict, optional
         Decimals shown, for all columns or by column; 3 unless given.
+    pictures : dict of str to list of arrays (H, W), optional
+        Further columns of the page, not of the file: a gray picture in [0, 1] (or uint8), or None, for each row.
+    undefined : str
+        Why a number may be undefined; stands below the table where one is.
+
+    Raises
+    ------
+    StudyError
+        Another kind of name, or a column of pictures that does not fit.
     """
     _anchor(name, "table")
+    thumbnails = {column: _thumbnails(name, frame, column, grays) for column, grays in (pictures or {}).items()}
     _save_table(study, name, frame)
-    return _exhibit(study, name, _table(frame, floats, _title(name)), caption)
+    table = _table(frame, floats, _title(name), thumbnails)
+    if undefined and f">{UNDEFINED}</t" in table:
+        table += f'<p class="koa-undefined">{UNDEFINED}: {escape(undefined)}</p>'
+    return _exhibit(study, name, table, caption)
 
 
 def not_available(study, name, caption, reason):
@@ -136,15 +152,35 @@ def _save_figure(study, name, figure):
     return (folder / f"{name}.png").read_bytes()
 
 
-def _table(frame, floats, label):
+def _thumbnails(name, frame, column, grays):
+    if len(grays) != len(frame) or column in frame.columns:
+        raise StudyError(f"{name}: the pictures '{column}' need a new column name and one picture or None for each of the {len(frame)} rows, not {len(grays)}.")
+    rows = frame.iloc[:, 0]
+    return ["" if gray is None else _thumbnail(gray, f"{column}, {rows.name} {row}".replace("_", " ")) for gray, row in zip(grays, rows, strict=True)]
+
+
+def _thumbnail(gray, alt):
+    from PIL import Image
+
+    gray = np.asarray(gray)
+    if gray.dtype != np.uint8 and not (gray.min() >= 0 and gray.max() <= 1):
+        raise StudyError(f"The picture '{alt}' holds values from {gray.min():.2f} to {gray.max():.2f}; shown are [0, 1] or uint8. Read it with pictures.read_gray.")
+    values = gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8)
+    width, buffer = max(1, round(THUMBNAIL * gray.shape[1] / gray.shape[0])), io.BytesIO()
+    Image.fromarray(values).resize((width, THUMBNAIL), Image.Resampling.LANCZOS).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img class="koa-thumbnail" src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{width}" height="{THUMBNAIL}">'
+
+
+def _table(frame, floats, label, thumbnails):
     def decimals(column):
         return floats.get(column, 3) if isinstance(floats, dict) else 3 if floats is None else floats
 
-    heads = "".join(f'<th scope="col">{escape(str(column).replace("_", " "))}</th>' for column in frame.columns)
+    heads = "".join(f'<th scope="col">{escape(str(column).replace("_", " "))}</th>' for column in (*frame.columns, *thumbnails))
     rows = []
-    for values in frame.itertuples(index=False, name=None):
+    for values, *shown in zip(frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
         first, *cells = (_cell(value, decimals(column)) for value, column in zip(values, frame.columns, strict=True))
-        rows.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        rows.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in (*cells, *shown)) + "</tr>")
     table = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     region = f'class="koa-scroll" role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto"'
     return f"<div {region}>{table}</div>"
@@ -152,7 +188,7 @@ def _table(frame, floats, label):
 
 def _cell(value, decimals):
     if value is None or value is pd.NA or value != value:
-        return "–"
+        return UNDEFINED
     if isinstance(value, float):
         return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
     return escape(str(value))

@@ -1,20 +1,25 @@
-"""The figures of the study, one function per figure of the paper; our own are in `charts`.
+"""The figures of the study, one function per figure of the paper; our own are in `charts`, `diagnostics` and `sheets`.
 
 Each takes frames or arrays and returns a matplotlib Figure; `exhibits.show_figure` saves and shows it. Figures 1,
 3 and 4 show how the model works and live in `diagrams`.
 """
 
+import textwrap
+
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from koa_lib.charts import baselines, contact_sheet, nearest_distances, reliability, retrieval
+from koa_lib.charts import baselines, few_shot, found, intervals, readings, shift
+from koa_lib.diagnostics import nearest_distances, reliability, retrieval
 from koa_lib.diagrams import figure_1, figure_3, figure_4
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
+from koa_lib.sheets import contact_sheet, gallery, show, worst, worst_errors
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, note, styled
 
 __all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
-__all__ += ["contact_sheet", "gallery", "nearest_distances", "reliability", "retrieval"]
+__all__ += ["contact_sheet", "few_shot", "found", "gallery", "intervals", "nearest_distances", "readings", "reliability", "retrieval"]
+__all__ += ["shift", "worst", "worst_errors"]
 
 TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
 PARTS = {"train": ("-", "training part"), "held_out": ("--", "held-out fold"), "inner": (":", "inner split")}
@@ -54,20 +59,22 @@ def _stacked(axis, table, cohort):
         axis.annotate(label, (grade, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     axis.set(title=f"{cohort} (n = {table.to_numpy().sum():,.0f})", xlabel="KL grade", xticks=GRADES)
     axis.margins(y=0.18)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axis.yaxis.set_major_formatter("{x:,.0f}")
     if len(table) > 1:
-        axis.legend(loc="upper right")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, columnspacing=1.2)
 
 
 @styled
-def figure_5(history, floor=None):
+def figure_5(history, floor=None, chance=None):
     """Accuracy and loss over epochs for each fold, training and held-out part.
 
     Parameters
     ----------
     history : DataFrame
         fold, epoch, part (train, held_out, inner), loss (nats), accuracy (ratio).
-    floor : float, optional
-        A loss (nats) that cannot be undercut, drawn as a line.
+    floor, chance : float, optional
+        Losses (nats) that cannot be undercut, and that guessing gives, drawn as lines.
     """
     if history.empty:
         return message("No training history has been recorded.")
@@ -82,10 +89,17 @@ def figure_5(history, floor=None):
         axis.set(xlabel="epoch", ylabel=column if column == "accuracy" else "loss (nats)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axis.grid(alpha=0.25)
+        if history[column].isna().all():
+            note(axis, f"No {column} has been recorded.")
     parts = [part for part in PARTS if (history["part"] == part).any()]
     keys = [Line2D([], [], color=INK, ls=PARTS[part][0], label=PARTS[part][1]) for part in parts]
-    if floor is not None:
-        keys.append(axes[1].axhline(floor, color=INK, lw=1, ls="-.", label=f"loss floor {floor:.2f}"))
+    # Beyond the lines, where no curve should be.
+    for level, text, up in ((floor, "lowest possible", -1), (chance, "chance", 1)):
+        if level is not None:
+            axes[1].axhline(level, color=INK, lw=1, ls="-.")
+            axes[1].annotate(f"{text} {level:.2f} nats", (0.99, level), (0, 3 * up), xycoords=("axes fraction", "data"), textcoords="offset points",
+                             ha="right", va="bottom" if up > 0 else "top", fontsize=8.5)
+            axes[1].margins(y=0.12)
     _keys(figure, folds, keys)
     return figure
 
@@ -113,13 +127,13 @@ def figure_6(cm, title="Confusion matrix"):
     cm = np.asarray(cm)
     rows = cm.sum(1, keepdims=True)
     share = np.divide(100 * cm, rows, out=np.zeros(cm.shape), where=rows > 0)
-    labels = [[f"{n}\n{p:.0f} %" for n, p in zip(*line, strict=True)] for line in zip(cm, share, strict=True)]
+    labels = [[f"{n:,}\n{p:.0f} %" for n, p in zip(*line, strict=True)] for line in zip(cm, share, strict=True)]
     figure, axis = canvas(4.6)
     seaborn.heatmap(share, annot=np.array(labels), fmt="", cmap="Blues", vmin=0, vmax=100, square=True, ax=axis,
                     linewidths=1, cbar_kws={"label": "share of the true grade (%)"}, annot_kws={"fontsize": 9})
     axis.set(title=title, xlabel="predicted KL grade", ylabel="true KL grade")
     axis.set_xticks(np.arange(5) + 0.5, TICKS, rotation=0)
-    sides = [f"{grade} {NAMES[grade]} (n = {n})" for grade, n in zip(GRADES, rows[:, 0], strict=True)]
+    sides = [f"{grade} {NAMES[grade]} (n = {n:,})" for grade, n in zip(GRADES, rows[:, 0], strict=True)]
     axis.set_yticks(np.arange(5) + 0.5, sides, rotation=0)
     return figure
 
@@ -143,7 +157,7 @@ def figure_7(pictures, probabilities, grades, ids):
     for column, (picture, chances, grade, name) in enumerate(zip(pictures, probabilities, grades, ids, strict=True)):
         guess = int(np.argmax(chances))
         verdict = "correct" if guess == grade else "wrong"
-        _picture(axes[0, column], picture, f"{name}\ntrue {grade} · graded {guess}\n{verdict}")
+        show(axes[0, column], picture, f"{textwrap.fill(str(name), 15)}\ntrue {grade} · graded {guess}\n{verdict}")
         _grade_bars(axes[1, column], chances, named=column == 0, true=grade)
         axes[1, column].set_xlim(0, 1.32)
         axes[1, column].set_xticks([0, 0.5, 1], ["0", ".5", "1"])
@@ -151,13 +165,6 @@ def figure_7(pictures, probabilities, grades, ids):
         axis.set_axis_off()
     figure.supxlabel("probability (the true grade is outlined)", fontsize=9)
     return figure
-
-
-def _picture(axis, picture, title):
-    axis.imshow(np.asarray(picture), cmap="gray")
-    axis.set_title(title, fontsize=8.5)
-    axis.set_anchor("N")
-    axis.set_axis_off()
 
 
 def _grade_bars(axis, values, named, true=None, digits=2):
@@ -186,21 +193,10 @@ def figure_8(pictures, similarities, queries, grades):
     low, high = min(0, np.min(similarities)), max(0, np.max(similarities))
     span = max(high - low, 1e-6)
     for (left, right), picture, values, grade in zip(axes, pictures, similarities, grades, strict=True):
-        _picture(left, picture, f"KL {grade} ({NAMES[grade]})")
+        show(left, picture, f"KL {grade} ({NAMES[grade]})")
         _grade_bars(right, values, named=False, true=int(np.argmax(values)), digits=3)
         right.set_yticks(GRADES, queries)
         right.set_xlim(low - 0.16 * span * (low < 0), high + 0.16 * span)
         right.axvline(0, color=INK, lw=0.8)
     axes[-1, 1].set_xlabel("cosine similarity (the highest is outlined)")
-    return figure
-
-
-@styled
-def gallery(pictures, titles):
-    """Pictures (H, W) in a row, each with its title."""
-    if not len(pictures):
-        return message("There is no picture to show.")
-    figure, axes = canvas(1.9, ncols=len(pictures), squeeze=False)
-    for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
-        _picture(axis, picture, title)
     return figure

@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from koa_lib.device import autocast
 from koa_lib.grades import GRADES
 
 ORDINAL_SIGMA = 0.5
@@ -44,6 +45,34 @@ def symmetric_infonce(image_embeddings, text_embeddings, scale, same=None):
     forward = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
     backward = -(targets.T * F.log_softmax(logits.T, dim=1)).sum(dim=1).mean()
     return (forward + backward) / 2
+
+
+def training_loss(grader, features, grades, targets, kind):
+    """The loss of a batch and its logits.
+
+    Parameters
+    ----------
+    grader : ClipGrader or ImageGrader
+    features : tensor (n, ...)
+        Output of the grader's trunk.
+    grades : int tensor (n,)
+    targets : tensor (5, 5)
+        From `target_matrix`; used by 'prototypes'.
+    kind : {'prototypes', 'infonce'}
+        Cross-entropy over the five prototypes, or symmetric InfoNCE of each picture with its grade's prompt, where the
+        other pictures of the batch, of the same grade too, are negatives (CLIP graders only).
+
+    Returns
+    -------
+    (loss, logits) : scalar tensor in nats, tensor (n, 5)
+    """
+    if kind == "prototypes":
+        with autocast(grader):
+            logits = grader.tail(features)
+        return prototype_cross_entropy(logits, grades, targets), logits
+    with autocast(grader):
+        embeddings, prototypes = grader.embed_features(features), grader.prototypes()
+    return symmetric_infonce(embeddings, prototypes[grades], grader.scale), grader.scale * embeddings @ prototypes.T
 
 
 def chance_loss(classes):

@@ -241,5 +241,5 @@ def find_pictures(manifest, folder, layouts=()):
 
 def data_hash(manifest):
     """SHA-256 (first 12 hex digits) over ids, grades, splits and pixel hashes: names a data set in keys and reports."""
-    text = manifest[["image_id", "split", "kl_grade", "pixel_sha256"]].astype(str).agg("|".join, axis=1)
+    text = map("|".join, zip(*(manifest[column].astype(str) for column in ("image_id", "split", "kl_grade", "pixel_sha256")), strict=True))
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:12]

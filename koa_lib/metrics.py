@@ -11,10 +11,11 @@ from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.predictions import PROBABILITIES
 
-__all__ = ["PROBABILITIES", "best_constant", "calibration_bins", "checked", "checked_grades", "confusion", "ece"]
-__all__ += ["from_confusion", "macro_auc", "mean_defined", "per_grade", "summary"]
+__all__ = ["PROBABILITIES", "best_constant", "calibration_bins", "checked", "checked_grades", "checked_probabilities"]
+__all__ += ["confusion", "ece", "flip_disagreement", "from_confusion", "macro_auc", "mean_defined", "per_grade", "summary"]
 
 K = len(GRADES)
+SUM_TOLERANCE = 1e-3
 
 
 def confusion(grades, predicted):
@@ -137,6 +138,30 @@ def calibration_bins(grades, probabilities, bins):
     return place, confidence - (probabilities.argmax(1) == grades)
 
 
+def flip_disagreement(probabilities, mirrored):
+    """Share of the pictures whose top grade changes when the picture is mirrored.
+
+    Parameters
+    ----------
+    probabilities, mirrored : arrays (n, 5)
+        Of the same pictures in the same order, as they are and mirrored left to right.
+
+    Returns
+    -------
+    float
+        Ratio; NaN without pictures.
+
+    Raises
+    ------
+    StudyError
+        When the shapes differ or a row is no probability distribution.
+    """
+    plain, mirrored = checked_probabilities(probabilities), checked_probabilities(mirrored)
+    if plain.shape != mirrored.shape:
+        raise StudyError(f"{len(plain)} pictures stand against {len(mirrored)} mirrored ones. Predict the same pictures both ways.")
+    return float(_ratio((plain.argmax(1) != mirrored.argmax(1)).sum(), len(plain)))
+
+
 def summary(grades, probabilities):
     """Every metric of this module in one flat dict, beginning with n; NaN where undefined."""
     grades, probabilities = checked(grades, probabilities)
@@ -162,14 +187,31 @@ def checked_grades(values, what="grades"):
 
 def checked(grades, probabilities):
     """Grades (n,) and probabilities (n, 5) as arrays; StudyError when they do not fit together."""
-    grades, probabilities = checked_grades(grades), np.asarray(probabilities, dtype=float)
-    if probabilities.size == 0 and len(grades) == 0:
-        return grades, np.zeros((0, K))
-    if probabilities.shape != (len(grades), K):
+    grades, probabilities = checked_grades(grades), checked_probabilities(probabilities)
+    if len(probabilities) != len(grades):
         raise StudyError(f"{len(grades)} grades need probabilities (n, {K}), not {probabilities.shape}. Join them.")
-    if not np.isfinite(probabilities).all():
-        raise StudyError("A probability is missing or infinite. Predict the cohort again.")
     return grades, probabilities
+
+
+def checked_probabilities(values):
+    """Probabilities as a float array (n, 5); StudyError naming the first row that is none.
+
+    Each row lies within [0, 1] and sums to one within 0.001, which files rounded to a few decimals keep.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.shape[:1] == (0,):
+        return np.zeros((0, K))
+    if values.ndim != 2 or values.shape[1] != K:
+        raise StudyError(f"Probabilities have the shape (n, {K}), not {values.shape}. Give one column per grade.")
+    outside = ~((values >= 0) & (values <= 1)).all(1)
+    sums = np.where(outside[:, None], 0, values).sum(1)
+    wrong = outside | (np.abs(sums - 1) > SUM_TOLERANCE)
+    if wrong.any():
+        row = int(wrong.argmax())
+        what = "a probability that is missing or outside [0, 1]" if outside[row] else "probabilities that do not sum to one"
+        numbers = ", ".join(f"{value:.4g}" for value in values[row])
+        raise StudyError(f"Row {row + 1} of {len(values)} has {what} ({numbers}): predict the cohort again.")
+    return values
 
 
 def mean_defined(values):

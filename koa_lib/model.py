@@ -13,10 +13,9 @@ from torch import nn
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import prompts
-from koa_lib.pictures import file_sha256
 from koa_lib.tower import Tower
+from koa_lib.weights import SUFFIXES
 
-WEIGHT_FILES = (".safetensors", ".bin", ".pt")
 CONFIGS = Path(__file__).parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
 logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
@@ -38,8 +37,8 @@ def load_clip(name, weights=None, seed=0):
     name : str
         An open_clip architecture, or `koa-tiny`, `koa-conv` (configurations in this package).
     weights : path, optional
-        A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights). Without it the weights are
-        random, drawn with `seed`.
+        A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights); or the bare weight file of
+        open_clip's hub. Without it the weights are random, drawn with `seed`.
 
     Returns
     -------
@@ -59,8 +58,10 @@ def load_clip(name, weights=None, seed=0):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = open_clip.create_model(name)
-    else:
+    elif Path(weights).is_dir():
         model = _load_folder(name, Path(weights))
+    else:
+        model = open_clip.create_model(name, pretrained=str(weights))
     size = model.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
     return model.eval(), Preprocess(size, "clip"), open_clip.get_tokenizer(name)
@@ -79,8 +80,8 @@ def _load_folder(name, folder):
     theirs = json.loads(config.read_text())["model_cfg"]
     _check_card(name, {"name": name, "quick_gelu": bool(theirs.get("quick_gelu", False))}, folder)
     _check_architecture(name, theirs, folder)
-    if not any(path.suffix in WEIGHT_FILES for path in folder.iterdir()):
-        raise StudyError(f"{folder} has a configuration but no weights ({', '.join(WEIGHT_FILES)}). Put open_clip_model.safetensors beside it.")
+    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        raise StudyError(f"{folder} has a configuration but no weights ({', '.join(SUFFIXES)}). Put open_clip_model.safetensors beside it.")
     return open_clip.create_model(f"local-dir:{folder}")
 
 
@@ -221,9 +222,16 @@ class ClipGrader(nn.Module):
             return F.normalize(self.clip.encode_text(self.tokens).float(), dim=-1)
         return self.fixed_prototypes
 
+    @property
+    def scale(self):
+        """``exp(logit_scale)``, at most 100 as in CLIP."""
+        return self.clip.logit_scale.exp().clamp(max=100)
+
     def logits(self, embedding):
         """``exp(logit_scale) * cos`` between unit embeddings (n, d) and prototypes, (n, 5)."""
-        return self.clip.logit_scale.exp().clamp(max=100) * embedding @ self.prototypes().T
+        prototypes = self.prototypes()
+        with torch.autocast(embedding.device.type, enabled=False):  # bf16 would round logits near 25 to steps of 0.125
+            return self.scale * embedding @ prototypes.T
 
     def forward(self, images):
         """Normalised images (n, 3, H, W) to logits (n, 5)."""
@@ -272,11 +280,3 @@ def parts(grader):
         "adapter": list(grader.adapter.parameters()) if grader.adapter is not None else [],
     }
     return [(name, sum(p.numel() for p in group), any(id(p) in trained for p in group)) for name, group in groups.items()]
-
-
-def weights_hash(folder):
-    """What identifies weights in artefact keys: SHA-256 of the file, or 'random' without one."""
-    if folder is None:
-        return "random"
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in WEIGHT_FILES)
-    return file_sha256(files[0]) if files else "none"

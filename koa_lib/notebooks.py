@@ -9,7 +9,7 @@ import time
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
-from koa_lib.study import BUILD, run_name
+from koa_lib.study import BUILD, is_dry, run_name
 
 FOLDER = ROOT / "notebooks"
 
@@ -17,7 +17,7 @@ FOLDER = ROOT / "notebooks"
 def run_dir(profile, seed=None):
     """The folder of a run."""
     settings = profiles.load(profile)
-    return BUILD / run_name(settings, settings.seed if seed is None else seed)
+    return BUILD / run_name(settings, settings.seed if seed is None else seed, is_dry())
 
 
 def execute(name, profile, seed=None):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from koa_lib import model as models
+from koa_lib import weights
 from koa_lib.datasets import to_tensor
 from koa_lib.losses import symmetric_infonce
 
@@ -15,10 +16,10 @@ WEIGHT_DECAY = 0.05
 
 
 def start_weights(study):
-    """The folder of the weights that fine-tuning starts from; None for a random start."""
+    """Folder or file of the weights that fine-tuning starts from; None for a random start."""
     model = study.profile.model
     if model.start == "openai":
-        return study.inputs.weights
+        return weights.clip(model.name, study.inputs.weights)
     if model.start == "random":
         return None
     settings = study.profile.pretraining

@@ -5,7 +5,7 @@ A profile states all of its keys; nothing has a hidden default.
 
 import types
 import typing
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -27,6 +27,8 @@ ALLOWED = {
     "intensity": ("none", "clahe"),
     "augmentation": ("as_printed", "strong"),
     "targets": ("hard", "ordinal"),
+    "loss": ("prototypes", "infonce"),
+    "weights": ("random", "imagenet"),
 }
 
 
@@ -61,7 +63,11 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way of fine-tuning CLIP; `folds` 0 means the official split only, `views` counts cached augmentations."""
+    """One way of fine-tuning CLIP.
+
+    `folds` 0 means the official split only; `views` counts cached augmentations; `patience` is the number of epochs
+    without gain on an inner part after which training stops, 0 for never.
+    """
 
     part: str
     prompts: str
@@ -69,10 +75,12 @@ class Recipe:
     geometry: str
     intensity: str
     augmentation: str
+    loss: str
     targets: str
     learning_rate: float
     weight_decay: float
     epochs: int
+    patience: int
     batch: int
     residual: float
     folds: int
@@ -80,19 +88,12 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Readings:
-    """The tuning readings compared around a recipe: their epochs and the parts to run."""
-
-    epochs: int
-    parts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Baseline:
-    """An image-only model of Table 4; a `reason` means that this profile does not run it."""
+    """An image-only model of Table 4, from timm's `weights`; a `reason` means that this profile does not run it."""
 
     name: str
     timm: str
+    weights: str
     image_size: int
     width: float
     epochs: int
@@ -103,7 +104,11 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Profile:
-    """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why."""
+    """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why.
+
+    `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that train blocks
+    of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds each baseline trains.
+    """
 
     name: str
     purpose: str
@@ -115,7 +120,9 @@ class Profile:
     pretraining: Pretraining | None
     as_printed: Recipe | None
     our_protocol: Recipe
-    readings: Readings
+    seeds: int
+    tower_epochs: int
+    baseline_folds: int
     baselines: tuple[Baseline, ...]
     draws: int
     not_run: dict[str, str]
@@ -151,6 +158,24 @@ def load(name, folder=FOLDER):
     if profile.name != name:
         raise StudyError(f"{path.name}: key 'name' is '{profile.name}' but the file is called '{name}.yaml'. Make them equal.")
     return profile
+
+
+def dry(settings, real):
+    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one epoch.
+
+    Parameters
+    ----------
+    settings : Profile
+    real : bool
+        Whether real pictures were given; phantoms take their place otherwise.
+    """
+    def short(recipe):
+        return recipe and replace(recipe, folds=min(2, recipe.folds), epochs=1)
+
+    cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
+    baselines = tuple(replace(spec, epochs=1, weights="random") for spec in settings.baselines)
+    return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
+                   seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=baselines, **cohorts)
 
 
 def build(cls, content, file, prefix=""):
@@ -199,7 +224,7 @@ def _value(hint, value, file, key):
 
 def _check_choice(value, file, key):
     name = key.split(".")[-1].split("[")[0]
-    choices = ALLOWED.get("part" if name == "parts" else name)
+    choices = ALLOWED.get(name)
     if choices and not key.startswith("not_run") and value not in choices:
         raise StudyError(f"{file}: key '{key}' is '{value}'; allowed: {', '.join(choices)}.")
 

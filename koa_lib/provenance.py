@@ -14,6 +14,7 @@ import yaml
 
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from koa_lib.scorecard import WITHOUT_MODEL
 
 __all__ = ["facts", "html_outputs", "inputs", "is_synthetic", "machine", "packages", "scores", "steps", "timings"]
 __all__ += ["verdicts"]
@@ -53,7 +54,7 @@ def facts(run_dir, content, notebooks):
     times = timings(notebooks)
     seconds = [row["seconds"] for row in times if row["seconds"] is not None]
     return [
-        ("Profile", content.get("profile", run_dir.name)),
+        ("Profile", content.get("profile", run_dir.name) + " (dry run)" * bool(content.get("dry"))),
         ("Training data", "synthetic phantoms, cohort A" if phantoms else _folder(content["data"])),
         ("External data", "synthetic phantoms, cohort B" if phantoms else _folder(content.get("external"))),
         ("Data hash", data),
@@ -129,12 +130,17 @@ def scores(run_dir):
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
+        row["model"] = row.get("rule") not in WITHOUT_MODEL
         row["item"] = row["item"].replace("_", " ").capitalize()
         row["metric"] = row["metric"].replace("_", " ")
         bounds = [_short(row[name]) for name in ("ci_low", "ci_high")]
         row["interval"] = " to ".join(bounds) if all(bounds) else ""
         row["published"], row["ours"] = _short(row["published"]), _short(row["ours"])
     return rows
+
+
+def _group(row):
+    return row["source"] + (", needing a trained model" if row["model"] else ", needing none")
 
 
 def _short(text):
@@ -145,9 +151,9 @@ def _short(text):
 
 
 def verdicts(rows):
-    """Counts of verdicts by source: {"columns": verdicts, "rows": [(source, counts)]}."""
+    """Counts of verdicts by source, rows that need a trained model apart: {"columns": verdicts, "rows": [(source, counts)]}."""
     columns = sorted({row["verdict"] for row in rows})
-    counts = Counter((row["source"], row["verdict"]) for row in rows)
-    sources = sorted({row["source"] for row in rows})
+    counts = Counter((_group(row), row["verdict"]) for row in rows)
+    sources = list(dict.fromkeys(_group(row) for row in sorted(rows, key=lambda row: not row["model"])))
     table = [(source, [counts[source, column] for column in columns]) for source in sources]
     return {"columns": columns, "rows": table}

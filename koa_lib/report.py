@@ -9,11 +9,13 @@ from html import unescape
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from koa_lib import pages, provenance
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from koa_lib.scorecard import sentence
 
 __all__ = ["PAPER_ITEMS", "build", "verify"]
 
@@ -38,6 +40,7 @@ _EXHIBIT = re.compile(r'<figure\b[^>]*\bid="((?:figure|table)-s?\d+)"[^>]*>(.*?)
 _TITLE = re.compile(r"<figcaption[^>]*>(.*?)(?:<br>|</figcaption>)", re.DOTALL)
 _MISSING = re.compile(r'class="koa-missing">(?:Not in this run:)?(.*?)</p>', re.DOTALL)
 _BANNER = "Synthetic phantoms: no picture of this run shows a patient, and no number of it is a medical result."
+_DRY = "DRY RUN: random weights, a few pictures, one epoch. It shows that every step works; its numbers mean nothing."
 _FOOTER = "Research and teaching only, not a medical device. MIT licence, the koa-clip authors."
 
 
@@ -143,18 +146,30 @@ def _write_sources(run_dir, notebooks, source):
     shutil.copytree(SOURCES, source, ignore=shutil.ignore_patterns("_build", "reference", "*.jinja", "__pycache__"))
     inputs = provenance.inputs(run_dir)
     exhibits = _exhibits(notebooks)
-    record = {"run": run_dir.name, "banner": _BANNER if provenance.is_synthetic(inputs) else "", "footer": _FOOTER}
+    stamps = [(inputs.get("dry"), _DRY), (provenance.is_synthetic(inputs), _BANNER)]
+    record = {"run": run_dir.name, "banner": " ".join(text for true, text in stamps if true), "footer": _FOOTER}
     (source / "run.json").write_text(json.dumps(record), encoding="utf-8")
     (source / "nb").mkdir()
     for stem, notebook in notebooks.items():
         nbformat.write(_for_reading(notebook), source / "nb" / f"{stem}.ipynb")
     facts = provenance.facts(run_dir, inputs, notebooks)
     scores = provenance.scores(run_dir)
-    _render("index.md", source, synthetic=provenance.is_synthetic(inputs), facts=facts, scores=scores,
+    _render("index.md", source, synthetic=provenance.is_synthetic(inputs), facts=facts, scores=scores, scorecards=_scorecards(scores), sentence=_tally(run_dir),
             verdicts=provenance.verdicts(scores), items=_items(run_dir, notebooks, exhibits), notebooks=list(notebooks),
             extras=[extra for name, extra in exhibits.items() if name not in PAPER_ITEMS])
     _render("environment.md", source, facts=facts, machine=provenance.machine(), steps=provenance.steps(run_dir),
             timings=provenance.timings(notebooks), packages=provenance.packages())
+
+
+def _scorecards(scores):
+    # A number of ours beside the paper's, and a count or a cited number that agrees, are different things under one word.
+    parts = ("results and claims that need a trained model", "Ours", True), ("rows that need none: counts, repeated and cited numbers, timings, arithmetic", "Found", False)
+    return [(name, found, [row for row in scores if row["model"] == model]) for name, found, model in parts]
+
+
+def _tally(run_dir):
+    path = run_dir / "tables" / "scorecard.csv"
+    return sentence(pd.read_csv(path)) if path.is_file() else ""
 
 
 def _render(name, source, **values):

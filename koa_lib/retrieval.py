@@ -5,21 +5,23 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from koa_lib.device import device_of
+from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, prompts
 
 
 @torch.no_grad()
 def image_embeddings(grader, data):
-    """Unit image embeddings (n, d) of a grader for `training.Features` or `training.Pictures`."""
+    """Unit image embeddings (n, d) of a grader for `sources.Features` or `sources.Pictures`."""
     grader.eval()
     chunks = np.array_split(np.arange(len(data)), max(1, len(data) // 128))
-    return torch.cat([grader.embed_features(data.batch(chunk)) for chunk in chunks])
+    return torch.cat([grader.embed_features(data.batch(chunk).to(device_of(grader))).cpu() for chunk in chunks])
 
 
 @torch.no_grad()
 def query_embeddings(grader, tokenizer, queries):
     """Unit text embeddings (q, d) of free queries."""
-    return F.normalize(grader.clip.encode_text(tokenizer(list(queries))).float(), dim=-1)
+    return F.normalize(grader.clip.encode_text(tokenizer(list(queries)).to(device_of(grader))).float(), dim=-1).cpu()
 
 
 def similarities(image_ids, images, texts, prompt_set="queries"):
@@ -36,7 +38,7 @@ def similarities(image_ids, images, texts, prompt_set="queries"):
                          "query": np.tile(queries, len(cosine)), "cosine": cosine.ravel()})
 
 
-def ranking(cosine, grades):
+def ranking(cosine, grades, ks=(5, 10, 20)):
     """How well each query finds the pictures of its grade.
 
     Parameters
@@ -44,18 +46,56 @@ def ranking(cosine, grades):
     cosine : float array (n, 5)
         Column g is the query of grade g.
     grades : int array (n,)
+    ks : sequence of int
+        Precision is measured among so many first pictures, or among all where there are fewer; ties by position.
 
     Returns
     -------
     DataFrame
-        grade, pictures, share (what a random order gives), precision_at_10, average_precision.
+        grade, pictures, share (what a random order gives), precision_at_<k>, average_precision (ratios); NaN for a
+        grade without pictures. The last row, grade "mean", holds their number and the means over the other grades.
+
+    Raises
+    ------
+    StudyError
+        As `nearest`; also when there is not one grade for each row of cosines.
     """
     from sklearn.metrics import average_precision_score
 
+    grades, order = np.asarray(grades), nearest(cosine, len(cosine))
+    if grades.shape != (len(cosine),):
+        raise StudyError(f"{len(cosine)} rows of cosines stand against {grades.size} grades. Give one grade for each picture.")
     rows = []
     for grade in GRADES:
-        relevant = np.asarray(grades) == grade
-        first = np.argsort(-cosine[:, grade], kind="stable")[:10]
-        found = average_precision_score(relevant, cosine[:, grade]) if relevant.any() else np.nan
-        rows.append((grade, int(relevant.sum()), relevant.mean(), relevant[first].mean(), found))
-    return pd.DataFrame(rows, columns=["grade", "pictures", "share", "precision_at_10", "average_precision"])
+        relevant, row = grades == grade, {"grade": grade, "pictures": int((grades == grade).sum())}
+        if row["pictures"]:
+            row["share"] = relevant.mean()
+            row |= {f"precision_at_{k}": relevant[order[grade, :k]].mean() for k in ks}
+            row["average_precision"] = average_precision_score(relevant, np.asarray(cosine)[:, grade])
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=["grade", "pictures", "share", *(f"precision_at_{k}" for k in ks), "average_precision"]).astype({"grade": object})
+    table.loc[len(GRADES)] = ["mean", len(grades), *table.iloc[:, 2:].astype(float).mean()]
+    return table.astype(dict.fromkeys(table.columns[2:], float))
+
+
+def nearest(cosine, number):
+    """Positions of the pictures nearest to each query, nearest first; ties by position.
+
+    Parameters
+    ----------
+    cosine : float array (n, 5)
+    number : int
+
+    Returns
+    -------
+    int array (5, min(number, n))
+
+    Raises
+    ------
+    StudyError
+        Another shape, or a cosine that is no number.
+    """
+    cosine = np.asarray(cosine, dtype=float)
+    if cosine.ndim != 2 or cosine.shape[1] != len(GRADES) or not np.isfinite(cosine).all():
+        raise StudyError(f"Search needs finite cosines (n, {len(GRADES)}), one column per query; these have the shape {cosine.shape}. Embed the pictures again.")
+    return np.argsort(-cosine, axis=0, kind="stable")[:number].T

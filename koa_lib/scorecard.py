@@ -1,6 +1,8 @@
-"""The scorecard: every published number that this run can hold against its own, with a verdict fixed beforehand."""
+"""The scorecard's rules: every published number held against ours, with a verdict by a rule fixed before the run."""
 
 import math
+from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,25 +11,42 @@ from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
 
 COLUMNS = "source item row metric unit published ours ci_low ci_high rule verdict reason".split()
+VERDICTS = ("replicated", "not replicated", "inconclusive", "not comparable", "not run")
 TOLERANCE = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
 MODEL_RULE = "within {0}, and inside the 95 % interval over at least 5 runs (half-width up to {0})"
+COUNTED = "same count as in the manifest"
+REPEATED = "same number as in table 2, which it repeats"
+CITED = "same number as found in the cited source, at the printed digits"
+TIMED = "no longer than the published time; the hardware differs"
+DERIVED = "follows from the other printed numbers, within rounding"
+WITHOUT_MODEL = (COUNTED, REPEATED, CITED, TIMED, DERIVED)
+LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
+
+
+class Ours(NamedTuple):
+    """A value of ours in the published unit, its 95 % interval (NaN without one) and what to say about it."""
+
+    value: float
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+    note: str = ""
 
 
 def scorecard(published, ours, comparable, reason=""):
-    """Hold published numbers against ours.
+    """Hold published numbers against ours: one row for each published row, in their order.
 
     Model rows are *replicated* when ours is within 3 points (0.03 for ratios) and the published value lies inside
     the interval over folds x seeds, *inconclusive* when that interval's half-width exceeds 3 points or there are
-    fewer than five runs, else *not replicated*. Counts and repeated numbers are judged in every run. Citations,
-    timings and counts without a value of ours are left out.
+    fewer than five runs, else *not replicated*. Counts, citations, repeated numbers and timings need no trained
+    model and are judged in every run. A row without a value of ours is *not run*, with the reason.
 
     Parameters
     ----------
     published : DataFrame
         `published/jpm2026.csv`, or a table of that form with a `system` column.
     ours : dict
-        (item, row, metric) -> (value, ci_low, ci_high) in the published unit, the interval over runs as from
-        `measured`; or a str that says why there is no value.
+        (item, row, metric), with the system before them where the table has systems, -> `Ours` or a tuple like it;
+        or a str that says why there is no value.
     comparable : bool
         Whether model rows may be scored (real data, the settings as printed).
     reason : str
@@ -37,26 +56,23 @@ def scorecard(published, ours, comparable, reason=""):
     -------
     DataFrame
         source, item, row, metric, unit, published, ours, ci_low, ci_high, rule, verdict, reason.
+
+    Raises
+    ------
+    StudyError
+        No reason where one is needed, a key that is not published, or a table that is not of the form.
     """
     if not comparable and not reason:
         raise StudyError("Say why this run is not comparable with the paper; the reason stands in the scorecard.")
-    known = {(row.item, str(row.row), row.metric): row for row in published.itertuples()}
+    known = _by_key(published)
     unknown = [key for key in ours if key not in known]
     if unknown:
         raise StudyError(f"The published numbers have no row {unknown[0]}. Use item, row and metric of the table.")
     rows = []
     for key, row in known.items():
-        value = ours.get(key, "not run: this run makes no such value")
-        twin = known.get(("table_2", "test", row.metric))
-        if row.kind == "model":
-            judged = _model(row, value, comparable, reason)
-        elif row.kind == "fact" and not isinstance(value, str):
-            judged = _same(row, value[0], "same count as in the manifest", "counted in the manifest")
-        elif row.kind == "duplicate" and twin is not None:
-            judged = _same(row, twin.value, "same number as in table 2", f"table 2 prints {twin.value:.2f}")
-        else:
-            continue
-        rows.append((getattr(row, "system", "jpm2026"), *key, row.unit, row.value, *judged))
+        value = ours.get(key, "this run makes no such value")
+        judged = _repeated(row, known) if row.kind == "duplicate" else _judged(row, value, comparable, reason)
+        rows.append((getattr(row, "system", "jpm2026"), *key[-3:], row.unit, row.value, *judged))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -81,6 +97,71 @@ def measured(item, row, runs):
     return {key: stats.run_interval(values[key]) for key in values}
 
 
+def agreement(value, published, tolerance):
+    """The verdict on a mean over runs, and how far it is off.
+
+    Parameters
+    ----------
+    value : Ours
+        Mean and t interval over runs (NaN bounds below five).
+    published, tolerance : float
+        In the same unit.
+
+    Returns
+    -------
+    (verdict, reason) : str
+    """
+    # The order of the questions is part of the rule.
+    off, half = value.value - published, (value.ci_high - value.ci_low) / 2
+    if not math.isfinite(half):
+        return "inconclusive", f"ours differs by {off:+.3g}; fewer than {stats.FEWEST_RUNS} runs give no interval"
+    if abs(off) <= tolerance and value.ci_low <= published <= value.ci_high:
+        return "replicated", f"ours differs by {off:+.3g}"
+    if half > tolerance:
+        return "inconclusive", f"ours differs by {off:+.3g}; half-width {half:.3g}"
+    return "not replicated", f"ours differs by {off:+.3g}"
+
+
+def same_as_printed(found, printed, count):
+    """Whether a number found in a source is the printed one, which may be rounded.
+
+    A count from 1,000 on is taken as rounded or cut at its last digit that is not zero (1,251,655 may be printed as
+    1,200,000); any other number as rounded at its last printed decimal.
+    """
+    step = 10.0 ** Decimal(str(printed)).normalize().as_tuple().exponent
+    if count and printed >= LARGE_COUNT:
+        return bool(printed - step / 2 <= found < printed + step)
+    return bool(abs(found - printed) <= min(step, 1) / 2 + 1e-9)
+
+
+def needs_model(scorecard):
+    """Whether each row needs a trained model; the others compare printed numbers, counts and timings."""
+    return ~scorecard["rule"].isin(WITHOUT_MODEL)
+
+
+def sentence(scorecard):
+    """The tally in words: rows that need a trained model and rows that need none, apart."""
+    alone = ~needs_model(scorecard)
+    return (f"Of the {(~alone).sum()} rows that need a trained model, {_tally(scorecard[~alone])}. "
+            f"Of the {alone.sum()} rows that need none (counts, repeated and cited numbers, timings, arithmetic), {_tally(scorecard[alone])}; "
+            "these say nothing about how well the model grades.")
+
+
+def _tally(rows):
+    counts = rows["verdict"].value_counts()
+    said = [f"{counts[verdict]} {'are' if counts[verdict] > 1 else 'is'} {verdict}" for verdict in VERDICTS if verdict in counts]
+    return ", ".join(said) or "none is judged"
+
+
+def _by_key(published):
+    columns = [*(["system"] if "system" in published else []), "item", "row", "metric"]
+    keys = list(published[columns].astype(str).itertuples(index=False, name=None))
+    twice = [key for number, key in enumerate(keys) if key in keys[:number]]
+    if twice:
+        raise StudyError(f"The published numbers hold {twice[0]} twice. Keep one row.")
+    return dict(zip(keys, published.itertuples(), strict=True))
+
+
 def _values(item, row, graded):
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
     if item != "table_3":
@@ -95,33 +176,50 @@ def _values(item, row, graded):
     return values
 
 
-def _model(row, value, comparable, reason):
-    tolerance = TOLERANCE.get(row.unit, 0.0)
-    rule = f"below {row.value:g}" if row.relation == "<" else MODEL_RULE.format(f"{tolerance:g}")
-    missing = value if isinstance(value, str) else "" if math.isfinite(value[0]) else "not run: undefined in this run"
-    mean, low, high = (np.nan,) * 3 if missing else value
-    if not comparable:
+def _judged(row, value, comparable, reason):
+    rule = _rule(row)
+    if isinstance(value, str) or not math.isfinite(value[0]):
+        missing = value if isinstance(value, str) else "undefined in this run"
+        return np.nan, np.nan, np.nan, rule, "not run", missing.removeprefix("not run: ")
+    value = Ours(*value)
+    if row.kind == "model" and not comparable:
         verdict, why = "not comparable", reason
-    elif missing:
-        verdict, why = "not run", missing.removeprefix("not run: ")
-    elif row.relation == "<":
-        verdict, why = ("replicated" if mean < row.value else "not replicated"), ""
+    elif row.kind == "model" and row.relation != "<":
+        verdict, why = agreement(value, row.value, TOLERANCE.get(row.unit, 0.0))
     else:
-        verdict, why = _verdict(mean - row.value, low - row.value, high - row.value, tolerance)
-    return mean, low, high, rule, verdict, why
+        verdict, why = ("replicated" if _holds(row, value.value) else "not replicated"), ""
+    return *value[:3], rule, verdict, _joined(why, value.note, f"the paper's: {_note(row)}" if row.kind == "speed" else "")
 
 
-def _verdict(off, low, high, tolerance):
-    # All three relative to the published value. The order of the questions is part of the rule.
-    if not math.isfinite(low + high):
-        return "inconclusive", f"ours differs by {off:+.3g}; fewer than 5 runs give no interval"
-    if abs(off) <= tolerance and low <= 0 <= high:
-        return "replicated", f"ours differs by {off:+.3g}"
-    if (high - low) / 2 > tolerance:
-        return "inconclusive", f"ours differs by {off:+.3g}; half-width {(high - low) / 2:.3g}"
-    return "not replicated", f"ours differs by {off:+.3g}"
+def _rule(row):
+    if row.kind == "model":
+        return f"below {row.value:g}" if row.relation == "<" else MODEL_RULE.format(f"{TOLERANCE.get(row.unit, 0.0):g}")
+    rules = {"fact": CITED if hasattr(row, "system") else COUNTED, "citation": CITED, "speed": TIMED}
+    if row.kind not in rules:
+        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; known: model, duplicate, {', '.join(rules)}.")
+    return rules[row.kind]
 
 
-def _same(row, value, rule, why):
-    verdict = "replicated" if math.isclose(value, row.value, abs_tol=1e-9) else "not replicated"
-    return value, np.nan, np.nan, rule, verdict, why
+def _holds(row, value):
+    rule = _rule(row)
+    if rule == CITED:
+        return same_as_printed(value, row.value, row.unit == "count")
+    if rule == COUNTED:
+        return value == row.value
+    return value <= row.value if rule == TIMED else value < row.value
+
+
+def _repeated(row, known):
+    twin = known.get(("table_2", "test", row.metric))
+    if twin is None:
+        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} repeats no row of table 2. Correct its kind.")
+    verdict = "replicated" if math.isclose(twin.value, row.value, abs_tol=1e-9) else "not replicated"
+    return twin.value, np.nan, np.nan, REPEATED, verdict, _joined(f"table 2 prints {twin.value:.2f}", _note(row))
+
+
+def _note(row):
+    return row.note if isinstance(row.note, str) else ""
+
+
+def _joined(*parts):
+    return "; ".join(dict.fromkeys(part for part in parts if part))

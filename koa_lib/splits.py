@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from koa_lib.errors import StudyError
@@ -43,6 +44,13 @@ def inner(dataset, seed, share=10):
         warnings.simplefilter("ignore", UserWarning)
         fit, select = next(splitter.split(rows, rows["kl_grade"], rows["group_id"]))
     return dataset.part(fit, "fit"), dataset.part(select, "select")
+
+
+def sample(rows, plan=(("train", 5), ("val", 1), ("test", 2), ("external", 8))):
+    """A few pictures of each grade and split for a dry run: 8 per grade in all, each of another group, in manifest order."""
+    first = rows.drop_duplicates(["kl_grade", "group_id"])
+    parts = [part.head(number) for split, number in plan for _, part in first[first["split"] == split].groupby("kl_grade")]
+    return rows.loc[sorted(pd.concat(parts).index)].reset_index(drop=True)
 
 
 def _checked(parts, rows, folds):

@@ -1,4 +1,4 @@
-"""Uncertainty and comparison: resampling of groups, paired tests, re-weighting to another grade mix.
+"""Uncertainty and comparison: predictions side by side or pooled, resampling of groups, paired tests.
 
 Groups (patients, duplicate groups) are resampled whole, because two knees of one patient are not independent.
 """
@@ -36,7 +36,7 @@ def group_bootstrap(grades, predicted, groups, draws=1000, seed=0):
     grades, predicted = metrics.checked_grades(grades), metrics.checked_grades(predicted, "predicted grades")
     if len(grades) != len(predicted):
         raise StudyError(f"{len(grades)} grades stand against {len(predicted)} predictions. Join them by image_id.")
-    codes, number = _group_codes(groups, len(grades))
+    codes, number = group_codes(groups, len(grades))
     cells = _sums_by_group(codes, number, metrics.K * grades + predicted, metrics.K**2)
     matrices = np.concatenate([weights @ cells for weights in _weights(number, draws, seed)])
     return np.rint(matrices).astype(int).reshape(draws, metrics.K, metrics.K)
@@ -95,6 +95,55 @@ def paired_difference(grades, predicted_a, predicted_b, groups, metric, draws=10
     return {"metric": metric, "a": a, "b": b, "difference": a - b, "ci_low": low, "ci_high": high}
 
 
+def paired(a, b):
+    """Two models' graded frames of the same pictures as one frame.
+
+    Parameters
+    ----------
+    a, b : DataFrame
+        image_id, p0..p4, kl_grade and whatever else; in any order.
+
+    Returns
+    -------
+    DataFrame
+        `a`, rows and columns in its order, with the probabilities of `b` as p0_b..p4_b.
+
+    Raises
+    ------
+    StudyError
+        When an id repeats, the pictures differ or their reference grades do.
+    """
+    for which, frame in (("first", a), ("second", b)):
+        _refuse_repeats(frame["image_id"], f"in the {which} model's predictions; keep one row per picture")
+    only_a, only_b = (one.loc[~one["image_id"].isin(two["image_id"]), "image_id"] for one, two in ((a, b), (b, a)))
+    if len(only_a) or len(only_b):
+        example = [*only_a, *only_b][0]
+        counts = f"{len(only_a)} only the first, {len(only_b)} only the second"
+        raise StudyError(f"The two models graded different pictures ({counts}, such as '{example}'): predict the same pictures with both.")
+    other = b.set_index("image_id").loc[a["image_id"]]
+    grades, others = (metrics.checked_grades(frame["kl_grade"].to_numpy()) for frame in (a, other))
+    differ = np.flatnonzero(grades != others)
+    if len(differ):
+        example = f"'{a['image_id'].iloc[differ[0]]}', {grades[differ[0]]} against {others[differ[0]]}"
+        raise StudyError(f"The reference grades differ for {len(differ)} of the pictures (such as {example}): join both to one manifest.")
+    return a.assign(**{f"{name}_b": other[name].to_numpy() for name in metrics.PROBABILITIES})
+
+
+def pool(frames):
+    """Predictions of disjoint parts, such as the held-out folds, as one graded frame.
+
+    Raises
+    ------
+    StudyError
+        When there is no frame or a picture occurs twice.
+    """
+    if not len(frames):
+        raise StudyError("There are no predictions to pool. Run at least one fold.")
+    pooled = pd.concat(frames, ignore_index=True)
+    _refuse_repeats(pooled["image_id"], "among the pooled predictions; pool parts that share no picture")
+    return pooled
+
+
 def mcnemar(correct_a, correct_b):
     """McNemar's test on paired right/wrong outcomes: two-sided exact and mid-p (Fagerland 2013).
 
@@ -104,6 +153,7 @@ def mcnemar(correct_a, correct_b):
         b (only A right), c (only B right), p_exact, p_mid; p is 1 without discordant pairs, NaN without pairs.
     """
     from scipy.stats import binom
+    from statsmodels.stats.contingency_tables import mcnemar as test
 
     correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if correct_a.shape != correct_b.shape or correct_a.ndim != 1:
@@ -112,45 +162,19 @@ def mcnemar(correct_a, correct_b):
     if b + c == 0:
         p = 1.0 if len(correct_a) else float("nan")
         return {"b": b, "c": c, "p_exact": p, "p_mid": p}
-    tail, point = binom.cdf(min(b, c), b + c, 0.5), binom.pmf(min(b, c), b + c, 0.5)
-    p_mid = 1 - point / 2 if b == c else 2 * tail - point
-    return {"b": b, "c": c, "p_exact": float(min(1, 2 * tail)), "p_mid": float(p_mid)}
+    exact, point = test([[0, b], [c, 0]], exact=True).pvalue, binom.pmf(b, b + c, 0.5)
+    return {"b": b, "c": c, "p_exact": float(exact), "p_mid": float(exact - (point / 2 if b == c else point))}
 
 
 def holm(p_values):
     """Holm's adjusted p-values, in the order given; NaN stays NaN and is not counted."""
+    from statsmodels.stats.multitest import multipletests
+
     p_values = np.asarray(p_values, dtype=float)
-    adjusted = np.full(p_values.shape, np.nan)
-    known = np.flatnonzero(~np.isnan(p_values))
-    order = known[np.argsort(p_values[known], kind="stable")]
-    steps = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    adjusted, known = np.full(p_values.shape, np.nan), ~np.isnan(p_values)
+    if known.any():
+        adjusted[known] = multipletests(p_values[known], method="holm")[1]
     return adjusted
-
-
-def reweight(cm, target_counts):
-    """Accuracy that a confusion matrix gives under another grade mix, its rows kept as they are.
-
-    Parameters
-    ----------
-    cm : array (5, 5)
-        Rows true, columns predicted.
-    target_counts : array (5,)
-        Pictures (or shares) per true grade of the other cohort.
-
-    Returns
-    -------
-    float
-        Ratio; NaN when the target holds a grade that the matrix lacks.
-    """
-    cm, target = np.asarray(cm, dtype=float), np.asarray(target_counts, dtype=float)
-    if cm.shape != (metrics.K, metrics.K) or target.shape != (metrics.K,):
-        raise StudyError(f"Re-weighting needs a (5, 5) matrix and 5 counts, not {cm.shape} and {target.shape}.")
-    rows, needed = cm.sum(1), target > 0
-    if not needed.any() or (rows[needed] == 0).any():
-        return float("nan")
-    recall = np.diagonal(cm)[needed] / rows[needed]
-    return float((recall * target[needed]).sum() / target.sum())
 
 
 def run_interval(values, level=0.95):
@@ -173,13 +197,20 @@ def run_interval(values, level=0.95):
     return mean, mean - half, mean + half
 
 
-def _group_codes(groups, length):
+def group_codes(groups, length):
+    """Groups numbered from 0 as an int array (length,), and how many there are; StudyError when one is missing."""
     codes, names = pd.factorize(np.asarray(groups))
     if len(codes) != length:
         raise StudyError(f"{length} pictures need {length} groups, not {len(codes)}.")
     if (codes < 0).any():
         raise StudyError("A picture has no group. Give each its patient or duplicate group in the manifest.")
     return codes, len(names)
+
+
+def _refuse_repeats(image_ids, where):
+    repeated = image_ids[image_ids.duplicated()]
+    if len(repeated):
+        raise StudyError(f"Picture '{repeated.iloc[0]}' is there more than once {where}.")
 
 
 def _weights(number, draws, seed):
@@ -203,7 +234,7 @@ def _sums_by_group(codes, number, column, columns, values=None):
 
 def _probability_draws(grades, probabilities, groups, draws, seed, bins=15):
     # Metrics that need the probabilities themselves, under the same draws as `group_bootstrap`.
-    codes, number = _group_codes(groups, len(grades))
+    codes, number = group_codes(groups, len(grades))
     place, excess = metrics.calibration_bins(grades, probabilities, bins)
     gaps = _sums_by_group(codes, number, place, bins, excess)
     sizes = np.bincount(codes, minlength=number).astype(float)

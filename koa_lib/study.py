@@ -11,12 +11,14 @@ from pathlib import Path
 import yaml
 
 from koa_lib import profile as profiles
+from koa_lib import weights as published
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT, Profile
 from koa_lib.store import Store, write_text
 
 BUILD = ROOT / "reports" / "_build"
 MANIFESTS = ROOT / "data_manifests"
+DRY = "KOA_DRY"  # the environment variable by which `make` tells a notebook that it is a dry run
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Inputs:
     external: str
     weights: str
     content: str
+    dry: bool
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ class Study:
         StudyError
             Unknown profile, or real data needed and no folder given.
         """
-        settings = profiles.load(profile)
+        settings, dry = profiles.load(profile), is_dry()
         seed = settings.seed if seed is None else seed
-        run_dir = BUILD / run_name(settings, seed)
+        run_dir = BUILD / run_name(settings, seed, dry)
         path = run_dir / "inputs.yaml"
-        inputs = _read_inputs(path) if path.exists() else prepare_inputs(profile, seed)
+        inputs = _read_inputs(path) if path.exists() else prepare_inputs(profile, seed, dry=dry)
+        settings = profiles.dry(settings, real=bool(inputs.data)) if dry else settings
         for folder in (".locks", "tables", "figures", "predictions", "history", "similarities", "checkpoints", "features"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
         return cls(settings, seed, inputs, run_dir, step or os.environ.get("KOA_STEP", "interactive"))
@@ -83,6 +87,16 @@ class Study:
         """Whether results come from phantoms and can't be held against the paper."""
         return self.profile.synthetic
 
+    @property
+    def dry(self):
+        """Whether this run only shows that all steps work: random weights, a few pictures, one epoch."""
+        return self.inputs.dry
+
+    @property
+    def seeds(self):
+        """The seeds of the main arm's trainings, the study's own first."""
+        return tuple(range(self.seed, self.seed + self.profile.seeds))
+
     @cached_property
     def commit(self):
         """Short commit of the code, with '+' when files differ from it; 'unknown' outside git."""
@@ -97,11 +111,11 @@ class Study:
         path = self.run_dir / "data.json"
         data = json.loads(path.read_text()) if path.exists() else {"hash": "not read yet"}
         copies = sum(data[role]["re_encoded"] for role in ("training", "external") if role in data)
-        return f"{self.step} · commit {self.commit} · data {data['hash']}{f' ({copies:,} re-encoded files)' if copies else ''} · seed {self.seed}"
+        return f"{'DRY RUN · ' if self.dry else ''}{self.step} · commit {self.commit} · data {data['hash']}{f' ({copies:,} re-encoded files)' if copies else ''} · seed {self.seed}"
 
     def headline(self, text):
         """Note the sentence that closes the run in the terminal."""
-        write_text(self.run_dir / "headline.txt", text + "\n")
+        write_text(self.run_dir / "headline.txt", "DRY RUN: " * self.dry + text + "\n")
 
     def folder_of(self, cohort):
         """The folder of real pictures for a cohort role ('training' or 'external'); None when not given."""
@@ -109,13 +123,20 @@ class Study:
         return Path(given) if given else None
 
 
-def run_name(settings, seed):
-    """Name of the run folder: the profile, with '-seed<s>' for another seed than the profile's."""
-    return settings.name if seed == settings.seed else f"{settings.name}-seed{seed}"
+def is_dry():
+    """Whether `make` was called with DRY=1."""
+    return bool(os.environ.get(DRY))
 
 
-def prepare_inputs(profile, seed=None, data="", external="", weights=""):
+def run_name(settings, seed, dry=False):
+    """Name of the run folder: the profile, with '-dry' for a dry run and '-seed<s>' for another seed than the profile's."""
+    return settings.name + "-dry" * dry + f"-seed{seed}" * (seed != settings.seed)
+
+
+def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=False):
     """Check the inputs of a run and write `inputs.yaml`, only when something changed.
+
+    Published weights that the profile starts from are looked for, and downloaded, here: not after hours of work.
 
     Returns
     -------
@@ -124,21 +145,22 @@ def prepare_inputs(profile, seed=None, data="", external="", weights=""):
     Raises
     ------
     StudyError
-        A folder that is missing, or real data needed and not given.
+        A folder that is missing, real data needed and not given, or weights that are neither there nor on the hub.
     """
     settings = profiles.load(profile)
     seed = settings.seed if seed is None else seed
+    folder = BUILD / run_name(settings, seed, dry)
+    settings = profiles.dry(settings, real=bool(data)) if dry else settings
     if settings.training.source == "folder" and not data:
         raise StudyError(f"Profile '{profile}' needs real radiographs: make reproduce PROFILE={profile} DATA=<folder of kneeKL224>. "
                          "The set is Mendeley Data doi:10.17632/56rmx5bjcr.1 (CC BY 4.0).")
     if settings.training.source == "phantoms" and (data or external):
         raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. Use PROFILE=oai or PROFILE=paper.")
-    if settings.model.start == "openai" and not weights:
-        raise StudyError(f"Profile '{profile}' needs OpenAI's CLIP weights: WEIGHTS=<folder with open_clip_config.json and "
-                         "open_clip_model.safetensors of ViT-B-32-quickgelu>.")
-    folders = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
-    inputs = Inputs(profile, seed, *(_absolute(name, folder) for name, folder in folders.items()), content=_content(folders.values()))
-    path = BUILD / run_name(settings, seed) / "inputs.yaml"
+    given = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
+    inputs = Inputs(profile, seed, *(_absolute(name, value) for name, value in given.items()), content=_content(given.values()), dry=dry)
+    for find, name in published.needed(settings):
+        find(name, inputs.weights)
+    path = folder / "inputs.yaml"
     text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
@@ -148,7 +170,7 @@ def prepare_inputs(profile, seed=None, data="", external="", weights=""):
 
 def _read_inputs(path):
     known = {field.name for field in fields(Inputs)}
-    return Inputs(**{key: value for key, value in yaml.safe_load(path.read_text()).items() if key in known})
+    return Inputs(**{"dry": False, **{key: value for key, value in yaml.safe_load(path.read_text()).items() if key in known}})
 
 
 def _absolute(name, folder):

@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import metrics, stats
+from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES, TABLE_1
-from koa_lib.scorecard import measured, scorecard
-
-__all__ = ["measured", "scorecard", "table_1", "table_2", "table_3", "table_4", "table_5"]
 
 OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
 
@@ -127,7 +125,8 @@ def table_3(graded, published, groups=None, draws=1000, seed=0):
         metric, column = ("sensitivity", name) if name.startswith("ci") else (name, "value")
         table[name] = ours[name]
         table[f"published_{name}"] = [_published(published, "table_3", str(grade), metric, column) for grade in GRADES]
-    return table.assign(reason=reason)
+    absent = "no picture of this grade: sensitivity and AUC are undefined"
+    return table.assign(reason=[reason or absent * (n == 0) for n in table["n"]])
 
 
 def table_4(models, published, as_run=None, draws=1000, seed=0):
@@ -161,34 +160,53 @@ def table_4(models, published, as_run=None, draws=1000, seed=0):
     return pd.DataFrame(rows)
 
 
-def table_5(published, peers, ours, draws=1000, seed=0):
-    """Other studies as cited in the paper, clean public peers, and this run with its cohort named.
+def table_5(published, peers, literature, ours, draws=1000, seed=0):
+    """Other studies as cited in the paper, clean public peers, and this run; rows compare only within one protocol.
 
     Parameters
     ----------
-    published, peers : DataFrame
-        `published/jpm2026.csv` and `published/peers.csv`.
+    published, peers, literature : DataFrame
+        `published/jpm2026.csv`, `published/peers.csv` and `published/literature.csv`.
     ours : dict
-        System -> (cohort, graded frame or reason).
+        System -> (protocol as in `peers`, cohort, graded frame or reason).
 
     Returns
     -------
     DataFrame
-        source, system, test_set, n, accuracy, ci_low, ci_high, macro_f1, qwk, note.
+        source, system, protocol, test_set, n, accuracy (as printed), corrected (as found in the cited source; NaN
+        where nothing was found), ci_low, ci_high, macro_f1, qwk, note. Rows of one protocol stand together, protocols
+        in the order of their first row.
+
+    Raises
+    ------
+    StudyError
+        When `literature` does not hold a row of the paper's table exactly once.
     """
-    cited = published[published["item"] == "table_5"].rename(columns={"row": "system", "value": "accuracy"})
-    cited = cited.assign(source="table 5 of the paper", test_set=cited["note"].str.split(";").str[0])
-    others = peers.assign(source="public peer", accuracy=100 * peers["accuracy"], macro_f1=100 * peers["macro_f1"])
     rows = []
-    for system, (cohort, value) in ours.items():
+    for system, (protocol, cohort, value) in ours.items():
         graded, reason = _graded(value)
-        name = {"source": "this run", "system": system, "test_set": cohort}
+        name = {"source": "this run", "system": system, "protocol": protocol, "test_set": cohort}
         rows.append({**name, **_accuracy(graded, draws, seed), "note": reason})
-    columns = ["source", "system", "test_set", "n", "accuracy", "ci_low", "ci_high", "macro_f1", "qwk", "note"]
-    frames = [cited.drop(columns=["ci_low", "ci_high"]), others, pd.DataFrame(rows)]
+    others = peers.assign(source="public peer", accuracy=100 * peers["accuracy"], macro_f1=100 * peers["macro_f1"])
+    columns = "source system protocol test_set n accuracy corrected ci_low ci_high macro_f1 qwk note".split()
+    frames = [_cited(published, literature), others, pd.DataFrame(rows)]
     table = pd.concat([frame.reindex(columns=columns).astype(object) for frame in frames], ignore_index=True)
-    numbers = ["accuracy", "ci_low", "ci_high", "macro_f1", "qwk"]
+    table = table.sort_values("protocol", kind="stable", key=lambda names: pd.factorize(names)[0], ignore_index=True)
+    numbers = ["accuracy", "corrected", "ci_low", "ci_high", "macro_f1", "qwk"]
     return table.astype({name: float for name in numbers}).astype({"n": "Int64"}).fillna({"note": ""})
+
+
+def _cited(published, literature):
+    # The paper's own table 5, each row with what its source says.
+    cited = published[published["item"] == "table_5"].drop(columns=["ci_low", "ci_high"])
+    found = literature[literature["source_table"] == "jpm2026"]
+    cited = cited.merge(found, on=["item", "row", "metric"], how="left")
+    wrong = cited.loc[cited["protocol"].isna() | cited["row"].duplicated(), "row"]
+    if len(wrong):
+        raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. Give the comparable protocol, as in peers.csv.")
+    test_set = cited["note"].str.split(";").str[0]
+    cited = cited.rename(columns={"row": "system", "value": "accuracy", "found": "corrected"})
+    return cited.assign(source="table 5 of the paper", test_set=test_set, note=cited["remark"])
 
 
 def _graded(value):

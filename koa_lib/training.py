@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from koa_lib.datasets import augment, to_tensor
+from koa_lib.device import autocast, device_of
 from koa_lib.errors import StudyError
-from koa_lib.losses import prototype_cross_entropy, target_matrix
+from koa_lib.losses import target_matrix, training_loss
 from koa_lib.metrics import confusion, from_confusion
 
 WARM_UP = 0.1  # share of the steps with a rising learning rate when weights start random
@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 5
 AVERAGE = 0.995  # decay of the running average of the weights, same case
 
 
-def fit(grader, data, select, recipe, seed, label, resume=None):
+def fit(grader, data, select, recipe, seed, label, resume=None, watch=None):
     """Train the grader's tail and keep the best weights.
 
     Parameters
@@ -28,13 +28,16 @@ def fit(grader, data, select, recipe, seed, label, resume=None):
     data : Pictures or Features
         Role 'fit'.
     select : Pictures or Features or None
-        Role 'select': the epoch with its best quadratic kappa is kept. None keeps the last epoch.
+        Role 'select': the epoch with its best quadratic kappa is kept, and training stops when the recipe has a
+        patience and that many epochs brought no better one. None keeps the last epoch.
     recipe : profile.Recipe
     seed : int
     label : str
         Printed before each epoch line.
     resume : Path, optional
         Where the state is kept after each epoch, so that a stopped training goes on.
+    watch : Pictures or Features, optional
+        Role 'report': measured after each epoch for the curves; nothing depends on it.
 
     Returns
     -------
@@ -45,9 +48,8 @@ def fit(grader, data, select, recipe, seed, label, resume=None):
     StudyError
         When a part has another role, or the loss is no number.
     """
-    _check_role(data, "fit")
-    if select is not None:
-        _check_role(select, "select")
+    for part, role in ((data, "fit"), (select, "select"), (watch, "report")):
+        _check_role(part, role)
     torch.manual_seed(seed)
     loop = _Loop(grader, data, recipe, torch.Generator().manual_seed(seed))
     loop.restore(resume)
@@ -61,9 +63,14 @@ def fit(grader, data, select, recipe, seed, label, resume=None):
             rows.append(row)
             line += f"; inner part: accuracy {row['accuracy']:.3f}, quadratic kappa {kappa:.3f}"
             loop.keep_if_best(kappa)
+        if watch is not None:
+            rows.append(_measure(loop.averaged, watch, epoch, "held_out")[0])
         loop.done.append(rows)
-        if clock.tell(line, epoch == recipe.epochs):
+        last = epoch == recipe.epochs or loop.waited(recipe.patience)
+        if clock.tell(line, last) and not last:
             loop.save(resume)
+        if last:
+            break
     grader.load_state_dict(loop.best[1] or _copy(loop.averaged), strict=False)
     return pd.DataFrame([row for rows in loop.done for row in rows])
 
@@ -87,7 +94,7 @@ class _Clock:
 
 
 def _check_role(part, role):
-    if part.dataset.role != role:
+    if part is not None and part.dataset.role != role:
         raise StudyError(f"A part with the role '{part.dataset.role}' was given where '{role}' is needed: nothing is fitted or chosen on data that is reported.")
 
 
@@ -102,22 +109,29 @@ class _Loop:
     """The state of a training: optimiser, schedule and the averaged copy of the weights."""
 
     def __init__(self, grader, data, recipe, generator):
-        if len(data) < recipe.batch:
-            raise StudyError(f"{len(data)} training pictures do not fill a batch of {recipe.batch}. Use a smaller batch or more pictures.")
+        if not len(data):
+            raise StudyError("There is no training picture. Check the folder and the split of the manifest.")
         self.grader, self.data, self.recipe, self.generator = grader, data, recipe, generator
-        self.targets, self.done, self.best = target_matrix(recipe.targets), [], (-2.0, None)
+        self.device = device_of(grader)
+        self.targets, self.done, self.best = target_matrix(recipe.targets).to(self.device), [], (-2.0, None, 0)
         self.from_scratch = recipe.augmentation == "strong"
         self.averaged = copy.deepcopy(grader) if self.from_scratch else grader
         trained = [value for value in grader.parameters() if value.requires_grad]
         decay, plain = [v for v in trained if v.ndim > 1], [v for v in trained if v.ndim <= 1]
         self.optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=recipe.learning_rate)
-        self.steps, self.step = recipe.epochs * (len(data) // recipe.batch), 0
+        # What does not fill a batch waits for the next epoch's order; fewer pictures than a batch are one batch.
+        self.batch, self.batches = min(recipe.batch, len(data)), max(1, len(data) // recipe.batch)
+        self.steps, self.step = recipe.epochs * self.batches, 0
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._rate)
 
     def keep_if_best(self, kappa):
         """Keep a copy of the averaged weights when the inner part likes them best so far."""
         if kappa > self.best[0]:
-            self.best = (kappa, _copy(self.averaged))
+            self.best = (kappa, _copy(self.averaged), len(self.done))
+
+    def waited(self, patience):
+        """Whether the best epoch lies `patience` epochs back; never with a patience of 0."""
+        return bool(patience) and len(self.done) - 1 - self.best[2] >= patience
 
     def save(self, path):
         """Write all that a continuation needs."""
@@ -129,7 +143,7 @@ class _Loop:
         """Go on from a saved state, if there is one."""
         if path is None or not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         self.done, self.best, self.step = state["done"], tuple(state["best"]), state["step"]
@@ -147,19 +161,17 @@ class _Loop:
         """One pass over the data; mean loss and accuracy on the (augmented) training batches."""
         self.grader.train_tail()
         order = torch.randperm(len(self.data), generator=self.generator).numpy()
-        batches = len(order) // self.recipe.batch
         loss, right = 0.0, 0
-        for number in range(batches):
-            chosen = np.sort(order[number * self.recipe.batch : (number + 1) * self.recipe.batch])
+        for number in range(self.batches):
+            chosen = np.sort(order[number * self.batch : (number + 1) * self.batch])
             value, correct = self._update(chosen)
             loss, right = loss + value, right + correct
-        return loss / batches, right / (batches * self.recipe.batch)
+        return loss / self.batches, right / (self.batches * self.batch)
 
     def _update(self, chosen):
-        grades = torch.as_tensor(self.data.grades[chosen])
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.grader.low_precision):
-            logits = self.grader.tail(self.data.training_batch(chosen, self.generator))
-        loss = prototype_cross_entropy(logits, grades, self.targets)
+        grades = torch.as_tensor(self.data.grades[chosen], device=self.device)
+        features = self.data.training_batch(chosen, self.generator).to(self.device)
+        loss, logits = training_loss(self.grader, features, grades, self.targets, self.recipe.loss)
         if not torch.isfinite(loss):
             raise StudyError(f"The loss became {loss.item()} at step {self.step}. Lower the profile's learning_rate.")
         self.optimiser.zero_grad()
@@ -187,8 +199,8 @@ def predict(grader, data):
     grader.eval()
     outputs = []
     for positions in np.array_split(np.arange(len(data)), max(1, len(data) // 128)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=grader.low_precision):
-            outputs.append(grader.tail(data.batch(positions)).float().softmax(-1))
+        with autocast(grader):
+            outputs.append(grader.tail(data.batch(positions).to(device_of(grader))).float().softmax(-1).cpu())
     return torch.cat(outputs).numpy()
 
 
@@ -198,66 +210,6 @@ def _measure(grader, data, epoch, part):
     likelihood = np.clip(probabilities[np.arange(len(data)), data.grades], 1e-9, 1)
     row = {"epoch": epoch, "part": part, "loss": float(-np.log(likelihood).mean()), "accuracy": float(values["accuracy"])}
     return row, float(values["qwk"])
-
-
-class Pictures:
-    """Live pictures for a model whose whole image tower is trained."""
-
-    def __init__(self, dataset, recipe):
-        self.dataset, self.recipe, self.grades = dataset, recipe, dataset.grades
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def training_batch(self, positions, generator):
-        """Augmented, normalised pictures (n, 3, H, W)."""
-        return self._tensor(augment(self.dataset.images(positions), self.recipe.augmentation, generator))
-
-    def batch(self, positions):
-        """Unchanged, normalised pictures."""
-        return self._tensor(self.dataset.images(positions))
-
-    def _tensor(self, images):
-        return to_tensor(images, self.recipe.normalisation).contiguous(memory_format=torch.channels_last)
-
-
-class Features:
-    """Cached trunk features (views, N, ...) of a cohort; view 0 is the unchanged picture, the others augmented."""
-
-    def __init__(self, dataset, array):
-        self.dataset, self.array, self.grades = dataset, array, dataset.grades
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def training_batch(self, positions, generator):
-        """Features of a random view of each picture."""
-        view = torch.randint(self.array.shape[0], (len(positions),), generator=generator).numpy()
-        return torch.as_tensor(self.array[view, self.dataset.index[positions]].astype(np.float32))
-
-    def batch(self, positions):
-        """Features of the unchanged pictures."""
-        return torch.as_tensor(self.array[0, self.dataset.index[positions]].astype(np.float32))
-
-
-@torch.no_grad()
-def extract(grader, dataset, recipe, seed, path):
-    """Write trunk features (views, n, ...) as float16 .npy, streamed to disk in batches."""
-    grader.eval()
-    generator = torch.Generator().manual_seed(seed)
-    out = None
-    for view in range(recipe.views):
-        for positions in np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 64)):
-            images = dataset.images(positions)
-            images = images if view == 0 else augment(images, recipe.augmentation, generator)
-            tensor = to_tensor(images, recipe.normalisation).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=grader.low_precision):
-                features = grader.trunk(tensor).float().numpy()
-            if out is None:
-                shape = (recipe.views, len(dataset), *features.shape[1:])
-                out = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-            out[view, positions] = features
-    out.flush()
 
 
 def save_state(grader, path):

@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+from sklearn.dummy import DummyClassifier
+from statsmodels.stats.inter_rater import cohens_kappa
 
 from koa_lib import metrics
 from koa_lib.errors import StudyError
@@ -22,7 +25,7 @@ def draw(seed, n=None, ties=False):
     used = generator.choice(5, size=int(generator.integers(1, 6)), replace=False)
     grades = generator.choice(used, n)
     probabilities = generator.dirichlet(np.ones(5) * 0.7, n)
-    return grades, np.round(probabilities, 1) if ties else probabilities
+    return grades, generator.multinomial(10, probabilities) / 10 if ties else probabilities
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,6 +97,93 @@ def test_ece_equals_a_loop(seed, bins):
         if inside.any():
             total += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
     assert metrics.ece(grades, probabilities, bins) == pytest.approx(total)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_ece_equals_the_calibration_curve_of_scikit_learn(seed):
+    grades, probabilities = draw(seed)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == grades
+    accuracy, mean = calibration_curve(right, confidence, n_bins=15)
+    counts = np.histogram(confidence, np.linspace(0, 1, 16))[0]
+    assert metrics.ece(grades, probabilities) == pytest.approx(np.average(np.abs(accuracy - mean), weights=counts[counts > 0]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_the_best_constant_is_the_best_of_all_constants(seed):
+    grades, _ = draw(seed)
+    constants = [DummyClassifier(strategy="constant", constant=grade).fit([[0]] * 6, [*LABELS, grade]).predict([[0]] * len(grades)) for grade in LABELS]
+    scores = {"accuracy": [sk.accuracy_score(grades, guess) for guess in constants]}
+    scores["within_one"] = [np.mean(np.abs(grades - guess) <= 1) for guess in constants]
+    best = metrics.best_constant(grades)
+    for name, values in scores.items():
+        assert (best[name], best[f"{name}_grade"]) == (pytest.approx(max(values)), int(np.argmax(values)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_summary_gathers_what_scikit_learn_gives(seed):
+    grades, probabilities = draw(seed, n=200)
+    grades[:5] = LABELS
+    values = metrics.summary(grades, probabilities)
+    assert values["n"] == 200
+    assert values["macro_auc"] == pytest.approx(sk.roc_auc_score(grades, probabilities, multi_class="ovr", average="macro"))
+    assert values["qwk"] == pytest.approx(sk.cohen_kappa_score(grades, probabilities.argmax(1), weights="quadratic"))
+    assert values["linear_kappa"] == pytest.approx(cohens_kappa(sk.confusion_matrix(grades, probabilities.argmax(1), labels=LABELS), wt="linear").kappa)
+    assert values["best_constant_accuracy"] == pytest.approx(np.bincount(grades).max() / 200)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.floats(0, 1))
+def test_mean_defined_is_the_mean_of_what_is_there(seed, missing):
+    generator = np.random.default_rng(seed)
+    values = np.where(generator.random((4, 5)) < missing, np.nan, generator.normal(size=(4, 5)))
+    values[0, 0] = 1.5
+    expected = np.ma.masked_invalid(values).mean(-1).filled(np.nan)
+    np.testing.assert_allclose(metrics.mean_defined(values), expected)
+    assert metrics.mean_defined(values[0]) == pytest.approx(expected[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_flip_disagreement_is_what_two_readers_of_scikit_learn_disagree(seed):
+    _, plain = draw(seed)
+    _, mirrored = draw(seed + 1, n=len(plain))
+    assert metrics.flip_disagreement(plain, mirrored) == pytest.approx(sk.zero_one_loss(plain.argmax(1), mirrored.argmax(1)))
+    assert metrics.flip_disagreement(plain, 0.9 * plain + 0.02) == 0
+
+
+def test_flip_disagreement_without_pictures_is_nan_and_refuses_other_shapes():
+    assert np.isnan(metrics.flip_disagreement(np.zeros((0, 5)), np.zeros((0, 5))))
+    with pytest.raises(StudyError, match="2 pictures stand against 3 mirrored"):
+        metrics.flip_disagreement(np.eye(5)[:2], np.eye(5)[:3])
+    for other in (np.eye(4), np.eye(5)[0], np.ones((2, 5, 1)) / 5):
+        with pytest.raises(StudyError, match="shape"):
+            metrics.flip_disagreement(other, other)
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ([0.5, 0.5, 0.01, 0, 0], "sum to one"),
+        ([0.2] * 4 + [0.1], "sum to one"),
+        ([0.6, 0.6, -0.2, 0, 0], "outside"),
+        ([1.0005, 0, 0, 0, 0], "outside"),
+        ([np.nan, 0, 0, 0, 1], "missing"),
+    ],
+)
+def test_what_is_no_distribution_is_refused_by_its_row(row, what):
+    probabilities = np.eye(5)
+    probabilities[3] = row
+    with pytest.raises(StudyError, match=rf"Row 4 of 5 has .*{what}"):
+        metrics.checked(LABELS, probabilities)
+
+
+def test_probabilities_rounded_in_a_file_are_accepted():
+    probabilities = np.round(draw(5, n=100)[1], 4)
+    assert not np.allclose(probabilities.sum(1), 1, atol=1e-12)
+    np.testing.assert_array_equal(metrics.checked(np.zeros(100), probabilities)[1], probabilities)
 
 
 def test_confidence_on_a_bin_edge_falls_in_the_lower_bin():

@@ -109,7 +109,7 @@ def test_smoke_predictions_keep_the_contract(smoke_run):
     lists = {name: manifests.read_manifest(smoke_run / "data" / name / "manifest.csv") for name in ("phantom_a", "phantom_b")}
     files = sorted((smoke_run / "predictions").glob("*.csv"))
     for path in files:
-        name = re.fullmatch(r"([\w-]+)__(phantom_[ab])-(\w+?)__(\w+)-(\w+)__fold(\d+|mean)__seed42(__\w+)?\.csv", path.name)
+        name = re.fullmatch(r"([\w-]+)__(phantom_[ab])-(\w+?)__(\w+)-(\w+)__fold(\d+|mean)__seed(42|43)(__\w+)?\.csv", path.name)
         assert name, path.name
         graded = predictions.join(predictions.read(path), lists[name[2]])
         assert len(graded) and (name[3] not in ("test", "val", "external") or set(graded["split"]) == {name[3]}), path.name

@@ -83,7 +83,7 @@ def test_missing_key_is_named(altered, key):
     ("seed", "42", "int"), ("seed", True, "int"), ("seed", 4.0, "int"), ("seed", None, "int"), ("purpose", 3, "str"),
     ("minutes", "long", "float"), ("our_protocol.epochs", 2.5, "int"), ("our_protocol.folds", True, "int"),
     ("our_protocol.learning_rate", True, "float"), ("our_protocol.learning_rate", "1e-4", "float"), ("pretraining.batch", "64", "int"),
-    ("training", 3, "name, source, size"), ("our_protocol", None, "learning_rate"), ("readings.parts", "adapter", "a list"),
+    ("training", 3, "name, source, size"), ("our_protocol", None, "learning_rate"), ("seeds", 1.5, "int"),
     ("baselines", {}, "a list"), ("not_run", [], "a mapping"), ("not_run", {"x": 3}, "str")])
 def test_wrong_type_names_key_and_type(altered, key, value, allowed):
     with pytest.raises(StudyError) as error:
@@ -93,7 +93,7 @@ def test_wrong_type_names_key_and_type(altered, key, value, allowed):
 
 @pytest.mark.parametrize("key, value, allowed", [
     ("our_protocol.part", "head", "both_encoders"), ("our_protocol.geometry", "squeeze", "stretch, pad, center_crop"),
-    ("as_printed.normalisation", "zscore", "imagenet, clip"), ("readings.parts", ["adapter", "head"], "last_blocks"),
+    ("as_printed.normalisation", "zscore", "imagenet, clip"), ("our_protocol.loss", "hinge", "prototypes, infonce"),
     ("training.source", "web", "phantoms, folder"), ("model.start", "imagenet", "pretrain, random, openai")])
 def test_bad_choice_lists_the_choices(altered, key, value, allowed):
     with pytest.raises(StudyError) as error:

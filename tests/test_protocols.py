@@ -8,12 +8,11 @@ import pandas as pd
 import pytest
 from conftest import TINY, easy_dataset
 
-from koa_lib import comparison, manifests, predictions, protocols
+from koa_lib import comparison, external, manifests, predictions, protocols, readings
 from koa_lib.errors import StudyError
 from koa_lib.profile import load
 from koa_lib.protocols import Arm
 from koa_lib.runner import Runner
-from koa_lib.study import MANIFESTS
 
 
 def official_data(patients=120):
@@ -23,8 +22,8 @@ def official_data(patients=120):
     return data
 
 
-def arm(patients, folds=5):
-    return Arm("arm", replace(TINY, folds=folds), build=None, patients=patients)
+def arm(scheme, folds=5, patience=0):
+    return Arm("arm", replace(TINY, folds=folds, patience=patience), build=None, seed=0, scheme=scheme)
 
 
 def ids(part):
@@ -37,7 +36,7 @@ def groups(part):
 
 def test_as_printed_folds_are_over_all_pictures():
     data = official_data()
-    made = protocols.folds(data, arm(patients=False), seed=0)
+    made = protocols.folds(data, arm("images"), seed=0)
     assert [fold.number for fold in made] == [1, 2, 3, 4, 5]
     assert sorted(name for fold in made for name in ids(fold.reported["held_out"])) == sorted(ids(data))
     for fold in made:
@@ -51,7 +50,7 @@ def test_as_printed_folds_are_over_all_pictures():
 @pytest.mark.parametrize("seed", [0, 1, 42])
 def test_our_protocol_keeps_patients_together_and_never_fits_on_test(folds, seed):
     data = official_data()
-    made = protocols.folds(data, arm(patients=True, folds=folds), seed)
+    made = protocols.folds(data, arm("official", folds=folds), seed)
     assert len(made) == max(1, folds)
     for fold in made:
         assert (fold.fit.role, fold.select.role) == ("fit", "select")
@@ -64,16 +63,32 @@ def test_our_protocol_keeps_patients_together_and_never_fits_on_test(folds, seed
         assert set(fold.reported["test"].rows["split"]) == {"test"} and len(fold.reported["test"]) == (data.rows["split"] == "test").sum()
 
 
+def test_folds_over_patients_part_no_patient_and_cover_everything():
+    data = official_data()
+    made = protocols.folds(data, arm("patients"), seed=0)
+    assert sorted(name for fold in made for name in ids(fold.reported["held_out"])) == sorted(ids(data))
+    for fold in made:
+        assert fold.select is None and not groups(fold.fit) & groups(fold.reported["held_out"])
+
+
+@pytest.mark.parametrize("scheme", ["images", "patients"])
+def test_early_stopping_is_decided_inside_the_training_part(scheme):
+    data = official_data()
+    for fold in protocols.folds(data, arm(scheme, patience=5), seed=0):
+        assert ids(fold.fit) | ids(fold.select) == ids(fold.reported["train"]) and not groups(fold.fit) & groups(fold.select)
+        assert not ids(fold.select) & ids(fold.reported["held_out"]) and fold.select.role == "select"
+
+
 def test_our_folds_hold_out_train_and_val_once():
     data = official_data()
-    held_out = [name for fold in protocols.folds(data, arm(patients=True), 0) for name in ids(fold.reported["held_out"])]
+    held_out = [name for fold in protocols.folds(data, arm("official"), 0) for name in ids(fold.reported["held_out"])]
     assert sorted(held_out) == sorted(data.rows.loc[data.rows["split"] != "test", "image_id"])
 
 
 def test_official_split_reports_val_and_nothing_absent():
     data = official_data()
     data = data.part(np.flatnonzero(data.rows["split"] != "test"), "any")
-    (fold,) = protocols.folds(data, arm(patients=True, folds=0), 0)
+    (fold,) = protocols.folds(data, arm("official", folds=0), 0)
     assert set(fold.reported) == {"train", "val"} and protocols.unseen_split(fold.reported) == "val"
     assert set(fold.select.rows["split"]) == {"train"}
 
@@ -83,7 +98,7 @@ def test_cohort_without_training_pictures_is_refused_in_words():
     data = official_data()
     data = data.part(np.flatnonzero(data.rows["split"] == "val"), "any")
     with pytest.raises(StudyError, match="train"):
-        protocols.folds(data, arm(patients=True, folds=0), 0)
+        protocols.folds(data, arm("official", folds=0), 0)
 
 
 @pytest.mark.parametrize("splits, unseen", [(("train", "held_out", "test"), "test"), (("train", "held_out", "external"), "held_out"), (("train", "val"), "val")])
@@ -98,17 +113,26 @@ def test_paper_shows_its_third_fold(easy_study):
 
 
 def test_readings_change_one_factor(easy_study):
-    main, arms = protocols.main_arm(easy_study), protocols.reading_arms(easy_study)
-    assert [item.recipe.part for item in arms] == ["adapter", "projection"]
-    for item in arms:
-        assert replace(item.recipe, part=main.recipe.part, epochs=main.recipe.epochs) == main.recipe and item.only == (2,) and item.patients == main.patients
+    study = replace(easy_study, profile=replace(easy_study.profile, as_printed=replace(load("paper").as_printed, folds=2)))
+    main, made = protocols.main_arm(study), readings.arms(study)
+    assert len({item.name for _, item in made}) == len(made) == len(readings.READINGS)
+    for reading, item in made:
+        changed = {name for name, value in item.recipe.__dict__.items() if value != getattr(main.recipe, name)}
+        assert set(reading.change) == changed - {"epochs"} and len(reading.change) == 1, reading
+        assert item.only == (2,) and item.scheme == main.scheme and item.seed == main.seed
+
+
+def test_readings_that_train_blocks_get_the_profiles_epochs(easy_study):
+    epochs = {item.recipe.part: item.recipe.epochs for _, item in readings.arms(easy_study)}
+    assert epochs["full_image"] == epochs["both_encoders"] == epochs["last_blocks"] == easy_study.profile.tower_epochs == 1
+    assert epochs["adapter"] == epochs["projection"] == easy_study.profile.as_printed.epochs
 
 
 def test_baseline_shares_the_protocol_of_the_main_arm(easy_study):
     spec = easy_study.profile.baselines[1]
     made = protocols.baseline_arm(easy_study, spec)
     main = easy_study.profile.as_printed
-    assert made.name == "resnet50" and not made.patients and made.recipe.image_size == spec.image_size
+    assert made.name == "resnet50" and made.scheme == "images" and made.recipe.image_size == spec.image_size
     assert (made.recipe.epochs, made.recipe.learning_rate, made.recipe.batch) == (spec.epochs, spec.learning_rate, spec.batch)
     assert (made.recipe.geometry, made.recipe.folds, made.recipe.normalisation) == (main.geometry, main.folds, main.normalisation)
 
@@ -150,7 +174,10 @@ def test_prediction_files_hold_the_results(easy_study, finished):
 def test_history_has_a_line_per_fold_and_epoch(easy_study, finished):
     history = pd.read_csv(easy_study.run_dir / "history" / "clip-as_printed.csv")
     assert list(history.columns) == ["model", "fold", "epoch", "part", "loss", "accuracy"]
-    assert list(zip(history["fold"], history["epoch"], strict=True)) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for part in ("train", "held_out"):  # the held-out curve of Figure 5
+        rows = history[history["part"] == part]
+        assert list(zip(rows["fold"], rows["epoch"], strict=True)) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert set(history["part"]) == {"train", "held_out"}
 
 
 def test_second_run_trains_nothing_and_gives_the_same(easy_study, finished):
@@ -232,34 +259,100 @@ def test_fold_table_has_the_metrics_of_each_fold(finished):
 
 def test_external_rows_cover_set_and_reader(easy_study, finished):
     graded = finished[2]["external"][0]
-    rows = comparison.external_rows(easy_study, {"clip": graded})
+    rows = external.by_set(easy_study, {"clip": graded})
     assert list(rows["set"]) == ["raw", "deduplicated", "single knee"] and set(rows["reader"]) == {"first"}
     both = graded.assign(kl_grade_reader2=pd.array(graded["kl_grade"], "Int64"))
     both.loc[0, "kl_grade_reader2"] = pd.NA
-    second = comparison.external_rows(easy_study, {"clip": both})
+    second = external.by_set(easy_study, {"clip": both})
     assert list(second.loc[second["reader"] == "second", "n"]) == [39, 39, 39]
     assert ((rows["ci_low"] <= rows["accuracy"]) & (rows["accuracy"] <= rows["ci_high"])).all()
 
 
-def test_paired_tests_count_what_only_one_grades_right(finished):
+def test_paired_tests_count_what_only_one_grades_right(easy_study, finished):
     results = finished[2]
+    mean = comparison.fold_means(easy_study, results, "external", [1, 2])
     perfect = results["external"][0].copy()
     perfect[predictions.PROBABILITIES] = np.eye(5)[perfect["kl_grade"]]
-    wrong = int((results["external"][0][predictions.PROBABILITIES].to_numpy().argmax(1) != perfect["kl_grade"]).sum())
-    table = comparison.paired_tests(results, {"perfect": {"external": [perfect]}, "same": results}, "external", 1, 50, 0).set_index("baseline")
-    assert table.loc["perfect", "clip_only"] == 0 and table.loc["perfect", "baseline_only"] == wrong
-    assert table.loc["perfect", "difference"] == pytest.approx(-wrong / 40)
+    wrong_in_both = {name: int((frame[predictions.PROBABILITIES].to_numpy().argmax(1) != frame["kl_grade"]).sum()) for name, frame in (("mean", mean), ("first", results["external"][0]))}
+    table = comparison.paired_tests(easy_study, results, {"perfect": {"external": [perfect]}, "same": results}, "external").set_index("baseline")
+    assert list(table["folds"]) == [1, 2]  # one fold against one, two against two
+    assert table.loc["perfect", "clip_only"] == 0 and table.loc["perfect", "baseline_only"] == wrong_in_both["first"]
+    assert table.loc["perfect", "difference"] == pytest.approx(-wrong_in_both["first"] / 40)
     assert table.loc["same", "difference"] == 0 and table.loc["same", "p_exact"] == 1
     assert (table["p_holm"] >= table["p_exact"]).all()
 
 
-def test_run_that_is_not_comparable_is_never_a_replication(easy_study, finished):
-    published = pd.read_csv(MANIFESTS / "published" / "jpm2026.csv")
-    counts = {name: manifests.read_manifest(MANIFESTS / f"{name}.csv") for name in ("oai_chen2018", "gornale2020")}
-    study = replace(easy_study, profile=load("demo"))
-    score = comparison.verdicts(study, finished[2], {}, published, counts)
-    kinds = dict(zip(zip(published["item"], published["row"].astype(str), published["metric"], strict=True), published["kind"], strict=True))
-    model = score[[kinds[item, str(row), metric] == "model" for item, row, metric in zip(score["item"], score["row"], score["metric"], strict=True)]]
-    assert len(model) and set(model["verdict"]) == {"not comparable"} and model["reason"].str.contains("synthetic").all()
-    images = score[(score["metric"] == "train_images")].iloc[0]
-    assert images["ours"] == 8260 and images["verdict"] == "replicated"
+def test_fold_means_average_what_is_asked_for(easy_study, finished):
+    frames = finished[2]["external"]
+    values = [frame[predictions.PROBABILITIES].to_numpy() for frame in frames]
+    for numbers, expected in (([1], values[0]), ([1, 2], (values[0] + values[1]) / 2)):
+        assert np.allclose(comparison.fold_means(easy_study, finished[2], "external", numbers)[predictions.PROBABILITIES], expected, atol=1e-5)
+    assert comparison.common_folds(finished[2], {"external": frames[1:]}, split="external") == [2]
+
+
+def test_leak_is_the_difference_of_the_pooled_held_out_folds(easy_study, finished):
+    runner, _, by_image = finished
+    by_patient = runner.run(protocols.patients_arm(easy_study))
+    table = comparison.leak(easy_study, by_image, by_patient).set_index("metric")
+    for column, found in (("by_image", by_image), ("by_patient", by_patient)):
+        pooled = pd.concat(found["held_out"])
+        right = pooled[predictions.PROBABILITIES].to_numpy().argmax(1) == pooled["kl_grade"]
+        assert len(pooled) == 120 and table.loc["accuracy", column] == pytest.approx(right.mean())
+    assert comparison.parted_patients(by_image) > 0.2 and comparison.parted_patients(by_patient) == 0
+
+
+def test_seeds_train_again_and_their_spread_stands_apart_from_the_folds(easy_study, finished):
+    runs = finished[0].run_seeds()
+    assert list(runs) == [3, 4] and {frame.attrs["seed"] for frame in runs[4]["external"]} == {4}
+    assert not runs[3]["external"][0]["p0"].equals(runs[4]["external"][0]["p0"])
+    assert list(runs[3]["held_out"][0]["image_id"]) == list(runs[4]["held_out"][0]["image_id"])  # the folds stay
+    table = comparison.seed_table(easy_study, runs).set_index("row")
+    means = [np.mean([comparison.fold_table({"held_out": [frame]})["qwk"][0] for frame in runs[seed]["held_out"]]) for seed in (3, 4)]
+    assert list(table.loc[["seed 3", "seed 4"], "held-out qwk"]) == pytest.approx(means)
+    assert table.loc["sd over seeds", "held-out qwk"] == pytest.approx(np.std(means, ddof=1))
+
+
+def test_mirrored_pictures_are_graded_anew_and_kept_apart(easy_study, finished):
+    runner, main, results = finished
+    frames = runner.mirrored(main, "external")
+    assert [frame.attrs["fold"] for frame in frames] == [1, 2]
+    for plain, mirrored in zip(results["external"], frames, strict=True):
+        assert list(plain["image_id"]) == list(mirrored["image_id"]) and not plain["p0"].equals(mirrored["p0"])
+    assert len(list((easy_study.run_dir / "predictions").glob("clip-as_printed__easy_b-external__*__mirrored.csv"))) == 2
+    data = runner.data("external", main.recipe)
+    assert np.array_equal(replace(data, mirrored=True).images([0])[0], data.images([0])[0][:, ::-1])
+
+
+# Readings and the external cohort
+
+
+def test_reading_table_has_a_row_per_option_and_the_paired_difference(easy_study, finished):
+    runner, _, printed = finished
+    chosen = [(reading, made) for reading, made in readings.arms(easy_study) if reading.factor in ("loss", "residual ratio")]
+    found = [(reading, made, runner.run(made)) for reading, made in chosen]
+    table = readings.table(easy_study, printed, found)
+    assert list(table["option"]) == ["as printed", "0.4", "0.6", "0.8", "1", "symmetric InfoNCE"]
+    assert np.allclose(table["difference"], table["qwk"] - table["qwk"][0]) and (table["qwk_low"] <= table["qwk_high"]).all()
+    assert (table.loc[1:, "difference_low"] <= table.loc[1:, "difference_high"]).all() and (table["n"] == 60).all()
+
+
+def test_every_metric_stands_beside_the_best_constant_answer(easy_study, finished):
+    runner, main, results = finished
+    graded, mirrored = results["external"][0], runner.mirrored(main, "external")[0]
+    table = external.by_metric(easy_study, graded, mirrored).set_index("metric")
+    assert table.loc["n", "raw"] == 40 and table.loc["accuracy", "best_constant"] == pytest.approx(graded["kl_grade"].value_counts(normalize=True).max())
+    changed = graded[predictions.PROBABILITIES].to_numpy().argmax(1) != mirrored[predictions.PROBABILITIES].to_numpy().argmax(1)
+    assert table.loc["flip_disagreement", "raw"] == pytest.approx(changed.mean())
+    assert {"balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_f1", "qwk", "linear_kappa", "mae", "within_one", "macro_auc", "ece", *(f"auc_kl_{g}" for g in range(5))} <= set(table.index)
+
+
+def test_adaptations_are_named_as_not_zero_shot(easy_study, finished):
+    runner, main, results = finished
+    study, graded = replace(easy_study, profile=replace(easy_study.profile, draws=20)), results["external"][1]
+    draws, missing = external.few_shot(study, runner, main)
+    corrected = external.adapted(study, main, graded, results["train"][1]["kl_grade"])
+    table = external.adaptation_rows(study, graded, corrected, draws, missing)
+    assert list(table["zero_shot"]) == ["yes"] + ["no"] * (len(table) - 1) and len(table) == 2 + len(external.SHOTS)
+    assert set(missing) == {5, 10, 20} and table["reason"].iloc[-1].startswith("not run: ")  # four groups a grade
+    assert list((study.run_dir / "predictions").glob("clip-as_printed__easy_b-external__*fold2__seed3__em.csv"))
+    assert np.allclose(corrected[predictions.PROBABILITIES].sum(axis=1), 1, atol=1e-5)

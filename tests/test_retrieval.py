@@ -6,9 +6,11 @@ import torch
 from conftest import TINY, easy_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, precision_score
 
 from koa_lib import model as models
-from koa_lib import retrieval, training
+from koa_lib import retrieval, sources
+from koa_lib.errors import StudyError
 from koa_lib.grades import prompts
 
 
@@ -16,7 +18,7 @@ from koa_lib.grades import prompts
 def searched():
     clip, _, tokenizer = models.load_clip("koa-tiny", seed=2)
     grader = models.ClipGrader(clip, tokenizer, "full_image", "as_printed")
-    source = training.Pictures(easy_dataset(150, role="report"), TINY)
+    source = sources.Pictures(easy_dataset(150, role="report"), TINY)
     return grader, tokenizer, source, retrieval.image_embeddings(grader, source)
 
 
@@ -40,32 +42,67 @@ def test_similarities_are_cosines_in_long_form(searched):
     assert row["cosine"].item() == pytest.approx(image @ text / np.linalg.norm(image) / np.linalg.norm(text), abs=1e-5)
 
 
+KS = [5, 10, 20]
+PRECISIONS = [f"precision_at_{k}" for k in KS]
+
+
 def test_perfect_order_has_perfect_precision():
-    grades = np.repeat(np.arange(5), 12)
+    grades = np.repeat(np.arange(5), 20)
     table = retrieval.ranking(np.eye(5)[grades], grades)
-    assert (table["precision_at_10"] == 1).all() and (table["average_precision"] == 1).all()
-    assert table["pictures"].tolist() == [12] * 5 and np.allclose(table["share"], 0.2)
+    assert list(table.columns) == ["grade", "pictures", "share", *PRECISIONS, "average_precision"]
+    assert (table[[*PRECISIONS, "average_precision"]] == 1).all(axis=None) and list(table["grade"]) == [0, 1, 2, 3, 4, "mean"]
+    assert table["pictures"].tolist() == [20] * 5 + [100] and np.allclose(table["share"], 0.2)
 
 
 def test_reversed_order_is_worse_than_chance():
     grades = np.repeat(np.arange(5), 12)
     table = retrieval.ranking(np.random.default_rng(0).normal(0, 0.01, (60, 5)) - np.eye(5)[grades], grades)
-    assert (table["precision_at_10"] == 0).all() and (table["average_precision"] < table["share"]).all()
+    assert (table[PRECISIONS] == 0).all(axis=None) and (table["average_precision"] < table["share"]).all()
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_average_precision_equals_its_definition(seed):
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 60), held=st.integers(1, 5), digits=st.sampled_from([1, 8]))
+def test_ranking_agrees_with_scikit_learn(seed, n, held, digits):
     generator = np.random.default_rng(seed)
-    grades, cosine = generator.integers(0, 5, 40), generator.normal(size=(40, 5))
+    grades, cosine = generator.integers(0, held, n), generator.normal(size=(n, 5)).round(digits)  # one digit makes ties
     table = retrieval.ranking(cosine, grades)
-    for grade in range(5):
-        hits = (grades == grade)[np.argsort(-cosine[:, grade])]
-        if hits.any():
-            expected = np.mean([hits[: k + 1].mean() for k in np.flatnonzero(hits)])
-            assert table["average_precision"][grade] == pytest.approx(expected) and table["precision_at_10"][grade] == hits[:10].mean()
+    for grade, row in table.head(5).iterrows():
+        relevant = grades == grade
+        order = sorted(range(n), key=lambda place: (-cosine[place, grade], place))
+        assert row["pictures"] == relevant.sum()
+        if not relevant.any():
+            assert row[["share", *PRECISIONS, "average_precision"]].isna().all()
+            continue
+        assert row["share"] == relevant.mean()
+        assert row["average_precision"] == pytest.approx(average_precision_score(relevant, cosine[:, grade]))
+        for k in KS:
+            assert row[f"precision_at_{k}"] == precision_score(relevant[order[:k]], np.ones(min(k, n)), zero_division=0)
+    there = np.unique(grades)
+    mean = average_precision_score(grades[:, None] == there, cosine[:, there], average="macro")
+    assert table["average_precision"].iloc[-1] == pytest.approx(mean) and table["pictures"].iloc[-1] == n
 
 
-def test_absent_grade_has_no_average_precision():
-    table = retrieval.ranking(np.random.default_rng(0).normal(size=(20, 5)), np.zeros(20, dtype=int))
-    assert table["average_precision"].isna().tolist() == [False, True, True, True, True] and table["pictures"].tolist() == [20, 0, 0, 0, 0]
+def test_without_pictures_nothing_is_defined():
+    table = retrieval.ranking(np.zeros((0, 5)), [])
+    assert table["pictures"].tolist() == [0] * 6 and table.drop(columns=["grade", "pictures"]).isna().all(axis=None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(0, 30), number=st.integers(1, 8))
+def test_nearest_pictures_have_the_highest_cosines_and_ties_keep_their_order(seed, n, number):
+    cosine = np.random.default_rng(seed).integers(-2, 3, (n, 5)) / 2
+    found = retrieval.nearest(cosine, number)
+    assert found.shape == (5, min(n, number))
+    for query, positions in enumerate(found):
+        assert list(positions) == sorted(range(n), key=lambda place: (-cosine[place, query], place))[:number]
+
+
+@pytest.mark.parametrize("cosine", [np.zeros((3, 4)), np.zeros(5), np.full((3, 5), np.nan)])
+def test_cosines_of_another_shape_or_without_a_number_are_refused(cosine):
+    with pytest.raises(StudyError, match="one column per query"):
+        retrieval.nearest(cosine, 3)
+
+
+def test_each_picture_needs_its_grade():
+    with pytest.raises(StudyError, match="3 rows of cosines stand against 2 grades"):
+        retrieval.ranking(np.zeros((3, 5)), [0, 1])

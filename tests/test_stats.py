@@ -1,24 +1,16 @@
-"""Resampling, tests and the arithmetic audit, against slow references, scipy, statsmodels and METHODS section 8."""
+"""Resampling, pairing and tests against slow references, scipy, scikit-learn and statsmodels."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
-from sklearn.metrics import roc_auc_score
-from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from statsmodels.stats.weightstats import DescrStatsW
 
-from koa_lib import arithmetic, metrics, stats
+from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
-from koa_lib.manifests import read_manifest
-from koa_lib.profile import ROOT
-
-MANIFESTS, COHORTS = ROOT / "data_manifests", ("oai_chen2018", "gornale2020")
-EXTERNAL, INTERNAL = [514, 477, 232, 221, 206], [3253, 1495, 2175, 1086, 251]
-VGG19 = [[556, 43, 39, 1, 0], [131, 52, 108, 5, 0], [41, 32, 335, 37, 2], [1, 1, 33, 167, 21], [0, 0, 1, 7, 43]]
 
 
 def cohort(seed=0, groups=40):
@@ -68,18 +60,36 @@ def test_draws_do_not_depend_on_chunks(monkeypatch):
     np.testing.assert_array_equal(whole, stats.group_bootstrap(frame["kl_grade"], predicted, frame["group_id"], 30, 1))
 
 
-def test_the_interval_covers_clustered_accuracy_and_pictures_alone_would_not():
-    hits = {"clustered": 0, "alone": 0}
-    for seed in range(80):
-        frame = cohort(seed, groups=60)
-        shift = (np.random.default_rng(seed + 1000).random(60) < 0.3).repeat(2)
-        predicted = np.minimum(4, frame["kl_grade"] + shift)
-        truth = 0.7 * 0.8 + 0.2  # grade 4 (one fifth) cannot be shifted
-        for name, groups in (("clustered", frame["group_id"]), ("alone", np.arange(len(frame)))):
-            drawn = stats.group_bootstrap(frame["kl_grade"], predicted, groups, 300, seed)
-            low, high = stats.interval(metrics.from_confusion(drawn)["accuracy"])
-            hits[name] += low <= truth <= high
-    assert hits["clustered"] >= 70 and hits["clustered"] > hits["alone"] + 3
+def test_pictures_of_their_own_groups_give_the_interval_of_scipy():
+    generator, n = np.random.default_rng(4), 240
+    grades = generator.choice(5, n)
+    predicted = np.clip(grades + generator.choice([-1, 0, 0, 0, 1, 2], n), 0, 4)
+    drawn = metrics.from_confusion(stats.group_bootstrap(grades, predicted, np.arange(n), 8000, 1))
+    references = {"accuracy": lambda a, b, axis: (a == b).mean(axis), "mae": lambda a, b, axis: np.abs(a - b).mean(axis)}
+    for name, statistic in references.items():
+        expected = bootstrap((grades, predicted), statistic, paired=True, vectorized=True, n_resamples=8000, method="percentile", rng=2).confidence_interval
+        # One picture is 1/240; the quantiles of 8,000 draws are a third of that uncertain.
+        assert stats.interval(drawn[name]) == pytest.approx(tuple(expected), abs=1.5 / n), name
+
+
+def simulated_knees(simulations, patients, accuracy, generator):
+    """Whether each of two knees per patient is graded right; the correlation between the knees is one half."""
+    chance = generator.beta(accuracy, 1 - accuracy, (simulations, patients))
+    return (generator.random((simulations, patients, 2)) < chance[:, :, None]).reshape(simulations, -1)
+
+
+def test_the_group_interval_covers_the_accuracy_of_paired_knees_and_one_without_patients_does_not():
+    simulations, patients, accuracy = 2000, 120, 0.7
+    right = simulated_knees(simulations, patients, accuracy, np.random.default_rng(0)).astype(int)
+    grades, hits = np.ones(2 * patients, int), {"patients": 0, "pictures": 0}
+    groups = {"patients": np.arange(patients).repeat(2), "pictures": np.arange(2 * patients)}
+    for seed, predicted in enumerate(right):
+        for name in groups:
+            drawn = stats.group_bootstrap(grades, predicted, groups[name], 250, seed)
+            low, high = stats.interval(drawn[:, 1, 1] / drawn.sum((1, 2)))
+            hits[name] += low <= accuracy <= high
+    covered = {name: count / simulations for name, count in hits.items()}
+    assert 0.93 <= covered["patients"] <= 0.97 and covered["pictures"] < 0.91, covered
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
@@ -116,45 +126,111 @@ def test_paired_difference_is_zero_for_equal_models_and_finds_a_better_one():
     assert 0 < better["ci_low"] < better["difference"] < better["ci_high"]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 40), st.integers(0, 40))
-def test_mcnemar_equals_statsmodels(b, c):
-    a_right, b_right = np.repeat([True, False, True], [b, c, 5]), np.repeat([False, True, True], [b, c, 5])
-    ours = stats.mcnemar(a_right, b_right)
-    assert (ours["b"], ours["c"]) == (b, c)
-    if b + c:
-        exact, point = min(1, reference_mcnemar([[5, b], [c, 0]], exact=True).pvalue), binom.pmf(b, b + c, 0.5)
-        assert ours["p_exact"] == pytest.approx(exact)
-        assert ours["p_mid"] == pytest.approx(exact - (point / 2 if b == c else point))
-    else:
-        assert ours["p_exact"] == ours["p_mid"] == 1
-
-
-def test_mcnemar_without_pairs_is_nan():
-    assert np.isnan(stats.mcnemar([], [])["p_exact"])
+def model(ids, grades, seed=0):
+    """A graded frame with random probabilities."""
+    probabilities = np.random.default_rng(seed).dirichlet(np.ones(5), len(ids))
+    return pd.DataFrame(probabilities, columns=metrics.PROBABILITIES).assign(image_id=list(ids), kl_grade=list(grades), group_id=list(ids))
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_equals_statsmodels(p_values):
-    np.testing.assert_allclose(stats.holm(p_values), multipletests(p_values, method="holm")[1])
+@given(st.permutations(range(8)))
+def test_pairing_finds_each_picture_of_the_other_model(order):
+    a, b = model("abcdefgh", [0, 1, 2, 3, 4, 0, 1, 2], 1), model("abcdefgh", [0, 1, 2, 3, 4, 0, 1, 2], 2)
+    both = stats.paired(a, b.iloc[order])
+    pd.testing.assert_frame_equal(both[a.columns], a)
+    assert np.array_equal(both[[f"{name}_b" for name in metrics.PROBABILITIES]], b[metrics.PROBABILITIES])
 
 
-def test_holm_leaves_nan_out():
-    np.testing.assert_allclose(stats.holm([0.01, np.nan, 0.04]), [0.02, np.nan, 0.04])
+def test_pairing_refuses_other_pictures_other_grades_and_repeats():
+    a = model("abc", [0, 1, 2])
+    with pytest.raises(StudyError, match=r"1 only the first, 2 only the second, such as 'c'"):
+        stats.paired(a, model("abde", [0, 1, 2, 2]))
+    with pytest.raises(StudyError, match=r"0 only the first, 1 only the second, such as 'd'"):
+        stats.paired(a, model("abcd", [0, 1, 2, 2]))
+    with pytest.raises(StudyError, match=r"differ for 2 of the pictures \(such as 'b', 1 against 4\)"):
+        stats.paired(a, model("cba", [3, 4, 0]))
+    for pair in ((model("aab", [0, 0, 1]), a), (a, model("abb", [0, 1, 1]))):
+        with pytest.raises(StudyError, match="more than once in the (first|second) model's"):
+            stats.paired(*pair)
 
 
-def test_reweight_gives_the_known_reference_and_nan_where_undefined():
-    assert round(stats.reweight(VGG19, EXTERNAL), 3) == 0.633
-    assert stats.reweight(VGG19, np.sum(VGG19, 1)) == pytest.approx(np.trace(VGG19) / np.sum(VGG19))
-    assert np.isnan(stats.reweight(np.diag([1, 1, 1, 1, 0]), EXTERNAL))
-    assert np.isnan(stats.reweight(VGG19, np.zeros(5)))
+def test_pooled_folds_hold_each_picture_once():
+    parts = [model("ab", [0, 1], 1), model("c", [2], 2), model("de", [3, 4], 3)]
+    pooled = stats.pool(parts)
+    assert list(pooled["image_id"]) == list("abcde") and list(pooled["kl_grade"]) == list(range(5))
+    assert list(pooled.index) == list(range(5)) and pooled["p3"].iloc[2] == parts[1]["p3"].iloc[0]
+    with pytest.raises(StudyError, match="'c' is there more than once"):
+        stats.pool([*parts, model("fc", [0, 2])])
+    with pytest.raises(StudyError, match="no predictions"):
+        stats.pool([])
 
 
-def test_run_interval_is_students_t_and_needs_five_runs():
-    mean, low, high = stats.run_interval([1, 2, 3, 4, 5])
-    assert (mean, round(low, 3), round(high, 3)) == (3, 1.037, 4.963)
-    assert np.isnan(stats.run_interval([1, 2, 3, 4])[1]) and np.isnan(stats.run_interval([])[0])
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_equals_the_binomial_test(b, c):
+    a_right, b_right = np.repeat([True, False, True], [b, c, 5]), np.repeat([False, True, True], [b, c, 5])
+    ours = stats.mcnemar(a_right, b_right)
+    assert (ours["b"], ours["c"]) == (b, c)
+    exact = binomtest(b, b + c).pvalue if b + c else 1
+    assert ours["p_exact"] == pytest.approx(exact)
+    if b != c:
+        # Twice the smaller tail, its last point counted half: the mean of two one-sided tests.
+        fewer = [binomtest(k, b + c, alternative="less").pvalue if k >= 0 else 0 for k in (min(b, c), min(b, c) - 1)]
+        assert ours["p_mid"] == pytest.approx(sum(fewer))
+
+
+def test_mid_p_of_known_counts():
+    # 1 - C(4, 2) / 2^4 / 2 with equal counts; 2 / 2^6 - 1 / 2^6 when all six disagreements favour one.
+    assert stats.mcnemar([1, 1, 0, 0], [0, 0, 1, 1])["p_mid"] == pytest.approx(1 - 6 / 32)
+    assert stats.mcnemar(np.ones(6), np.zeros(6))["p_mid"] == pytest.approx(1 / 64)
+    assert stats.mcnemar([1, 0], [1, 0])["p_mid"] == 1
+
+
+def test_mcnemar_without_pairs_is_nan_and_other_lengths_are_refused():
+    assert np.isnan(stats.mcnemar([], [])["p_exact"])
+    with pytest.raises(StudyError, match="differ in length"):
+        stats.mcnemar([True], [True, False])
+
+
+@settings(max_examples=20, deadline=None)  # statsmodels collects garbage at each call, a tenth of a second
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=9))
+def test_holm_equals_its_definition_and_leaves_nan_out(p_values):
+    adjusted, known = stats.holm(p_values), [p for p in p_values if not np.isnan(p)]
+    for p, ours in zip(p_values, adjusted, strict=True):
+        # The largest of every smaller or equal p times the number of hypotheses not yet rejected before it.
+        steps = [q * (len(known) - sorted(known).index(q)) for q in known if q <= p]
+        assert ours == pytest.approx(min(1, max(steps)) if steps else np.nan, nan_ok=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-10, 10), max_size=12))
+def test_run_interval_is_students_t_and_needs_five_runs(values):
+    mean, low, high = stats.run_interval([*values, np.nan])
+    assert mean == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True)
+    expected = DescrStatsW(values).tconfint_mean(0.05) if len(values) >= 5 else (np.nan, np.nan)
+    assert (low, high) == pytest.approx(expected, nan_ok=True, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.floats(-5, 5), st.just(float("nan"))), max_size=30), st.floats(0.5, 0.99))
+def test_the_interval_holds_its_share_of_the_defined_draws(values, level):
+    low, high = stats.interval(values, level)
+    tails = [50 * (1 - level), 50 * (1 + level)]
+    expected = np.nanpercentile(values, tails) if np.isfinite(values).any() else (np.nan, np.nan)
+    assert (low, high) == pytest.approx(tuple(expected), nan_ok=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_paired_difference_resamples_both_models_together(seed):
+    generator = np.random.default_rng(seed)
+    grades, a, b = generator.choice(5, (3, 60))
+    groups = generator.choice(25, 60)
+    found = stats.paired_difference(grades, a, b, groups, "qwk", 20, seed)
+    rows = slow_draws(pd.DataFrame({"group_id": groups}), 20, seed)
+    kappas = [[cohen_kappa_score(grades[row], guess[row], weights="quadratic", labels=range(5)) for row in rows] for guess in (a, b)]
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx(stats.interval(np.subtract(*kappas)))
+    assert found["difference"] == pytest.approx(np.subtract(*(cohen_kappa_score(grades, guess, weights="quadratic") for guess in (a, b))))
 
 
 def test_weighted_auc_counts_ties_as_half():
@@ -162,78 +238,3 @@ def test_weighted_auc_counts_ties_as_half():
     weights = np.array([[1, 2, 1, 3.0]])
     expected = roc_auc_score(np.repeat(positive, [1, 2, 1, 3]), np.repeat(score, [1, 2, 1, 3]))
     assert stats._weighted_auc(weights, positive, *stats._ties(score))[0] == pytest.approx(expected)
-
-
-@pytest.fixture(scope="module")
-def findings():
-    published = pd.read_csv(MANIFESTS / "published/jpm2026.csv")
-    counts = arithmetic.manifest_counts(*(read_manifest(MANIFESTS / f"{name}.csv") for name in COHORTS))
-    assert [list(counts["internal"]), list(counts["external"]), counts["patients"]] == [INTERNAL, EXTERNAL, 4130]
-    return arithmetic.findings(published, counts).set_index("check")
-
-
-def test_the_audit_finds_what_the_methods_say(findings):
-    value, expected = findings["value"], findings["expected"]
-    assert (round(value["sum of false positives"], 1), round(expected["sum of false positives"], 1)) == (532.8, 392.0)
-    assert round(value["accuracy implied by the sensitivities"], 3) == 76.245
-    ratios = [round(value[f"interval width ratio, grade {grade}"], 2) for grade in range(5)]
-    assert ratios == [0.81, 0.80, 0.48, 0.59, 0.50]
-    assert round(value["lowest diagonal InfoNCE loss at batch 64, nats"], 2) == 2.79
-    assert round(value["largest share of grades 0, 3, 4 in balance"], 1) == 18.9
-    assert round(value["macro precision implied"], 1) == 69.3 and round(value["macro F1 implied"], 1) == 72.6
-    assert round(value["accuracy implied by the specificities"], 1) == 67.7
-    assert round(value["errors implied by the accuracy"], 1) == 380.5
-    assert "not attainable" in findings.loc["external accuracy nearest to k of 1650", "note"]
-    assert findings["note"].str.len().gt(0).all()
-
-
-def test_the_audit_needs_the_published_rows():
-    empty = pd.DataFrame(columns=["item", "row", "metric", "value"])
-    with pytest.raises(StudyError, match="0 rows for table_2"):
-        arithmetic.findings(empty, {"external": EXTERNAL, "internal": INTERNAL, "patients": 1})
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.integers(1, 3000), st.data())
-def test_grim_accepts_every_real_percentage(n, data):
-    k = data.draw(st.integers(0, n))
-    assert arithmetic.grim(round(100 * k / n, 2), n)
-
-
-def test_grim_of_the_published_accuracy():
-    assert [n for n in range(1630, 1670) if arithmetic.grim(76.94, n)] == [1635, 1639, 1648, 1652, 1661, 1665]
-    assert sum(arithmetic.grim(76.94, n) for n in range(1200, 1701)) == 68
-    assert not arithmetic.grim(76.94, 1650) and not arithmetic.grim(76.94, 1650, truncated=True)
-    assert not arithmetic.grim(76.94, 1650, runs=5) and arithmetic.grim(76.94, 1650, runs=10)
-    assert arithmetic.grim(12.5, 1000) and arithmetic.grim(76.945, 2000, decimals=2) == arithmetic.grim(76.94, 2000)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_real_matrices_balance_and_reproduce_their_metrics(seed):
-    cm = np.random.default_rng(seed).integers(1, 60, (5, 5))
-    counts, hits = cm.sum(1), np.diag(cm)
-    others, guesses = cm.sum() - counts, cm.sum(0)
-    sensitivity, specificity = 100 * hits / counts, 100 * (others - (guesses - hits)) / others
-    balance = arithmetic.fp_fn_balance(sensitivity, specificity, counts)
-    assert balance["false_positives"] == pytest.approx(balance["false_negatives"])
-    values = metrics.from_confusion(cm)
-    assert balance["accuracy_from_specificity"] == pytest.approx(100 * values["accuracy"])
-    assert arithmetic.implied_accuracy(sensitivity, counts) == pytest.approx(100 * values["accuracy"])
-    precision, f1 = arithmetic.implied_precision(sensitivity, specificity, counts)
-    assert (precision.mean(), f1.mean()) == pytest.approx((100 * values["macro_precision"], 100 * values["macro_f1"]))
-
-
-def test_infonce_floor_equals_a_simulation_and_its_limits():
-    floors = [round(arithmetic.infonce_floor(INTERNAL, batch), 2) for batch in (16, 32, 64, 128)]
-    assert floors == [1.51, 2.13, 2.79, 3.47]
-    assert arithmetic.infonce_floor([1, 0, 0, 0, 0], 64) == pytest.approx(np.log(64))
-    assert arithmetic.infonce_floor([1, 1, 1, 1, 1], 1) == 0
-    batches = np.random.default_rng(0).choice(5, (4000, 64), p=np.array(INTERNAL) / 8260)
-    same = (batches[:, :, None] == batches[:, None, :]).sum(2)
-    assert np.log(same).mean() == pytest.approx(arithmetic.infonce_floor(INTERNAL, 64), abs=0.005)
-
-
-def test_wilson_equals_statsmodels():
-    low, high = proportion_confint(1270, 1650, method="wilson")
-    assert arithmetic.wilson(100 * 1270 / 1650, 1650) == pytest.approx((100 * low, 100 * high))

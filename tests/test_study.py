@@ -1,6 +1,7 @@
 """A study's inputs: written only when they change, checked with one clear sentence."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -103,3 +104,19 @@ def test_stamp_and_headline(build):
     assert opened.stamp().startswith("03_fine_tune") and "seed 42" in opened.stamp()
     opened.headline("All is well.")
     assert (build / "smoke" / "headline.txt").read_text() == "All is well.\n"
+
+
+def test_a_dry_run_needs_neither_data_nor_weights_and_has_its_own_place(build, monkeypatch):
+    monkeypatch.setenv("KOA_DRY", "1")
+    inputs = prepare_inputs("paper", dry=True)
+    study = Study.open("paper")
+    assert inputs.dry and study.dry and study.run_dir.name == "paper-dry" and study.synthetic and study.stamp().startswith("DRY RUN")
+    assert run_name(study.profile, 7, dry=True) == "paper-dry-seed7"
+
+
+def test_a_dry_run_changes_folds_seeds_epochs_data_and_start_and_nothing_else():
+    whole, dry = profile.load("paper"), profile.dry(profile.load("paper"), real=True)
+    assert (dry.as_printed, dry.our_protocol) == tuple(replace(recipe, folds=2, epochs=1) for recipe in (whole.as_printed, whole.our_protocol))
+    assert dry.baselines == tuple(replace(spec, epochs=1, weights="random") for spec in whole.baselines)
+    assert replace(dry, as_printed=whole.as_printed, our_protocol=whole.our_protocol, baselines=whole.baselines, seeds=3, tower_epochs=30, baseline_folds=5, model=whole.model) == whole
+    assert profile.dry(whole, real=False).training.source == "phantoms"

@@ -8,8 +8,8 @@ import torch
 from conftest import TINY, easy_dataset
 from torch import nn
 
+from koa_lib import datasets, sources, training
 from koa_lib import model as models
-from koa_lib import training
 from koa_lib.errors import StudyError
 
 
@@ -45,7 +45,7 @@ grader = Small
 
 
 def pictures(recipe=LIVE, role="fit", n=64, seed=0):
-    return training.Pictures(easy_dataset(n, size=16, role=role, seed=seed), recipe)
+    return sources.Pictures(easy_dataset(n, size=16, role=role, seed=seed), recipe)
 
 
 def clip_grader(part):
@@ -77,7 +77,7 @@ class Stopped(Exception):
     pass
 
 
-class Failing(training.Pictures):
+class Failing(sources.Pictures):
     """Pictures that stop the training after some batches, like a killed run."""
 
     def training_batch(self, positions, generator):
@@ -106,10 +106,12 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path, monkeypatch, aug
 
 def test_resume_really_skips_what_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SECONDS_BETWEEN_LINES", 0)
-    training.fit(grader(), pictures(), None, LIVE, 5, "test", tmp_path / "a.resume")
-    untouched = Failing(easy_dataset(64, size=16, role="fit"), LIVE)
-    untouched.left = 0
-    assert len(training.fit(grader(), untouched, None, LIVE, 5, "test", tmp_path / "a.resume")) == LIVE.epochs
+    stopped, going_on = (Failing(easy_dataset(64, size=16, role="fit"), LIVE) for _ in range(2))
+    stopped.left = 4 * LIVE.epochs - 1  # an epoch has four batches: stopped in the last one
+    with pytest.raises(Stopped):
+        training.fit(grader(), stopped, None, LIVE, 5, "test", tmp_path / "a.resume")
+    going_on.left = 4
+    assert len(training.fit(grader(), going_on, None, LIVE, 5, "test", tmp_path / "a.resume")) == LIVE.epochs
 
 
 @pytest.mark.parametrize("role", ["report", "select", "any"])
@@ -148,9 +150,44 @@ def test_frozen_weights_do_not_move():
     assert torch.equal(made.frozen.weight, frozen) and not torch.equal(made.trained[4].weight, trained)
 
 
-def test_too_few_pictures_for_a_batch_are_named():
-    with pytest.raises(StudyError, match="10 training pictures do not fill a batch of 16"):
-        training.fit(grader(), pictures(n=10), None, LIVE, 0, "test")
+def test_fewer_pictures_than_a_batch_are_one_batch_and_none_is_refused():
+    assert len(training.fit(grader(), pictures(n=10), None, LIVE, 0, "test")) == LIVE.epochs
+    with pytest.raises(StudyError, match="no training picture"):
+        training.fit(grader(), sources.Pictures(easy_dataset(10, size=16).part([], "fit"), LIVE), None, LIVE, 0, "test")
+
+
+@pytest.mark.parametrize("patience, epochs", [(0, 8), (1, 3), (2, 7), (3, 8)])
+def test_training_stops_when_patience_epochs_brought_no_gain(monkeypatch, patience, epochs):
+    kappas = iter([0.1, 0.3, 0.2, 0.4, 0.5, 0.5, 0.3, 0.2])  # best at epochs 2 and, for the patient, 5
+    monkeypatch.setattr(training, "_measure", lambda *_: ({"epoch": 0, "part": "inner", "loss": 0.0, "accuracy": 0.0}, next(kappas)))
+    recipe = replace(LIVE, epochs=8, patience=patience)
+    history = training.fit(grader(), pictures(recipe), pictures(recipe, "select", 20, 1), recipe, 0, "test")
+    assert (history["part"] == "train").sum() == epochs
+
+
+def test_what_is_watched_changes_nothing_and_must_be_a_reported_part():
+    plain, watched = grader(), grader()
+    training.fit(plain, pictures(), None, LIVE, 0, "test")
+    history = training.fit(watched, pictures(), None, LIVE, 0, "test", watch=pictures(LIVE, "report", 20, 1))
+    assert list(history["part"]) == ["train", "held_out"] * LIVE.epochs
+    assert all(torch.equal(a, b) for a, b in zip(plain.trained_state().values(), watched.trained_state().values(), strict=True))
+    with pytest.raises(StudyError, match="'report' is needed"):
+        training.fit(grader(), pictures(), None, LIVE, 0, "test", watch=pictures(LIVE, "fit", 20, 1))
+
+
+@pytest.mark.parametrize("part", ["adapter", "both_encoders"])
+def test_the_contrastive_loss_is_that_of_pictures_and_their_own_sentences(part):
+    from koa_lib import losses
+
+    made, data = clip_grader(part), easy_dataset(12)
+    grades = torch.as_tensor(data.grades)
+    with torch.no_grad():
+        features = made.trunk(datasets.to_tensor(data.images(np.arange(12)), "clip"))
+        loss, logits = losses.training_loss(made, features, grades, losses.target_matrix("hard"), "infonce")
+        pairs = made.tail(features)[:, grades].double()  # column j is the sentence of picture j
+    own = torch.arange(12)
+    expected = (torch.nn.functional.cross_entropy(pairs, own) + torch.nn.functional.cross_entropy(pairs.T, own)) / 2
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-4) and torch.allclose(logits, made.tail(features), atol=1e-4)
 
 
 def test_diverged_training_stops_in_words():
@@ -162,10 +199,10 @@ def test_diverged_training_stops_in_words():
 def test_cached_features_equal_live_pictures(tmp_path, part):
     made, data = clip_grader(part), easy_dataset(12)
     recipe = replace(TINY, part=part, views=2)
-    training.extract(made, data, recipe, 0, tmp_path / "f.npy")
+    sources.extract(made, data, recipe, 0, tmp_path / "f.npy")
     array = np.load(tmp_path / "f.npy", mmap_mode="r")
     some = data.part(np.arange(3, 9), "report")
-    cached, pictures = training.Features(some, array), training.Pictures(some, recipe)
+    cached, pictures = sources.Features(some, array), sources.Pictures(some, recipe)
     with torch.no_grad():
         live = made(pictures.batch(np.arange(6))).softmax(-1).numpy()
     assert array.shape[:2] == (2, 12) and np.allclose(training.predict(made, cached), live, atol=5e-3)
@@ -175,14 +212,14 @@ def test_cached_features_equal_live_pictures(tmp_path, part):
 def test_clip_learns_from_cached_features(tmp_path):
     recipe = replace(TINY, part="last_blocks", epochs=6)
     made, data = clip_grader("last_blocks"), easy_dataset(48, role="fit")
-    training.extract(made, data, recipe, 0, tmp_path / "f.npy")
-    history = training.fit(made, training.Features(data, np.load(tmp_path / "f.npy")), None, recipe, 0, "test")
+    sources.extract(made, data, recipe, 0, tmp_path / "f.npy")
+    history = training.fit(made, sources.Features(data, np.load(tmp_path / "f.npy")), None, recipe, 0, "test")
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
 
 
 def test_training_batches_draw_from_all_views():
     array = np.arange(3, dtype=np.float16).reshape(3, 1, 1) * np.ones((3, 20, 4), dtype=np.float16)
-    source = training.Features(easy_dataset(20, size=4), array)
+    source = sources.Features(easy_dataset(20, size=4), array)
     views = set(source.training_batch(np.arange(20), torch.Generator().manual_seed(0))[:, 0].tolist())
     assert views == {0, 1, 2} and source.batch(np.arange(20)).eq(0).all()
 
@@ -190,7 +227,7 @@ def test_training_batches_draw_from_all_views():
 def test_predictions_do_not_depend_on_the_batch():
     made, source = grader(), pictures(n=140)
     whole = training.predict(made, source)
-    alone = training.predict(made, training.Pictures(source.dataset.part(np.array([7, 139]), "report"), LIVE))
+    alone = training.predict(made, sources.Pictures(source.dataset.part(np.array([7, 139]), "report"), LIVE))
     assert np.allclose(whole[[7, 139]], alone, atol=1e-5) and np.allclose(whole.sum(axis=1), 1, atol=1e-5)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from koa_lib import comparison, protocols
+from koa_lib import external, protocols
 from koa_lib.harmonisation import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.runner import Runner
@@ -36,7 +36,7 @@ def test_a_view_changes_the_pictures_and_not_the_model(graded):
 
 def test_exploratory_views_are_named_so(graded):
     _, views, study = graded
-    rows = comparison.view_rows(study, views)
+    rows = external.by_view(study, views)
     for row in rows.itertuples():
         assert (row.status == "exploratory") == bool({row.geometry, row.intensity} & EXPLORATORY)
     assert list(rows["status"] == "confirmatory") == [True] + [False] * (len(VIEWS) - 1) and (rows["ci_low"] <= rows["accuracy"]).all()

@@ -1,0 +1,78 @@
+"""Charts that look into a model or a cohort: calibration, search by text, near-duplicates."""
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from koa_lib import metrics
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
+
+
+@styled
+def reliability(grades, probabilities, bins=15):
+    """Reliability diagram of the top label: accuracy against confidence, and how many pictures each bin holds."""
+    grades, probabilities = metrics.checked(grades, probabilities)
+    if not len(grades):
+        return message("No picture has been graded.")
+    place, excess = metrics.calibration_bins(grades, probabilities, bins)
+    counts = np.bincount(place, minlength=bins)
+    filled, edges = counts > 0, np.arange(bins) / bins
+    confidence = np.bincount(place, probabilities.max(1), minlength=bins)[filled] / counts[filled]
+    accuracy = confidence - np.bincount(place, excess, minlength=bins)[filled] / counts[filled]
+    figure, (top, low) = canvas(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
+    top.bar(edges[filled], accuracy, width=1 / bins, align="edge", color="#9ecae1", edgecolor="white", label="accuracy")
+    top.plot(confidence, accuracy, "o", color=INK, markersize=3.5, clip_on=False, label="mean confidence of the bin")
+    top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
+    top.set(ylabel="accuracy", ylim=(0, 1.02), title=f"ECE {metrics.ece(grades, probabilities, bins):.3f}, {bins} bins")
+    figure.legend(loc="outside lower center", ncols=3)
+    low.bar(edges, counts, width=1 / bins, align="edge", color="#bbbbbb", edgecolor="white")
+    low.set(xlabel="confidence of the top label", ylabel="pictures", xlim=(0, 1))
+    low.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    return figure
+
+
+@styled
+def retrieval(precision):
+    """Precision of query-to-image search.
+
+    Parameters
+    ----------
+    precision : DataFrame
+        query, precision (ratio), share (ratio of pictures of that grade: what chance gives); grade order.
+    """
+    if precision.empty:
+        return message("No query has been searched.")
+    figure, axis = canvas(2.8)
+    places = np.arange(len(precision))
+    bars = axis.barh(places, precision["precision"], color=GRADE_COLOURS[: len(places)])
+    axis.bar_label(bars, [f"{value:.2f}" for value in precision["precision"]], padding=7, fontsize=8)
+    axis.plot(precision["share"], places, "D", mfc="white", mec="black", label="chance (share of the grade)")
+    axis.set(xlim=(0, 1.12), xlabel="precision")
+    axis.set_yticks(places, precision["query"])
+    axis.invert_yaxis()
+    figure.legend(loc="outside lower center")
+    return figure
+
+
+@styled
+def nearest_distances(distances, threshold):
+    """How far each picture's nearest other one is, per cohort, and where near-duplicates begin.
+
+    Parameters
+    ----------
+    distances : dict of str to int array
+        Cohort to the smallest Hamming distances of its perceptual hashes, in bits.
+    threshold : int
+        Largest distance of near-duplicates.
+    """
+    figure, axes = canvas(2.5, ncols=len(distances), squeeze=False)
+    for axis, (name, values) in zip(axes[0], distances.items(), strict=True):
+        edges = np.arange(0, max(130, values.max() + 4), 4)
+        axis.hist(values[values > threshold], edges, color="#9ecae1", label="other pictures")
+        axis.hist(values[values <= threshold], edges, color=PLAIN_COLOURS[1], hatch="///", edgecolor="white", label="equal pixels and near-duplicates")
+        axis.axvline(threshold + 0.5, color=INK, ls="--", lw=1, label=f"threshold: {threshold} bits")
+        axis.set(title=f"{name} (n = {len(values):,})", xlabel="bits to the nearest other picture")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+    axes[0, 0].set_ylabel("pictures")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure

@@ -1,0 +1,170 @@
+"""The external result from all sides: by set and reader, by every metric, by the way of showing, and with adaptation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import metrics, predictions, protocols, retrieval, shift, stats, subsets
+from koa_lib.errors import StudyError
+from koa_lib.grades import GRADES
+from koa_lib.harmonisation import EXPLORATORY, VIEWS
+from koa_lib.predictions import PROBABILITIES, arrays
+
+SHOTS = (5, 10, 20)  # labels per grade, as the closest public peer has them (METHODS 7.1)
+DRAWS = 20
+
+
+def by_set(study, arms):
+    """The external result by protocol, derived set and reader, from the mean probabilities of the folds.
+
+    Parameters
+    ----------
+    arms : dict of str to DataFrame
+        Arm name to its joined external frame (fold mean).
+
+    Returns
+    -------
+    DataFrame
+        arm, set, reader, n, accuracy, ci_low, ci_high, macro_f1, qwk.
+    """
+    rows = []
+    for name, graded in arms.items():
+        for subset in subsets.SUBSETS:
+            kept = graded[graded["image_id"].isin(subsets.subset(graded, subset))]
+            for reader, column in (("first", "kl_grade"), ("second", "kl_grade_reader2")):
+                read = kept[kept[column].notna()]
+                if len(read):
+                    rows.append({"arm": name, "set": subset.replace("_", " "), "reader": reader, "n": len(read), **_with_interval(study, read, column)})
+    return pd.DataFrame(rows)
+
+
+def by_view(study, views):
+    """The external result in each geometry and intensity, on the deduplicated set against the first reader.
+
+    Parameters
+    ----------
+    views : dict of (geometry, intensity) to DataFrame
+        As from `Runner.external_views`.
+
+    Returns
+    -------
+    DataFrame
+        status ('confirmatory', 'sensitivity' or 'exploratory'), geometry, intensity, as_trained (whether the model was
+        trained on such pictures), n, accuracy, ci_low, ci_high, macro_f1, qwk.
+    """
+    rows, trained = [], (study.profile.our_protocol.geometry, study.profile.our_protocol.intensity)
+    for (geometry, intensity), graded in views.items():
+        kept = graded[graded["image_id"].isin(subsets.subset(graded, "deduplicated"))]
+        status = "exploratory" if {geometry, intensity} & EXPLORATORY else "confirmatory" if (geometry, intensity) == VIEWS[0] else "sensitivity"
+        rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": "yes" if (geometry, intensity) == trained else "no", "n": len(kept), **_with_interval(study, kept, "kl_grade")})
+    return pd.DataFrame(rows)
+
+
+def by_metric(study, graded, mirrored):
+    """Every metric on each derived set, beside what the best constant answer reaches.
+
+    Parameters
+    ----------
+    graded, mirrored : DataFrame
+        Joined frames of the external cohort: as it is, and with left and right exchanged.
+
+    Returns
+    -------
+    DataFrame
+        metric, best_constant (on single knees), then per set its value, low, high (95 % group bootstrap; empty for what has none).
+    """
+    columns = {}
+    for name in subsets.SUBSETS:
+        kept = graded[graded["image_id"].isin(subsets.subset(graded, name))]
+        label = name.replace("_", " ")
+        for column, values in _all_metrics(study, kept, mirrored).items():
+            columns[label if column == "value" else f"{label} {column.removeprefix('ci_')}"] = values
+    table = pd.DataFrame(columns)
+    constant = metrics.best_constant(kept["kl_grade"])
+    table.insert(0, "best_constant", [constant.get(metric, np.nan) if metric in ("accuracy", "within_one") else np.nan for metric in table.index])
+    return table.rename_axis("metric").reset_index()
+
+
+def _all_metrics(study, kept, mirrored):
+    grades, probabilities = arrays(kept)
+    summary = stats.bootstrap_summary(kept, study.profile.draws, study.seed).set_index("metric").drop(index="kappa")
+    auc = pd.DataFrame({"value": metrics.per_grade(grades, probabilities)["auc"].to_numpy()}, index=[f"auc_kl_{grade}" for grade in GRADES])
+    both = stats.paired(kept, mirrored[mirrored["image_id"].isin(kept["image_id"])])
+    flips = metrics.flip_disagreement(both[PROBABILITIES].to_numpy(), both[[f"{p}_b" for p in PROBABILITIES]].to_numpy())
+    ends = pd.DataFrame({"value": [float(len(kept))]}, index=["n"]), pd.DataFrame({"value": [flips]}, index=["flip_disagreement"])
+    return pd.concat([ends[0], summary, auc, ends[1]])
+
+
+def adapted(study, arm, graded, trained_on):
+    """The external result after prior correction: no longer zero-shot, because it knows all external pictures (not their grades).
+
+    Parameters
+    ----------
+    arm : Arm
+    graded : DataFrame
+        Joined external frame.
+    trained_on : int array
+        Grades that the model was fitted on: the priors of its probabilities.
+
+    Returns
+    -------
+    DataFrame
+        Joined frame with corrected probabilities; written as prediction file `..__em.csv`.
+    """
+    priors = np.bincount(trained_on, minlength=len(GRADES)) / len(trained_on)
+    corrected, _ = shift.prior_correction(arrays(graded)[1], priors)
+    frame = predictions.frame(graded["image_id"], corrected)
+    name = protocols.prediction_name(study, arm, "external", graded.attrs["fold"])
+    predictions.write(frame, study.run_dir / "predictions" / replace(name, adaptation="em").file)
+    return frame.merge(graded.drop(columns=PROBABILITIES), on="image_id", validate="one_to_one")
+
+
+def few_shot(study, runner, arm):
+    """Draws of K labels per grade from the external cohort, a linear probe on the arm's embeddings, graded on the rest.
+
+    Returns
+    -------
+    (DataFrame, dict)
+        Draws as from `shift.few_shot` for each K of `SHOTS`; and K -> why it was not run.
+    """
+    grader = runner.grader(arm, protocols.main_fold(study))
+    data, source = runner.external(arm, grader)
+    embeddings = retrieval.image_embeddings(grader, source).numpy()
+    keep = data.rows["image_id"].isin(subsets.subset(data.rows, "single_knee")).to_numpy()
+    rows, tables, missing = data.rows[keep].reset_index(drop=True), [], {}
+    for shots in SHOTS:
+        try:
+            tables.append(shift.few_shot(embeddings[keep], rows, shots, DRAWS, study.seed))
+        except StudyError as error:
+            missing[shots] = str(error)
+    return pd.concat(tables) if tables else pd.DataFrame(), missing
+
+
+def adaptation_rows(study, zero_shot, corrected, draws, missing):
+    """Zero-shot, prior-corrected and K-shot results on single knees, one row each, the latter two named as not zero-shot.
+
+    Returns
+    -------
+    DataFrame
+        adaptation, zero_shot (yes/no), labels, n, accuracy, ci_low, ci_high, macro_f1, qwk, reason. Intervals: group bootstrap; for K-shot
+        the middle 95 % of the draws.
+    """
+    rows = []
+    for name, used, graded in (("none", "yes", zero_shot), ("prior correction (EM)", "no", corrected)):
+        kept = graded[graded["image_id"].isin(subsets.subset(graded, "single_knee"))]
+        rows.append({"adaptation": name, "zero_shot": used, "labels": 0, "n": len(kept), **_with_interval(study, kept, "kl_grade"), "reason": ""})
+    for shots, part in draws.groupby("shots") if len(draws) else ():
+        low, high = stats.interval(part["accuracy"])
+        rows.append({"adaptation": f"{shots}-shot linear probe, {len(part)} draws", "zero_shot": "no", "labels": shots * len(GRADES), "n": round(part["n"].mean()),
+                     "accuracy": part["accuracy"].mean(), "ci_low": low, "ci_high": high, "macro_f1": part["macro_f1"].mean(), "qwk": part["qwk"].mean(), "reason": ""})
+    rows += [{"adaptation": f"{shots}-shot linear probe", "zero_shot": "no", "labels": shots * len(GRADES), "n": 0, "reason": f"not run: {why}"} for shots, why in missing.items()]
+    return pd.DataFrame(rows)
+
+
+def _with_interval(study, graded, column):
+    graded = graded.assign(kl_grade=graded[column].astype(int))
+    summary = stats.bootstrap_summary(graded, study.profile.draws, study.seed).set_index("metric")
+    accuracy = summary.loc["accuracy"]
+    return {"accuracy": accuracy.value, "ci_low": accuracy.ci_low, "ci_high": accuracy.ci_high,
+            "macro_f1": summary.value["macro_f1"], "qwk": summary.value["qwk"]}

@@ -1,0 +1,98 @@
+"""Readings of the printed training: what the paper leaves open or says in more than one way, one factor at a time.
+
+Each reading changes `as_printed` in one point (DESIGN: never a full grid); sources are METHODS 2.2, 6 and 8.5.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import stats
+from koa_lib.comparison import shown_fold
+from koa_lib.predictions import PROBABILITIES
+from koa_lib.protocols import clip_arm, main_arm, main_fold
+
+AS_PRINTED = "as printed"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A named option of a factor: the change of the recipe, and what the paper says that suggests it."""
+
+    factor: str
+    option: str
+    change: dict
+    suggested_by: str
+
+    @property
+    def name(self):
+        """Name of its arm and files, e.g. 'reading-loss-infonce'."""
+        return "reading-" + f"{self.factor}-{self.option}".lower().replace(" ", "_").replace(".", "_")
+
+
+READINGS = (
+    Reading("trained part", "projection", {"part": "projection"}, "all 12 blocks frozen (section 3.4), no adapter"),
+    Reading("trained part", "last blocks", {"part": "last_blocks"}, "last two layers trained (section 3.4)"),
+    Reading("trained part", "full image tower", {"part": "full_image"}, "fine-tuning of the model (section 4.1)"),
+    Reading("trained part", "both encoders", {"part": "both_encoders"}, "both encoders optimised (section 3.3)"),
+    *(Reading("residual ratio", f"{ratio:g}", {"residual": ratio}, "ratio not printed; 0.2 is CLIP-Adapter's") for ratio in (0.4, 0.6, 0.8, 1.0)),
+    Reading("loss", "symmetric InfoNCE", {"loss": "infonce"}, "symmetric cross-entropy over the batch (sections 3.3 and 3.5)"),
+    Reading("prompts", "no digits", {"prompts": "no_digits"}, "Table 1 numbers the grades 1 to 5"),
+    Reading("prompts", "corrected numbers", {"prompts": "corrected"}, "KL grades are 0 to 4"),
+    Reading("prompts", "template", {"prompts": "template"}, "'this is Mild OA' (section 3.3)"),
+    Reading("prompts", "short queries", {"prompts": "queries"}, "'Severe knee' (section 4.4)"),
+    Reading("normalisation", "CLIP", {"normalisation": "clip"}, "CLIP's weights expect CLIP's statistics"),
+    Reading("learning rate", "1e-5", {"learning_rate": 1e-5}, "printed once as 1e-4; published CLIP fine-tuning uses 1e-6 to 3e-5"),
+    Reading("early stopping", "patience 5", {"patience": 5}, "only in the discussion; an inner tenth of the patients decides (our reading)"),
+)
+
+
+def arms(study):
+    """Pairs (reading, arm) on the paper's fold, the printed recipe changed in one point; none where it cannot run."""
+    if study.profile.as_printed is None:
+        return []
+    main, fold = main_arm(study), (main_fold(study),)
+    return [(reading, clip_arm(study, reading.name, _changed(study, main.recipe, reading), main.scheme, fold)) for reading in READINGS]
+
+
+def _changed(study, recipe, reading):
+    recipe = replace(recipe, **reading.change)
+    # Epochs of a reading that trains blocks of a tower cost a hundred times those on cached embeddings.
+    return replace(recipe, epochs=study.profile.tower_epochs) if recipe.part in ("last_blocks", "full_image", "both_encoders") else recipe
+
+
+def table(study, printed, found):
+    """Each reading on the paper's held-out fold, beside the recipe as printed.
+
+    Parameters
+    ----------
+    printed : dict
+        Results of the main arm, as from `Runner.run`.
+    found : list of (Reading, Arm, dict)
+
+    Returns
+    -------
+    DataFrame
+        factor, option, epochs, n, accuracy, macro_f1, qwk, qwk_low, qwk_high, difference (of qwk, reading minus printed, same
+        pictures), difference_low, difference_high, external_accuracy, external_qwk; 95 % group-bootstrap intervals.
+    """
+    arm, base = main_arm(study), shown_fold(study, printed, "held_out")
+    rows = [{"factor": "", "option": AS_PRINTED, "epochs": arm.recipe.epochs, **_values(study, printed), "difference": 0.0, "difference_low": np.nan, "difference_high": np.nan}]
+    for reading, changed, results in found:
+        both = stats.paired(shown_fold(study, results, "held_out"), base)
+        a, b = (both[columns].to_numpy().argmax(1) for columns in (PROBABILITIES, [f"{p}_b" for p in PROBABILITIES]))
+        gap = stats.paired_difference(both["kl_grade"], a, b, both["group_id"], "qwk", study.profile.draws, study.seed)
+        rows.append({"factor": reading.factor, "option": reading.option, "epochs": changed.recipe.epochs, **_values(study, results),
+                     "difference": gap["difference"], "difference_low": gap["ci_low"], "difference_high": gap["ci_high"]})
+    return pd.DataFrame(rows)
+
+
+def _values(study, results):
+    graded = shown_fold(study, results, "held_out")
+    summary = stats.bootstrap_summary(graded, study.profile.draws, study.seed).set_index("metric")
+    values = {"n": len(graded), **summary.value[["accuracy", "macro_f1", "qwk"]], "qwk_low": summary.ci_low["qwk"], "qwk_high": summary.ci_high["qwk"]}
+    if "external" in results:
+        outside = stats.bootstrap_summary(shown_fold(study, results, "external"), 1, study.seed).set_index("metric").value
+        values |= {"external_accuracy": outside["accuracy"], "external_qwk": outside["qwk"]}
+    return values

@@ -1,0 +1,183 @@
+"""How fast this machine's CPU grades and trains with the paper's true architecture; random weights take the same time."""
+
+import contextlib
+import io
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import profile
+from koa_lib.provenance import machine
+from koa_lib.scorecard import Ours
+from koa_lib.store import write_text
+
+MODEL = "ViT-B-32-quickgelu"
+PICTURES = 8260  # of one training as printed
+# How much is measured: about 10 s in all on two cores that do nothing else.
+SECONDS, FEWEST = 2.0, 5  # for single pictures
+EMBEDDED, STEPS = 16, 50
+_CODE = ("speed", "model", "tower", "training", "sources", "datasets")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured on the CPU, with warm caches.
+
+    Attributes
+    ----------
+    picture_ms : array (repeats,)
+        Milliseconds to grade one picture in memory: normalisation, image tower, similarity to five fixed prototypes.
+    embed_per_second : float
+        Pictures per second through augmentation and the frozen tower, in batches.
+    adapter_step_ms : float
+        Milliseconds of one training step of the adapter on cached embeddings.
+    threads : int
+    """
+
+    picture_ms: np.ndarray
+    embed_per_second: float
+    adapter_step_ms: float
+    threads: int
+
+
+def measure():
+    """Time the paper's recipe on the true architecture, as `ClipGrader` and `training` run it.
+
+    Returns
+    -------
+    Speed
+    """
+    import torch
+
+    from koa_lib.model import ClipGrader, load_clip
+
+    recipe = profile.load("paper").as_printed
+    clip, preprocess, tokenizer = load_clip(MODEL)
+    with torch.random.fork_rng(devices=[]):
+        grader = ClipGrader(clip, tokenizer, recipe.part, recipe.prompts, recipe.residual).eval()
+        data = _pictures(preprocess.image_size, recipe.batch * STEPS)
+        single = _single(grader, data, recipe)
+        return Speed(single, _embedding(grader, data, recipe), _step(grader, data, recipe), torch.get_num_threads())
+
+
+def measured(study):
+    """`measure`, kept in the study's store for this machine, thread count, model and torch.
+
+    Returns
+    -------
+    Speed
+    """
+    import torch
+
+    key = {"model": MODEL, "torch": torch.__version__, "processor": _processor(), "threads": torch.get_num_threads()}
+    found = json.loads(study.store.make("speed.json", key, _write, _CODE).read_text(encoding="utf-8"))
+    return Speed(**{**found, "picture_ms": np.array(found["picture_ms"])})
+
+
+def expected(found, pictures, epochs, views, batch):
+    """Computed minutes of one training: each picture embedded once per view, then the adapter's steps.
+
+    Decoding the files is left out.
+
+    Parameters
+    ----------
+    found : Speed
+    pictures, epochs, views, batch : int
+        As in the profile's recipe.
+
+    Returns
+    -------
+    float
+    """
+    steps = epochs * (pictures // batch)
+    return float((pictures * views / found.embed_per_second + steps * found.adapter_step_ms / 1000) / 60)
+
+
+def expected_as_printed(found):
+    """`expected` for one training as printed: 8,260 pictures and the paper profile's recipe."""
+    recipe = profile.load("paper").as_printed
+    return expected(found, PICTURES, recipe.epochs, recipe.views, recipe.batch)
+
+
+def timings(found):
+    """The paper's two runtimes as this machine has them, for the scorecard.
+
+    Returns
+    -------
+    dict
+        ("text", "runtime", metric) -> `Ours`: median and 2.5-97.5 percentiles of the repeats; computed minutes.
+    """
+    recipe = profile.load("paper").as_printed
+    place = f"on {_processor()}, {found.threads} thread{'s' * (found.threads != 1)} and no GPU (other work at the same time lengthens it)"
+    low, high = np.percentile(found.picture_ms, [2.5, 97.5])
+    single = f"ours is the median and 95 % range of {len(found.picture_ms)} repeats {place}"
+    whole = (f"ours is computed, not run, {place}: {PICTURES:,} pictures x {recipe.views} views at {found.embed_per_second:.3g} per second through the frozen tower, "
+             f"then {recipe.epochs} epochs of adapter steps of {found.adapter_step_ms:.3g} ms; decoding the files is left out")
+    return {("text", "runtime", "inference_ms"): Ours(float(np.median(found.picture_ms)), float(low), float(high), single),
+            ("text", "runtime", "training_minutes"): Ours(expected_as_printed(found), note=whole)}
+
+
+def _processor():
+    return dict(machine())["Processor"]
+
+
+def _write(path):
+    found = measure()
+    write_text(path, json.dumps({**found.__dict__, "picture_ms": found.picture_ms.round(3).tolist()}))
+
+
+def _pictures(size, rows):
+    # A few random pictures, each listed often enough for the steps of an epoch.
+    from koa_lib.datasets import KneeDataset
+
+    pixels = np.random.default_rng(0).integers(0, 256, (EMBEDDED, size, size), dtype=np.uint8)
+    return KneeDataset(pd.DataFrame({"kl_grade": np.arange(rows) % 5}), pixels, np.arange(rows) % EMBEDDED, "fit")
+
+
+def _single(grader, data, recipe):
+    import torch
+
+    from koa_lib.datasets import to_tensor
+    from koa_lib.device import autocast
+
+    def grade():
+        with torch.no_grad(), autocast(grader):
+            grader(to_tensor(data.images([0]), recipe.normalisation)).softmax(-1)
+
+    grade()
+    times, end = [], time.perf_counter() + SECONDS
+    while len(times) < FEWEST or time.perf_counter() < end:
+        times.append(_seconds(grade))
+    return 1000 * np.array(times)
+
+
+def _embedding(grader, data, recipe):
+    from koa_lib.sources import extract
+
+    batch = data.part(np.arange(EMBEDDED), "fit")
+    with tempfile.TemporaryDirectory() as folder:
+        # The first time is warming up.
+        _, seconds = (_seconds(lambda: extract(grader, batch, replace(recipe, views=2), 0, Path(folder) / "features.npy")) for _ in range(2))
+    return 2 * EMBEDDED / seconds
+
+
+def _step(grader, data, recipe):
+    from koa_lib.sources import Features
+    from koa_lib.training import fit
+
+    width = grader.fixed_prototypes.shape[1]
+    features = Features(data, np.random.default_rng(0).normal(size=(1, EMBEDDED, width)).astype(np.float16))
+    with contextlib.redirect_stdout(io.StringIO()):
+        seconds = _seconds(lambda: fit(grader, features, None, replace(recipe, epochs=1), 0, "speed"))
+    return 1000 * seconds / STEPS
+
+
+def _seconds(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

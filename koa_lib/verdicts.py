@@ -1,0 +1,206 @@
+"""The scorecard of a run: every published row, every claim and the audit's findings, each with verdict and reason."""
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import claims, speed
+from koa_lib import scorecard as rules
+from koa_lib.comparison import shown_fold
+from koa_lib.errors import StudyError
+from koa_lib.scorecard import COLUMNS, DERIVED, Ours
+
+MAIN = "jpm2026"
+NOTEBOOKS = {"CLIP-KOA": "08", "LumbarCLIP": "09", "JIIM-2025": "10", "OrthoFoundation": "11"}
+DROP = ("text", "discussion", "train_test_drop")
+P_VALUE = ("text", "mcnemar", "p_value")
+
+
+def scorecard(study, results, others, counts, findings, tests, systems=None):
+    """The scorecard of a run.
+
+    Parameters
+    ----------
+    study : Study
+    results : dict of str to list of DataFrame
+        Main arm: split to graded frames, one per run (fold x seed).
+    others : dict of str to dict
+        Baselines by their printed names, likewise.
+    counts : dict of str to DataFrame
+        Published manifests: 'oai_chen2018', 'gornale2020'.
+    findings : DataFrame or None
+        The arithmetic audit: check, value, expected, verdict, note.
+    tests : DataFrame or None
+        Paired tests on the external set: baseline, p_exact, clip_only, baseline_only, difference.
+    systems : dict, optional
+        Results for other systems: (system, item, row, metric) -> `Ours`, (system, item, claim) -> `claims.Answer`.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `scorecard.COLUMNS`; the paper's rows, its claims, the arithmetic, then the other systems' rows
+        and claims.
+
+    Raises
+    ------
+    StudyError
+        A published table that is absent, or a key that it does not hold.
+    """
+    published, systems, comparable = _read(study), systems or {}, comparability(study)
+    main = published[MAIN]
+    ours = _measured(study, main, results, others, tests) | _counted(counts) | _cited(main, published["literature"])
+    evidence = _evidence(study, main, results, others, tests)
+    timed = speed.timings(speed.measured(study))
+    parts = [
+        rules.scorecard(main, ours | timed, *comparable),
+        _claims(published["claims"], lambda row: claims.decide(row.test, evidence), True, comparable),
+        _audit(findings),
+        rules.scorecard(published["other_systems"], _of_systems(published, systems), *comparable),
+        _claims(published["claims"], lambda row: systems.get((row.source, row.item, row.claim), _absent(row)), False, comparable),
+    ]
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)[COLUMNS]
+
+
+def comparability(study):
+    """Whether model rows may be held against the paper, and why not."""
+    reasons = []
+    if getattr(study, "dry", False):
+        reasons.append("a dry run, which only tries the steps")
+    if study.synthetic:
+        reasons.append("synthetic phantoms")
+    elif study.profile.name != "paper":
+        model = study.profile.model
+        reasons.append(f"{model.name} is not the paper's ViT-B/32" + " and starts from random weights" * (model.start == "random"))
+    return not reasons, "; ".join(reasons)
+
+
+def _read(study):
+    tables = {}
+    for name in (MAIN, "other_systems", "claims", "literature"):
+        path = study.published / f"{name}.csv"
+        if not path.is_file():
+            raise StudyError(f"The table of published numbers {name}.csv is not in data_manifests/published. Restore it.")
+        tables[name] = pd.read_csv(path)
+    return tables
+
+
+def _counted(counts):
+    internal, external = counts["oai_chen2018"], counts["gornale2020"]
+    internal = internal[internal["split"] != "auto_test"]  # a second crop of knees that are there already
+    found = {"train_images": len(internal), "participants": internal["group_id"].nunique(), "external_images": len(external)}
+    return {("text", "data", metric): Ours(number, note="counted in the manifest") for metric, number in found.items()}
+
+
+def _cited(published, literature):
+    # What was found in the cited source, for the rows that repeat another study or describe another system.
+    columns, known = ["source_table", "item", "row", "metric"], {}
+    for line in literature.itertuples():
+        known[tuple(str(getattr(line, column)) for column in columns)] = line
+    systems = "system" in published
+    wanted = published[published["kind"].isin(["citation", "fact"] if systems else ["citation"])]
+    ours = {}
+    for row in wanted.itertuples():
+        key = (str(row.item), str(row.row), str(row.metric))
+        source = row.system if systems else MAIN
+        ours[(source, *key) if systems else key] = _found(known.get((source, *key)))
+    return ours
+
+
+def _found(line):
+    if line is None:
+        return "literature.csv has no row for it"
+    said = [text for text in (line.remark, line.where) if isinstance(text, str)]
+    if pd.isna(line.found):
+        return "; ".join(said) or "not found in the cited source"
+    return Ours(float(line.found), note="; ".join(said))
+
+
+def _measured(study, published, results, others, tests):
+    # Values of the model rows, or for each why there is none.
+    train, external = results.get("train", []), results.get("external", [])
+    ours = rules.measured("table_2", "train", train)
+    for row in published[published["kind"] == "model"].itertuples():
+        if not external and (row.item, row.row) != ("table_2", "train"):
+            ours[row.item, str(row.row), row.metric] = claims.NO_EXTERNAL
+        elif external and row.item == "table_4":
+            frames = others.get(row.row, {}).get("external", [])
+            ours |= rules.measured("table_4", row.row, frames) or {(row.item, row.row, row.metric): _why_absent(study, row.row)}
+    if external:
+        ours |= rules.measured("table_2", "test", external) | rules.measured("table_3", "", external)
+        ours[DROP] = claims.train_test_drop(train, external) if train else "no run on the training part"
+        ours[P_VALUE] = _p_value(_tests(study, results, tests))
+    return ours
+
+
+def _p_value(tests):
+    row = claims.against(tests, claims.TESTED)
+    return row if isinstance(row, str) else Ours(float(row.p_exact), note=claims.discordant(row))
+
+
+def _tests(study, results, tests):
+    if not results.get("external"):
+        return claims.NO_EXTERNAL
+    if tests is None or claims.TESTED not in set(tests.get("baseline", ())):
+        return _why_absent(study, claims.TESTED)
+    return tests
+
+
+def _why_absent(study, name):
+    reasons = [f"{name}: {spec.reason}" for spec in study.profile.baselines if spec.name == name and spec.reason]
+    return reasons[0] if reasons else f"this run has no {name}"
+
+
+def _evidence(study, published, results, others, tests):
+    arms = {claims.ORDER[0]: results} | {name: others.get(name, {}) for name in claims.ORDER[1:]}
+    models = {name: _external(study, results, name, arm) for name, arm in arms.items()}
+    drop = published.loc[(published[["item", "row", "metric"]] == list(DROP)).all(axis=1), "value"]
+    return claims.Evidence(models, results.get("train", []), results.get("external", []), _tests(study, results, tests), float(drop.iloc[0]),
+                           study.profile.draws, study.seed)
+
+
+def _external(study, results, name, arm):
+    # The shown fold's external frame, or why there is none.
+    if arm.get("external"):
+        return shown_fold(study, arm, "external")
+    return _why_absent(study, name) if results.get("external") else claims.NO_EXTERNAL
+
+
+def _claims(table, answer, main, comparable):
+    rows = []
+    for row in table[(table["source"] == MAIN) == main].itertuples():
+        found = answer(row)
+        verdict, reason = found.verdict, found.reason
+        if verdict != "not run" and not comparable[0]:
+            verdict, reason = "not comparable", f"{comparable[1]}; {reason}"
+        rows.append((row.source, row.item, row.claim, "claim", found.unit, np.nan, *found[:3], row.test, verdict, reason))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _absent(row):
+    if row.test.startswith("not run:"):
+        return claims.not_run(row.test.removeprefix("not run:").strip())
+    return claims.not_run(_notebook(row.source))
+
+
+def _notebook(system):
+    return f"notebook {NOTEBOOKS[system]} is not part of the study yet" if system in NOTEBOOKS else "no notebook of the study covers it"
+
+
+def _of_systems(published, given):
+    table = published["other_systems"]
+    ours = _cited(table, published["literature"])
+    ours |= {(row.system, row.item, row.row, row.metric): _notebook(row.system) for row in table[table["kind"] == "model"].itertuples()}
+    known = set(published["claims"][["source", "item", "claim"]].itertuples(index=False, name=None))
+    unknown = [key for key in given if key not in ours and key not in known]
+    if unknown:
+        raise StudyError(f"The published tables have no row {unknown[0]} of another system. Use their system, item, row and metric, or system, item and claim.")
+    return ours | {key: value for key, value in given.items() if key in ours}
+
+
+def _audit(findings):
+    if findings is None:
+        return pd.DataFrame(columns=COLUMNS)
+    judged = findings[findings["verdict"] != "reference"]
+    verdict = np.where(judged["verdict"] == "agrees", "replicated", "not replicated")
+    table = pd.DataFrame({"source": "arithmetic", "item": "audit", "row": judged["check"], "metric": "", "unit": "", "published": judged["expected"],
+                          "ours": judged["value"], "rule": DERIVED, "verdict": verdict, "reason": judged["note"]})
+    return table.reindex(columns=COLUMNS).astype({"ci_low": float, "ci_high": float})

@@ -1,0 +1,97 @@
+"""Published weights: from a local folder, or from the hubs that open_clip and timm name.
+
+A folder given as WEIGHTS holds one sub-folder per model, named as the profile names it (`ViT-B-32-quickgelu`,
+`resnet50.tv_in1k`, ...), with the files of its hub page; the folder of CLIP alone may be given too.
+"""
+
+from pathlib import Path
+
+from koa_lib.errors import StudyError
+from koa_lib.pictures import file_sha256
+
+SUFFIXES = (".safetensors", ".bin", ".pt")
+CONFIGS = ("model.json", "open_clip_config.json")
+CLIP_TAG = "openai"
+CLIP_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
+FILES = ("model.safetensors",)
+SECONDS = 10  # to wait for the hub's first answer
+
+
+def clip(name, given=""):
+    """Weights of a CLIP model.
+
+    Parameters
+    ----------
+    name : str
+        open_clip architecture.
+    given : str or Path, optional
+        The folder WEIGHTS; without it the hub (or its local cache) is asked.
+
+    Returns
+    -------
+    Path
+        A folder with weights and configuration, or the weight file of the hub's cache.
+
+    Raises
+    ------
+    StudyError
+        When neither has them: says what to download and where to put it.
+    """
+    if given:
+        for folder in (Path(given) / name, Path(given)):
+            if any((folder / config).is_file() for config in CONFIGS):
+                return folder
+        raise StudyError(f"{given} holds no weights of {name}: {_advice(name, _clip_page(name), CLIP_FILES)}")
+    return _from_hub(name, _clip_page(name), CLIP_FILES)
+
+
+def network(name, given=""):
+    """The weight file of a timm network, likewise; `name` has timm's tag, e.g. `resnet50.tv_in1k`."""
+    import timm
+
+    page = timm.get_pretrained_cfg(name).hf_hub_id
+    if given:
+        found = [path for path in sorted((Path(given) / name).glob("*")) if path.suffix in SUFFIXES]
+        if found:
+            return found[0]
+        raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, FILES)}")
+    return _from_hub(name, page, FILES)
+
+
+def needed(settings):
+    """Pairs (function, name) of all published weights that a profile starts from."""
+    clips = [(clip, settings.model.name)] if settings.model.start == "openai" else []
+    return clips + [(network, spec.timm) for spec in settings.baselines if spec.weights == "imagenet" and not spec.reason]
+
+
+def weights_hash(place):
+    """What identifies weights in artefact keys: SHA-256 of the file, or 'random' without one."""
+    if place is None:
+        return "random"
+    place = Path(place)
+    files = [place] if place.is_file() else sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
+    return file_sha256(files[0]) if files else "none"
+
+
+def _from_hub(name, page, files):
+    import requests
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(page, files[0])
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        requests.head(constants.ENDPOINT, timeout=SECONDS)  # the hub's own client tries for a minute
+        return Path(hf_hub_download(page, files[0]))
+    except Exception as error:  # whatever the network and its libraries raise, the advice is the same
+        raise StudyError(f"The weights of {name} could not be downloaded ({type(error).__name__}): {_advice(name, page, files)}") from error
+
+
+def _advice(name, page, files):
+    return f"download {' and '.join(files)} from huggingface.co/{page}, put them into <folder>/{name}/ and give WEIGHTS=<folder>."
+
+
+def _clip_page(name):
+    import open_clip
+
+    return (open_clip.get_pretrained_cfg(name, CLIP_TAG) or {}).get("hf_hub", "").strip("/")

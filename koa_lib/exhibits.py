@@ -17,6 +17,7 @@ from koa_lib.errors import StudyError
 from koa_lib.store import write_text
 
 PNG_DPI = 200
+LONG = 40  # characters of a cell that is a sentence
 THUMBNAIL = 96  # pixels high
 UNDEFINED = "–"
 
@@ -180,10 +181,15 @@ def _table(frame, floats, label, thumbnails):
     rows = []
     for values, *shown in zip(frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
         first, *cells = (_cell(value, decimals(column)) for value, column in zip(values, frame.columns, strict=True))
-        rows.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in (*cells, *shown)) + "</tr>")
+        rows.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td{_width(cell)}>{cell}</td>" for cell in (*cells, *shown)) + "</tr>")
     table = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     region = f'class="koa-scroll" role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto"'
     return f"<div {region}>{table}</div>"
+
+
+def _width(cell):
+    # Sentences get a wide column, so that a row does not become a tower of words.
+    return ' class="koa-text"' if len(cell) > LONG and not cell.startswith("<") else ""
 
 
 def _cell(value, decimals):

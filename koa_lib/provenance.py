@@ -129,7 +129,8 @@ def scores(run_dir):
         return []
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    for row in rows:
+    for place, row in enumerate(rows):
+        row["place"] = place
         row["model"] = row.get("rule") not in WITHOUT_MODEL
         row["item"] = row["item"].replace("_", " ").capitalize()
         row["metric"] = row["metric"].replace("_", " ")

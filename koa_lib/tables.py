@@ -173,8 +173,8 @@ def table_5(published, peers, literature, ours, draws=1000, seed=0):
     Returns
     -------
     DataFrame
-        source, system, protocol, test_set, n, accuracy (as printed), corrected (as found in the cited source; NaN
-        where nothing was found), ci_low, ci_high, macro_f1, qwk, note. Rows of one protocol stand together, protocols
+        system, protocol, n, accuracy (as printed), corrected (as found in the cited source; NaN where nothing was
+        found), macro_f1, qwk, note, ci_low, ci_high, test_set, source. Rows of one protocol stand together, protocols
         in the order of their first row.
 
     Raises
@@ -188,7 +188,7 @@ def table_5(published, peers, literature, ours, draws=1000, seed=0):
         name = {"source": "this run", "system": system, "protocol": protocol, "test_set": cohort}
         rows.append({**name, **_accuracy(graded, draws, seed), "note": reason})
     others = peers.assign(source="public peer", accuracy=100 * peers["accuracy"], macro_f1=100 * peers["macro_f1"])
-    columns = "source system protocol test_set n accuracy corrected ci_low ci_high macro_f1 qwk note".split()
+    columns = "system protocol n accuracy corrected macro_f1 qwk note ci_low ci_high test_set source".split()
     frames = [_cited(published, literature), others, pd.DataFrame(rows)]
     table = pd.concat([frame.reindex(columns=columns).astype(object) for frame in frames], ignore_index=True)
     table = table.sort_values("protocol", kind="stable", key=lambda names: pd.factorize(names)[0], ignore_index=True)

@@ -23,10 +23,10 @@ TINY = profile.Recipe(part="adapter", prompts="as_printed", normalisation="clip"
                       targets="hard", learning_rate=0.001, weight_decay=0.0, epochs=2, patience=0, batch=16, residual=0.2, folds=2, views=1)
 
 
-def make(*arguments):
-    """Run make in the repository with the environment of this Python."""
-    environment = {**os.environ, **({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {})}
-    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
+def make(*arguments, timeout=900, **more):
+    """Run make in the repository with the environment of this Python, and what else is given."""
+    environment = {**os.environ, **more, **({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {})}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout)
 
 
 @pytest.fixture(scope="session")

@@ -15,4 +15,6 @@ def device_of(module):
 
 def autocast(module):
     """bf16 autocast on the module's device where its `low_precision` says that it pays; weights stay float32."""
-    return torch.autocast(device_of(module).type, torch.bfloat16, enabled=module.low_precision)
+    device = device_of(module)
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)  # older GPUs refuse it
+    return torch.autocast(device.type, torch.bfloat16, enabled=module.low_precision and able)

@@ -5,6 +5,7 @@ Items of the paper keep their number ("figure_6"); the study's own are called "f
 
 import base64
 import io
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ def _table(frame, floats, label, thumbnails):
     def decimals(column):
         return floats.get(column, 3) if isinstance(floats, dict) else 3 if floats is None else floats
 
+    frame = _joined_intervals(frame, decimals)
     heads = "".join(f'<th scope="col">{escape(str(column).replace("_", " "))}</th>' for column in (*frame.columns, *thumbnails))
     rows = []
     for values, *shown in zip(frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
@@ -185,6 +187,20 @@ def _table(frame, floats, label, thumbnails):
     table = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     region = f'class="koa-scroll" role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto"'
     return f"<div {region}>{table}</div>"
+
+
+def _joined_intervals(frame, decimals):
+    # "ci_low" and "ci_high" become one column "0.12 to 0.20": half as wide, and the pair is read as one thing.
+    shown = frame.copy()
+    for low in [column for column in frame.columns if str(column).endswith("low")]:
+        high = f"{low[:-3]}high"
+        if high in frame.columns:
+            bounds = zip(frame[low].astype(float), frame[high].astype(float), strict=True)
+            texts = [UNDEFINED if math.isnan(a + b) else f"{_cell(a, decimals(low))} to {_cell(b, decimals(low))}" for a, b in bounds]
+            shown[low] = pd.Series(texts, index=frame.index, dtype=object)
+            name = low[:-3].replace("_", " ").strip().removesuffix("ci").strip()
+            shown = shown.drop(columns=high).rename(columns={low: f"{name} 95 % interval".strip()})
+    return shown
 
 
 def _width(cell):
@@ -196,5 +212,7 @@ def _cell(value, decimals):
     if value is None or value is pd.NA or value != value:
         return UNDEFINED
     if isinstance(value, float):
+        if 0 < value < 0.5 * 10**-decimals:
+            return f"&lt;{10**-decimals:.{decimals}f}"
         return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
     return escape(str(value))

@@ -72,7 +72,7 @@ def by_metric(study, graded, mirrored):
     Returns
     -------
     DataFrame
-        metric, best_constant (on single knees), then per set its value, low, high (95 % group bootstrap; empty for what has none).
+        metric, per set its value, low, high (95 % group bootstrap; empty for what has none), then best_constant on single knees.
     """
     columns = {}
     for name in subsets.SUBSETS:
@@ -82,18 +82,17 @@ def by_metric(study, graded, mirrored):
             columns[label if column == "value" else f"{label} {column.removeprefix('ci_')}"] = values
     table = pd.DataFrame(columns)
     constant = metrics.best_constant(kept["kl_grade"])
-    table.insert(0, "best_constant", [constant.get(metric, np.nan) if metric in ("accuracy", "within_one") else np.nan for metric in table.index])
+    table["best_constant"] = [constant.get(metric, np.nan) if metric in ("accuracy", "within_one") else np.nan for metric in table.index]
     return table.rename_axis("metric").reset_index()
 
 
 def _all_metrics(study, kept, mirrored):
     grades, probabilities = arrays(kept)
-    summary = stats.bootstrap_summary(kept, study.profile.draws, study.seed).set_index("metric").drop(index="kappa")
+    summary = stats.bootstrap_summary(kept, study.profile.draws, study.seed).set_index("metric").drop(index=["kappa", "macro_sensitivity"])  # the latter is the balanced accuracy
     auc = pd.DataFrame({"value": metrics.per_grade(grades, probabilities)["auc"].to_numpy()}, index=[f"auc_kl_{grade}" for grade in GRADES])
     both = stats.paired(kept, mirrored[mirrored["image_id"].isin(kept["image_id"])])
     flips = metrics.flip_disagreement(both[PROBABILITIES].to_numpy(), both[[f"{p}_b" for p in PROBABILITIES]].to_numpy())
-    ends = pd.DataFrame({"value": [float(len(kept))]}, index=["n"]), pd.DataFrame({"value": [flips]}, index=["flip_disagreement"])
-    return pd.concat([ends[0], summary, auc, ends[1]])
+    return pd.concat([summary, auc, pd.DataFrame({"value": [flips]}, index=["flip_disagreement"])])
 
 
 def adapted(study, arm, graded, trained_on):
@@ -109,15 +108,15 @@ def adapted(study, arm, graded, trained_on):
 
     Returns
     -------
-    DataFrame
-        Joined frame with corrected probabilities; written as prediction file `..__em.csv`.
+    (DataFrame, array (5,))
+        Joined frame with corrected probabilities, written as prediction file `..__em.csv`; and the estimated grade mix.
     """
     priors = np.bincount(trained_on, minlength=len(GRADES)) / len(trained_on)
-    corrected, _ = shift.prior_correction(arrays(graded)[1], priors)
+    corrected, estimated = shift.prior_correction(arrays(graded)[1], priors)
     frame = predictions.frame(graded["image_id"], corrected)
     name = protocols.prediction_name(study, arm, "external", graded.attrs["fold"])
     predictions.write(frame, study.run_dir / "predictions" / replace(name, adaptation="em").file)
-    return frame.merge(graded.drop(columns=PROBABILITIES), on="image_id", validate="one_to_one")
+    return frame.merge(graded.drop(columns=PROBABILITIES), on="image_id", validate="one_to_one"), estimated
 
 
 def few_shot(study, runner, arm):

@@ -136,7 +136,7 @@ def scores(run_dir):
         row["metric"] = row["metric"].replace("_", " ")
         bounds = [_short(row[name]) for name in ("ci_low", "ci_high")]
         row["interval"] = " to ".join(bounds) if all(bounds) else ""
-        row["published"], row["ours"] = _short(row["published"]), _short(row["ours"])
+        row["published"], row["ours"] = "<" * row.get("rule", "").startswith("below") + _short(row["published"]), _short(row["ours"])
     return rows
 
 
@@ -146,7 +146,7 @@ def _group(row):
 
 def _short(text):
     try:
-        return f"{float(text):.3f}".rstrip("0").rstrip(".")
+        return "<0.001" if 0 < float(text) < 0.0005 else f"{float(text):.3f}".rstrip("0").rstrip(".")
     except ValueError:
         return text
 

@@ -42,7 +42,7 @@ html_theme_options = {
     "show_toc_level": 1,
     "search_bar_text": "Search the report",
     "use_fullscreen_button": False,
-    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
+    "secondary_sidebar_items": [],  # tables need the width; the page's sections stand in the navigation's search
     "back_to_top_button": False,
     "extra_footer": f"<p>{RUN['footer']}</p>",
     "footer_content_items": ["extra-footer.html"],

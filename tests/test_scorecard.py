@@ -142,7 +142,7 @@ def test_another_printed_number_flips_the_verdict(study, tmp_path, file, kinds):
     flipped = agreed[agreed["verdict_after"] == "not replicated"]
     held = {(row.row, row.metric) for row in table[chosen].itertuples()}
     wanted = agreed[[pair in held for pair in zip(agreed["row"], agreed["metric"], strict=True)]]
-    assert set(flipped.index) == set(wanted.index) and len(flipped) >= 3
+    assert set(flipped.index) == set(wanted.index) and len(flipped) >= 2
 
 
 def test_p_value_and_drop_come_from_the_paired_test_and_the_runs(study):
@@ -242,7 +242,8 @@ def test_measured_speaks_the_published_units():
     six = [graded(seed, 120, 0.3) for seed in range(6)]
     overall, grade = scorecard.measured("table_2", "test", six), scorecard.measured("table_3", "", six)
     accuracy = [metrics.summary(run["kl_grade"], run[metrics.PROBABILITIES])["accuracy"] for run in six]
-    assert overall["table_2", "test", "accuracy"] == pytest.approx(stats.run_interval(100 * np.array(accuracy)))
+    assert overall["table_2", "test", "accuracy"][:3] == pytest.approx(stats.run_interval(100 * np.array(accuracy)))
+    assert "group bootstrap of the first run" in overall["table_2", "test", "accuracy"].note and "group bootstrap" in grade["table_3", "4", "specificity"].note
     assert grade["table_3", "0", "sensitivity"][0] > 1 > grade["table_3", "0", "auc"][0]
     known = set(map(tuple, TABLES["jpm2026"][KEY].astype(str).to_numpy()))
     assert {*overall, *grade, *scorecard.measured("table_4", "ViT", six)} <= known

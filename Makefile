@@ -71,7 +71,7 @@ $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_externa
 $(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
 	@$(KOA) report $(RUN_ARGS)
 
-test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 10 minutes)
+test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 6 minutes)
 	@$(PY) -m pytest
 
 test-all: $(READY)  ## also the slow tests

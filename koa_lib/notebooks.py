@@ -42,13 +42,25 @@ def execute(name, profile, seed=None):
     running, target = folder / f"{name}.running.ipynb", folder / f"{name}.ipynb"
     start = time.perf_counter()
     print(f"{name}: started", flush=True)
-    _papermill(source, running, {"profile": profile, "seed": seed}, name)
-    os.replace(running, target)
+    with _alone(folder.parent, name):
+        _papermill(source, running, {"profile": profile, "seed": seed}, name)
+        os.replace(running, target)
     (folder / f"{name}.failed.ipynb").unlink(missing_ok=True)
     seconds = time.perf_counter() - start
     _log(folder.parent, name, seconds)
     print(f"{name}: done in {seconds:.0f} s", flush=True)
     return target
+
+
+def _alone(folder, name):
+    from filelock import FileLock, Timeout
+
+    (folder / ".locks").mkdir(exist_ok=True)
+    lock = FileLock(str(folder / ".locks" / f"nb__{name}.lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(f"{name} of {folder.name} is being executed by another process. Wait for it, or stop it, and start again.") from None
 
 
 def _papermill(source, running, parameters, name):

@@ -31,6 +31,11 @@ ALLOWED = {
     "weights": ("random", "imagenet"),
 }
 
+# Smallest and largest allowed value of a number, wherever its key stands.
+RANGES = {"seeds": (1, 100), "epochs": (0, 10_000), "tower_epochs": (0, 10_000), "patience": (0, 10_000), "batch": (1, 100_000), "views": (1, 1_000), "residual": (0, 1),
+          "baseline_folds": (1, 100), "learning_rate": (1e-12, 10), "weight_decay": (0, 10), "draws": (1, 10**7), "image_size": (16, 4096), "width": (0.01, 10),
+          "pictures": (1, 10**7), "seed": (0, 2**31)}
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -224,6 +229,11 @@ def _value(hint, value, file, key):
 
 def _check_choice(value, file, key):
     name = key.split(".")[-1].split("[")[0]
+    low, high = RANGES.get(name, (None, None))
+    if low is not None and type(value) in (int, float) and not low <= value <= high:
+        raise StudyError(f"{file}: key '{key}' is {value}; allowed: {low:g} to {high:g}.")
+    if name == "folds" and (value < 0 or value == 1):
+        raise StudyError(f"{file}: key '{key}' is {value}; allowed: 0 (the official split alone) or 2 and more.")
     choices = ALLOWED.get(name)
     if choices and not key.startswith("not_run") and value not in choices:
         raise StudyError(f"{file}: key '{key}' is '{value}'; allowed: {', '.join(choices)}.")

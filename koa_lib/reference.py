@@ -107,6 +107,9 @@ def compare(run_dir):
     StudyError
         No tables, no reference for this data, a table that cannot be read, or an invalid `tolerances.yaml`.
     """
+    unfinished = [path.stem for path in (run_dir / "nb").glob("*.failed.ipynb")]
+    if unfinished:
+        raise StudyError(f"The last run of {run_dir.name} did not finish ({unfinished[0].split('.')[0]} failed), so its tables may be old. Run 'make reproduce' with the same profile first.")
     target, found = folder(run_dir), {path.stem: path for path in _made(run_dir)}
     kept = {path.stem: path for path in sorted(target.glob("*.csv"))}
     if not kept:
@@ -162,7 +165,7 @@ def _read(path):
     try:
         frame = pd.read_csv(io.StringIO(path.read_text(encoding="utf-8")), dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise StudyError(f"{path} is no CSV table: {error}. Make it again, or restore it from version control.") from error
+        raise StudyError(f"{path} is no CSV table: {error}. Delete the folder nb of the run and run 'make reproduce' again (what was trained is kept), or restore the reference.") from error
     return frame.fillna("").replace({"nan": "", "NaN": ""})
 
 

@@ -47,10 +47,15 @@ def inner(dataset, seed, share=10):
 
 
 def sample(rows, plan=(("train", 5), ("val", 1), ("test", 2), ("external", 8))):
-    """A few pictures of each grade and split for a dry run: 8 per grade in all, each of another group, in manifest order."""
+    """A few pictures of each grade and split for a dry run: 8 per grade in all, each of another group, in manifest order.
+
+    Where a split is not there or too small, others fill up what is missing.
+    """
     first = rows.drop_duplicates(["kl_grade", "group_id"])
     parts = [part.head(number) for split, number in plan for _, part in first[first["split"] == split].groupby("kl_grade")]
-    return rows.loc[sorted(pd.concat(parts).index)].reset_index(drop=True)
+    planned = pd.concat(parts)
+    filled = pd.concat([planned, first.drop(planned.index)]).groupby("kl_grade").head(8)
+    return rows.loc[sorted(filled.index)].reset_index(drop=True)
 
 
 def _checked(parts, rows, folds):

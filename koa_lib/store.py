@@ -101,7 +101,7 @@ def _remove(path):
 
 def write_text(path, text):
     """Write a text file through a temporary name, so that a killed run leaves no half file."""
-    part = Path(path).with_name(f".part-{Path(path).name}")
+    part = Path(path).with_name(f".part-{os.getpid()}-{Path(path).name}")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 

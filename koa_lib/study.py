@@ -158,8 +158,7 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
         raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. Use PROFILE=oai or PROFILE=paper.")
     given = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
     inputs = Inputs(profile, seed, *(_absolute(name, value) for name, value in given.items()), content=_content(given.values()), dry=dry)
-    for find, name in published.needed(settings):
-        find(name, inputs.weights)
+    published.check(settings, inputs.weights)
     path = folder / "inputs.yaml"
     text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,15 @@
 """The scorecard of a run: every published row, every claim and the audit's findings, each with verdict and reason."""
 
+import json
+
 import numpy as np
 import pandas as pd
 
-from koa_lib import claims, speed
+from koa_lib import claims, cohorts, speed
 from koa_lib import scorecard as rules
 from koa_lib.comparison import shown_fold
 from koa_lib.errors import StudyError
+from koa_lib.published import read as read_published
 from koa_lib.scorecard import COLUMNS, DERIVED, Ours
 
 MAIN = "jpm2026"
@@ -71,17 +74,26 @@ def comparability(study):
     elif study.profile.name != "paper":
         model = study.profile.model
         reasons.append(f"{model.name} is not the paper's ViT-B/32" + " and starts from random weights" * (model.start == "random"))
+    else:
+        reasons += _incomplete(study)
     return not reasons, "; ".join(reasons)
 
 
+def _incomplete(study):
+    # A part of the pictures, or lossy copies of them, are not the paper's data.
+    note, found = json.loads((study.run_dir / "data.json").read_text(encoding="utf-8")), []
+    for role in ("training", "external"):
+        cohort = cohorts.facts(getattr(study.profile, role).name)
+        listed = sum(sum(counts) for split, counts in cohort.counts.items() if split != "auto_test")
+        if role in note and note[role]["pictures"] < listed:
+            found.append(f"{note[role]['pictures']:,} of {listed:,} {role} pictures")
+        if role in note and note[role]["re_encoded"]:
+            found.append(f"{note[role]['re_encoded']:,} re-encoded {role} pictures")
+    return found
+
+
 def _read(study):
-    tables = {}
-    for name in (MAIN, "other_systems", "claims", "literature"):
-        path = study.published / f"{name}.csv"
-        if not path.is_file():
-            raise StudyError(f"The table of published numbers {name}.csv is not in data_manifests/published. Restore it.")
-        tables[name] = pd.read_csv(path)
-    return tables
+    return {name: read_published(study.published, name) for name in (MAIN, "other_systems", "claims", "literature")}
 
 
 def _counted(counts):

@@ -1,7 +1,7 @@
 """Published weights: from a local folder, or from the hubs that open_clip and timm name.
 
 A folder given as WEIGHTS holds one sub-folder per model, named as the profile names it (`ViT-B-32-quickgelu`,
-`resnet50.tv_in1k`, ...), with the files of its hub page; the folder of CLIP alone may be given too.
+`resnet50.tv_in1k`, ...), with the files of its hub page; CLIP may also lie in the folder itself.
 """
 
 from pathlib import Path
@@ -62,6 +62,35 @@ def needed(settings):
     """Pairs (function, name) of all published weights that a profile starts from."""
     clips = [(clip, settings.model.name)] if settings.model.start == "openai" else []
     return clips + [(network, spec.timm) for spec in settings.baselines if spec.weights == "imagenet" and not spec.reason]
+
+
+def check(settings, given=""):
+    """Find, download where needed, and open all weights that a profile starts from.
+
+    Raises
+    ------
+    StudyError
+        The first that is missing, damaged or of another architecture.
+    """
+    for find, name in needed(settings):
+        place = find(name, given)
+        try:
+            _open(settings, name, place)
+        except StudyError:
+            raise
+        except Exception as error:  # safetensors, torch and json each have their own
+            what = " ".join(str(error).split())[:160]
+            raise StudyError(f"The weights of {name} in {place} cannot be used ({type(error).__name__}: {what} ...). Download them again, or give those of {name}.") from error
+
+
+def _open(settings, name, place):
+    from koa_lib import baselines, model
+
+    if name == settings.model.name:
+        model.load_clip(name, place)
+    for spec in settings.baselines:
+        if spec.timm == name:
+            baselines.create(name, spec.image_size, spec.width, place)
 
 
 def weights_hash(place):

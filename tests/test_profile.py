@@ -126,3 +126,11 @@ def test_file_that_is_no_mapping_is_one_sentence(tmp_path, text):
     (tmp_path / "smoke.yaml").write_text(text)
     with pytest.raises(StudyError, match="smoke.yaml"):
         load("smoke", tmp_path)
+
+
+@pytest.mark.parametrize("key, value", [("seeds", 0), ("our_protocol.folds", 1), ("our_protocol.folds", -2), ("as_printed.batch", 0), ("as_printed.views", 0), ("as_printed.patience", -3),
+                                        ("as_printed.residual", 5.0), ("as_printed.learning_rate", -1.0), ("baseline_folds", 0), ("draws", 0), ("seed", -3)])
+def test_a_number_out_of_range_names_key_and_range(altered, key, value):
+    with pytest.raises(StudyError) as error:
+        altered(put(key, value))
+    assert f"'{key}' is {value}" in str(error.value) and "allowed" in str(error.value)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -129,3 +130,19 @@ def test_a_bare_weight_file_of_clip_gives_the_same_model_as_its_folder(tmp_path)
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config("koa-tiny"), "preprocess_cfg": {}}))
     by_folder, by_file = (models.load_clip("koa-tiny", place)[0].state_dict() for place in (tmp_path, tmp_path / "open_clip_model.safetensors"))
     assert all(torch.equal(by_folder[key], by_file[key]) and torch.equal(by_file[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("damage", ["cut", "html", "other"])
+def test_damaged_weights_are_found_before_the_run_and_named(tmp_path, hub_file, damage):
+    place = tmp_path / MOBILE
+    place.mkdir()
+    content = {"cut": hub_file.read_bytes()[:5000], "html": b"<html>not found</html>"}
+    if damage == "other":
+        save_file({"conv_stem.weight": torch.zeros(3)}, place / "model.safetensors")
+    else:
+        (place / "model.safetensors").write_bytes(content[damage])
+    settings = profiles.load("paper")
+    only = replace(settings, model=replace(settings.model, start="random"), baselines=tuple(spec for spec in settings.baselines if spec.timm == MOBILE))
+    with pytest.raises(StudyError) as error:
+        weights.check(only, str(tmp_path))
+    assert MOBILE in str(error.value) and str(place) in str(error.value) and len(str(error.value)) < 600 and "\n" not in str(error.value)

@@ -140,7 +140,7 @@ def test_a_number_against_none_is_a_miss(run, before, after):
 
 
 def test_long_whole_numbers_are_not_rounded(run):
-    assert list(misses(run, "sets", [{"image_id": 90096950010001}], [{"image_id": 90096950010002}])["column"]) == ["image_id"]
+    assert list(misses(run, "table_s3", [{"image_id": 90096950010001}], [{"image_id": 90096950010002}])["column"]) == ["image_id"]
 
 
 def test_a_row_or_column_of_one_side_only_is_named(run):
@@ -238,3 +238,10 @@ def test_a_mistake_in_the_tolerances_is_told(tmp_path, old, new, told):
     with pytest.raises(StudyError, match="tolerances.yaml") as error:
         reference.tolerances(path)
     assert told in str(error.value)
+
+
+def test_lists_of_single_pictures_are_neither_kept_nor_compared(run):
+    write(run, table_s1=[FOLD], affected_files=[{"image_id": "a"}])
+    assert [path.stem for path in sorted(reference.keep(run).glob("*.csv"))] == ["table_s1"]
+    write(run, affected_files=[{"image_id": "b"}])
+    assert reference.compare(run).misses.empty

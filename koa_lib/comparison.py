@@ -98,7 +98,7 @@ def paired_tests(study, results, others, split):
         numbers = [main_fold(study)] if split == "held_out" else common_folds(results, found, split=split)
         both = stats.paired(*(fold_means(study, arm, split, numbers) for arm in (results, found)))
         both = both[both["image_id"].isin(subsets.subset(both, "single_knee"))]
-        a, b = (both[columns].to_numpy().argmax(1) for columns in (PROBABILITIES, [f"{p}_b" for p in PROBABILITIES]))
+        a, b = stats.predicted(both)
         test = stats.mcnemar(a == both["kl_grade"], b == both["kl_grade"])
         gap = stats.paired_difference(both["kl_grade"], a, b, both["group_id"], "accuracy", study.profile.draws, study.seed)
         rows.append({"baseline": name, "folds": len(numbers), "n": len(both), "clip_only": test["b"], "baseline_only": test["c"], "p_exact": test["p_exact"],
@@ -123,7 +123,7 @@ def leak(study, by_image, by_patient):
         metric, by_image, by_patient, difference, ci_low, ci_high; paired, patients resampled whole.
     """
     both = stats.paired(stats.pool(by_image["held_out"]), stats.pool(by_patient["held_out"]))
-    a, b = (both[columns].to_numpy().argmax(1) for columns in (PROBABILITIES, [f"{p}_b" for p in PROBABILITIES]))
+    a, b = stats.predicted(both)
     gaps = [stats.paired_difference(both["kl_grade"], a, b, both["group_id"], metric, study.profile.draws, study.seed) for metric in ("accuracy", "macro_f1", "qwk")]
     return pd.DataFrame(gaps).rename(columns={"a": "by_image", "b": "by_patient"})
 

@@ -20,7 +20,7 @@ def reliability(grades, probabilities, bins=15):
     accuracy = confidence - np.bincount(place, excess, minlength=bins)[filled] / counts[filled]
     figure, (top, low) = canvas(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
     top.bar(edges[filled], accuracy, width=1 / bins, align="edge", color="#9ecae1", edgecolor="white", label="accuracy")
-    top.plot(confidence, accuracy, "o", color=INK, markersize=3.5, clip_on=False, label="mean confidence of the bin")
+    top.plot(confidence, accuracy, "o", color=INK, markersize=3.5, clip_on=False, label="accuracy at the mean confidence of the bin")
     top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
     top.set(ylabel="accuracy", ylim=(0, 1.02), title=f"ECE {metrics.ece(grades, probabilities, bins):.3f}, {bins} bins")
     figure.legend(loc="outside lower center", ncols=3)

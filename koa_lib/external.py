@@ -91,7 +91,7 @@ def _all_metrics(study, kept, mirrored):
     summary = stats.bootstrap_summary(kept, study.profile.draws, study.seed).set_index("metric").drop(index=["kappa", "macro_sensitivity"])  # the latter is the balanced accuracy
     auc = pd.DataFrame({"value": metrics.per_grade(grades, probabilities)["auc"].to_numpy()}, index=[f"auc_kl_{grade}" for grade in GRADES])
     both = stats.paired(kept, mirrored[mirrored["image_id"].isin(kept["image_id"])])
-    flips = metrics.flip_disagreement(both[PROBABILITIES].to_numpy(), both[[f"{p}_b" for p in PROBABILITIES]].to_numpy())
+    flips = metrics.flip_disagreement(*stats.paired_probabilities(both))
     return pd.concat([summary, auc, pd.DataFrame({"value": [flips]}, index=["flip_disagreement"])])
 
 

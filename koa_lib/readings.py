@@ -10,7 +10,6 @@ import pandas as pd
 
 from koa_lib import stats
 from koa_lib.comparison import shown_fold
-from koa_lib.predictions import PROBABILITIES
 from koa_lib.protocols import clip_arm, main_arm, main_fold
 
 AS_PRINTED = "as printed"
@@ -81,7 +80,7 @@ def table(study, printed, found):
     rows = [{"factor": "", "option": AS_PRINTED, "epochs": arm.recipe.epochs, **_values(study, printed), "difference": 0.0, "difference_low": np.nan, "difference_high": np.nan}]
     for reading, changed, results in found:
         both = stats.paired(shown_fold(study, results, "held_out"), base)
-        a, b = (both[columns].to_numpy().argmax(1) for columns in (PROBABILITIES, [f"{p}_b" for p in PROBABILITIES]))
+        a, b = stats.predicted(both)
         gap = stats.paired_difference(both["kl_grade"], a, b, both["group_id"], "qwk", study.profile.draws, study.seed)
         rows.append({"factor": reading.factor, "option": reading.option, "epochs": changed.recipe.epochs, **_values(study, results),
                      "difference": gap["difference"], "difference_low": gap["ci_low"], "difference_high": gap["ci_high"]})

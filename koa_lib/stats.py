@@ -129,6 +129,16 @@ def paired(a, b):
     return a.assign(**{f"{name}_b": other[name].to_numpy() for name in metrics.PROBABILITIES})
 
 
+def paired_probabilities(both):
+    """Probabilities of A and of B, each (n, 5), from a frame made by `paired`."""
+    return both[metrics.PROBABILITIES].to_numpy(), both[[f"{name}_b" for name in metrics.PROBABILITIES]].to_numpy()
+
+
+def predicted(both):
+    """Predicted grades of A and of B, each (n,), from a frame made by `paired`."""
+    return tuple(probabilities.argmax(1) for probabilities in paired_probabilities(both))
+
+
 def pool(frames):
     """Predictions of disjoint parts, such as the held-out folds, as one graded frame.
 

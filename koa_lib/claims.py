@@ -128,7 +128,7 @@ def adjacent(graded, draws, seed):
     predicted = probabilities.argmax(1)
     cm = metrics.confusion(grades, predicted)
     low, high = stats.interval(_adjacent_share(stats.group_bootstrap(grades, predicted, graded["group_id"], draws, seed)))
-    cells = {(i, j): int(cm[i, j] + cm[j, i]) for i, j in combinations(range(metrics.K), 2)}
+    cells = _cells(cm)
     lead = min(cells.pop((0, 1)), cells.pop((1, 2))) - max(cells.values())
     holds, fails = low > 0.5 and lead > 0, high < 0.5 or lead < 0
     verdict = "replicated" if holds else "not replicated" if fails else "inconclusive"
@@ -178,8 +178,7 @@ def separated(graded):
 
 def _difference(a, b, draws, seed):
     both = stats.paired(a, b)
-    guesses = (both[columns].to_numpy().argmax(1) for columns in (metrics.PROBABILITIES, [f"{name}_b" for name in metrics.PROBABILITIES]))
-    gap = stats.paired_difference(both["kl_grade"].to_numpy(), *guesses, both["group_id"], "accuracy", draws, seed)
+    gap = stats.difference(both, "accuracy", draws, seed)
     return tuple(100 * gap[name] for name in ("difference", "ci_low", "ci_high"))
 
 
@@ -194,11 +193,16 @@ def _adjacent_share(cm):
     return np.divide(near, errors, out=np.full(errors.shape, np.nan), where=errors > 0)
 
 
+def _cells(cm):
+    # Confusions of two grades, either way round.
+    return {(i, j): int(cm[i, j] + cm[j, i]) for i, j in combinations(range(metrics.K), 2)}
+
+
 def _confusions(cm):
-    cells = {f"{i}-{j}": int(cm[i, j] + cm[j, i]) for i, j in combinations(range(metrics.K), 2)}
-    top = sorted((name for name in cells if cells[name]), key=lambda name: -cells[name])[:3]
-    errors = int(cm.sum() - np.trace(cm))
-    return f"of {errors} errors the most are between grades " + ", ".join(f"{name} ({cells[name]})" for name in top) if errors else "no picture is misgraded"
+    cells = _cells(cm)
+    top = sorted((pair for pair in cells if cells[pair]), key=lambda pair: -cells[pair])[:3]
+    errors = sum(cells.values())
+    return f"of {errors} errors the most are between grades " + ", ".join(f"{i}-{j} ({cells[i, j]})" for i, j in top) if errors else "no picture is misgraded"
 
 
 _DECIDED = {

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from koa_lib import metrics, stats, subsets
-from koa_lib.predictions import COLUMNS, PROBABILITIES, arrays, ensemble
+from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import main_fold, unseen_split
 
 _SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one")
@@ -69,13 +69,9 @@ def seed_table(study, runs):
     return pd.DataFrame({"row": rows.index, "folds": [len(first)] * len(runs) + [pd.NA, len(first)], **{name: column.to_numpy() for name, column in columns.items()}})
 
 
-def fold_means(study, found, split, numbers):
+def fold_means(found, split, numbers):
     """Mean probabilities over some folds for a split that each of them predicts, joined; a single fold as it is."""
-    frames = [frame for frame in found[split] if frame.attrs["fold"] in numbers]
-    if len(frames) == 1:
-        return frames[0]
-    mean = ensemble([frame[COLUMNS] for frame in frames])
-    return mean.merge(frames[0].drop(columns=PROBABILITIES), on="image_id", validate="one_to_one")
+    return joined_mean([frame for frame in found[split] if frame.attrs["fold"] in numbers])
 
 
 def common_folds(*results, split):
@@ -96,11 +92,11 @@ def paired_tests(study, results, others, split):
     rows = []
     for name, found in others.items():
         numbers = [main_fold(study)] if split == "held_out" else common_folds(results, found, split=split)
-        both = stats.paired(*(fold_means(study, arm, split, numbers) for arm in (results, found)))
+        both = stats.paired(*(fold_means(arm, split, numbers) for arm in (results, found)))
         both = both[both["image_id"].isin(subsets.subset(both, "single_knee"))]
         a, b = stats.predicted(both)
         test = stats.mcnemar(a == both["kl_grade"], b == both["kl_grade"])
-        gap = stats.paired_difference(both["kl_grade"], a, b, both["group_id"], "accuracy", study.profile.draws, study.seed)
+        gap = stats.difference(both, "accuracy", study.profile.draws, study.seed)
         rows.append({"baseline": name, "folds": len(numbers), "n": len(both), "clip_only": test["b"], "baseline_only": test["c"], "p_exact": test["p_exact"],
                      "p_mid": test["p_mid"], "difference": gap["difference"], "ci_low": gap["ci_low"], "ci_high": gap["ci_high"]})
     table = pd.DataFrame(rows)
@@ -123,8 +119,7 @@ def leak(study, by_image, by_patient):
         metric, by_image, by_patient, difference, ci_low, ci_high; paired, patients resampled whole.
     """
     both = stats.paired(stats.pool(by_image["held_out"]), stats.pool(by_patient["held_out"]))
-    a, b = stats.predicted(both)
-    gaps = [stats.paired_difference(both["kl_grade"], a, b, both["group_id"], metric, study.profile.draws, study.seed) for metric in ("accuracy", "macro_f1", "qwk")]
+    gaps = [stats.difference(both, metric, study.profile.draws, study.seed) for metric in ("accuracy", "macro_f1", "qwk")]
     return pd.DataFrame(gaps).rename(columns={"a": "by_image", "b": "by_patient"})
 
 

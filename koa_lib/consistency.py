@@ -8,7 +8,7 @@ name it.
 import numpy as np
 import pandas as pd
 
-from koa_lib import arithmetic, sensitivities
+from koa_lib import arithmetic, metrics, sensitivities
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.printed import Paper, attained, compare, slack, unpaired
@@ -179,13 +179,13 @@ def _mixes(external, internal):
     from scipy.stats import entropy
 
     mix, prior = external / external.sum(), internal / internal.sum()
-    near = np.convolve(mix, [1, 1, 1], mode="same")
+    constant = metrics.best_constant(np.repeat(GRADES, external.astype(int)))
     floor = f"chance is {np.log(BATCH):.2f}; five captions repeat in a batch, so a curve below it shows another loss"
     return unpaired(
         [
-            ("accuracy of always the commonest external grade", 100 * mix.max(), f"grade {mix.argmax()}; needs no picture"),
+            ("accuracy of always the commonest external grade", 100 * constant["accuracy"], f"grade {constant['accuracy_grade']}; needs no picture"),
             ("accuracy of guessing in the internal grade mix", 100 * mix @ prior, "needs no picture"),
-            ("within-one accuracy of the best constant grade", 100 * near.max(), f"grade {near.argmax()}; stands beside any within-one accuracy"),
+            ("within-one accuracy of the best constant grade", 100 * constant["within_one"], f"grade {constant['within_one_grade']}; stands beside any within-one accuracy"),
             ("divergence of the external from the internal grade mix, nats", entropy(mix, prior), "Kullback-Leibler; 0 for equal mixes"),
             (f"lowest diagonal InfoNCE loss at batch {BATCH}, nats", arithmetic.infonce_floor(internal, BATCH), floor),
         ]

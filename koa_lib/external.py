@@ -153,10 +153,9 @@ def adaptation_rows(study, zero_shot, corrected, draws, missing):
     for name, used, graded in (("none", "yes", zero_shot), ("prior correction (EM)", "no", corrected)):
         kept = graded[graded["image_id"].isin(subsets.subset(graded, "single_knee"))]
         rows.append({"adaptation": name, "zero_shot": used, "labels": 0, "n": len(kept), **_with_interval(study, kept, "kl_grade"), "reason": ""})
-    for shots, part in draws.groupby("shots") if len(draws) else ():
-        low, high = stats.interval(part["accuracy"])
-        rows.append({"adaptation": f"{shots}-shot linear probe, {len(part)} draws", "zero_shot": "no", "labels": shots * len(GRADES), "n": round(part["n"].mean()),
-                     "accuracy": part["accuracy"].mean(), "ci_low": low, "ci_high": high, "macro_f1": part["macro_f1"].mean(), "qwk": part["qwk"].mean(), "reason": ""})
+    for row in shift.few_shot_summary(draws).itertuples() if len(draws) else ():
+        rows.append({"adaptation": f"{row.shots}-shot linear probe, {row.draws} draws", "zero_shot": "no", "labels": row.shots * len(GRADES), "n": round(row.n),
+                     "accuracy": row.accuracy, "ci_low": row.accuracy_low, "ci_high": row.accuracy_high, "macro_f1": row.macro_f1, "qwk": row.qwk, "reason": ""})
     rows += [{"adaptation": f"{shots}-shot linear probe", "zero_shot": "no", "labels": shots * len(GRADES), "n": 0, "reason": f"not run: {why}"} for shots, why in missing.items()]
     return pd.DataFrame(rows)
 

@@ -12,7 +12,7 @@ from koa_lib.grades import GRADES
 from koa_lib.predictions import PROBABILITIES
 
 __all__ = ["PROBABILITIES", "best_constant", "calibration_bins", "checked", "checked_grades", "checked_probabilities"]
-__all__ += ["confusion", "ece", "flip_disagreement", "from_confusion", "macro_auc", "mean_defined", "per_grade", "summary"]
+__all__ += ["confusion", "ece", "flip_disagreement", "from_confusion", "macro_auc", "mean_defined", "per_grade", "rates", "summary"]
 
 K = len(GRADES)
 SUM_TOLERANCE = 1e-3
@@ -95,6 +95,14 @@ def best_constant(grades):
     return result
 
 
+def rates(cm):
+    """Sensitivity and specificity of each grade, arrays (..., 5), from confusion matrices (..., 5, 5); NaN where undefined."""
+    cm = np.asarray(cm, dtype=float)
+    truth, guess, hits = cm.sum(-1), cm.sum(-2), np.diagonal(cm, axis1=-2, axis2=-1)
+    rest = cm.sum((-2, -1))[..., None] - truth
+    return _ratio(hits, truth), _ratio(rest - (guess - hits), rest)
+
+
 def per_grade(grades, probabilities):
     """Sensitivity, specificity and one-vs-rest AUC of each grade (ratios; NaN where undefined).
 
@@ -104,15 +112,14 @@ def per_grade(grades, probabilities):
         grade, n, sensitivity, specificity, auc; five rows.
     """
     grades, probabilities = checked(grades, probabilities)
-    cm = confusion(grades, probabilities.argmax(1)).astype(float)
-    truth, guess, hits = cm.sum(1), cm.sum(0), np.diagonal(cm)
-    rest = cm.sum() - truth
+    cm = confusion(grades, probabilities.argmax(1))
+    sensitivity, specificity = rates(cm)
     return pd.DataFrame(
         {
             "grade": list(GRADES),
-            "n": truth.astype(int),
-            "sensitivity": _ratio(hits, truth),
-            "specificity": _ratio(rest - (guess - hits), rest),
+            "n": cm.sum(1),
+            "sensitivity": sensitivity,
+            "specificity": specificity,
             "auc": _one_vs_rest(grades, probabilities),
         }
     )

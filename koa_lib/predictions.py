@@ -118,3 +118,11 @@ def ensemble(members):
         raise StudyError("Ensemble members list different pictures. Predict the same pictures with each fold.")
     mean = np.mean([member[PROBABILITIES].to_numpy() for member in members], axis=0)
     return frame(ids, mean / mean.sum(axis=1, keepdims=True))
+
+
+def joined_mean(frames):
+    """Mean probabilities of several joined frames of the same pictures, joined; a single frame as it is."""
+    if len(frames) == 1:
+        return frames[0]
+    mean = ensemble([frame[COLUMNS] for frame in frames])
+    return mean.merge(frames[0].drop(columns=PROBABILITIES), on="image_id", validate="one_to_one")

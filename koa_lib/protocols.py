@@ -22,7 +22,6 @@ from koa_lib.store import write_text
 
 PRINTED_FOLD = 3  # "the optimal fold (K = 3)", section 4.1
 START = {"pretrain": "pre-trained on phantoms", "random": "random start", "openai": "OpenAI weights"}
-SCHEMES = ("images", "patients", "official")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Fold:
 class Arm:
     """A model trained by one recipe; `build` makes it untrained, `key` says what it starts from.
 
-    `scheme` is one of `SCHEMES`, see `folds`; `only` names the folds to train (all when empty); `watch` has the
+    `scheme` is 'images', 'patients' or 'official', see `folds`; `only` names the folds to train (all when empty); `watch` has the
     held-out fold measured after each epoch, for the curves only.
     """
 
@@ -102,7 +101,7 @@ def clip_arm(study, name, recipe, scheme, only=(), seed=None):
         clip, tokenizer = _loaded(settings.name, start and str(start), study.seed)
         return _seeded(seed, models.ClipGrader, copy.deepcopy(clip), tokenizer, recipe.part, recipe.prompts, recipe.residual)
 
-    return Arm(name, recipe, build, seed, scheme, {"model": settings, "weights": weights.weights_hash(start)}, only)
+    return Arm(name, recipe, build, seed, scheme, {"model": settings, "weights": _hash(start)}, only)
 
 
 @lru_cache(maxsize=1)
@@ -110,6 +109,12 @@ def _loaded(name, start, seed):
     # Read once: an arm builds its grader for every fold and file of predictions.
     clip, _, tokenizer = models.load_clip(name, start, seed)
     return clip, tokenizer
+
+
+@lru_cache
+def _hash(start):
+    # Weights do not change during a run, and hundreds of megabytes are not read again for every arm.
+    return weights.weights_hash(start)
 
 
 def _seeded(seed, build, *arguments):
@@ -144,7 +149,7 @@ def baseline_arm(study, spec):
     own = {name: getattr(spec, name) for name in ("learning_rate", "epochs", "batch", "image_size")}
     recipe = BaselineRecipe(**{**main.__dict__, "part": "full_image", **own})
     start = weights.network(spec.timm, study.inputs.weights) if spec.weights == "imagenet" else None
-    key, name = {"model": spec, "weights": weights.weights_hash(start)}, spec.name.lower().replace(" ", "_")
+    key, name = {"model": spec, "weights": _hash(start)}, spec.name.lower().replace(" ", "_")
     scheme = "official" if study.profile.as_printed is None else "images"
     return Arm(name, recipe, lambda: _seeded(study.seed, ImageGrader, spec, start), study.seed, scheme, key, _baseline_folds(study, recipe))
 
@@ -172,11 +177,10 @@ def fold_mean(study, arm, results, split, adaptation=""):
     frames = results.get(split)
     if not frames:
         return None
-    if len(frames) == 1:
-        return frames[0]
-    mean = predictions.ensemble([frame[predictions.COLUMNS] for frame in frames])
-    predictions.write(mean, study.run_dir / "predictions" / replace(prediction_name(study, arm, split, "mean"), adaptation=adaptation).file)
-    return mean.merge(frames[0].drop(columns=predictions.PROBABILITIES), on="image_id", validate="one_to_one")
+    mean = predictions.joined_mean(frames)
+    if len(frames) > 1:
+        predictions.write(mean[predictions.COLUMNS], study.run_dir / "predictions" / replace(prediction_name(study, arm, split, "mean"), adaptation=adaptation).file)
+    return mean
 
 
 def prediction_name(study, arm, split, fold):

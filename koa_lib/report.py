@@ -154,7 +154,7 @@ def _write_sources(run_dir, notebooks, source):
         nbformat.write(_for_reading(notebook), source / "nb" / f"{stem}.ipynb")
     facts = provenance.facts(run_dir, inputs, notebooks)
     scores = provenance.scores(run_dir)
-    _render("index.md", source, synthetic=provenance.is_synthetic(inputs), facts=facts, scores=scores, scorecards=_scorecards(scores), sentence=_tally(run_dir),
+    _render("index.md", source, synthetic=provenance.is_synthetic(inputs), facts=facts, scores=scores, scorecards=_scorecards(scores), sentence=sentence(pd.DataFrame(scores)) if scores else "",
             verdicts=provenance.verdicts(scores), items=_items(run_dir, notebooks, exhibits), notebooks=list(notebooks),
             extras=[extra for name, extra in exhibits.items() if name not in PAPER_ITEMS])
     _render("environment.md", source, facts=facts, machine=provenance.machine(), steps=provenance.steps(run_dir),
@@ -165,11 +165,6 @@ def _scorecards(scores):
     # A number of ours beside the paper's, and a count or a cited number that agrees, are different things under one word.
     parts = ("results and claims that need a trained model", "Ours", True), ("rows that need none: counts, repeated and cited numbers, timings, arithmetic", "Found", False)
     return [(name, found, [row for row in scores if row["model"] == model]) for name, found, model in parts]
-
-
-def _tally(run_dir):
-    path = run_dir / "tables" / "scorecard.csv"
-    return sentence(pd.read_csv(path)) if path.is_file() else ""
 
 
 def _render(name, source, **values):

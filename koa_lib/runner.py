@@ -96,13 +96,10 @@ class Runner:
                 frames.setdefault(view, []).append(self._predict(seen, "external", self.data("external", seen.arm.recipe)))
         return {view: fold_mean(self.study, self._in_view(arm, view), {"external": found}, "external") for view, found in frames.items()}
 
-    def mirrored(self, arm, split):
-        """Prediction frames of an arm's folds on left-right mirrored pictures of a split, in fold order; files end in `__mirrored`."""
-        frames = []
-        for trained in self._trained(arm):
-            part = self.data("external", arm.recipe) if split == "external" else trained.fold.reported[split]
-            frames.append(self._predict(trained.as_seen(arm, adaptation=MIRRORED), split, replace(part, mirrored=True)))
-        return frames
+    def mirrored(self, arm):
+        """Prediction frames of an arm's folds on left-right mirrored external pictures, in fold order; files end in `__mirrored`."""
+        part = replace(self.data("external", arm.recipe), mirrored=True)
+        return [self._predict(trained.as_seen(arm, adaptation=MIRRORED), "external", part) for trained in self._trained(arm)]
 
     def _trained(self, arm):
         data = self.data("training", arm.recipe)

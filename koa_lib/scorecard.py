@@ -103,11 +103,8 @@ def _bootstrap(item, row, graded):
     predicted = graded[metrics.PROBABILITIES].to_numpy().argmax(1)
     drawn = stats.group_bootstrap(graded["kl_grade"], predicted, graded["group_id"])
     if item == "table_3":
-        truth, guess, hits = drawn.sum(2), drawn.sum(1), np.diagonal(drawn, axis1=1, axis2=2)
-        rest = drawn.sum((1, 2))[:, None] - truth
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found = {"sensitivity": hits / truth, "specificity": (rest - guess + hits) / rest}
-        draws = {(item, str(grade), name): values[:, grade] for name, values in found.items() for grade in range(metrics.K)}
+        found = zip(("sensitivity", "specificity"), metrics.rates(drawn), strict=True)
+        draws = {(item, str(grade), name): values[:, grade] for name, values in found for grade in range(metrics.K)}
     else:
         draws = {(item, row, name): values for name, values in metrics.from_confusion(drawn).items()}
     intervals = {key: stats.interval(100 * values) for key, values in draws.items()}

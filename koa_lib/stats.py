@@ -139,6 +139,11 @@ def predicted(both):
     return tuple(probabilities.argmax(1) for probabilities in paired_probabilities(both))
 
 
+def difference(both, metric, draws=1000, seed=0):
+    """`paired_difference` of a frame made by `paired`, its groups resampled."""
+    return paired_difference(both["kl_grade"], *predicted(both), both["group_id"], metric, draws, seed)
+
+
 def pool(frames):
     """Predictions of disjoint parts, such as the held-out folds, as one graded frame.
 

@@ -136,7 +136,7 @@ def run_name(settings, seed, dry=False):
 def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=False):
     """Check the inputs of a run and write `inputs.yaml`, only when something changed.
 
-    Published weights that the profile starts from are looked for, and downloaded, here: not after hours of work.
+    Published weights that the profile starts from are looked for, downloaded and opened here: not after hours of work, and not again for the same inputs.
 
     Returns
     -------
@@ -158,11 +158,11 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
         raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. Use PROFILE=oai or PROFILE=paper.")
     given = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
     inputs = Inputs(profile, seed, *(_absolute(name, value) for name, value in given.items()), content=_content(given.values()), dry=dry)
-    published.check(settings, inputs.weights)
     path = folder / "inputs.yaml"
     text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
+        published.check(settings, inputs.weights)
         write_text(path, text)
     return inputs
 

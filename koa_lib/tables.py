@@ -253,8 +253,7 @@ def _per_grade(graded, groups, draws, seed):
     table = metrics.per_grade(grades, probabilities)
     groups = graded["group_id"] if groups is None else groups
     drawn = stats.group_bootstrap(grades, probabilities.argmax(1), groups, draws, seed)
-    with np.errstate(invalid="ignore"):
-        recall = 100 * np.diagonal(drawn, axis1=1, axis2=2) / drawn.sum(2)
+    recall = 100 * metrics.rates(drawn)[0]
     low, high = zip(*(stats.interval(recall[:, grade]) for grade in GRADES), strict=True)
     percent = {name: 100 * table[name] for name in ("sensitivity", "specificity")}
     return {"n": table["n"], **percent, "ci_low": list(low), "ci_high": list(high), "auc": table["auc"]}

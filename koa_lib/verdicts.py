@@ -9,6 +9,7 @@ from koa_lib import claims, cohorts, speed
 from koa_lib import scorecard as rules
 from koa_lib.comparison import shown_fold
 from koa_lib.errors import StudyError
+from koa_lib.printed import Paper
 from koa_lib.published import read as read_published
 from koa_lib.scorecard import COLUMNS, DERIVED, Ours
 
@@ -67,7 +68,7 @@ def scorecard(study, results, others, counts, findings, tests, systems=None):
 def comparability(study):
     """Whether model rows may be held against the paper, and why not."""
     reasons = []
-    if getattr(study, "dry", False):
+    if study.dry:
         reasons.append("a dry run, which only tries the steps")
     if study.synthetic:
         reasons.append("synthetic phantoms")
@@ -84,7 +85,7 @@ def _incomplete(study):
     note, found = json.loads((study.run_dir / "data.json").read_text(encoding="utf-8")), []
     for role in ("training", "external"):
         cohort = cohorts.facts(getattr(study.profile, role).name)
-        listed = sum(sum(counts) for split, counts in cohort.counts.items() if split != "auto_test")
+        listed = sum(map(sum, cohort.counts.values()))
         if role in note and note[role]["pictures"] < listed:
             found.append(f"{note[role]['pictures']:,} of {listed:,} {role} pictures")
         if role in note and note[role]["re_encoded"]:
@@ -165,8 +166,8 @@ def _why_absent(study, name):
 def _evidence(study, published, results, others, tests):
     arms = {claims.ORDER[0]: results} | {name: others.get(name, {}) for name in claims.ORDER[1:]}
     models = {name: _external(study, results, name, arm) for name, arm in arms.items()}
-    drop = published.loc[(published[["item", "row", "metric"]] == list(DROP)).all(axis=1), "value"]
-    return claims.Evidence(models, results.get("train", []), results.get("external", []), _tests(study, results, tests), float(drop.iloc[0]),
+    drop = Paper(published).number(*DROP).value
+    return claims.Evidence(models, results.get("train", []), results.get("external", []), _tests(study, results, tests), drop,
                            study.profile.draws, study.seed)
 
 

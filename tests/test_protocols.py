@@ -270,7 +270,7 @@ def test_external_rows_cover_set_and_reader(easy_study, finished):
 
 def test_paired_tests_count_what_only_one_grades_right(easy_study, finished):
     results = finished[2]
-    mean = comparison.fold_means(easy_study, results, "external", [1, 2])
+    mean = comparison.fold_means(results, "external", [1, 2])
     perfect = results["external"][0].copy()
     perfect[predictions.PROBABILITIES] = np.eye(5)[perfect["kl_grade"]]
     wrong_in_both = {name: int((frame[predictions.PROBABILITIES].to_numpy().argmax(1) != frame["kl_grade"]).sum()) for name, frame in (("mean", mean), ("first", results["external"][0]))}
@@ -286,7 +286,7 @@ def test_fold_means_average_what_is_asked_for(easy_study, finished):
     frames = finished[2]["external"]
     values = [frame[predictions.PROBABILITIES].to_numpy() for frame in frames]
     for numbers, expected in (([1], values[0]), ([1, 2], (values[0] + values[1]) / 2)):
-        assert np.allclose(comparison.fold_means(easy_study, finished[2], "external", numbers)[predictions.PROBABILITIES], expected, atol=1e-5)
+        assert np.allclose(comparison.fold_means(finished[2], "external", numbers)[predictions.PROBABILITIES], expected, atol=1e-5)
     assert comparison.common_folds(finished[2], {"external": frames[1:]}, split="external") == [2]
 
 
@@ -314,7 +314,7 @@ def test_seeds_train_again_and_their_spread_stands_apart_from_the_folds(easy_stu
 
 def test_mirrored_pictures_are_graded_anew_and_kept_apart(easy_study, finished):
     runner, main, results = finished
-    frames = runner.mirrored(main, "external")
+    frames = runner.mirrored(main)
     assert [frame.attrs["fold"] for frame in frames] == [1, 2]
     for plain, mirrored in zip(results["external"], frames, strict=True):
         assert list(plain["image_id"]) == list(mirrored["image_id"]) and not plain["p0"].equals(mirrored["p0"])
@@ -338,7 +338,7 @@ def test_reading_table_has_a_row_per_option_and_the_paired_difference(easy_study
 
 def test_every_metric_stands_beside_the_best_constant_answer(easy_study, finished):
     runner, main, results = finished
-    graded, mirrored = results["external"][0], runner.mirrored(main, "external")[0]
+    graded, mirrored = results["external"][0], runner.mirrored(main)[0]
     table = external.by_metric(easy_study, graded, mirrored).set_index("metric")
     assert table.loc["accuracy", "best_constant"] == pytest.approx(graded["kl_grade"].value_counts(normalize=True).max())
     changed = graded[predictions.PROBABILITIES].to_numpy().argmax(1) != mirrored[predictions.PROBABILITIES].to_numpy().argmax(1)

@@ -66,7 +66,12 @@ $(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml $(wildcard notebooks/pro
 $(OUT)/nb/02_zero_shot_baseline.ipynb: $(OUT)/nb/01_data_audit.ipynb
 $(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
 $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
-$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
+$(OUT)/nb/08_symmetry_consistency.ipynb $(OUT)/nb/09_projection_heads.ipynb $(OUT)/nb/11_label_efficiency.ipynb: $(OUT)/nb/03_fine_tune.ipynb
+$(OUT)/nb/10_foundation_embeddings.ipynb: $(OUT)/nb/11_label_efficiency.ipynb
+$(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/04_baselines.ipynb
+# The scorecard takes the answers of the other systems' notebooks.
+SYSTEMS := $(filter $(OUT)/nb/08% $(OUT)/nb/09% $(OUT)/nb/10% $(OUT)/nb/11%,$(EXECUTED))
+$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(SYSTEMS)
 
 $(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
 	@$(KOA) report $(RUN_ARGS)
@@ -90,7 +95,7 @@ reference: $(READY)  ## keep the tables of a finished run below reports/referenc
 	@$(KOA) reference $(RUN_ARGS)
 
 lock:  ## renew requirements.lock from pyproject.toml (needs uv)
-	@uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev --extra dicom --no-emit-index-url --no-annotate --no-header -q -o requirements.lock
+	@uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev --extra dicom --extra systems --no-emit-index-url --no-annotate --no-header -q -o requirements.lock
 
 clean:  ## remove what runs have made (data, results, reports)
 	@rm -rf reports/_build

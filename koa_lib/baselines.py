@@ -13,7 +13,7 @@ class ImageGrader(nn.Module):
 
     Parameters
     ----------
-    spec : profile.Baseline
+    spec : settings.Baseline
         `width` scales the channels of the named architecture; 1.0 is the architecture itself.
     weights : path, optional
         timm's weight file to start from (`weights.network`); random without it.

@@ -5,13 +5,14 @@ A profile states all of its keys; nothing has a hidden default.
 
 import types
 import typing
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import PROMPT_SETS
+from koa_lib.settings import Cohort, Profile, Recipe  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks" / "profiles"
@@ -30,112 +31,12 @@ ALLOWED = {
     "loss": ("prototypes", "infonce"),
     "weights": ("random", "imagenet"),
 }
+SOURCES = ("start", "trained", "random", "timm", "biomedclip", "rad-dino", "dino")  # of a frozen encoder
 
 # Smallest and largest allowed value of a number, wherever its key stands.
 RANGES = {"seeds": (1, 100), "epochs": (0, 10_000), "tower_epochs": (0, 10_000), "patience": (0, 10_000), "batch": (1, 100_000), "views": (1, 1_000), "residual": (0, 1),
           "baseline_folds": (1, 100), "learning_rate": (1e-12, 10), "weight_decay": (0, 10), "draws": (1, 10**7), "image_size": (16, 4096), "width": (0.01, 10),
           "pictures": (1, 10**7), "seed": (0, 2**31)}
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Where a cohort comes from; `size` is patients (training) or pictures (external) of a phantom cohort."""
-
-    name: str
-    source: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Model:
-    """The CLIP under study: open_clip name, start weights, input size in pixels."""
-
-    name: str
-    start: str
-    image_size: int
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Contrastive pre-training on captioned phantoms."""
-
-    pictures: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One way of fine-tuning CLIP.
-
-    `folds` 0 means the official split only; `views` counts cached augmentations; `patience` is the number of epochs
-    without gain on an inner part after which training stops, 0 for never.
-    """
-
-    part: str
-    prompts: str
-    normalisation: str
-    geometry: str
-    intensity: str
-    augmentation: str
-    loss: str
-    targets: str
-    learning_rate: float
-    weight_decay: float
-    epochs: int
-    patience: int
-    batch: int
-    residual: float
-    folds: int
-    views: int
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """An image-only model of Table 4, from timm's `weights`; a `reason` means that this profile does not run it."""
-
-    name: str
-    timm: str
-    weights: str
-    image_size: int
-    width: float
-    epochs: int
-    batch: int
-    learning_rate: float
-    reason: str
-
-
-@dataclass(frozen=True)
-class Profile:
-    """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why.
-
-    `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that train blocks
-    of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds each baseline trains.
-    """
-
-    name: str
-    purpose: str
-    seed: int
-    minutes: float
-    training: Cohort
-    external: Cohort
-    model: Model
-    pretraining: Pretraining | None
-    as_printed: Recipe | None
-    our_protocol: Recipe
-    seeds: int
-    tower_epochs: int
-    baseline_folds: int
-    baselines: tuple[Baseline, ...]
-    draws: int
-    not_run: dict[str, str]
-
-    @property
-    def synthetic(self):
-        """Whether any cohort is made of phantoms."""
-        return "phantoms" in (self.training.source, self.external.source)
 
 
 def names():
@@ -234,8 +135,8 @@ def _check_choice(value, file, key):
         raise StudyError(f"{file}: key '{key}' is {value}; allowed: {low:g} to {high:g}.")
     if name == "folds" and (value < 0 or value == 1):
         raise StudyError(f"{file}: key '{key}' is {value}; allowed: 0 (the official split alone) or 2 and more.")
-    choices = ALLOWED.get(name)
-    if choices and not key.startswith("not_run") and value not in choices:
+    choices = SOURCES if name == "source" and "encoders" in key else ALLOWED.get(name)
+    if choices and not key.startswith("not_run") and type(value) is str and value not in choices:
         raise StudyError(f"{file}: key '{key}' is '{value}'; allowed: {', '.join(choices)}.")
 
 

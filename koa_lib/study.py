@@ -13,7 +13,8 @@ import yaml
 from koa_lib import profile as profiles
 from koa_lib import weights as published
 from koa_lib.errors import StudyError
-from koa_lib.profile import ROOT, Profile
+from koa_lib.profile import ROOT
+from koa_lib.settings import Profile
 from koa_lib.store import Store, write_text
 
 BUILD = ROOT / "reports" / "_build"

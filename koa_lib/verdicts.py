@@ -14,7 +14,7 @@ from koa_lib.published import read as read_published
 from koa_lib.scorecard import COLUMNS, DERIVED, Ours
 
 MAIN = "jpm2026"
-NOTEBOOKS = {"CLIP-KOA": "08", "LumbarCLIP": "09", "JIIM-2025": "10", "OrthoFoundation": "11"}
+NOTEBOOKS = {"CLIP-KOA": "08_symmetry_consistency", "LumbarCLIP": "09_projection_heads", "JIIM-2025": "10_foundation_embeddings", "OrthoFoundation": "11_label_efficiency"}
 DROP = ("text", "discussion", "train_test_drop")
 P_VALUE = ("text", "mcnemar", "p_value")
 _ROWS_OF_THEIR_OWN = " repeated: |^internal pictures$|^internal patients$|^external pictures$|^train minus external accuracy$"
@@ -37,7 +37,7 @@ def scorecard(study, results, others, counts, findings, tests, systems=None):
     tests : DataFrame or None
         Paired tests on the external set: baseline, p_exact, clip_only, baseline_only, difference.
     systems : dict, optional
-        Results for other systems: (system, item, row, metric) -> `Ours`, (system, item, claim) -> `claims.Answer`.
+        Results for other systems, as `answers.read` gives them: (system, item, row, metric) -> `Ours`, (system, item, claim) -> `claims.Answer`.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def _absent(row):
 
 
 def _notebook(system):
-    return f"notebook {NOTEBOOKS[system]} is not part of the study yet" if system in NOTEBOOKS else "no notebook of the study covers it"
+    return f"notebook {NOTEBOOKS[system]} has not been run" if system in NOTEBOOKS else "no notebook of the study covers it"
 
 
 def _of_systems(published, given):

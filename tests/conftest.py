@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from koa_lib import datasets, manifests, phantoms, pictures, profile
+from koa_lib import datasets, manifests, phantoms, pictures, profile, settings
 from koa_lib.grades import GRADES
 from koa_lib.profile import ROOT
 from koa_lib.study import Inputs, Study
 
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-TINY = profile.Recipe(part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none", augmentation="as_printed", loss="prototypes",
+TINY = settings.Recipe(part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none", augmentation="as_printed", loss="prototypes",
                       targets="hard", learning_rate=0.001, weight_decay=0.0, epochs=2, patience=0, batch=16, residual=0.2, folds=2, views=1)
 
 
@@ -107,10 +107,10 @@ def easy_study(tmp_path_factory):
         manifests.write_manifest(write_easy_cohort(base / name, patients, splits, seed), lists / f"{name}.csv")
     for part in (".locks", "tables", "figures", "predictions", "history", "similarities", "checkpoints", "features"):
         (run / part).mkdir(parents=True)
-    settings = replace(profile.load("smoke"), training=profile.Cohort("easy_a", "folder", 0), external=profile.Cohort("easy_b", "folder", 0),
-                       model=profile.Model("koa-tiny", "random", 112), pretraining=None, as_printed=TINY, draws=50,
-                       our_protocol=replace(TINY, part="projection"), seeds=2, tower_epochs=1, baseline_folds=1)
+    chosen = replace(profile.load("smoke"), training=settings.Cohort("easy_a", "folder", 0), external=settings.Cohort("easy_b", "folder", 0),
+                     model=settings.Model("koa-tiny", "random", 112), pretraining=None, as_printed=TINY, draws=50,
+                     our_protocol=replace(TINY, part="projection"), seeds=2, tower_epochs=1, baseline_folds=1)
     inputs = Inputs("smoke", 3, str(base / "easy_a"), str(base / "easy_b"), "", "none", dry=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "MANIFESTS", lists)
-        yield Study(settings, 3, inputs, run, "tests")
+        yield Study(chosen, 3, inputs, run, "tests")

@@ -118,7 +118,7 @@ def test_unreadable_picture_is_named_and_leaves_nothing_half_made(easy_study, tm
 
 
 def test_phantoms_of_a_study_are_made_once(easy_study, tmp_path):
-    from koa_lib.profile import Cohort
+    from koa_lib.settings import Cohort
 
     (tmp_path / ".locks").mkdir()
     settings = replace(easy_study.profile, training=Cohort("phantom_a", "phantoms", 3))

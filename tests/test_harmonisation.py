@@ -14,6 +14,7 @@ from scipy.ndimage import uniform_filter
 from koa_lib import datasets, harmonisation, joint, manifests, pictures, predictions, profile
 from koa_lib.harmonisation import EXPLORATORY, GEOMETRIES, INTENSITIES, LEVELS, TWO_KNEES, adjust, mean_histogram
 from koa_lib.predictions import PROBABILITIES
+from koa_lib.settings import Cohort
 
 SIMPLE = [geometry for geometry in GEOMETRIES if geometry != "joint_crop"]  # without the slow search
 
@@ -255,7 +256,7 @@ def mixed_study(easy_study, tmp_path, monkeypatch):
     manifests.write_manifest(pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"}), lists / "films.csv")
     (lists / "easy_a.csv").write_bytes((datasets.MANIFESTS / "easy_a.csv").read_bytes())
     monkeypatch.setattr(datasets, "MANIFESTS", lists)
-    settings = replace(easy_study.profile, external=profile.Cohort("films", "folder", 0))
+    settings = replace(easy_study.profile, external=Cohort("films", "folder", 0))
     study = replace(easy_study, profile=settings, inputs=replace(easy_study.inputs, external=str(tmp_path / "films")))
     return in_new_run(study, tmp_path / "run")
 

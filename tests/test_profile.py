@@ -7,7 +7,8 @@ import yaml
 
 from koa_lib import profile
 from koa_lib.errors import StudyError
-from koa_lib.profile import Profile, Recipe, load
+from koa_lib.profile import load
+from koa_lib.settings import Profile, Recipe
 
 
 @pytest.fixture

@@ -1,0 +1,124 @@
+"""Frozen image encoders: a cohort's pictures to embeddings, computed once and kept in the store.
+
+Published encoders and the stand-ins of the profiles that load no weights have one face: `trunk`, pictures to embeddings.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from koa_lib import manifests, sources, weights
+from koa_lib.device import compute_device
+from koa_lib.errors import StudyError
+from koa_lib.protocols import BaselineRecipe, our_arm
+from koa_lib.runner import Runner
+from koa_lib.tower import Tower
+
+CODE = ("encoders", "sources", "device", "model", "tower", "datasets", "harmonisation", "joint", "pictures")
+STATISTICS = {"timm": "imagenet"}  # of the pictures that an encoder was trained on; CLIP's for the others
+
+
+class Encoder(nn.Module):
+    """A frozen network of pictures.
+
+    Parameters
+    ----------
+    network : Module
+        Normalised images (n, 3, H, W) to embeddings (n, d).
+    key : dict
+        What identifies its weights, for the store.
+    """
+
+    stage = "embedding"
+
+    def __init__(self, network, key, low_precision=False):
+        super().__init__()
+        self.network, self.key, self.low_precision = network.eval().requires_grad_(False), key, low_precision
+
+    def trunk(self, images):
+        """Embeddings (n, d) of normalised images (n, 3, H, W)."""
+        return self.network(images)
+
+
+def create(study, spec):
+    """The frozen encoder that a profile names.
+
+    Parameters
+    ----------
+    spec : settings.Encoder
+
+    Raises
+    ------
+    StudyError
+        A source that has no builder, or weights that are neither given nor on the hub.
+    """
+    if spec.source not in _BUILDERS:
+        raise StudyError(f"Encoder '{spec.name}' has the source '{spec.source}'; known: {', '.join(_BUILDERS)}.")
+    return _BUILDERS[spec.source](study, spec).to(compute_device())
+
+
+def embed(study, spec, role):
+    """Embeddings of a cohort's pictures, in the geometry and intensity of our protocol.
+
+    Parameters
+    ----------
+    spec : settings.Encoder
+    role : {'training', 'external'}
+
+    Returns
+    -------
+    array (n, d) float32 in the order of `pictures_of`'s rows; None when the study has no such cohort.
+    """
+    data = pictures_of(study, spec, role)
+    if data is None:
+        return None
+    recipe = _recipe(study, spec)
+    key = {"encoder": spec, "role": role, "seed": study.seed, "content": study.inputs.content, "data": manifests.data_hash(data.rows), **_start(study, spec),
+           "geometry": recipe.geometry, "intensity": recipe.intensity, "normalisation": recipe.normalisation}
+    name = f"features/encoder-{spec.name.lower()}__{getattr(study.profile, role).name}.npy"
+    path = study.store.make(name, key, lambda path: sources.extract(create(study, spec), data, recipe, study.seed, path), CODE)
+    return np.load(path)[0].astype(np.float32)
+
+
+def pictures_of(study, spec, role):
+    """The `KneeDataset` of a cohort as an encoder sees it; None when the study has no such cohort."""
+    return Runner(study).data(role, _recipe(study, spec))
+
+
+def _recipe(study, spec):
+    ours = study.profile.our_protocol.__dict__
+    return BaselineRecipe(**{**ours, "normalisation": STATISTICS.get(spec.source, "clip"), "views": 1, "image_size": spec.image_size})
+
+
+def _start(study, spec):
+    # What the weights come from, without building the encoder: it is only built when embeddings are missing.
+    if spec.source in ("start", "trained"):
+        return {"start": our_arm(study).key}
+    return {}
+
+
+def _start_tower(study, spec):
+    return _of_clip(our_arm(study).build().clip)
+
+
+def _trained_tower(study, spec):
+    return _of_clip(Runner(study).grader(our_arm(study)).clip)
+
+
+def _of_clip(clip):
+    tower = Tower(clip.visual)
+    return Encoder(clip.visual, {}, low_precision=not tower.is_vit or clip.visual.proj.shape[0] >= 512)
+
+
+def _timm(study, spec):
+    from koa_lib.baselines import create as network
+
+    place = weights.network(spec.architecture, study.inputs.weights) if spec.source == "timm" and not study.dry else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(study.seed)
+        built = network(spec.architecture, spec.image_size, spec.width, place)
+    built.reset_classifier(0)
+    return Encoder(built, {}, low_precision=True)
+
+
+_BUILDERS = {"start": _start_tower, "trained": _trained_tower, "timm": _timm, "random": _timm}

@@ -1,0 +1,192 @@
+"""The settings of a run: frozen dataclasses in the shape of the profiles, which state every key."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Where a cohort comes from; `size` is patients (training) or pictures (external) of a phantom cohort."""
+
+    name: str
+    source: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """The CLIP under study: open_clip name, start weights, input size in pixels."""
+
+    name: str
+    start: str
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Contrastive pre-training on captioned phantoms."""
+
+    pictures: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way of fine-tuning CLIP.
+
+    `folds` 0 means the official split only; `views` counts cached augmentations; `patience` is the number of epochs
+    without gain on an inner part after which training stops, 0 for never.
+    """
+
+    part: str
+    prompts: str
+    normalisation: str
+    geometry: str
+    intensity: str
+    augmentation: str
+    loss: str
+    targets: str
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    patience: int
+    batch: int
+    residual: float
+    folds: int
+    views: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An image-only model of Table 4, from timm's `weights`; a `reason` means that this profile does not run it."""
+
+    name: str
+    timm: str
+    weights: str
+    image_size: int
+    width: float
+    epochs: int
+    batch: int
+    learning_rate: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """Notebook 08: CLIP-KOA's losses on a picture and its mirror image.
+
+    `part` is what is trained after the frozen trunk; `weights` are the values that each loss may get, chosen on the inner part.
+    """
+
+    part: str
+    epochs: int
+    learning_rate: float
+    weights: tuple[float, ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen image encoder: where its weights come from and what it reads; a `reason` means that this profile does not run it.
+
+    `source` is 'start' (the image tower that fine-tuning starts from), 'trained' (the tower of our protocol's CLIP), 'random', 'timm' (timm's
+    published weights), or a published model by name; `architecture` is timm's name where the source leaves it open, and `width` scales it.
+    """
+
+    name: str
+    source: str
+    architecture: str
+    image_size: int
+    width: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Notebook 09: LumbarCLIP's grid of frozen encoders, projection heads and losses; `tower_epochs` warm up an encoder without published weights."""
+
+    encoders: tuple[Encoder, ...]
+    text: str
+    tower_epochs: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Notebook 10: frozen embeddings with boosted trees and logistic regression against supervised networks; `others` pictures of other anatomies."""
+
+    encoders: tuple[Encoder, ...]
+    networks: tuple[Baseline, ...]
+    trees: int
+    others: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Notebook 11: self-supervised pre-training without labels, then growing fractions of labels for each start."""
+
+    architecture: str
+    image_size: int
+    pictures: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    fractions: tuple[float, ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Notebook 12: how many pictures are explained, and in how many steps a picture is deleted or inserted."""
+
+    pictures: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Systems:
+    """Settings of the other papers' systems, notebooks 08 to 12; `seconds` is what they may take together on two cores."""
+
+    seconds: int
+    symmetry: Symmetry
+    heads: Heads
+    embeddings: Embeddings
+    labels: Labels
+    attention: Attention
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why.
+
+    `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that train blocks
+    of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds each baseline trains.
+    """
+
+    name: str
+    purpose: str
+    seed: int
+    minutes: float
+    training: Cohort
+    external: Cohort
+    model: Model
+    pretraining: Pretraining | None
+    as_printed: Recipe | None
+    our_protocol: Recipe
+    seeds: int
+    tower_epochs: int
+    baseline_folds: int
+    baselines: tuple[Baseline, ...]
+    systems: Systems
+    draws: int
+    not_run: dict[str, str]
+
+    @property
+    def synthetic(self):
+        """Whether any cohort is made of phantoms."""
+        return "phantoms" in (self.training.source, self.external.source)

@@ -11,8 +11,9 @@ from koa_lib.grades import GRADES, NAMES
 
 __all__ = ["data_cards", "measured", "model_card"]
 
-SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "qwk", "within_one", "ece")
+SHOWN = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1", "qwk": "QWK", "within_one": "Within one", "ece": "ECE"}
 SPLITS = {"train": "training part", "held_out": "held-out fold", "val": "validation part", "test": "internal test", "external": "external"}
+USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "evaluation"}
 STARTS = {"pretrain": "pre-trained in this run on captioned phantoms", "random": "random weights", "openai": "OpenAI's published weights"}
 PARTS = {"adapter": "an adapter after frozen encoders", "projection": "final norm and projection of the image encoder", "last_blocks": "the last two blocks, final norm and projection of the image encoder",
          "full_image": "the whole image encoder", "both_encoders": "both encoders"}
@@ -26,7 +27,7 @@ def measured(run):
     -------
     list of dict
         model, cohort, role ('fitted', 'unseen' or 'external'), part (in words), pictures, groups, and values: metric ->
-        '0.612 (0.580 to 0.644)', with the 95 % group-bootstrap interval. Empty without predictions.
+        ('0.612', '0.580 to 0.644'), the latter the 95 % group-bootstrap interval. Empty without predictions.
     """
     rows = []
     for file in provenance.note(run.folder / "primary.json", {}).values():
@@ -59,8 +60,8 @@ def _values(run, graded):
 
 def _with_interval(value, low, high):
     if value != value:
-        return "–"
-    return f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low == low else "")
+        return "–", ""
+    return f"{value:.3f}", f"{low:.3f} to {high:.3f}" if low == low else ""
 
 
 def _near_groups(run, cohort, graded):
@@ -100,16 +101,20 @@ def model_card(run, results):
         ("Licence of the code", "MIT"),
         ("Licence of the training pictures", start.licence),
     ]
-    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": results, "shown": [name.replace("_", " ") for name in SHOWN],
-            "metrics": SHOWN, "grades": _per_grade(run), "weights": [row for row in provenance.hashes(run) if "weights" in row[0].lower()]}
+    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": results, "metrics": SHOWN,
+            "grades": _per_grade(run), "weights": [row for row in provenance.hashes(run) if "weights" in row[0].lower()]}
 
 
 def _recipe(recipe):
     rows = [("Loss", {"prototypes": "cross-entropy over five text prototypes", "infonce": "symmetric InfoNCE"}[recipe.loss]), ("Prompts", recipe.prompts.replace("_", " ")),
-            ("Normalisation", {"imagenet": "ImageNet statistics", "clip": "CLIP statistics"}[recipe.normalisation]), ("Geometry and intensity", f"{recipe.geometry.replace('_', ' ')}, {recipe.intensity.replace('_', ' ')}"),
-            ("Augmentation", recipe.augmentation.replace("_", " ")), ("Epochs", recipe.epochs), ("Batch", recipe.batch), ("Learning rate", f"{recipe.learning_rate:g}"),
-            ("Weight decay", f"{recipe.weight_decay:g}"), ("Folds", recipe.folds or "official split only")]
+            ("Normalisation", {"imagenet": "ImageNet statistics", "clip": "CLIP statistics"}[recipe.normalisation]), ("Geometry and intensity", f"{recipe.geometry.replace('_', ' ')}, {'unchanged' if recipe.intensity == 'none' else recipe.intensity.replace('_', ' ')}"),
+            ("Augmentation", recipe.augmentation.replace("_", " ")), ("Epochs", recipe.epochs), ("Batch", recipe.batch), ("Learning rate", _plain(recipe.learning_rate)),
+            ("Weight decay", _plain(recipe.weight_decay)), ("Folds", recipe.folds or "official split only")]
     return rows + ([("Early stopping", f"after {recipe.patience} epochs without gain")] if recipe.patience else [])
+
+
+def _plain(value):
+    return f"{value:.10f}".rstrip("0").rstrip(".")
 
 
 def _training(run, results):
@@ -117,7 +122,7 @@ def _training(run, results):
     rows = [("Cohort", cohorts.facts(run.settings.training.name).title)]
     if fitted:
         rows += [("Fitted on", f"{fitted['pictures']:,} pictures of {fitted['groups']:,} patients")]
-        rows += _history(run, fitted["model"])
+    rows += _history(run, results[0]["model"]) if results else []
     for folder in provenance.main_checkpoints(run):
         seconds = provenance.note(folder.with_name(f"{folder.name}.json"), {}).get("seconds")
         rows += [("Time to train this fold, embeddings apart", f"{seconds:,.0f} s")] if seconds is not None else []
@@ -172,12 +177,12 @@ def data_cards(run):
 
 def _data_card(run, name, read):
     known, rows = cohorts.facts(name), _rows(run, name)
-    findings = [row for row in _read_table(run, "findings") if row["cohort"] == name]
+    findings = [row for row in _read_table(run, "findings") if row["cohort"] == name] if read else _listed_problems(rows)
     seen = provenance.note(run.folder / "data.json", {})
     role = next((role for role in ("training", "external") if getattr(run.settings, role).name == name), None)
     drawn = name.startswith("phantom")
     facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none: drawn by this repository" if drawn else known.doi), ("Licence", known.licence),
-             ("Used for", ", ".join(f"{split}: {use}" for split, use in known.roles.items())), *_amounts(rows, known), ("Readers", _readers(rows))]
+             ("Used for", "; ".join(f"{SPLITS[split]}: {USES[use]}" for split, use in known.roles.items())), *_amounts(rows, known), ("Readers", _readers(rows))]
     if read:
         facts += [("Read in this run", f"{seen[role]['pictures']:,} pictures, data hash {seen[role]['hash']}"), ("Re-encoded files", f"{seen[role]['re_encoded']:,}")]
     return {"name": name, "title": known.title, "doi": known.doi, "read": read, "drawn": drawn, "facts": facts, "counts": _counts(rows), "grades": [f"KL {grade} {word}" for grade, word in zip(GRADES, NAMES, strict=True)],
@@ -212,6 +217,19 @@ def _counts(rows):
     if rows is None:
         return []
     return [(SPLITS.get(split, split.replace("_", " ")), [f"{n:,}" for n in part["n"]], f"{part['n'].sum():,}") for split, part in subsets.counts(rows, "").groupby("split", sort=False)]
+
+
+def _listed_problems(rows):
+    # What a manifest alone tells; the audit of files that were read knows more.
+    if rows is None:
+        return []
+    equal, conflict, both = rows[rows.duplicated("pixel_sha256", keep=False)], rows[subsets.conflicting(rows)], rows.dropna(subset=["kl_grade_reader2"])
+    found = {"equal pixels": (equal, "pixel_sha256", f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"),
+             "equal pixels under different grades": (conflict, "pixel_sha256", "left out of the deduplicated set"),
+             "readers disagree": (both[both["kl_grade"] != both["kl_grade_reader2"]], "image_id", f"of {len(both):,} pictures with two grades"),
+             "two knees in one picture": (rows[subsets.two_knees(rows)], "image_id", "told by their width"),
+             "16-bit pictures": (rows[rows["bit_depth"] == 16], "image_id", "rescaled when read")}
+    return [{"finding": finding, "groups": f"{part[group].nunique():,}", "files": str(len(part)), "detail": detail} for finding, (part, group, detail) in found.items()]
 
 
 def _sets(rows):

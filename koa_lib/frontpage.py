@@ -18,7 +18,6 @@ METRICS = {"auc": "AUC", "macro_f1": "macro-F1", "f1": "F1", "p_value": "p value
 UNITS = {"percent": "%", "milliseconds": "ms"}
 ROWS = {("text", "macro"): "Macro average", ("text", "mcnemar"): "McNemar's test", ("text", "data"): "Data", ("text", "runtime"): "Run time",
         ("text", "discussion"): "Discussion", ("text", "conclusion"): "Conclusion"}
-JUDGED = ("replicated", "not replicated", "inconclusive")
 
 
 def scores(run_dir):
@@ -45,7 +44,7 @@ def _readable(row):
         "key": (row["item"], row["row"], row["metric"]),
         "model": row.get("rule") not in WITHOUT_MODEL,
         "label": _label(row),
-        "what": ", ".join(part for part in (metric, unit) if part),
+        "what": ",\N{NO-BREAK SPACE}".join(part for part in (metric, unit) if part),
         "interval": " to ".join(bounds) if all(bounds) else "",
         "published": "<" * row.get("rule", "").startswith("below") + _short(row["published"]),
         "ours": _short(row["ours"], decimals),
@@ -125,7 +124,7 @@ def verdict(run, rows, measured, items):
         As from `places.items`.
     """
     model = [row for row in rows if row["model"]]
-    if any(row["verdict"] in JUDGED for row in model):
+    if model and not any(row["verdict"] == "not comparable" for row in model):
         return [_replicated([row for row in model if row["source"] == "jpm2026"]), _main_number(rows), _without_model(rows)]
     return [_shown(run, items), _result(measured), _not_shown(run, model)]
 
@@ -157,11 +156,15 @@ def _shown(run, items):
 def _result(measured):
     inside = [part for part in measured if part["role"] == "unseen"]
     outside = [part for part in measured if part["role"] == "external"]
-    told = [f"{name} ({part['cohort']}, n = {part['pictures']:,}) with accuracy {part['values']['accuracy']} and quadratic kappa {part['values']['qwk']}"
-            for name, part in (("unseen knees of its own cohort", (inside or [None])[-1]), ("external ones", (outside or [None])[0])) if part]
+    told = [f"{_interval(part)} {place} (n = {part['pictures']:,})" for place, part in (("on unseen knees of its own cohort", (inside or [None])[-1]), ("on the external cohort", (outside or [None])[0])) if part]
     if not told:
         return "Its results are on the pages of the notebooks; no predictions of a main model are kept."
-    return f"In this run {measured[0]['model']} grades {', '.join(told)} (95 % intervals)."
+    return f"The main model, {measured[0]['model']}, reaches accuracy {' and '.join(told)}, with 95 % intervals."
+
+
+def _interval(part):
+    value, interval = part["values"]["accuracy"]
+    return f"{value} ({interval})" if interval else value
 
 
 def _not_shown(run, model):

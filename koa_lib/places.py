@@ -65,8 +65,8 @@ class Places:
             return {"label": label(target), "href": self.exhibits.get(target, {}).get("page")}
         page, _, anchor = target.partition("#")
         if page in PAGES:
-            told = anchor.upper() if re.fullmatch(r"d\d+", anchor) else anchor.replace("-", " ")
-            return {"label": PAGES[page] + f": {told}" * bool(told), "href": f"{page}.html" + f"#{anchor}" * bool(anchor)}
+            told = f"Deviation {anchor.upper()}" if re.fullmatch(r"d\d+", anchor) else PAGES[page] + f": {anchor.replace('-', ' ')}" * bool(anchor)
+            return {"label": told, "href": f"{page}.html" + f"#{anchor}" * bool(anchor)}
         return {"label": f"Notebook {int(page[:2])}", "href": f"nb/{page}.html" if page in self.notebooks else None}
 
 

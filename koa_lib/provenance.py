@@ -190,7 +190,7 @@ def hashes(run):
     for checkpoint in main_checkpoints(run):
         key = note(checkpoint.with_name(f"{checkpoint.name}.json"), {}).get("key", {})
         rows += [("Start weights", run.settings.model.name, key["weights"])] if "weights" in key else []
-        rows += [("Trained weights of the main model", path.relative_to(run.folder).as_posix(), _sha256(path)) for path in sorted(checkpoint.glob("*.safetensors"))]
+        rows += [("Trained weights of the main model", f"{checkpoint.name}/{path.name}", _sha256(path)) for path in sorted(checkpoint.glob("*.safetensors"))]
     return rows
 
 

@@ -15,7 +15,8 @@ SHOWN = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macr
 SPLITS = {"train": "training part", "held_out": "held-out fold", "val": "validation part", "test": "internal test", "external": "external"}
 USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "evaluation"}
 STARTS = {"pretrain": "pre-trained in this run on captioned phantoms", "random": "random weights", "openai": "OpenAI's published weights"}
-PARTS = {"adapter": "an adapter after frozen encoders", "projection": "final norm and projection of the image encoder", "last_blocks": "the last two blocks, final norm and projection of the image encoder",
+PARTS = {"adapter": "an adapter after frozen encoders", "projection": "final norm and projection of the image encoder",
+         "last_blocks": "the last two blocks, final norm and projection of the image encoder",
          "full_image": "the whole image encoder", "both_encoders": "both encoders"}
 PUBLISHED = ("oai_chen2018", "gornale2020")  # behind the paper, whatever a run reads
 
@@ -101,15 +102,24 @@ def model_card(run, results):
         ("Licence of the code", "MIT"),
         ("Licence of the training pictures", start.licence),
     ]
-    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": results, "metrics": SHOWN,
-            "grades": _per_grade(run), "weights": [row for row in provenance.hashes(run) if "weights" in row[0].lower()]}
+    weights = [row for row in provenance.hashes(run) if "weights" in row[0].lower()]
+    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": results, "metrics": SHOWN, "grades": _per_grade(run), "weights": weights}
 
 
 def _recipe(recipe):
-    rows = [("Loss", {"prototypes": "cross-entropy over five text prototypes", "infonce": "symmetric InfoNCE"}[recipe.loss]), ("Prompts", recipe.prompts.replace("_", " ")),
-            ("Normalisation", {"imagenet": "ImageNet statistics", "clip": "CLIP statistics"}[recipe.normalisation]), ("Geometry and intensity", f"{recipe.geometry.replace('_', ' ')}, {'unchanged' if recipe.intensity == 'none' else recipe.intensity.replace('_', ' ')}"),
-            ("Augmentation", recipe.augmentation.replace("_", " ")), ("Epochs", recipe.epochs), ("Batch", recipe.batch), ("Learning rate", _plain(recipe.learning_rate)),
-            ("Weight decay", _plain(recipe.weight_decay)), ("Folds", recipe.folds or "official split only")]
+    intensity = "unchanged" if recipe.intensity == "none" else recipe.intensity.replace("_", " ")
+    rows = [
+        ("Loss", {"prototypes": "cross-entropy over five text prototypes", "infonce": "symmetric InfoNCE"}[recipe.loss]),
+        ("Prompts", recipe.prompts.replace("_", " ")),
+        ("Normalisation", {"imagenet": "ImageNet statistics", "clip": "CLIP statistics"}[recipe.normalisation]),
+        ("Geometry and intensity", f"{recipe.geometry.replace('_', ' ')}, {intensity}"),
+        ("Augmentation", recipe.augmentation.replace("_", " ")),
+        ("Epochs", recipe.epochs),
+        ("Batch", recipe.batch),
+        ("Learning rate", _plain(recipe.learning_rate)),
+        ("Weight decay", _plain(recipe.weight_decay)),
+        ("Folds", recipe.folds or "official split only"),
+    ]
     return rows + ([("Early stopping", f"after {recipe.patience} epochs without gain")] if recipe.patience else [])
 
 
@@ -180,14 +190,17 @@ def _data_card(run, name, read):
     findings = [row for row in _read_table(run, "findings") if row["cohort"] == name] if read else _listed_problems(rows)
     seen = provenance.note(run.folder / "data.json", {})
     role = next((role for role in ("training", "external") if getattr(run.settings, role).name == name), None)
-    drawn = name.startswith("phantom")
-    facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none: drawn by this repository" if drawn else known.doi), ("Licence", known.licence),
+    facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"), ("Licence", known.licence),
              ("Used for", "; ".join(f"{SPLITS[split]}: {USES[use]}" for split, use in known.roles.items())), *_amounts(rows, known), ("Readers", _readers(rows))]
     if read:
         facts += [("Read in this run", f"{seen[role]['pictures']:,} pictures, data hash {seen[role]['hash']}"), ("Re-encoded files", f"{seen[role]['re_encoded']:,}")]
-    return {"name": name, "title": known.title, "doi": known.doi, "read": read, "drawn": drawn, "facts": facts, "counts": _counts(rows), "grades": [f"KL {grade} {word}" for grade, word in zip(GRADES, NAMES, strict=True)],
-            "sets": _sets(rows), "problems": [row for row in findings if int(row["files"] or 0)], "clean": [row["finding"] for row in findings if not int(row["files"] or 0)],
-            "beside": list(known.beside.items())}
+    found = [bool(int(row["files"] or 0)) for row in findings]
+    return {
+        "name": name, "title": known.title, "doi": known.doi, "read": read, "drawn": "phantoms" in known.layouts, "facts": facts, "beside": list(known.beside.items()),
+        "grades": [f"KL {grade} {word}" for grade, word in zip(GRADES, NAMES, strict=True)], "counts": _counts(rows), "sets": _sets(rows),
+        "problems": [row for row, there in zip(findings, found, strict=True) if there],
+        "clean": [row["finding"] for row, there in zip(findings, found, strict=True) if not there],
+    }
 
 
 def _rows(run, name):
@@ -203,7 +216,8 @@ def _amounts(rows, known):
     if rows is None:
         return []
     patients = known.group == "patient"
-    return [("Listed pictures", f"{len(rows):,}"), ("Patients", f"{rows['group_id'].nunique():,}" if patients else f"not known; {rows['group_id'].nunique():,} groups of equal pixels")]
+    groups = f"{rows['group_id'].nunique():,}"
+    return [("Listed pictures", f"{len(rows):,}"), ("Patients", groups if patients else f"not known; {groups} groups of equal pixels")]
 
 
 def _readers(rows):
@@ -216,20 +230,23 @@ def _readers(rows):
 def _counts(rows):
     if rows is None:
         return []
-    return [(SPLITS.get(split, split.replace("_", " ")), [f"{n:,}" for n in part["n"]], f"{part['n'].sum():,}") for split, part in subsets.counts(rows, "").groupby("split", sort=False)]
+    parts = subsets.counts(rows, "").groupby("split", sort=False)["n"]
+    return [(SPLITS.get(split, split.replace("_", " ")), [f"{n:,}" for n in counts], f"{counts.sum():,}") for split, counts in parts]
 
 
 def _listed_problems(rows):
     # What a manifest alone tells; the audit of files that were read knows more.
     if rows is None:
         return []
-    equal, conflict, both = rows[rows.duplicated("pixel_sha256", keep=False)], rows[subsets.conflicting(rows)], rows.dropna(subset=["kl_grade_reader2"])
+    equal, conflict = rows[rows.duplicated("pixel_sha256", keep=False)], rows[subsets.conflicting(rows)]
+    both = rows.dropna(subset=["kl_grade_reader2"])
     found = {"equal pixels": (equal, "pixel_sha256", f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"),
              "equal pixels under different grades": (conflict, "pixel_sha256", "left out of the deduplicated set"),
              "readers disagree": (both[both["kl_grade"] != both["kl_grade_reader2"]], "image_id", f"of {len(both):,} pictures with two grades"),
              "two knees in one picture": (rows[subsets.two_knees(rows)], "image_id", "told by their width"),
              "16-bit pictures": (rows[rows["bit_depth"] == 16], "image_id", "rescaled when read")}
-    return [{"finding": finding, "groups": f"{part[group].nunique():,}", "files": str(len(part)), "detail": detail} for finding, (part, group, detail) in found.items()]
+    return [{"finding": finding, "groups": f"{part[group].nunique():,}", "files": str(len(part)), "detail": detail}
+            for finding, (part, group, detail) in found.items()]
 
 
 def _sets(rows):

@@ -138,12 +138,14 @@ def _main_number(rows):
     if row is None or not row["ours"]:
         return "The paper's main number, the external accuracy, was not measured in this run."
     interval = f" (95 % interval over runs {row['interval']})" if row["interval"] else ""
-    return f"The paper's main number, the external accuracy, is {row['ours']} %{interval} here beside {row['published']} % published: {row['verdict']}; {row['reason']}."
+    return (f"The paper's main number, the external accuracy, is {row['ours']} %{interval} here beside {row['published']} % published: "
+            f"{row['verdict']}; {row['reason']}.")
 
 
 def _without_model(rows):
     rest = [row for row in rows if not row["model"]]
-    return f"Of {len(rest)} rows that need no model (counts, repeated and cited numbers, timings, arithmetic): {tally(rest)}; these say nothing about how well the model grades."
+    return (f"Of {len(rest)} rows that need no model (counts, repeated and cited numbers, timings, arithmetic): {tally(rest)}; "
+            "these say nothing about how well the model grades.")
 
 
 def _shown(run, items):
@@ -156,7 +158,8 @@ def _shown(run, items):
 def _result(measured):
     inside = [part for part in measured if part["role"] == "unseen"]
     outside = [part for part in measured if part["role"] == "external"]
-    told = [f"{_interval(part)} {place} (n = {part['pictures']:,})" for place, part in (("on unseen knees of its own cohort", (inside or [None])[-1]), ("on the external cohort", (outside or [None])[0])) if part]
+    chosen = [("on unseen knees of its own cohort", part) for part in inside[-1:]] + [("on the external cohort", part) for part in outside[:1]]
+    told = [f"{_interval(part)} {place} (n = {part['pictures']:,})" for place, part in chosen]
     if not told:
         return "Its results are on the pages of the notebooks; no predictions of a main model are kept."
     return f"The main model, {measured[0]['model']}, reaches accuracy {' and '.join(told)}, with 95 % intervals."
@@ -170,7 +173,8 @@ def _interval(part):
 def _not_shown(run, model):
     if not model:
         return "Not shown: anything about the paper's results; this run wrote no scorecard."
-    return f"Not shown: how the paper's model grades patients. Its {len(model)} results and claims that need a trained model are not scored ({tally(model)}), because {_why(run, model)}."
+    return (f"Not shown: how the paper's model grades patients. Its {len(model)} results and claims that need a trained model are not scored "
+            f"({tally(model)}), because {_why(run, model)}.")
 
 
 def _why(run, model):

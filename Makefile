@@ -24,7 +24,7 @@ RUN_ARGS := --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 # What only shapes the pages does not make a notebook run again.
-PAGES := $(addprefix koa_lib/,report.py pages.py provenance.py reference.py)
+PAGES := $(addprefix koa_lib/,report.py pages.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
 LIB := $(filter-out $(PAGES) koa_lib/cli.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 

@@ -94,7 +94,7 @@ strip: $(READY)  ## strip outputs and run metadata from the notebooks
 
 verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
 	@$(MAKE) -q -o $(OUT)/inputs.yaml $(EXECUTED) >/dev/null 2>&1 || \
-		{ echo "koa: the tables of $(RUN) are older than the code, data lists or notebooks that make them, or one is missing. Run 'make reproduce $(NAMED)' first." >&2; exit 1; }
+		{ echo "koa: the tables of $(RUN) are older than the code, data lists or notebooks that make them, or one is missing. Run '$(strip make reproduce $(NAMED))' first." >&2; exit 1; }
 	@$(KOA) verify $(RUN_ARGS)
 
 reference: $(READY)  ## keep the tables of a finished run below reports/reference

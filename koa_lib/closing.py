@@ -73,7 +73,7 @@ def _time(lines):
         if line["step"] != line["notebook"]:
             steps[line["status"]][line["step"]] = 0 if line.get("nested") else line["seconds"]
     built, reused = steps["built"], {step: seconds for step, seconds in steps["reused"].items() if step not in steps["built"]}
-    return (f"{duration(time.time() - started)} in all; {len(built)} steps built in {duration(sum(built.values()))}, "
+    return (f"{duration(time.time() - started)} in all; {len(built)} step{'s' * (len(built) != 1)} built in {duration(sum(built.values()))}, "
             f"{len(reused)} reused ({duration(sum(reused.values()))} saved)")
 
 

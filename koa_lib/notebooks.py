@@ -108,7 +108,11 @@ def _reason(folder, name, because):
     if not (folder / "nb" / f"{name}.ipynb").exists():
         return "it did not exist"
     newer = [path for path in because.split() if path != "FORCE"]
-    return f"{newer[0]} {f'and {len(newer) - 1} more files ' * (len(newer) > 1)}changed" if newer else "it was asked for"
+    return f"{newer[0]}{_more(len(newer) - 1)} changed" if newer else "it was asked for"
+
+
+def _more(count):
+    return f" and {count} more file{'s' * (count > 1)}" * bool(count)
 
 
 def _left(folder, name, settings):
@@ -116,8 +120,8 @@ def _left(folder, name, settings):
     times = [journal.whole(lines, other) for other in known[known.index(name):]]
     started = journal.started()
     if None not in times:
-        rest = f", and {_about(sum(times))} to the end of the last" if started and len(times) > 1 else ""
-        return f"at most {_about(times[0])}{rest}"
+        pages = next((line["seconds"] for line in reversed(lines) if line["step"] == "report"), 0)
+        return f"at most {_about(times[0])}" + (f"; to the end of the run at most {_about(sum(times) + pages)}" if started else "")
     if settings.minutes and started and not is_dry():
         return f"about {_about(max(60, 60 * settings.minutes - (time.time() - started)))} left in all, as measured on two cores"
     return "time left unknown"
@@ -128,7 +132,7 @@ def _about(seconds):
 
 
 def _steps(counts, seconds):
-    parts = [f"{counts[status]} steps {status}" for status in ("built", "reused") if counts[status]]
+    parts = [f"{counts[status]} step{'s' * (counts[status] != 1)} {status}" for status in ("built", "reused") if counts[status]]
     saved = f" ({duration(seconds['reused'])} saved)" if counts["reused"] else ""
     return (", ".join(parts) or "no expensive step") + saved
 

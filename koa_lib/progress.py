@@ -65,7 +65,8 @@ def without_events(notebook):
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stdout":
-                output.text = "".join(line for line in "".join(output.text).splitlines(keepends=True) if not line.startswith(MARK))
+                lines = "".join(output.text).split("\n")  # not splitlines, for which the mark ends a line
+                output.text = "\n".join(line for line in lines if not line.startswith(MARK))
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stdout" or output.text]
     return notebook

@@ -103,6 +103,7 @@ class Watch:
 
     def start_cell(self, cell, cell_index):
         """Note the code cell that starts; called by nbclient."""
+        self._close_group()
         self.cell = self.cell[0] + 1, cell.source.strip().splitlines()[0]
         self.write(f"code cell {self.cell[0]} of {self.cells}: {self.cell[1]}")
         self.terminal.now(f"{self.prefix}code cell {self.cell[0]} of {self.cells}: {self.cell[1]}")

@@ -60,14 +60,15 @@ reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the
 dry:  ## show that the `paper` profile runs: true architectures, random weights, a few pictures, one epoch, offline
 	@$(MAKE) --no-print-directory reproduce PROFILE=paper DRY=1
 
-$(OUT)/inputs.yaml: FORCE | $(READY)
+# ASK=1 only asks make what is old, with the inputs as they were noted last.
+$(OUT)/inputs.yaml: $(if $(ASK),,FORCE) | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
 
 $(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
 	@$(KOA) notebook $* $(RUN_ARGS) --because "$?"
 
 # A notebook runs again when one of the tables and figures that it made last is gone.
-made = $(file <$(OUT)/logs/$(1).made)
+made = $(strip $(file <$(OUT)/logs/$(1).made))
 LOST := $(foreach name,$(NOTEBOOKS),$(if $(filter-out $(wildcard $(call made,$(name))),$(call made,$(name))),$(name)))
 $(LOST:%=$(OUT)/nb/%.ipynb): FORCE
 
@@ -93,7 +94,7 @@ strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
 
 verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
-	@$(MAKE) -q -o $(OUT)/inputs.yaml $(EXECUTED) >/dev/null 2>&1 || \
+	@$(MAKE) -q ASK=1 $(EXECUTED) >/dev/null 2>&1 || \
 		{ echo "koa: the tables of $(RUN) are older than the code, data lists or notebooks that make them, or one is missing. Run '$(strip make reproduce $(NAMED))' first." >&2; exit 1; }
 	@$(KOA) verify $(RUN_ARGS)
 

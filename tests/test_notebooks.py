@@ -151,7 +151,7 @@ def test_steps_note_their_peak_memory(smoke_run):
 @pytest.mark.parametrize("name", ["tables/table_1.csv", "figures/figure_2.svg"])
 def test_make_notices_a_deleted_table_or_figure(smoke_run, name):
     def wanted():
-        plan = make("-n", "-o", str((smoke_run / "inputs.yaml").relative_to(ROOT)), "reproduce", "PROFILE=smoke").stdout
+        plan = make("-n", "ASK=1", "reproduce", "PROFILE=smoke").stdout
         return [source.stem for source in SOURCES if f"koa notebook {source.stem} " in plan]
 
     assert wanted() == []

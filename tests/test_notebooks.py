@@ -139,7 +139,7 @@ def test_smoke_run_told_little_and_logged_everything(smoke_run):
         assert all(f"code cell {number} of" in log for number in range(1, len([cell for cell in cells(source) if cell.source.strip()]) + 2)), source.stem
         made = [ROOT / line for line in (smoke_run / "logs" / f"{source.stem}.made").read_text().splitlines()]
         assert all(path.is_file() and path.parent.name in ("tables", "figures") for path in made)
-    assert "epoch 2/2" in (smoke_run / "logs" / "03_fine_tune.log").read_text()
+    assert "checkpoints/clip-as_printed__fold1__seed42: " in (smoke_run / "logs" / "03_fine_tune.log").read_text()
     assert not any("\x1e" in path.read_text() for path in (smoke_run / "nb").glob("*.ipynb"))
 
 

@@ -20,12 +20,16 @@ export KOA_DRY := $(filter-out 0,$(DRY))
 RUN := $(PROFILE)$(if $(KOA_DRY),-dry)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
 OUT := reports/_build/$(RUN)
 RUN_ARGS := --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
+# The options that name the run, for the commands that may follow it.
+NAMED := $(strip $(if $(filter-out demo,$(PROFILE)),PROFILE=$(PROFILE)) $(if $(SEED),SEED=$(SEED)) $(if $(KOA_DRY),DRY=1))
+export KOA_STARTED := $(shell date +%s)
 
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
-# What only shapes the pages does not make a notebook run again.
+# What only shapes the pages or talks to people does not make a notebook run again.
 PAGES := $(addprefix koa_lib/,report.py pages.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
-LIB := $(filter-out $(PAGES) koa_lib/cli.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
+TALK := $(addprefix koa_lib/,cli.py closing.py journal.py progress.py terminal.py)
+LIB := $(filter-out $(PAGES) $(TALK),$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
 .DELETE_ON_ERROR:
@@ -51,16 +55,22 @@ data: $(READY)  ## download both public sets to data/ and check every picture (D
 	@$(KOA) data fetch gornale2020 $(DATA_DIR)/gornale2020
 
 reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the report is (default: demo)
-	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
+	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) --options "$(NAMED)" && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
 
 dry:  ## show that the `paper` profile runs: true architectures, random weights, a few pictures, one epoch, offline
 	@$(MAKE) --no-print-directory reproduce PROFILE=paper DRY=1
 
-$(OUT)/inputs.yaml: FORCE | $(READY)
+# ASK=1 only asks make what is old, with the inputs as they were noted last.
+$(OUT)/inputs.yaml: $(if $(ASK),,FORCE) | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
 
 $(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
-	@$(KOA) notebook $* $(RUN_ARGS)
+	@$(KOA) notebook $* $(RUN_ARGS) --because "$?"
+
+# A notebook runs again when one of the tables and figures that it made last is gone.
+made = $(strip $(file <$(OUT)/logs/$(1).made))
+LOST := $(foreach name,$(NOTEBOOKS),$(if $(filter-out $(wildcard $(call made,$(name))),$(call made,$(name))),$(name)))
+$(LOST:%=$(OUT)/nb/%.ipynb): FORCE
 
 # Order: who reads whose results.
 $(OUT)/nb/02_zero_shot_baseline.ipynb: $(OUT)/nb/01_data_audit.ipynb
@@ -84,6 +94,8 @@ strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
 
 verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
+	@$(MAKE) -q ASK=1 $(EXECUTED) >/dev/null 2>&1 || \
+		{ echo "koa: the tables of $(RUN) are older than the code, data lists or notebooks that make them, or one is missing. Run '$(strip make reproduce $(NAMED))' first." >&2; exit 1; }
 	@$(KOA) verify $(RUN_ARGS)
 
 reference: $(READY)  ## keep the tables of a finished run below reports/reference

@@ -18,7 +18,7 @@ from koa_lib.errors import StudyError
 from koa_lib.store import write_text
 from koa_lib.tabular import UNDEFINED, table
 
-PNG_DPI = 200
+PNG_DPI, SHOWN_DPI = 300, 125
 THUMBNAIL = 96  # pixels high
 _LINK = re.compile(r"\[([^\]]+)\]\((#[\w-]+)\)")
 
@@ -60,10 +60,8 @@ def show_figure(study, name, figure, caption, alt):
     if not alt.strip():
         raise StudyError(f"{name} has no alternative text. Say in a sentence what it shows.")
     _anchor(name, "figure")
-    png = _save_figure(study, name, figure)
-    data = base64.b64encode(png).decode()
-    picture = f'<img src="data:image/png;base64,{data}" alt="{escape(labels.words(alt))}" style="max-width:100%">'
-    return _exhibit(study, name, picture, caption)
+    inches, png = figure.get_size_inches()[0], _save_figure(study, name, figure)
+    return _exhibit(study, name, _picture(name, png, inches, labels.words(alt)), caption)
 
 
 def show_table(study, name, frame, caption, floats=None, pictures=None, undefined="", percent=None, hide=()):
@@ -125,6 +123,18 @@ def _exhibit(study, name, body, caption):
         f'<br><span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
     )
     return Exhibit(name, html)
+
+
+def _picture(name, png, inches, alt):
+    from koa_lib.style import WIDTH
+
+    style, width = "max-width:100%;height:auto", round(SHOWN_DPI * inches)
+    image = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}" width="{width}" style="{style}'
+    if inches <= WIDTH:
+        return f'{image}">'
+    # Too wide for a phone: it scrolls by itself rather than become too small to read.
+    region = f'class="koa-scroll" role="region" aria-label="{_title(name)}" tabindex="0" style="overflow-x:auto"'
+    return f'<div {region}>{image};min-width:34rem"></div>'
 
 
 def _linked(found):

@@ -79,7 +79,7 @@ _CODES = {
     "last_blocks": "last blocks", "full_image": "full image tower", "both_encoders": "both encoders", "jpm2026": "the paper",
 }
 # Words of a file that need another only where they are all that a cell says.
-_CELLS = {"train": "training part", "val": "validation part", "test": "test part", "external": "external cohort", "queries": "short queries",
+_CELLS = {"train": "training part", "val": "validation part", "test": "test part", "external": "external cohort", "auto_test": "automatic crops", "queries": "short queries",
           "corrected": "corrected numbers", "sd over seeds": "SD over seeds", "sd over folds": "SD over folds"}
 _CODE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})(?![\w/-]|\.\w)")
 _ITEM = re.compile(r"\b(table|figure)_(s?\d+)\b")

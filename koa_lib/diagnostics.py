@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from koa_lib import metrics
+from koa_lib import labels, metrics
 from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
 
 
@@ -23,7 +23,7 @@ def reliability(grades, probabilities, bins=15):
     top.plot(confidence, accuracy, "o", color=INK, markersize=3.5, clip_on=False, label="accuracy at the mean confidence of the bin")
     top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
     top.set(ylabel="accuracy", ylim=(0, 1.02), title=f"ECE {metrics.ece(grades, probabilities, bins):.3f}, {bins} bins")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center")
     low.bar(edges, counts, width=1 / bins, align="edge", color="#bbbbbb", edgecolor="white")
     low.set(xlabel="confidence of the top label", ylabel="pictures", xlim=(0, 1))
     low.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
@@ -64,15 +64,14 @@ def nearest_distances(distances, threshold):
     threshold : int
         Largest distance of near-duplicates.
     """
-    figure, axes = canvas(2.5, ncols=len(distances), squeeze=False)
-    for axis, (name, values) in zip(axes[0], distances.items(), strict=True):
+    figure, axes = canvas(1.8 * len(distances) + 1, nrows=len(distances), squeeze=False)
+    for axis, (name, values) in zip(axes[:, 0], distances.items(), strict=True):
         edges = np.arange(0, max(130, values.max() + 4), 4)
         axis.hist(values[values > threshold], edges, color="#9ecae1", label="other pictures")
         axis.hist(values[values <= threshold], edges, color=PLAIN_COLOURS[1], hatch="///", edgecolor="white", label="equal pixels and near-duplicates")
         axis.axvline(threshold + 0.5, color=INK, ls="--", lw=1, label=f"threshold: {threshold} bits")
-        axis.set(title=f"{name} (n = {len(values):,})", xlabel="bits to the nearest other picture")
+        axis.set(title=f"{labels.words(name)} (n = {len(values):,})", ylabel="pictures")
         axis.yaxis.set_major_formatter("{x:,.0f}")
-    axes[0, 0].set_ylabel("pictures")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    axes[-1, 0].set_xlabel("bits to the nearest other picture")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -10,7 +10,8 @@ GRADE_COLOURS = ("#b5de2b", "#4ac16d", "#1f9e89", "#31688e", "#440154")
 # Okabe and Ito's palette, for what has no order (folds, parts of a model).
 PLAIN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 FROZEN, TRAINED, INK = "#dbe4ee", "#f9d9b0", "#333333"
-WIDTH = 7.2  # inches: two journal columns; no text is below 8 points at this width
+# Inches. Narrow, so that text of at least 8 points is still read where a phone shows the figure 340 pixels wide.
+WIDTH, WIDE = 4.8, 7.2
 
 styled = matplotlib.rc_context(
     {

@@ -24,13 +24,13 @@ RUN_ARGS := --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 # What only shapes the pages does not make a notebook run again.
-PAGES := $(addprefix koa_lib/,report.py pages.py provenance.py reference.py)
-LIB := $(filter-out $(PAGES) koa_lib/cli.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
+PAGES := $(addprefix koa_lib/,report.py pages.py links.py provenance.py reference.py)
+LIB := $(filter-out $(PAGES) koa_lib/cli.py koa_lib/student.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup data reproduce dry verify test test-all lab strip reference lock clean FORCE
+.PHONY: help setup data reproduce dry verify test test-all lab strip reference lock student clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,7 @@ $(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml $(wildcard notebooks/pro
 	@$(KOA) notebook $* $(RUN_ARGS)
 
 # Order: who reads whose results.
+$(OUT)/nb/00_start_here.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/02_zero_shot_baseline.ipynb: $(OUT)/nb/01_data_audit.ipynb
 $(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
 $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
@@ -77,8 +78,12 @@ test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 6 m
 test-all: $(READY)  ## also the slow tests
 	@$(PY) -m pytest -m "slow or not slow"
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	@$(ENV)/bin/jupyter lab --notebook-dir notebooks
+lab: $(READY)  ## open the notebooks in JupyterLab; each makes what it misses
+	@echo "Your own copies without solutions: make student. Outputs leave the study's notebooks by: make strip"
+	@JUPYTER_PREFER_ENV_PATH=1 $(ENV)/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+
+student: $(READY)  ## write copies of the notebooks without solutions to student/; changed copies are kept
+	@$(KOA) student
 
 strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb

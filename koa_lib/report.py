@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from koa_lib import pages, provenance
+from koa_lib import links, pages, provenance
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 from koa_lib.scorecard import sentence
@@ -151,7 +151,7 @@ def _write_sources(run_dir, notebooks, source):
     (source / "run.json").write_text(json.dumps(record), encoding="utf-8")
     (source / "nb").mkdir()
     for stem, notebook in notebooks.items():
-        nbformat.write(_for_reading(notebook), source / "nb" / f"{stem}.ipynb")
+        nbformat.write(links.in_notebook(_for_reading(notebook), notebooks), source / "nb" / f"{stem}.ipynb")
     facts = provenance.facts(run_dir, inputs, notebooks)
     scores = provenance.scores(run_dir)
     _render("index.md", source, synthetic=provenance.is_synthetic(inputs), facts=facts, scores=scores, scorecards=_scorecards(scores), sentence=sentence(pd.DataFrame(scores)) if scores else "",
@@ -159,6 +159,7 @@ def _write_sources(run_dir, notebooks, source):
             extras=[extra for name, extra in exhibits.items() if name not in PAPER_ITEMS])
     _render("environment.md", source, facts=facts, machine=provenance.machine(), steps=provenance.steps(run_dir),
             timings=provenance.timings(notebooks), packages=provenance.packages())
+    links.in_pages(source, notebooks)
 
 
 def _scorecards(scores):

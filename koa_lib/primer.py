@@ -144,10 +144,11 @@ def similarity(picture, table, title):
     models = list(dict.fromkeys(table["model"]))
     figure, axes = canvas(0.4 + 1.9 * len(models), nrows=len(models), ncols=3, squeeze=False, width_ratios=(1.1, 1.4, 1.4))
     low, high = min(0, table["cosine"].min()), max(0, table["cosine"].max())
+    room = 0.28 * (high - low)
     for (left, middle, right), model in zip(axes, models, strict=True):
         rows = table[table["model"] == model]
         show(left, picture, f"{title}\n{model}")
-        for axis, column, limits in ((middle, "cosine", (low, low + 1.25 * (high - low))), (right, "probability", (0, 1.25))):
+        for axis, column, limits in ((middle, "cosine", (low - room * (low < 0), high + room)), (right, "probability", (0, 1.25))):
             edges = [2 if place == rows[column].to_numpy().argmax() else 0 for place in range(len(GRADES))]
             bars = axis.barh(GRADES, rows[column], color=GRADE_COLOURS, edgecolor="black", linewidth=edges)
             axis.bar_label(bars, [f"{value:.2f}" for value in rows[column]], padding=3, fontsize=8)
@@ -183,7 +184,7 @@ def change(grades, answers):
 
 
 @styled
-def roles(training, folds, external):
+def roles(training, folds, held_out, external):
     """Who learns from what: the folds of the training cohort with one held out, and the external cohort that only reports.
 
     Parameters
@@ -192,6 +193,8 @@ def roles(training, folds, external):
         Name and pictures of each cohort; the external one may be absent.
     folds : int
         How many folds the training cohort is parted into; 0 for the official split.
+    held_out : int
+        Number of the fold that is held out.
     """
     if folds == 1:
         raise StudyError("One fold leaves nothing to train on. Give 0 for the official split, or at least 2.")
@@ -202,14 +205,14 @@ def roles(training, folds, external):
     parts = [f"fold {k + 1}" for k in range(folds)] or ["train", "val", "test"]
     width = 7.4 / len(parts)
     for k, part in enumerate(parts):
-        unseen = k == len(parts) - 1
-        box(axis, 0.1 + k * width, 3.5, width - 0.15, 1.1, f"{part}\n{'held out' if unseen and folds else ''}".strip(), SCORE if unseen else IMAGE, 8.5, dashed=unseen)
+        unseen = k == (held_out - 1 if folds else len(parts) - 1)
+        text = f"{part}\nheld out" if unseen and folds else part
+        box(axis, 0.1 + k * width, 3.5, width - 0.15, 1.1, text, SCORE if unseen else IMAGE, 8.5, dashed=unseen)
+        arrow(axis, (0.1 + (k + 0.4) * width, 3.4), (8.4, 2.2) if unseen else (3.2 + 0.2 * (k - 2), 2.5))
     box(axis, 0.9, 1.2, 4.6, 1.2, "training: the model sees these pictures and their grades", TEXT)
     box(axis, 8.4, 1.2, 3.6, 1.2, "report: graded once, nothing is chosen by it", SCORE)
-    arrow(axis, (3.2, 3.4), (3.2, 2.5))
-    arrow(axis, (7.2, 3.4), (8.9, 2.5))
-    arrow(axis, (5.5, 1.8), (8.4, 1.8))
-    axis.text(6.95, 1.95, "trained model", ha="center", fontsize=8)
+    arrow(axis, (5.5, 1.5), (8.4, 1.5))
+    axis.text(6.95, 1.05, "trained model", ha="center", fontsize=8)
     if external:
         axis.text(8.4, 5.0, f"{external[0]}: {external[1]:,} pictures", fontsize=9)
         box(axis, 8.4, 3.5, 3.6, 1.1, "external: another origin, never learned from", SCORE, 8.5, dashed=True)

@@ -16,6 +16,8 @@ KOA := $(ENV)/bin/koa
 READY := $(ENV)/.koa-ready
 
 PROFILE_SEED := $(shell sed -n 's/^seed: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)
+# The kernel python3 is this environment's, not one of the same name in the user's folder.
+export JUPYTER_PREFER_ENV_PATH := 1
 export KOA_DRY := $(filter-out 0,$(DRY))
 RUN := $(PROFILE)$(if $(KOA_DRY),-dry)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
 OUT := reports/_build/$(RUN)
@@ -80,7 +82,7 @@ test-all: $(READY)  ## also the slow tests
 
 lab: $(READY)  ## open the notebooks in JupyterLab; each makes what it misses
 	@echo "Your own copies without solutions: make student. Outputs leave the study's notebooks by: make strip"
-	@JUPYTER_PREFER_ENV_PATH=1 $(ENV)/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+	@$(ENV)/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 student: $(READY)  ## write copies of the notebooks without solutions to student/; changed copies are kept
 	@$(KOA) student

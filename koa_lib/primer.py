@@ -4,6 +4,7 @@ import textwrap
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from koa_lib.diagrams import IMAGE, SCORE, TEXT, arrow, box
 from koa_lib.errors import StudyError
@@ -153,6 +154,7 @@ def similarity(picture, table, title):
             bars = axis.barh(GRADES, rows[column], color=GRADE_COLOURS, edgecolor="black", linewidth=edges)
             axis.bar_label(bars, [f"{value:.2f}" for value in rows[column]], padding=3, fontsize=8)
             axis.set(xlim=limits, yticks=GRADES, ylim=(4.6, -0.6))
+        middle.xaxis.set_major_locator(MaxNLocator(4))
         middle.set_yticklabels([f"{grade} {NAMES[grade]}" for grade in GRADES])
         right.set_yticklabels([])
         right.set_xticks([0, 0.5, 1])

@@ -200,8 +200,8 @@ def roles(training, folds, held_out, external):
     """
     if folds == 1:
         raise StudyError("One fold leaves nothing to train on. Give 0 for the official split, or at least 2.")
-    figure, axis = canvas(2.7)
-    axis.set(xlim=(0, 12.2), ylim=(0.2, 5.4))
+    figure, axis = canvas(2.4)
+    axis.set(xlim=(0, 12.2), ylim=(0.8, 5.4))
     axis.set_axis_off()
     axis.text(0.1, 5.0, f"{training[0]}: {training[1]:,} knees", fontsize=9)
     parts = [f"fold {k + 1}" for k in range(folds)] or ["train", "val", "test"]

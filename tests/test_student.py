@@ -28,11 +28,15 @@ def tags(cell):
     return cell.metadata.get("tags", [])
 
 
+def exercises(notebook):
+    """The order of cells that belong to exercises: E, and S for those of their solutions."""
+    return "".join("E" if tag == "exercise" else "S" for cell in notebook.cells for tag in tags(cell) if tag in ("exercise", "solution"))
+
+
 @every_notebook
 def test_every_exercise_is_followed_by_its_solution(path):
-    order = [tag for cell in nbformat.read(path, 4).cells for tag in tags(cell) if tag in ("exercise", "solution")]
-    text = "".join("E" if tag == "exercise" else "S" for tag in order)
-    assert re.fullmatch("(ES+)+", text) and text.count("E") <= 4
+    pairs = exercises(nbformat.read(path, 4))
+    assert re.fullmatch("(E+S+)+", pairs) and pairs.count("ES") <= 4
 
 
 # Copies
@@ -99,9 +103,10 @@ def test_copies_do_not_go_into_the_notebooks_folder(own):
 
 @every_notebook
 def test_study_copy_holds_no_solution(path):
-    made = student.without_solutions(nbformat.read(path, 4))
+    notebook = nbformat.read(path, 4)
+    made = student.without_solutions(notebook)
     assert not any("solution" in tags(cell) for cell in made.cells)
-    assert [cell.source for cell in made.cells if "answer" in tags(cell)] == [""] * sum("exercise" in tags(cell) for cell in made.cells)
+    assert [cell.source for cell in made.cells if "answer" in tags(cell)] == [""] * exercises(notebook).count("ES")
 
 
 # Links

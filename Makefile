@@ -16,6 +16,8 @@ KOA := $(ENV)/bin/koa
 READY := $(ENV)/.koa-ready
 
 PROFILE_SEED := $(shell sed -n 's/^seed: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)
+# The kernel python3 is this environment's, not one of the same name in the user's folder.
+export JUPYTER_PREFER_ENV_PATH := 1
 export KOA_DRY := $(filter-out 0,$(DRY))
 RUN := $(PROFILE)$(if $(KOA_DRY),-dry)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
 OUT := reports/_build/$(RUN)
@@ -27,14 +29,14 @@ export KOA_STARTED := $(shell date +%s)
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 # What only shapes the pages or talks to people does not make a notebook run again.
-PAGES := $(addprefix koa_lib/,report.py pages.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
-TALK := $(addprefix koa_lib/,cli.py closing.py journal.py progress.py terminal.py)
+PAGES := $(addprefix koa_lib/,report.py pages.py links.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
+TALK := $(addprefix koa_lib/,cli.py closing.py journal.py progress.py student.py terminal.py)
 LIB := $(filter-out $(PAGES) $(TALK),$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup data reproduce dry verify test test-all lab strip reference lock clean FORCE
+.PHONY: help setup data reproduce dry verify test test-all lab strip reference lock student clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -73,6 +75,7 @@ LOST := $(foreach name,$(NOTEBOOKS),$(if $(filter-out $(wildcard $(call made,$(n
 $(LOST:%=$(OUT)/nb/%.ipynb): FORCE
 
 # Order: who reads whose results.
+$(OUT)/nb/00_start_here.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/02_zero_shot_baseline.ipynb: $(OUT)/nb/01_data_audit.ipynb
 $(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
 $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
@@ -87,8 +90,12 @@ test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 6 m
 test-all: $(READY)  ## also the slow tests
 	@$(PY) -m pytest -m "slow or not slow"
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	@$(ENV)/bin/jupyter lab --notebook-dir notebooks
+lab: $(READY)  ## open the notebooks in JupyterLab; each makes what it misses
+	@echo "Your own copies without solutions: make student. Outputs leave the study's notebooks by: make strip"
+	@$(ENV)/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+
+student: $(READY)  ## write copies of the notebooks without solutions to student/; changed copies are kept
+	@$(KOA) student
 
 strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb

@@ -76,6 +76,15 @@ def reference(profile: str = Profile, seed: int = Seed):
     print(f"tables kept in {keep(run_dir(profile, seed))}")
 
 
+@app.command("student")
+def student_copies(folder: str = typer.Argument("", help="By default student/ of the repository.")):
+    """Write copies of all notebooks without their solutions; a changed copy is kept."""
+    from koa_lib import student
+
+    folder = folder or student.COPIES
+    print(student.report(student.write_copies(folder), folder))
+
+
 @data_app.command()
 def fetch(cohort: str, folder: str = typer.Argument("", help="By default data/<cohort>."),
           url: str = typer.Option("", help="Another address of the same archive, e.g. a mirror.")):

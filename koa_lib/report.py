@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from koa_lib import cards, checklists, frontpage, pages, places, provenance
+from koa_lib import cards, checklists, frontpage, links, pages, places, provenance
 from koa_lib.errors import StudyError
 from koa_lib.places import PAPER_ITEMS
 from koa_lib.profile import ROOT
@@ -129,16 +129,17 @@ def _write_sources(run_dir, notebooks, source):
     (source / "run.json").write_text(json.dumps(record), encoding="utf-8")
     (source / "nb").mkdir()
     for name, notebook in notebooks.items():
-        nbformat.write(_for_reading(notebook), source / "nb" / f"{name}.ipynb")
+        nbformat.write(links.in_notebook(_for_reading(notebook), notebooks), source / "nb" / f"{name}.ipynb")
     found, results = places.exhibits(notebooks), cards.measured(run)
-    links, common = places.Places(notebooks, found), {"synthetic": run.synthetic, "facts": provenance.facts(run), "notebooks": list(notebooks)}
+    where, common = places.Places(notebooks, found), {"synthetic": run.synthetic, "facts": provenance.facts(run), "notebooks": list(notebooks)}
     for name in checklists.NAMES:
-        _render("checklist.md", source / f"{name}.md", list=checklists.linked(checklists.read(name), links), **common)
-    _render("deviations.md", source, readings=checklists.readings(links))
+        _render("checklist.md", source / f"{name}.md", list=checklists.linked(checklists.read(name), where), **common)
+    _render("deviations.md", source, readings=checklists.readings(where))
     _render("model_card.md", source, card=cards.model_card(run, results), **common)
     _render("data_cards.md", source, cards=cards.data_cards(run), has_findings="01_data_audit" in notebooks)
     _render_environment(run, source, common)
     _render_front_page(run, source, found, results, common)
+    links.in_pages(source, notebooks)
 
 
 def _render_front_page(run, source, found, results, common):

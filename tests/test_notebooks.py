@@ -33,7 +33,7 @@ def tagged(path, tag):
 
 def test_the_study_has_its_notebooks():
     names = {path.stem for path in SOURCES}
-    assert {"01_data_audit", "02_zero_shot_baseline", "03_fine_tune", "04_baselines", "05_external_evaluation", "06_statistics", "07_similarity_retrieval"} <= names
+    assert {"00_start_here", "01_data_audit", "02_zero_shot_baseline", "03_fine_tune", "04_baselines", "05_external_evaluation", "06_statistics", "07_similarity_retrieval"} <= names
 
 
 def test_notebooks_are_stripped():
@@ -60,13 +60,6 @@ def test_common_skeleton(path):
     assert "Compared with the paper" in words or "## Scorecard" in words
     code = "\n".join(cell.source for cell in cells(path))
     assert code.count("study = Study.open(profile, seed)") == 1
-
-
-@every_notebook
-def test_exercise_comes_with_its_solution(path):
-    assert tagged(path, "exercise") and tagged(path, "solution")
-    order = [tag for cell in cells(path) for tag in cell.metadata.get("tags", []) if tag in ("exercise", "solution")]
-    assert order[0] == "exercise" and order[-1] == "solution"
 
 
 @every_notebook

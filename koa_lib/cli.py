@@ -43,6 +43,15 @@ def report(profile: str = Profile, seed: int = Seed):
 
 
 @app.command()
+def pdf(profile: str = Profile, seed: int = Seed):
+    """Print the HTML report of a run to one PDF by headless Chromium."""
+    from koa_lib.notebooks import run_dir
+    from koa_lib.printing import print_report
+
+    print(f"report: {print_report(run_dir(profile, seed))}")
+
+
+@app.command()
 def summary(profile: str = Profile, seed: int = Seed):
     """Print where the report of a run is, its main result and its time."""
     from koa_lib.notebooks import run_dir, summarise

@@ -245,15 +245,27 @@ return {tag: node.tagName, name: node.outerHTML.slice(0, 120), seen: inside && f
 """
 
 
-@pytest.mark.parametrize("name", ["index.html", NOTEBOOK])
-def test_every_stop_of_the_tab_key_is_seen(browser, page, name):
+def tab_stops(browser, count):
+    """What the tab key reaches first on the page that is open."""
     from selenium.webdriver.common.keys import Keys
 
-    page(name)
     stops = []
-    for _ in range(45):
+    for _ in range(count):
         press(browser, Keys.TAB)
         stops.append(browser.execute_script(FOCUS))
+    return stops
+
+
+def test_a_focus_that_is_not_drawn_is_found(browser, tmp_path):
+    (tmp_path / "page.html").write_text(CLEAN.format('<style>button { outline: none }</style><button>a</button><a href="#here" style="position: absolute; top: -99px">b</a>'))
+    show(browser, tmp_path / "page.html")
+    assert [stop["seen"] for stop in tab_stops(browser, 3)] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["index.html", NOTEBOOK])
+def test_every_stop_of_the_tab_key_is_seen(browser, page, name):
+    page(name)
+    stops = tab_stops(browser, 45)
     assert not [stop["name"] for stop in stops if not stop["seen"]]
     assert {"A", "BUTTON"} <= {stop["tag"] for stop in stops}
 
@@ -291,8 +303,9 @@ def test_search_works_from_a_folder(browser, page, html, width):
     button.click()
     wait(browser, "document.activeElement.name === 'q'")
     press(browser, "kappa", Keys.ENTER)
-    links = wait(browser, "(nodes => nodes.length && nodes)([...document.querySelectorAll('#search-results li a')].map(node => node.href))")
-    wait(browser, "/found/.test(document.querySelector('.search-summary').textContent)")
+    # Results come one after the other; the summary tells how many there will be.
+    links = wait(browser, """(links => links.length && links.length == document.querySelector('.search-summary')?.textContent.match(/\\d+/)?.[0] && links)(
+        [...document.querySelectorAll('#search-results li a')].map(node => node.href))""")
     found = {Path(url2pathname(urlsplit(link).path)) for link in links}
     assert html / NOTEBOOK in found and all(path.is_file() for path in found)
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
@@ -317,7 +330,7 @@ def test_a_phone_opens_and_closes_the_navigation(browser, page):
     from selenium.webdriver.common.keys import Keys
 
     page("index.html", width=PHONE)
-    seen = f"(link => link.checkVisibility() && link.getBoundingClientRect().width > 0 && link)(document.querySelector('.bd-docs-nav a[href=\"{NOTEBOOK}\"]'))"
+    seen = f"(link => link.checkVisibility({{visibilityProperty: true}}) && link.getBoundingClientRect().right > 0 && link)(document.querySelector('.bd-docs-nav a[href=\"{NOTEBOOK}\"]'))"
     assert not browser.execute_script(f"return {seen}")
     menu = wait(browser, "[...document.querySelectorAll('.primary-toggle')].find(node => node.getBoundingClientRect().width)")
     menu.click()

@@ -351,7 +351,7 @@ def test_the_sections_of_a_page_are_at_hand(browser, page, width):
     wait(browser, f"{entries}[3].checkVisibility() && {entries}[3]").click()
     assert wait(browser, f"!{entries}[3].checkVisibility()")
     # Below the bar that stays at the top, not behind it.
-    place = wait(browser, f"(top => top > 20 && top < 300 && top)(document.querySelectorAll('article h2')[3].getBoundingClientRect().top)")
+    place = wait(browser, "(top => top > 20 && top < 300 && top)(document.querySelectorAll('article h2')[3].getBoundingClientRect().top)")
     assert place
 
 

@@ -1,6 +1,7 @@
 """The printed report: everything in it, in order, and nothing that leads back to the machine that printed it."""
 
 import shutil
+import sys
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_browser_that_fails_leaves_the_last_pdf_and_no_other_file(html, tmp_pa
     run = tmp_path / "run"
     shutil.copytree(html, run / "html", ignore=shutil.ignore_patterns("run"))
     (run / "koa-clip-run.pdf").write_bytes(b"the last one")
-    monkeypatch.setattr(printing, "chromium", lambda: shutil.which("false"))
+    monkeypatch.setattr(printing, "chromium", lambda: sys.executable)
     with pytest.raises(StudyError, match="could not print the report"):
         printing.print_report(run)
     assert (run / "koa-clip-run.pdf").read_bytes() == b"the last one" and not list(run.rglob(".*"))

@@ -30,13 +30,13 @@ NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 # What only shapes the pages or talks to people does not make a notebook run again.
 PAGES := $(addprefix koa_lib/,report.py pages.py links.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
-TALK := $(addprefix koa_lib/,cli.py closing.py journal.py progress.py student.py terminal.py)
+TALK := $(addprefix koa_lib/,cli.py closing.py journal.py printing.py progress.py student.py terminal.py)
 LIB := $(filter-out $(PAGES) $(TALK),$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup data reproduce dry verify test test-all lab strip reference lock student clean FORCE
+.PHONY: help setup data reproduce dry pdf verify test test-all lab strip reference lock student clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_externa
 
 $(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
 	@$(KOA) report $(RUN_ARGS)
+
+pdf: $(OUT)/html/index.html  ## print the report to one PDF with bookmarks (needs Chromium)
+	@$(KOA) pdf $(RUN_ARGS)
 
 test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 6 minutes)
 	@$(PY) -m pytest

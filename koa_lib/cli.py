@@ -48,6 +48,15 @@ def report(profile: str = Profile, seed: int = Seed):
 
 
 @app.command()
+def pdf(profile: str = Profile, seed: int = Seed):
+    """Print the HTML report of a run to one PDF by headless Chromium."""
+    from koa_lib.notebooks import run_dir
+    from koa_lib.printing import print_report
+
+    print(f"report: {print_report(run_dir(profile, seed))}")
+
+
+@app.command()
 def summary(profile: str = Profile, seed: int = Seed, options: str = typer.Option("", help="What make was given, for the commands that may follow.")):
     """Print the main result of a run, its time, what may follow and where the report is."""
     from koa_lib.closing import summarise

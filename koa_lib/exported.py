@@ -2,9 +2,8 @@
 
 import json
 import os
-from contextlib import redirect_stdout
-from pathlib import Path
 import sys
+from contextlib import redirect_stdout
 
 import numpy as np
 import torch

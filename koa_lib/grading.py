@@ -13,7 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors.numpy import load_file
 
-from koa_lib import harmonisation, manifests, novelty, pictures
+from koa_lib import explain, harmonisation, manifests, novelty, pictures
 from koa_lib import model as models
 from koa_lib.datasets import to_tensor
 from koa_lib.device import autocast, compute_device, device_of
@@ -27,7 +27,7 @@ SMALLEST = 32  # pixels of the shorter side
 BATCH = 32
 COLOUR = "colour picture: its channels were averaged"
 UNLIKE = "unlike the training pictures: the grade may mean little"
-NO_KNEE = "probably not a knee radiograph, or one that is turned, cut or spoilt: the grade means nothing"
+NO_KNEE = "probably not a knee radiograph, or one that is turned, cut or badly deformed: the grade is not to be trusted"
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,11 @@ def look(model, row):
     with _quiet():
         image = pictures.read_gray(row.path)
         return image, model.squares(image)[row.knee]
+
+
+def attended(model, square):
+    """Where the model looks in a square (size, size): `explain.heatmap` of its grade."""
+    return explain.heatmap(model.grader, to_tensor(square[None], model.card["statistics"]))[0]
 
 
 def _read(model, row):

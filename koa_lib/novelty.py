@@ -4,8 +4,13 @@
 what enters the tower's last blocks, averaged over the picture, and of simple statistics of the picture. The
 threshold is a conformal quantile of pictures that were not fitted on: `RATE` of new pictures of the same origin exceed it.
 
-*Probably no knee radiograph*: unlike, and the joint template of `joint` (learnt from OAI) fits nowhere, bright bone or
-dark. `tests/test_novelty.py` measures both on photographs, drawn anatomy, noise, text and changed knees.
+*Probably no knee radiograph*: unlike, and the joint template of `joint` (learnt from OAI) fits nowhere, bright bone or dark.
+
+Measured with the weights of `demo` (690 phantoms): unlike / no knee in % are 4 / 0 of the test split, 100 / 0 of cohort B, 100 / 1 of
+OAI radiographs, 100 / 87 of photographs, 98 / 88 of faces, 100 / 95 of noise, 100 / 100 of text, flat pictures, drawn hands and hips.
+Where it fails: a slight blur, noise or another brightness is seen in 10 to 30 %, an upturned knee in 42 %. With a network trained on OAI
+4 % of its unseen pictures are unlike, but 5 of the 14 with KL 4: what is rare in training is warned about most.
+`tests/test_novelty.py` measures again.
 """
 
 from contextlib import contextmanager
@@ -112,12 +117,16 @@ def _likeness(one, other):
 
 def joint_score(image):
     """How well the joint template fits somewhere in a gray picture (H, W) in [0, 1]; of two knees and of either polarity the better."""
-    return max(joint.find(shown).score for half in halves(_small(image)) for shown in (half, 1 - half))
+    return max(_joint_scores(image))
 
 
 def is_knee(image):
-    """Whether a picture shows a knee upright, as far as the joint template can tell: `joint_score` of at least `FITS`."""
-    return joint_score(image) >= FITS
+    """Whether a picture shows a knee upright, as far as the joint template can tell: a `joint_score` of at least `FITS`."""
+    return any(score >= FITS for score in _joint_scores(image))  # lazily: each search takes a tenth of a second
+
+
+def _joint_scores(image):
+    return (joint.find(shown).score for half in halves(_small(image)) for shown in (half, 1 - half))
 
 
 def _small(image):

@@ -61,13 +61,6 @@ def test_common_skeleton(path):
 
 
 @every_notebook
-def test_exercise_comes_with_its_solution(path):
-    assert tagged(path, "exercise") and tagged(path, "solution")
-    order = [tag for cell in cells(path) for tag in cell.metadata.get("tags", []) if tag in ("exercise", "solution")]
-    assert order[0] == "exercise" and order[-1] == "solution"
-
-
-@every_notebook
 def test_code_is_thin_and_stays_in_the_library(path):
     for cell in cells(path):
         assert len(cell.source.splitlines()) <= 14, cell.source

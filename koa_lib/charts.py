@@ -7,7 +7,7 @@ import numpy as np
 from koa_lib.errors import StudyError
 from koa_lib.grades import NAMES
 from koa_lib.sheets import show, tallest
-from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
 
 
 @styled
@@ -21,7 +21,7 @@ def baselines(table):
     """
     if table.empty:
         return message("No model has been compared.")
-    figure, axis = canvas(0.42 * len(table) + 1.2)
+    figure, axis = narrow(0.42 * len(table) + 1.2)
     for place, row in enumerate(table.itertuples()):
         _whisker(axis, place, row.accuracy, row.ci_low, row.ci_high, "not run", label="this run, 95 % group bootstrap")
     places = np.arange(len(table))
@@ -48,7 +48,7 @@ def readings(table):
     lines = []
     for factor, rows in table.groupby("factor", sort=False):
         lines += [(factor, None)] * bool(factor) + [(row.option, row) for row in rows.itertuples()]
-    figure, axis = canvas(0.2 * len(lines) + 1.1)
+    figure, axis = narrow(0.2 * len(lines) + 1.1)
     printed = table.loc[table["option"] == "as printed", "qwk"].dropna()
     if len(printed):
         axis.axvline(printed.iloc[0], color=INK, ls="--", lw=1, label="as printed")
@@ -89,7 +89,7 @@ def shift(table):
     missing = [part for part in _PARTS if part not in rows.index]
     if missing:
         raise StudyError(f"The decomposition has no row '{missing[0]}'. Its parts are: {', '.join(_PARTS)}.")
-    figure, axis = canvas(2.7)
+    figure, axis = narrow(2.7)
     ends = [rows.loc[[part, base] if base else [part], "value"].sum(skipna=False) for part, base in _PARTS.items()]
     for place, (part, base) in enumerate(_PARTS.items()):
         start = rows.loc[base, "value"] if base else 0
@@ -120,7 +120,7 @@ def few_shot(draws, zero_shot):
     """
     if draws.empty:
         return message("No external picture was used for few-shot learning.")
-    figure, axes = canvas(5.2, nrows=2)
+    figure, axes = narrow(5.2, nrows=2)
     shots = sorted(draws["shots"].unique())
     for axis, (column, name) in zip(axes, {"qwk": "quadratic κ", "accuracy": "accuracy"}.items(), strict=True):
         for place, number in enumerate(shots):
@@ -165,7 +165,7 @@ def found(pictures, grades, queries):
     if not columns:
         return message("No picture has been searched.")
     tall = tallest([picture for row in pictures for picture in row], 1.0)
-    figure, axes = canvas(0.4 + len(queries) * (0.3 + 0.6 * tall), nrows=len(queries), ncols=max(6, columns), squeeze=False)
+    figure, axes = narrow(0.4 + len(queries) * (0.3 + 0.6 * tall), nrows=len(queries), ncols=max(6, columns), squeeze=False)
     for axis in axes[:, columns:].flat:
         axis.set_axis_off()
     for asked, (line, row, truth, query) in enumerate(zip(axes, pictures, grades, queries, strict=True)):
@@ -186,7 +186,7 @@ def intervals(table):
     table : DataFrame
         kl_grade, n, sensitivity, ci_low, ci_high, wilson_low, wilson_high (per cent).
     """
-    figure, axis = canvas(3.2)
+    figure, axis = narrow(3.2)
     pairs = {"printed": ("ci_low", "ci_high", -0.12, "D"), "Wilson interval of n independent pictures": ("wilson_low", "wilson_high", 0.12, "o")}
     for (name, (low, high, aside, mark)), colour in zip(pairs.items(), PLAIN_COLOURS[1::-1], strict=True):
         middle, ends = table["sensitivity"], table[[low, high]].to_numpy(float).T

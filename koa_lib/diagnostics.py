@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from koa_lib import labels, metrics
-from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
 
 
 @styled
@@ -18,7 +18,7 @@ def reliability(grades, probabilities, bins=15):
     filled, edges = counts > 0, np.arange(bins) / bins
     confidence = np.bincount(place, probabilities.max(1), minlength=bins)[filled] / counts[filled]
     accuracy = confidence - np.bincount(place, excess, minlength=bins)[filled] / counts[filled]
-    figure, (top, low) = canvas(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
+    figure, (top, low) = narrow(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
     top.bar(edges[filled], accuracy, width=1 / bins, align="edge", color="#9ecae1", edgecolor="white", label="accuracy")
     top.plot(confidence, accuracy, "o", color=INK, markersize=3.5, clip_on=False, label="accuracy at the mean confidence of the bin")
     top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
@@ -41,7 +41,7 @@ def retrieval(precision):
     """
     if precision.empty:
         return message("No query has been searched.")
-    figure, axis = canvas(2.8)
+    figure, axis = narrow(2.8)
     places = np.arange(len(precision))
     bars = axis.barh(places, precision["precision"], color=GRADE_COLOURS[: len(places)])
     axis.bar_label(bars, [f"{value:.2f}" for value in precision["precision"]], padding=7, fontsize=8)
@@ -64,7 +64,7 @@ def nearest_distances(distances, threshold):
     threshold : int
         Largest distance of near-duplicates.
     """
-    figure, axes = canvas(1.8 * len(distances) + 1, nrows=len(distances), squeeze=False)
+    figure, axes = narrow(1.8 * len(distances) + 1, nrows=len(distances), squeeze=False)
     for axis, (name, values) in zip(axes[:, 0], distances.items(), strict=True):
         edges = np.arange(0, max(130, values.max() + 4), 4)
         axis.hist(values[values > threshold], edges, color="#9ecae1", label="other pictures")

@@ -6,7 +6,7 @@ import numpy as np
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES, TABLE_1
-from koa_lib.style import FROZEN, GRADE_COLOURS, INK, TRAINED, canvas, styled, thousands
+from koa_lib.style import FROZEN, GRADE_COLOURS, INK, TRAINED, narrow, styled, thousands
 
 BOARD = 8.2  # width of a drawing in its own units
 IMAGE, TEXT, SCORE = "#d6e6f4", "#dff0d8", "#f7e3c4"
@@ -146,7 +146,7 @@ def _facts(given):
 
 
 def _board(height, title, top):
-    figure, axis = canvas(height)
+    figure, axis = narrow(height)
     axis.set(xlim=(0, BOARD), ylim=(0, top))
     axis.set_title(title)
     axis.set_axis_off()

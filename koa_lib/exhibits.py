@@ -126,11 +126,11 @@ def _exhibit(study, name, body, caption):
 
 
 def _picture(name, png, inches, alt):
-    from koa_lib.style import WIDTH
+    from koa_lib.style import COLUMN
 
     style, width = "max-width:100%;height:auto", round(SHOWN_DPI * inches)
     image = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}" width="{width}" style="{style}'
-    if inches <= WIDTH:
+    if inches <= COLUMN:
         return f'{image}">'
     # Too wide for a phone: it scrolls by itself rather than become too small to read.
     region = f'class="koa-scroll" role="region" aria-label="{_title(name)}" tabindex="0" style="overflow-x:auto"'

@@ -16,7 +16,7 @@ from koa_lib.diagnostics import nearest_distances, reliability, retrieval
 from koa_lib.diagrams import figure_1, figure_3, figure_4
 from koa_lib.grades import GRADES, NAMES
 from koa_lib.sheets import contact_sheet, gallery, show, worst, worst_errors
-from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, note, styled
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, note, styled
 
 __all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
 __all__ += ["contact_sheet", "few_shot", "found", "gallery", "intervals", "nearest_distances", "readings", "reliability", "retrieval"]
@@ -38,7 +38,7 @@ def figure_2(counts):
     cohorts = list(dict.fromkeys(counts["cohort"]))
     if not cohorts:
         return message("No cohort has been read.")
-    figure, axes = canvas(2.6 * len(cohorts) + 0.1, nrows=len(cohorts), squeeze=False)
+    figure, axes = narrow(2.6 * len(cohorts) + 0.1, nrows=len(cohorts), squeeze=False)
     for axis, cohort in zip(axes[:, 0], cohorts, strict=True):
         rows = counts[counts["cohort"] == cohort]
         table = rows.pivot_table(index="split", columns="grade", values="n", aggfunc="sum", fill_value=0, sort=False)
@@ -79,7 +79,7 @@ def figure_5(history, floor=None, chance=None):
     """
     if history.empty:
         return message("No training history has been recorded.")
-    figure, axes = canvas(5.0, nrows=2, sharex=True)
+    figure, axes = narrow(5.0, nrows=2, sharex=True)
     folds = sorted(history["fold"].unique(), key=str)
     for axis, column in zip(axes, ("accuracy", "loss"), strict=True):
         for (fold, part), rows in history.groupby(["fold", "part"], sort=True):
@@ -133,7 +133,7 @@ def figure_6(cm, title="Confusion matrix"):
     rows = cm.sum(1, keepdims=True)
     share = np.divide(100 * cm, rows, out=np.zeros(cm.shape), where=rows > 0)
     cells = [[f"{n:,}\n{p:.0f} %" for n, p in zip(*line, strict=True)] for line in zip(cm, share, strict=True)]
-    figure, axis = canvas(4.3)
+    figure, axis = narrow(4.3)
     seaborn.heatmap(share, annot=np.array(cells), fmt="", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis,
                     linewidths=1, annot_kws={"fontsize": 9})
     axis.set(title=labels.words(title), xlabel="predicted KL grade (per cent: share of the true grade)", ylabel="true KL grade")
@@ -155,7 +155,7 @@ def figure_7(pictures, probabilities, grades, ids):
     """
     if not len(pictures):
         return message("No picture has been graded.")
-    figure, axes = canvas(1.75 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 1.5))
+    figure, axes = narrow(1.75 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 1.5))
     for (left, right), picture, chances, grade, name in zip(axes, pictures, probabilities, grades, ids, strict=True):
         guess = int(np.argmax(chances))
         verdict = "correct" if guess == grade else "wrong"
@@ -190,7 +190,7 @@ def figure_8(pictures, similarities, queries, grades):
     """
     if not len(pictures):
         return message("No picture has been compared with the queries.")
-    figure, axes = canvas(2.0 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 1.5))
+    figure, axes = narrow(2.0 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 1.5))
     low, high = min(0, np.min(similarities)), max(0, np.max(similarities))
     span = max(high - low, 0.1)
     for (left, right), picture, values, grade in zip(axes, pictures, similarities, grades, strict=True):

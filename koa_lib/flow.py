@@ -10,7 +10,7 @@ import pandas as pd
 from koa_lib.diagrams import arrow, box
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
-from koa_lib.style import FROZEN, GRADE_COLOURS, INK, TRAINED, WIDE, canvas, styled
+from koa_lib.style import FROZEN, GRADE_COLOURS, INK, TRAINED, WIDTH, canvas, styled
 from koa_lib.subsets import conflicting, subset
 
 PARTS = {"train": "training part", "val": "validation part", "test": "internal test"}
@@ -100,7 +100,7 @@ def participant_flow(training, external=None, note=""):
     depth = _foot(axis, depth - GAP - LINE, textwrap.wrap(note, int(LETTERS * BOARD)))
     axis.set(xlim=(-0.03, BOARD + 0.03), ylim=(depth, 0.03))  # the outermost lines are drawn in full
     axis.set_axis_off()
-    figure.set_size_inches(WIDE, -depth * WIDE / BOARD)
+    figure.set_size_inches(WIDTH, -depth * WIDTH / BOARD)
     return figure
 
 

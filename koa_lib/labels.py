@@ -73,7 +73,7 @@ SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity
 WHOLE = {"epochs", "n", "n_of_width", "folds", "pictures", "groups", "files", "labels"}
 # Codes that are no words: replaced wherever they stand.
 _CODES = {
-    "clip-as_printed": "CLIP as printed", "clip-our_protocol": "CLIP by our protocol", "as_printed": "as printed", "our_protocol": "our protocol",
+    "clip-as_printed": "CLIP as printed", "clip-our_protocol": "CLIP by our protocol", "clip-as_printed-patients": "CLIP as printed, folds over patients", "as_printed": "as printed", "our_protocol": "our protocol",
     "phantom_a": "phantom cohort A", "phantom_b": "phantom cohort B", "oai_chen2018": "OAI (Chen 2018)", "gornale2020": "Gornale 2020",
     "held_out": "held-out fold", "center_crop": "centre crop", "joint_crop": "joint crop", "match_train": "matched to training", "no_digits": "no digits",
     "last_blocks": "last blocks", "full_image": "full image tower", "both_encoders": "both encoders", "jpm2026": "the paper",
@@ -138,9 +138,9 @@ def interval(study, *cohort_names):
     """What the bootstrap intervals of a caption are: level, draws, and what is resampled in each cohort."""
     from koa_lib import cohorts
 
-    groups = dict.fromkeys(cohorts.facts(name).group for name in cohort_names)
-    units = " and ".join("whole patients" if group == "patient" else f"groups of {group} (patients are not known: it may be too narrow)" for group in groups)
-    return f"95 % interval: group bootstrap, {study.profile.draws:,} draws of {units}"
+    patients = dict.fromkeys(cohorts.facts(name).group == "patient" for name in cohort_names)
+    units = {True: "whole patients", False: "groups of look-alike pictures (patients are not known: it may be too narrow)"}
+    return f"95 % interval: group bootstrap, {study.profile.draws:,} draws of {' or '.join(units[known] for known in patients)}"
 
 
 def _capital(text):

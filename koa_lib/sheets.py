@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 
 from koa_lib.predictions import arrays
-from koa_lib.style import canvas, message, styled
+from koa_lib.style import message, narrow, styled
 
 ACROSS = 3  # pictures of a row
 
@@ -25,7 +25,7 @@ def gallery(pictures, titles):
     if not len(pictures):
         return message("There is no picture to show.")
     rows = -(-len(pictures) // ACROSS)
-    figure, axes = canvas(rows * (0.3 + 1.5 * tallest(pictures, 1.0)), nrows=rows, ncols=ACROSS, squeeze=False)
+    figure, axes = narrow(rows * (0.3 + 1.5 * tallest(pictures, 1.0)), nrows=rows, ncols=ACROSS, squeeze=False)
     for axis in axes.flat[len(pictures):]:
         axis.set_axis_off()
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
@@ -70,7 +70,7 @@ def worst_errors(pictures, probabilities, grades, ids):
         return message("No picture is graded wrongly.")
     names, rows = [textwrap.fill(str(name), 18) for name in ids], -(-len(pictures) // ACROSS)
     title = 0.51 + 0.14 * max(name.count("\n") + 1 for name in names)
-    figure, axes = canvas(rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS, squeeze=False)
+    figure, axes = narrow(rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS, squeeze=False)
     for axis in axes.flat[len(pictures):]:
         axis.set_axis_off()
     for axis, picture, chances, grade, name in zip(axes.flat, pictures, probabilities, grades, names, strict=False):
@@ -89,7 +89,7 @@ def contact_sheet(pictures):
         Title of a picture to way of showing it to array in [0, 1]; all pictures have the same ways.
     """
     ways = list(next(iter(pictures.values())))
-    figure, axes = canvas(0.3 + 0.66 * len(ways), nrows=len(ways), ncols=len(pictures), squeeze=False)
+    figure, axes = narrow(0.3 + 0.66 * len(ways), nrows=len(ways), ncols=len(pictures), squeeze=False)
     for place, (title, shown) in enumerate(pictures.items()):
         for axis, way in zip(axes[:, place], ways, strict=True):
             axis.imshow(shown[way], cmap="gray", vmin=0, vmax=1)

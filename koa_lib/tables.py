@@ -160,6 +160,28 @@ def table_4(models, published, as_run=None, draws=1000, seed=0):
     return _percent(pd.DataFrame(rows))
 
 
+def zero_shot(results, draws=1000, seed=0):
+    """Zero-shot results of each prompt set on each part that is not for training.
+
+    Parameters
+    ----------
+    results : dict of str to dict of str to DataFrame
+        Prompt set to what `Runner.zero_shot` returns.
+
+    Returns
+    -------
+    DataFrame
+        prompts, split, n, accuracy, balanced_accuracy, qwk, qwk_low, qwk_high (ratios; group bootstrap).
+    """
+    rows = []
+    for name, parts in results.items():
+        for split in [split for split in ("val", "test", "external") if split in parts]:
+            summary = stats.bootstrap_summary(parts[split], draws, seed).set_index("metric")
+            values = summary.value[["accuracy", "balanced_accuracy", "qwk"]]
+            rows.append({"prompts": name, "split": split, "n": len(parts[split]), **values, "qwk_low": summary.ci_low["qwk"], "qwk_high": summary.ci_high["qwk"]})
+    return pd.DataFrame(rows)
+
+
 def table_5(published, peers, literature, ours, draws=1000, seed=0):
     """Other studies as cited in the paper, clean public peers, and this run; rows compare only within one protocol.
 

@@ -42,7 +42,7 @@ def table(frame, floats, percent, label, thumbnails):
         return floats.get(column, usual) if isinstance(floats, dict) else usual if floats is None or not usual else floats
 
     frame = _without_empty(_joined_intervals(frame, decimals))
-    heads = "".join(_head(column, frame[column], percent) for column in frame.columns) + "".join(f'<th scope="col">{escape(labels.column(name)[0])}</th>' for name in thumbnails)
+    heads = "".join(_head(column, frame[column] if place else (), percent) for place, column in enumerate(frame.columns)) + "".join(f'<th scope="col">{escape(labels.column(name)[0])}</th>' for name in thumbnails)
     rows = []
     for values, *shown in zip(frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
         first, *cells = (_cell(_named(value, column, percent), decimals(column)) for value, column in zip(values, frame.columns, strict=True))
@@ -90,7 +90,7 @@ def _joined_intervals(frame, decimals):
 
 
 def _is_text(value):
-    return isinstance(value, str) and not isinstance(value, _Bounds)
+    return isinstance(value, (str, bool, np.bool_)) and not isinstance(value, _Bounds)
 
 
 def _look(cell, value):
@@ -101,7 +101,7 @@ def _look(cell, value):
 
 
 def _named(value, column, percent):
-    if not _is_text(value):
+    if not isinstance(value, str) or isinstance(value, _Bounds):
         return value
     return labels.column(value, percent)[0] if column == "metric" else labels.words(value)
 

@@ -20,8 +20,6 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-# Tables and figures are anchors of cell outputs, which MyST does not know; `pages.dead_links` checks them in the built pages.
-suppress_warnings = ["myst.xref_missing"]
 
 # papermill has run the notebooks; widgets would load scripts from a network.
 nb_execution_mode = "off"

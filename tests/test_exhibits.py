@@ -82,7 +82,7 @@ def test_a_page_speaks_to_people_and_the_file_keeps_its_codes(study):
     for code in ("qwk", "clip-", "True", "False", "nan", "ci_low", "Reason"):
         assert code not in page.text
     assert "Of CLIP as printed, see Table S7 <b>." in page.text and {"href": "#table-s7"} in page.all("a")
-    assert [head.get("style") for head in page.all("th")[:6]] == [None, None, "text-align:right", "text-align:right", "text-align:right", "text-align:right"]
+    assert [head.get("style") for head in page.all("th")[:6]] == [None, None, "text-align:right", "text-align:right", "text-align:right", None]
     assert any("kappa" in term["title"] for term in page.all("abbr"))
     pd.testing.assert_frame_equal(pd.read_csv(study.run_dir / "tables/table_s5.csv", keep_default_na=False, na_values={"ci_low": "", "ci_high": ""}), frame)
 

@@ -165,7 +165,7 @@ def test_the_figure_shows_every_number(case):
 def test_no_text_is_clipped_small_or_over_another(case):
     figure = flow.participant_flow(*case, note="A long line. " * 12)
     figure.draw_without_rendering()
-    assert figure.get_size_inches()[0] == style.WIDE and figure.get_size_inches()[1] < 7.5
+    assert figure.get_size_inches()[0] == style.WIDTH and figure.get_size_inches()[1] < 7.5
     axis, boxes = figure.axes[0], [text.get_window_extent() for text in texts(figure)]
     cards = [patch.get_window_extent() for patch in axis.patches if isinstance(patch, FancyBboxPatch)]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))

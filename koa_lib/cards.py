@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from koa_lib import cohorts, predictions, provenance, subsets
+from koa_lib import cohorts, labels, predictions, provenance, subsets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES
 
@@ -93,7 +93,7 @@ def model_card(run, results):
     model = settings.model
     start = cohorts.facts(settings.training.name)
     details = [
-        ("Model", f"{results[0]['model'] if results else 'CLIP'}: {model.name}, pictures of {model.image_size} × {model.image_size} pixels"),
+        ("Model", f"{labels.words(results[0]['model']) if results else 'CLIP'}: {model.name}, pictures of {model.image_size} × {model.image_size} pixels"),
         ("Starts from", STARTS[model.start]),
         ("Trained part", PARTS[recipe.part]),
         ("Protocol", "as printed in the paper" if settings.as_printed else "our protocol: official split, patients kept apart"),

@@ -4,7 +4,7 @@ import csv
 import math
 from collections import Counter
 
-from koa_lib import provenance
+from koa_lib import labels, provenance
 from koa_lib.scorecard import VERDICTS, WITHOUT_MODEL
 
 __all__ = ["headlines", "scores", "sources", "verdict", "verdicts"]
@@ -162,7 +162,7 @@ def _result(measured):
     told = [f"{_interval(part)} {place} (n = {part['pictures']:,})" for place, part in chosen]
     if not told:
         return "Its results are on the pages of the notebooks; no predictions of a main model are kept."
-    return f"The main model, {measured[0]['model']}, reaches accuracy {' and '.join(told)}, with 95 % intervals."
+    return f"The main model, {labels.words(measured[0]['model'])}, reaches accuracy {' and '.join(told)}, with 95 % intervals."
 
 
 def _interval(part):

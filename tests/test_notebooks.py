@@ -154,7 +154,7 @@ def test_make_notices_a_deleted_table_or_figure(smoke_run, name):
         stale = make("verify", "PROFILE=smoke")
     finally:
         aside.rename(smoke_run / name)
-    assert found and found[0] == "01_data_audit"
+    assert "01_data_audit" in found
     assert stale.returncode != 0 and "make reproduce PROFILE=smoke" in stale.stdout
 
 

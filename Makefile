@@ -16,21 +16,27 @@ KOA := $(ENV)/bin/koa
 READY := $(ENV)/.koa-ready
 
 PROFILE_SEED := $(shell sed -n 's/^seed: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)
+# The kernel python3 is this environment's, not one of the same name in the user's folder.
+export JUPYTER_PREFER_ENV_PATH := 1
 export KOA_DRY := $(filter-out 0,$(DRY))
 RUN := $(PROFILE)$(if $(KOA_DRY),-dry)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
 OUT := reports/_build/$(RUN)
 RUN_ARGS := --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
+# The options that name the run, for the commands that may follow it.
+NAMED := $(strip $(if $(filter-out demo,$(PROFILE)),PROFILE=$(PROFILE)) $(if $(SEED),SEED=$(SEED)) $(if $(KOA_DRY),DRY=1))
+export KOA_STARTED := $(shell date +%s)
 
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
-# What only shapes the pages does not make a notebook run again.
-PAGES := $(addprefix koa_lib/,report.py pages.py provenance.py reference.py)
-LIB := $(filter-out $(PAGES) koa_lib/cli.py,$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
+# What only shapes the pages or talks to people does not make a notebook run again.
+PAGES := $(addprefix koa_lib/,report.py pages.py links.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
+TALK := $(addprefix koa_lib/,cli.py closing.py graded.py journal.py printing.py progress.py student.py terminal.py)
+LIB := $(filter-out $(PAGES) $(TALK),$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup data reproduce dry verify test test-all lab strip reference lock clean FORCE
+.PHONY: help setup data reproduce dry pdf verify test test-all lab strip reference lock student clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,18 +57,25 @@ data: $(READY)  ## download both public sets to data/ and check every picture (D
 	@$(KOA) data fetch gornale2020 $(DATA_DIR)/gornale2020
 
 reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the report is (default: demo)
-	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
+	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) --options "$(NAMED)" && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
 
 dry:  ## show that the `paper` profile runs: true architectures, random weights, a few pictures, one epoch, offline
 	@$(MAKE) --no-print-directory reproduce PROFILE=paper DRY=1
 
-$(OUT)/inputs.yaml: FORCE | $(READY)
+# ASK=1 only asks make what is old, with the inputs as they were noted last.
+$(OUT)/inputs.yaml: $(if $(ASK),,FORCE) | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
 
 $(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
-	@$(KOA) notebook $* $(RUN_ARGS)
+	@$(KOA) notebook $* $(RUN_ARGS) --because "$?"
+
+# A notebook runs again when one of the tables and figures that it made last is gone.
+made = $(strip $(file <$(OUT)/logs/$(1).made))
+LOST := $(foreach name,$(NOTEBOOKS),$(if $(filter-out $(wildcard $(call made,$(name))),$(call made,$(name))),$(name)))
+$(LOST:%=$(OUT)/nb/%.ipynb): FORCE
 
 # Order: who reads whose results.
+$(OUT)/nb/00_start_here.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/02_zero_shot_baseline.ipynb: $(OUT)/nb/01_data_audit.ipynb
 $(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
 $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
@@ -76,19 +89,28 @@ $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_externa
 $(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
 	@$(KOA) report $(RUN_ARGS)
 
+pdf: $(OUT)/html/index.html  ## print the report to one PDF with bookmarks (needs Chromium)
+	@$(KOA) pdf $(RUN_ARGS)
+
 test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 6 minutes)
 	@$(PY) -m pytest
 
 test-all: $(READY)  ## also the slow tests
 	@$(PY) -m pytest -m "slow or not slow"
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	@$(ENV)/bin/jupyter lab --notebook-dir notebooks
+lab: $(READY)  ## open the notebooks in JupyterLab; each makes what it misses
+	@echo "Your own copies without solutions: make student. Outputs leave the study's notebooks by: make strip"
+	@$(ENV)/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+
+student: $(READY)  ## write copies of the notebooks without solutions to student/; changed copies are kept
+	@$(KOA) student
 
 strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
 
 verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
+	@$(MAKE) -q ASK=1 $(EXECUTED) >/dev/null 2>&1 || \
+		{ echo "koa: the tables of $(RUN) are older than the code, data lists or notebooks that make them, or one is missing. Run '$(strip make reproduce $(NAMED))' first." >&2; exit 1; }
 	@$(KOA) verify $(RUN_ARGS)
 
 reference: $(READY)  ## keep the tables of a finished run below reports/reference

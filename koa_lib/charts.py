@@ -7,7 +7,7 @@ import numpy as np
 from koa_lib.errors import StudyError
 from koa_lib.grades import NAMES
 from koa_lib.sheets import show, tallest
-from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
 
 
 @styled
@@ -21,7 +21,7 @@ def baselines(table):
     """
     if table.empty:
         return message("No model has been compared.")
-    figure, axis = canvas(0.42 * len(table) + 1.2)
+    figure, axis = narrow(0.42 * len(table) + 1.2)
     for place, row in enumerate(table.itertuples()):
         _whisker(axis, place, row.accuracy, row.ci_low, row.ci_high, "not run", label="this run, 95 % group bootstrap")
     places = np.arange(len(table))
@@ -35,12 +35,12 @@ def baselines(table):
 
 @styled
 def readings(table):
-    """Forest plot of the readings, grouped by factor: quadratic kappa with its interval; accuracy and epochs as numbers.
+    """Forest plot of the readings, grouped by factor: quadratic kappa with its interval.
 
     Parameters
     ----------
     table : DataFrame
-        factor (may be empty), option, epochs, accuracy, qwk, qwk_low, qwk_high (ratios; NaN where not run). The first row whose
+        factor (may be empty), option, qwk, qwk_low, qwk_high (ratios; NaN where not run). The first row whose
         option is "as printed" is the reference line.
     """
     if table.empty:
@@ -48,7 +48,7 @@ def readings(table):
     lines = []
     for factor, rows in table.groupby("factor", sort=False):
         lines += [(factor, None)] * bool(factor) + [(row.option, row) for row in rows.itertuples()]
-    figure, axis = canvas(0.2 * len(lines) + 1.2)
+    figure, axis = narrow(0.2 * len(lines) + 1.1)
     printed = table.loc[table["option"] == "as printed", "qwk"].dropna()
     if len(printed):
         axis.axvline(printed.iloc[0], color=INK, ls="--", lw=1, label="as printed")
@@ -56,13 +56,11 @@ def readings(table):
     for place, (_, row) in enumerate(lines):
         if row is not None:
             _whisker(axis, place, row.qwk, row.qwk_low, row.qwk_high, "not run")
-            epochs = f"{row.epochs:.0f}" if np.isfinite(row.epochs) else "–"
-            _beside(axis, place, _with_interval(row.qwk, row.qwk_low, row.qwk_high, 2), _with_interval(row.accuracy, np.nan, np.nan, 3), epochs)
-    _beside(axis, None, "quadratic kappa", "accuracy", "epochs")
-    axis.set_yticks(range(len(lines)), [textwrap.shorten(str(text), 48, placeholder=" …") for text, _ in lines])
+            _beside(axis, place, _with_interval(row.qwk, row.qwk_low, row.qwk_high, 2))
+    axis.set_yticks(range(len(lines)), [textwrap.shorten(str(text), 24, placeholder=" …") for text, _ in lines])
     for label, (_, row) in zip(axis.get_yticklabels(), lines, strict=True):
         label.set_fontweight("bold" if row is None else "normal")
-    axis.set(xlabel="quadratic kappa (95 % interval)", ylim=(len(lines) - 0.4, -0.6))
+    axis.set(xlabel="quadratic κ (95 % interval)", ylim=(len(lines) - 0.4, -0.6))
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", alpha=0.25)
     return figure
@@ -91,7 +89,7 @@ def shift(table):
     missing = [part for part in _PARTS if part not in rows.index]
     if missing:
         raise StudyError(f"The decomposition has no row '{missing[0]}'. Its parts are: {', '.join(_PARTS)}.")
-    figure, axis = canvas(2.7)
+    figure, axis = narrow(2.7)
     ends = [rows.loc[[part, base] if base else [part], "value"].sum(skipna=False) for part, base in _PARTS.items()]
     for place, (part, base) in enumerate(_PARTS.items()):
         start = rows.loc[base, "value"] if base else 0
@@ -122,16 +120,17 @@ def few_shot(draws, zero_shot):
     """
     if draws.empty:
         return message("No external picture was used for few-shot learning.")
-    figure, axes = canvas(3.2, ncols=2)
+    figure, axes = narrow(5.2, nrows=2)
     shots = sorted(draws["shots"].unique())
-    for axis, (column, name) in zip(axes, {"qwk": "quadratic kappa", "accuracy": "accuracy"}.items(), strict=True):
+    for axis, (column, name) in zip(axes, {"qwk": "quadratic κ", "accuracy": "accuracy"}.items(), strict=True):
         for place, number in enumerate(shots):
             values = draws.loc[draws["shots"] == number].sort_values("draw")[column].dropna().to_numpy(float)
             _dots(axis, place, values)
         axis.axhline(zero_shot[column], color=PLAIN_COLOURS[1], ls="--", label="no external label")
-        axis.set(ylabel=name, xlabel="labelled external pictures per grade", xlim=(-0.5, len(shots) - 0.5))
+        axis.set(ylabel=name, xlim=(-0.5, len(shots) - 0.5))
         axis.set_xticks(range(len(shots)), [f"{number}\n({_span(draws.loc[draws['shots'] == number, 'n'])})" for number in shots])
         axis.grid(axis="y", alpha=0.25)
+    axes[-1].set_xlabel("labelled external pictures per grade")
     _one_key_each(figure, axes[0])
     return figure
 
@@ -166,7 +165,7 @@ def found(pictures, grades, queries):
     if not columns:
         return message("No picture has been searched.")
     tall = tallest([picture for row in pictures for picture in row], 1.0)
-    figure, axes = canvas(0.4 + len(queries) * (0.3 + 0.95 * tall), nrows=len(queries), ncols=max(6, columns), squeeze=False)
+    figure, axes = narrow(0.4 + len(queries) * (0.3 + 0.6 * tall), nrows=len(queries), ncols=max(6, columns), squeeze=False)
     for axis in axes[:, columns:].flat:
         axis.set_axis_off()
     for asked, (line, row, truth, query) in enumerate(zip(axes, pictures, grades, queries, strict=True)):
@@ -174,7 +173,7 @@ def found(pictures, grades, queries):
         for axis, picture, grade in zip(line, row, truth, strict=False):
             show(axis, picture, f"KL {grade} ✓" if grade == asked else f"KL {grade}")
             axis.spines[:].set(visible=True, color=GRADE_COLOURS[grade], linewidth=3)
-    figure.supxlabel("frame: true grade · ✓ the grade that the query names", fontsize=8.5, color=INK)
+    figure.supxlabel("frame: true grade · ✓ the grade of the query", fontsize=8.5, color=INK)
     return figure
 
 
@@ -187,24 +186,24 @@ def intervals(table):
     table : DataFrame
         kl_grade, n, sensitivity, ci_low, ci_high, wilson_low, wilson_high (per cent).
     """
-    figure, axis = canvas(3.2)
+    figure, axis = narrow(3.2)
     pairs = {"printed": ("ci_low", "ci_high", -0.12, "D"), "Wilson interval of n independent pictures": ("wilson_low", "wilson_high", 0.12, "o")}
     for (name, (low, high, aside, mark)), colour in zip(pairs.items(), PLAIN_COLOURS[1::-1], strict=True):
         middle, ends = table["sensitivity"], table[[low, high]].to_numpy(float).T
         reach = np.abs(ends - middle.to_numpy(float))
         axis.errorbar(np.arange(len(table)) + aside, middle, yerr=reach, fmt=mark, color=colour, capsize=4, lw=2, label=name)
-    axis.set_xticks(range(len(table)), [f"{row.kl_grade} {NAMES[row.kl_grade]}\nn = {row.n:,}" for row in table.itertuples()])
+    axis.set_xticks(range(len(table)), [f"{row.kl_grade}\n{NAMES[row.kl_grade]}\nn = {row.n:,}" for row in table.itertuples()])
     for place in np.flatnonzero(table["sensitivity"].isna()):
         _absent(axis, place, "undefined")
     axis.set(xlabel="KL grade", ylabel="sensitivity (%), 95 % interval", xlim=(-0.5, len(table) - 0.5))
     axis.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center")
     return figure
 
 
 def _one_key_each(figure, axis):
     handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
 
 
 def _absent(axis, place, text):
@@ -226,10 +225,5 @@ def _with_interval(value, low, high, digits, sign=""):
     return text.replace("-", "−")
 
 
-def _beside(axis, place, *cells):
-    # Numbers in columns right of the axis, so far apart (points) that the longest interval fits; heads without a place.
-    where = {"xy": (1, place), "xycoords": ("axes fraction", "data"), "va": "center"}
-    if place is None:
-        where = {"xy": (1, 1), "xycoords": "axes fraction", "va": "bottom"}
-    for cell, across in zip(cells, (8, 112, 162), strict=False):
-        axis.annotate(cell, xytext=(across, 0), textcoords="offset points", fontsize=8.5, annotation_clip=False, **where)
+def _beside(axis, place, text):
+    axis.annotate(text, (1, place), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8.5, annotation_clip=False)

@@ -1,5 +1,6 @@
 """The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a traceback."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -14,40 +15,55 @@ data_app = typer.Typer(no_args_is_help=True, help="Fetch, build, verify and audi
 app.add_typer(data_app, name="data")
 
 Profile = typer.Option("demo", help="smoke, demo, oai or paper.")
+Pictures = typer.Argument(help="Picture files (PNG, JPEG, TIFF, WebP, BMP, DICOM), folders, lists of paths (.txt), or - for a list on stdin.")
 Seed = typer.Option(None, help="By default the profile's own.")
+STOPPED = 130  # exit code of a command that Ctrl-C ends
 
 
 @app.command()
 def inputs(profile: str = Profile, seed: int = Seed, data: str = "", external: str = "", weights: str = ""):
     """Check the inputs of a run and note them in its inputs.yaml."""
+    from koa_lib import journal
+    from koa_lib.notebooks import run_dir
     from koa_lib.study import is_dry, prepare_inputs
 
     prepare_inputs(profile, seed, data, external, weights, is_dry())
+    journal.compact(run_dir(profile, seed))
 
 
 @app.command()
-def notebook(name: str, profile: str = Profile, seed: int = Seed):
+def notebook(name: str, profile: str = Profile, seed: int = Seed, because: str = typer.Option("", help="Files that changed, as make names them.")):
     """Execute one notebook of the study, e.g. 03_fine_tune."""
     from koa_lib.notebooks import execute
 
-    execute(name, profile, seed)
+    execute(name, profile, seed, because)
 
 
 @app.command()
 def report(profile: str = Profile, seed: int = Seed):
     """Build the HTML report of a run."""
+    from koa_lib.closing import build_pages
     from koa_lib.notebooks import run_dir
-    from koa_lib.report import build
 
-    build(run_dir(profile, seed))
+    build_pages(run_dir(profile, seed))
 
 
 @app.command()
-def summary(profile: str = Profile, seed: int = Seed):
-    """Print where the report of a run is, its main result and its time."""
-    from koa_lib.notebooks import run_dir, summarise
+def pdf(profile: str = Profile, seed: int = Seed):
+    """Print the HTML report of a run to one PDF by headless Chromium."""
+    from koa_lib.notebooks import run_dir
+    from koa_lib.printing import print_report
 
-    print(summarise(run_dir(profile, seed)))
+    print(f"report: {print_report(run_dir(profile, seed))}")
+
+
+@app.command()
+def summary(profile: str = Profile, seed: int = Seed, options: str = typer.Option("", help="What make was given, for the commands that may follow.")):
+    """Print the main result of a run, its time, what may follow and where the report is."""
+    from koa_lib.closing import summarise
+    from koa_lib.notebooks import run_dir
+
+    print(summarise(run_dir(profile, seed), options))
 
 
 @app.command("verify")
@@ -68,6 +84,33 @@ def reference(profile: str = Profile, seed: int = Seed):
     from koa_lib.reference import keep
 
     print(f"tables kept in {keep(run_dir(profile, seed))}")
+
+
+@app.command("student")
+def student_copies(folder: str = typer.Argument("", help="By default student/ of the repository.")):
+    """Write copies of all notebooks without their solutions; a changed copy is kept."""
+    from koa_lib import student
+
+    folder = folder or student.COPIES
+    print(student.report(student.write_copies(folder), folder))
+
+
+@app.command()
+def grade(pictures: list[str] = Pictures,
+          weights: str = typer.Option("", help="Folder of exported weights; by default those of the newest finished run."),
+          json: bool = typer.Option(False, "--json", help="JSON lines: first the model's card, then one line per picture."),
+          html: str = typer.Option("", help="Also write a page with pictures, probabilities and where the model looks.")):
+    """Grade knee radiographs. No medical device.
+
+    Exit code 0: every picture was graded; 1: at least one could not be, its row says why; 2: wrong use. Warnings don't change it.
+    """
+    from koa_lib.graded import run
+
+    try:
+        sys.exit(run(pictures, weights, json, html))
+    except StudyError as error:
+        print(f"koa: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @data_app.command()
@@ -152,14 +195,24 @@ def _check_writable(path):
 
 
 def main():
-    """Entry point: a `StudyError` becomes one line on stderr and exit code 1, as does what the system refuses."""
+    """Entry point: a `StudyError` becomes one line on stderr and exit code 1, as does what the system refuses; Ctrl-C one line and 130."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         app()
+    except SystemExit as done:  # typer ends so at a KeyboardInterrupt too
+        if done.code == STOPPED:
+            print("koa: stopped. Finished work is kept: the same command goes on from there.", file=sys.stderr)
+        raise
     except StudyError as error:
         print(f"koa: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        print(f"koa: {error.filename or 'A file'} cannot be read or written ({error.strerror or error}). Check the folder and the space left.", file=sys.stderr)
+        print(f"koa: {_refused(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _refused(error):
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full{f' ({error.filename})' * bool(error.filename)}. Free some space; finished work is kept: the same command goes on from there."
+    return f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error}). Check the folder and the space left."

@@ -4,7 +4,7 @@ import pandas as pd
 
 from koa_lib import metrics, stats, subsets
 from koa_lib.predictions import arrays, joined_mean
-from koa_lib.protocols import main_fold, unseen_split
+from koa_lib.protocols import fold_mean, main_fold, unseen_split
 
 _SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one")
 
@@ -121,6 +121,54 @@ def leak(study, by_image, by_patient):
     both = stats.paired(stats.pool(by_image["held_out"]), stats.pool(by_patient["held_out"]))
     gaps = [stats.difference(both, metric, study.profile.draws, study.seed) for metric in ("accuracy", "macro_f1", "qwk")]
     return pd.DataFrame(gaps).rename(columns={"a": "by_image", "b": "by_patient"})
+
+
+def tests_in_words(tests):
+    """Which baselines CLIP differs from after Holm's correction, from `paired_tests`."""
+    clear = tests[tests["p_holm"] < 0.05] if len(tests) else tests
+    ahead, behind = (", ".join(row.baseline for row in clear.itertuples() if (row.difference > 0) == better) or "none" for better in (True, False))
+    return (f"After Holm's correction {len(clear)} of {len(tests)} differences are clear at 5 %: CLIP is ahead of {ahead} and behind {behind}. "
+            "A network that gives nearly one grade to all pictures can be ahead where that grade is common")
+
+
+def leak_in_words(table, by_image, by_patient):
+    """How many held-out knees have their other side in training, and what that is worth, from `leak`."""
+    line = table.set_index("metric").loc["accuracy"]
+    seen = line.ci_low > 0 or line.ci_high < 0
+    return (f"{parted_patients(by_image):.0%} of the held-out knees have their other side in the training part, {parted_patients(by_patient):.0%} when "
+            f"patients stay together. Folds over pictures have {100 * line.difference:+.1f} points of accuracy more ({100 * line.ci_low:+.1f} to "
+            f"{100 * line.ci_high:+.1f}); other seeds and other folds are not in this interval. "
+            + ("It excludes 0." if seen else "It contains 0: no leak is seen with this trained part, which does not mean that one with more weights has none."))
+
+
+def beside_studies(study, main, results, ours, our_results):
+    """This run's rows of Table 5: the shown fold of the main arm, and the fold means by our protocol.
+
+    Parameters
+    ----------
+    main, ours : Arm
+    results, our_results : dict
+        As from `Runner.run`.
+
+    Returns
+    -------
+    dict of str to (str, str, DataFrame)
+        Name of the row to where it was trained and tested, the test set, and the graded frame.
+    """
+    rows = {}
+    for split in results:
+        if split != "train":
+            rows[f"{main.name}, {split.replace('_', ' ')}"] = (*_tested(study, split), shown_fold(study, results, split))
+    for split in ("test", "external"):
+        if split in our_results:
+            rows[f"{ours.name}, {split}"] = (*_tested(study, split), fold_mean(study, ours, our_results, split))
+    return rows
+
+
+def _tested(study, split):
+    protocol = "phantoms" if study.synthetic else "OAI to Gornale" if split == "external" else "OAI internal"
+    place = study.profile.external.name if split == "external" else f"{study.profile.training.name}, {split.replace('_', ' ')}"
+    return protocol, place
 
 
 def parted_patients(results):

@@ -3,8 +3,8 @@
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from koa_lib import metrics
-from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, styled
+from koa_lib import labels, metrics
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
 
 
 @styled
@@ -18,12 +18,12 @@ def reliability(grades, probabilities, bins=15):
     filled, edges = counts > 0, np.arange(bins) / bins
     confidence = np.bincount(place, probabilities.max(1), minlength=bins)[filled] / counts[filled]
     accuracy = confidence - np.bincount(place, excess, minlength=bins)[filled] / counts[filled]
-    figure, (top, low) = canvas(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
+    figure, (top, low) = narrow(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
     top.bar(edges[filled], accuracy, width=1 / bins, align="edge", color="#9ecae1", edgecolor="white", label="accuracy")
     top.plot(confidence, accuracy, "o", color=INK, markersize=3.5, clip_on=False, label="accuracy at the mean confidence of the bin")
     top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
     top.set(ylabel="accuracy", ylim=(0, 1.02), title=f"ECE {metrics.ece(grades, probabilities, bins):.3f}, {bins} bins")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center")
     low.bar(edges, counts, width=1 / bins, align="edge", color="#bbbbbb", edgecolor="white")
     low.set(xlabel="confidence of the top label", ylabel="pictures", xlim=(0, 1))
     low.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
@@ -41,7 +41,7 @@ def retrieval(precision):
     """
     if precision.empty:
         return message("No query has been searched.")
-    figure, axis = canvas(2.8)
+    figure, axis = narrow(2.8)
     places = np.arange(len(precision))
     bars = axis.barh(places, precision["precision"], color=GRADE_COLOURS[: len(places)])
     axis.bar_label(bars, [f"{value:.2f}" for value in precision["precision"]], padding=7, fontsize=8)
@@ -64,15 +64,14 @@ def nearest_distances(distances, threshold):
     threshold : int
         Largest distance of near-duplicates.
     """
-    figure, axes = canvas(2.5, ncols=len(distances), squeeze=False)
-    for axis, (name, values) in zip(axes[0], distances.items(), strict=True):
+    figure, axes = narrow(1.8 * len(distances) + 1, nrows=len(distances), squeeze=False)
+    for axis, (name, values) in zip(axes[:, 0], distances.items(), strict=True):
         edges = np.arange(0, max(130, values.max() + 4), 4)
         axis.hist(values[values > threshold], edges, color="#9ecae1", label="other pictures")
         axis.hist(values[values <= threshold], edges, color=PLAIN_COLOURS[1], hatch="///", edgecolor="white", label="equal pixels and near-duplicates")
         axis.axvline(threshold + 0.5, color=INK, ls="--", lw=1, label=f"threshold: {threshold} bits")
-        axis.set(title=f"{name} (n = {len(values):,})", xlabel="bits to the nearest other picture")
+        axis.set(title=f"{labels.words(name)} (n = {len(values):,})", ylabel="pictures")
         axis.yaxis.set_major_formatter("{x:,.0f}")
-    axes[0, 0].set_ylabel("pictures")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    axes[-1, 0].set_xlabel("bits to the nearest other picture")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

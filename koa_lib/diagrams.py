@@ -3,12 +3,12 @@
 import textwrap
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES, TABLE_1
-from koa_lib.style import FROZEN, GRADE_COLOURS, INK, TRAINED, WIDTH, canvas, styled, thousands
+from koa_lib.style import FROZEN, GRADE_COLOURS, INK, TRAINED, narrow, styled, thousands
 
+BOARD = 8.2  # width of a drawing in its own units
 IMAGE, TEXT, SCORE = "#d6e6f4", "#dff0d8", "#f7e3c4"
 
 
@@ -23,25 +23,22 @@ def figure_1(model_facts):
         printed as "not stated".
     """
     facts = _facts(model_facts)
-    figure, axis = _board(3.9, f"{facts['name']}: {facts['parameters']} parameters", bottom=1.4)
-    _pile(axis, 0.05, 6.6, "Radiograph 1", IMAGE)
-    _pile(axis, 0.05, 2.0, textwrap.shorten(TABLE_1[0], 20, placeholder="…"), TEXT)
-    box(axis, 3.3, 6.2, 2.9, 1.8, f"Image encoder F\n{facts['image_tower']}\n{facts['image_size']} px", IMAGE)
-    box(axis, 3.3, 1.6, 2.9, 1.8, f"Text encoder G\n{facts['text_tower']}\n{facts['context_length']} tokens", TEXT)
-    cell, left, top, labels = 0.88, 8.15, 7.4, ("1", "2", "3", "N")
+    figure, axis = _board(5.6, f"{facts['name']}: {facts['parameters']} parameters", top=9.6)
+    _pile(axis, 0.05, 7.7, textwrap.shorten(TABLE_1[0], 20, placeholder="…"), TEXT)
+    box(axis, 3.7, 7.6, 4.3, 1.8, f"Text encoder G\n{facts['text_tower']}\n{facts['context_length']} tokens", TEXT)
+    _pile(axis, 0.05, 5.2, "Radiograph 1", IMAGE)
+    box(axis, 0.05, 1.9, 2.65, 2.4, f"Image encoder F\n{facts['image_tower']}\n{facts['image_size']} px", IMAGE)
+    cell, left, top, labels = 0.98, 4.2, 5.9, ("1", "2", "3", "N")
     for i, row in enumerate(labels):
-        box(axis, left - 1.1, top - (i + 1) * cell, cell * 0.9, cell * 0.9, f"$I_{row}$", IMAGE)
-        box(axis, left + i * cell, top + 0.25, cell * 0.9, 0.7, f"$T_{row}$", TEXT)
+        box(axis, left - 1.0, top - (i + 1) * cell, 0.8, cell * 0.9, f"$I_{row}$", IMAGE)
+        box(axis, left + i * cell, top + 0.1, cell * 0.9, 0.7, f"$T_{row}$", TEXT)
         for j, column in enumerate(labels):
             colour = SCORE if i == j else "white"
-            place = (left + j * cell, top - (i + 1) * cell, cell * 0.9, cell * 0.9)
-            box(axis, *place, f"$I_{row}T_{column}$", colour, 8)
-    for tail, head in (((2.7, 7.1), (3.3, 7.1)), ((2.7, 2.5), (3.3, 2.5)), ((6.2, 7.0), (7.05, 7.0))):
+            box(axis, left + j * cell, top - (i + 1) * cell, cell * 0.9, cell * 0.9, f"$I_{row}T_{column}$", colour, 8)
+    for tail, head in (((2.75, 8.5), (3.7, 8.5)), ((6.1, 7.6), (6.1, 6.75)), ((1.38, 5.2), (1.38, 4.3)), ((2.7, 3.1), (3.15, 3.1))):
         arrow(axis, tail, head)
-    axis.plot([6.2, 12.0, 12.0], [2.5, 2.5, top + 0.6], color=INK, lw=1.1)
-    arrow(axis, (12.0, top + 0.6), (left + 4 * cell - 0.08, top + 0.6))
-    text = f"N x N cosines, embeddings of {facts['embed_dim']} numbers;\ntraining raises the diagonal (matching pairs)"
-    axis.text(9.1, 3.15, text, ha="center", va="center", linespacing=1.4)
+    text = f"N x N cosines of embeddings with {facts['embed_dim']} numbers; training raises the diagonal, the matching pairs"
+    axis.text(BOARD / 2, 0.8, textwrap.fill(text, 60), ha="center", va="center", linespacing=1.4)
     return figure
 
 
@@ -59,38 +56,40 @@ def figure_3(model_facts, probabilities, logits=None, picture=None):
     picture : array (H, W), optional
     """
     facts, probabilities = _facts(model_facts), np.asarray(probabilities, dtype=float)
-    figure, axis = _board(4.1, f"Grading one radiograph with {facts['name']}", bottom=0.7)
+    figure, axis = _board(6.7, f"Grading one radiograph with {facts['name']}", top=11.5)
     for grade in GRADES:
-        text = textwrap.shorten(TABLE_1[grade], 26, placeholder="…")
-        box(axis, 0.05, 7.35 - 0.62 * grade, 3.2, 0.55, text, TEXT, 8)
-    box(axis, 3.8, 5.3, 2.3, 1.9, f"Text encoder G\n{facts['text_tower']}", TEXT)
-    box(axis, 6.75, 5.55, 1.8, 1.4, f"W\n5 x {facts['embed_dim']}", TEXT)
+        box(axis, 0.05, 10.7 - 0.62 * grade, 2.9, 0.55, textwrap.shorten(TABLE_1[grade], 24, placeholder="…"), TEXT, 8)
+    box(axis, 3.4, 8.5, 2.4, 2.4, f"Text encoder G\n{facts['text_tower']}", TEXT)
+    box(axis, 6.4, 9.0, 1.4, 1.4, f"W\n5 x {facts['embed_dim']}", TEXT)
     if picture is not None:
-        inset = axis.inset_axes([0.75, 0.9, 1.9, 2.6], transform=axis.transData)
+        inset = axis.inset_axes([0.3, 4.3, 2.4, 2.4], transform=axis.transData)
         inset.imshow(np.asarray(picture), cmap="gray")
         inset.set_axis_off()
     else:
-        box(axis, 0.6, 1.4, 2.2, 1.5, "Radiograph I", IMAGE)
-    box(axis, 3.8, 1.3, 2.3, 1.9, f"Image encoder F\n{facts['image_tower']}", IMAGE)
-    box(axis, 6.75, 1.55, 1.8, 1.4, f"f\n1 x {facts['embed_dim']}", IMAGE)
-    box(axis, 6.75, 3.65, 1.8, 1.2, "cosine\nsoftmax", SCORE)
-    for y, left in ((6.25, 3.25), (2.25, 2.8)):
-        arrow(axis, (left, y), (3.8, y))
-        arrow(axis, (6.1, y), (6.75, y))
-    for tail, head in (((7.65, 5.55), (7.65, 4.85)), ((7.65, 2.95), (7.65, 3.65)), ((8.55, 4.25), (9.1, 4.25))):
+        box(axis, 0.4, 4.8, 2.2, 1.5, "Radiograph I", IMAGE)
+    box(axis, 3.4, 4.3, 2.4, 2.4, f"Image encoder F\n{facts['image_tower']}", IMAGE)
+    box(axis, 6.4, 4.8, 1.4, 1.4, f"f\n1 x {facts['embed_dim']}", IMAGE)
+    box(axis, 6.4, 7.0, 1.4, 1.2, "cosine\nsoftmax", SCORE)
+    for y, left in ((9.7, 2.95), (5.5, 2.75)):
+        arrow(axis, (left, y), (3.4, y))
+        arrow(axis, (5.8, y), (6.4, y))
+    for tail, head in (((7.1, 9.0), (7.1, 8.2)), ((7.1, 6.2), (7.1, 7.0))):
         arrow(axis, tail, head)
     _outcome(axis, probabilities, logits)
     return figure
 
 
 def _outcome(axis, probabilities, logits):
+    # From the score past the embeddings down to the five probabilities.
+    axis.plot([7.8, 8.1, 8.1], [7.6, 7.6, 3.9], color=INK, lw=1.1)
+    arrow(axis, (8.1, 3.95), (8.1, 3.5))
     chances = np.nan_to_num(probabilities)
     for grade, chance in zip(GRADES, chances, strict=True):
-        y = 6.5 - 1.2 * grade
-        axis.bar(9.2, 0.42, 0.01 + 2.4 * chance, bottom=y, align="edge", color=GRADE_COLOURS[grade])
+        y = 2.9 - 0.65 * grade
+        axis.bar(4.6, 0.42, 0.01 + 3.4 * chance, bottom=y, align="edge", color=GRADE_COLOURS[grade])
         score = "" if logits is None else f"logit {logits[grade]:.1f}, "
         weight = "bold" if grade == chances.argmax() else "normal"
-        axis.text(9.2, y + 0.56, f"{grade} {NAMES[grade]}: {score}p {chance:.2f}", fontsize=8.5, weight=weight)
+        axis.text(4.4, y + 0.21, f"{grade} {NAMES[grade]}: {score}probability {chance:.2f}", fontsize=8.5, weight=weight, ha="right", va="center")
 
 
 @styled
@@ -109,45 +108,31 @@ def figure_4(parts):
     names = parts["part"].str.lower()
     text, score = names.str.contains("text|prompt"), names.str.contains("scale|temperature")
     total, trained = parts["parameters"].sum(), parts.loc[parts["trained"], "parameters"].sum()
-    figure = Figure(figsize=(WIDTH, 3.6 + 0.3 * len(parts)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.7, 0.9 + 0.3 * len(parts)))
-    axis = upper.subplots()
-    axis.set(xlim=(0, 12.2), ylim=(0.4, 5))
     share = 100 * trained / max(1, total)
-    axis.set_title(f"{thousands(trained)} of {thousands(total)} parameters are trained ({share:.{0 if share >= 1 else 2}f} %)")
-    axis.set_axis_off()
-    _chain(axis, 3.4, "Radiograph X", parts[~text & ~score], "L(f)" if names.str.contains("adapter").any() else "f")
-    _chain(axis, 0.6, "Grade texts", parts[text & ~score], "W")
+    longest = max((~text & ~score).sum(), (text & ~score).sum())
+    top = 4.4 + 1.35 * longest
+    figure, axis = _board(0.55 * top + 0.4, f"{thousands(trained)} of {thousands(total)} parameters are trained ({share:.{0 if share >= 1 else 2}f} %)", top)
+    ends = [_chain(axis, 0.05, top, "Radiograph X", parts[~text & ~score], "L(f)" if names.str.contains("adapter").any() else "f"),
+            _chain(axis, 4.25, top, "Grade texts", parts[text & ~score], "W")]
     scale = "".join(f"\n{row.part}, {'trained' if row.trained else 'frozen'}" for row in parts[score].itertuples())
-    box(axis, 9.9, 1.8, 2.2, 1.8, f"cosine\nsoftmax{scale}", SCORE, 8)
-    arrow(axis, (9.5, 4.1), (10.8, 3.6))
-    arrow(axis, (9.5, 1.3), (10.8, 1.8))
-    _parameter_bars(lower.subplots(), parts)
+    box(axis, 2.2, 0.1, 3.8, 1.2, f"cosine, softmax{scale}", SCORE)
+    for x, end in zip((2.0, 6.2), ends, strict=True):
+        axis.plot([x, x], [end, 1.7], color=INK, lw=1.1)
+        arrow(axis, (x, 1.75), (3.2 if x < 4 else 5.0, 1.3))
     return figure
 
 
-def _chain(axis, y, source, parts, result):
-    box(axis, 0.1, y, 1.6, 1.4, source.replace(" ", "\n"), "white")
-    width = 7.1 / max(1, len(parts))
-    for place, row in enumerate(parts.itertuples()):
-        left, state = 2.1 + place * width, "trained" if row.trained else "frozen"
-        colour = TRAINED if row.trained else FROZEN
-        box(axis, left, y, width - 0.4, 1.4, f"{row.part}\n{state}", colour, 8, dashed=not row.trained)
-        arrow(axis, (left - 0.4, y + 0.7), (left, y + 0.7))
-    axis.text(9.15, y + 0.7, result, ha="center", va="center", fontsize=9, style="italic")
-
-
-def _parameter_bars(axis, parts):
-    places, sizes = np.arange(len(parts)), parts["parameters"].to_numpy(float)
-    colours = [TRAINED if trained else FROZEN for trained in parts["trained"]]
-    bars = axis.barh(places, np.maximum(sizes, 1), color=colours, edgecolor=INK, linewidth=0.8)
-    states = ["trained" if trained else "frozen" for trained in parts["trained"]]
-    labels = [f"{thousands(size)}, {state}" for size, state in zip(sizes, states, strict=True)]
-    axis.bar_label(bars, labels, padding=3, fontsize=8)
-    axis.set(xscale="log", xlim=(1, max(10, sizes.max()) * 30), xlabel="parameters (log scale)")
-    axis.set_yticks(places, parts["part"])
-    axis.tick_params(labelsize=8.5)
-    axis.invert_yaxis()
+def _chain(axis, x, top, source, parts, result):
+    """Draw the parts from top to bottom; returns where the way from the result begins."""
+    y = top - 0.8
+    box(axis, x, y, 3.9, 0.75, source, "white")
+    for row in parts.itertuples():
+        state = "trained" if row.trained else "frozen"
+        arrow(axis, (x + 1.95, y), (x + 1.95, y - 0.4))
+        y -= 1.35
+        box(axis, x, y, 3.9, 0.95, f"{row.part}\n{thousands(row.parameters)}, {state}", TRAINED if row.trained else FROZEN, dashed=not row.trained)
+    axis.text(x + 1.95, y - 0.35, result, ha="center", va="center", fontsize=9, style="italic")
+    return y - 0.65
 
 
 def _facts(given):
@@ -160,9 +145,9 @@ def _facts(given):
     return facts
 
 
-def _board(height, title, bottom):
-    figure, axis = canvas(height)
-    axis.set(xlim=(0, 12.2), ylim=(bottom, 8.5))
+def _board(height, title, top):
+    figure, axis = narrow(height)
+    axis.set(xlim=(0, BOARD), ylim=(0, top))
     axis.set_title(title)
     axis.set_axis_off()
     return figure, axis

@@ -5,7 +5,6 @@ Items of the paper keep their number ("figure_6"); the study's own are called "f
 
 import base64
 import io
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from koa_lib import labels
 from koa_lib.errors import StudyError
 from koa_lib.store import write_text
+from koa_lib.tabular import UNDEFINED, table
 
-PNG_DPI = 200
-LONG = 40  # characters of a cell that is a sentence
+PNG_DPI, SHOWN_DPI = 300, 125
 THUMBNAIL = 96  # pixels high
-UNDEFINED = "–"
+_LINK = re.compile(r"\[([^\]]+)\]\((#[\w-]+)\)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +49,8 @@ def show_figure(study, name, figure, caption, alt):
     figure : matplotlib Figure
         Closed afterwards.
     caption, alt : str
-        What it shows; what a reader without sight must know.
+        What it shows; what a reader without sight must know. Codes of files become words; a caption may link within its
+        page: "[Table S7](#table-s7)".
 
     Raises
     ------
@@ -59,23 +60,27 @@ def show_figure(study, name, figure, caption, alt):
     if not alt.strip():
         raise StudyError(f"{name} has no alternative text. Say in a sentence what it shows.")
     _anchor(name, "figure")
-    png = _save_figure(study, name, figure)
-    data = base64.b64encode(png).decode()
-    picture = f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" style="max-width:100%">'
-    return _exhibit(study, name, picture, caption)
+    inches, png = figure.get_size_inches()[0], _save_figure(study, name, figure)
+    return _exhibit(study, name, _picture(name, png, inches, labels.words(alt)), caption)
 
 
-def show_table(study, name, frame, caption, floats=None, pictures=None, undefined=""):
-    """Save a table as CSV in full precision and show it rounded; its first column names the rows.
+def show_table(study, name, frame, caption, floats=None, pictures=None, undefined="", percent=None, hide=()):
+    """Save a table as CSV in full precision and show it rounded, with names for people; its first column names the rows.
+
+    Columns and rows without any text stay in the file only.
 
     Parameters
     ----------
     floats : int or dict, optional
-        Decimals shown, for all columns or by column; 3 unless given.
+        Decimals shown, for all columns or by column; else 1 for per cent and 3 for other fractions.
     pictures : dict of str to list of arrays (H, W), optional
         Further columns of the page, not of the file: a gray picture in [0, 1] (or uint8), or None, for each row.
     undefined : str
         Why a number may be undefined; stands below the table where one is.
+    percent : bool, optional
+        Shares are held in per cent; unless given, as `frame.attrs["percent"]` says.
+    hide : sequence of str
+        Columns of the file that the page leaves out.
 
     Raises
     ------
@@ -85,10 +90,11 @@ def show_table(study, name, frame, caption, floats=None, pictures=None, undefine
     _anchor(name, "table")
     thumbnails = {column: _thumbnails(name, frame, column, grays) for column, grays in (pictures or {}).items()}
     _save_table(study, name, frame)
-    table = _table(frame, floats, _title(name), thumbnails)
-    if undefined and f">{UNDEFINED}</t" in table:
-        table += f'<p class="koa-undefined">{UNDEFINED}: {escape(undefined)}</p>'
-    return _exhibit(study, name, table, caption)
+    percent = frame.attrs.get("percent", False) if percent is None else percent
+    body = table(frame.drop(columns=list(hide)), floats, percent, _title(name), thumbnails)
+    if undefined and f">{UNDEFINED}</t" in body:
+        body += f'<p class="koa-undefined">{UNDEFINED}: {escape(undefined)}</p>'
+    return _exhibit(study, name, body, caption)
 
 
 def not_available(study, name, caption, reason):
@@ -113,10 +119,26 @@ def _exhibit(study, name, body, caption):
     stamp = escape(study.stamp()) + (" · synthetic phantoms" if study.synthetic else "")
     html = (
         f'<figure class="koa-exhibit" id="{anchor}" role="group" aria-labelledby="{anchor}-caption">{body}'
-        f'<figcaption id="{anchor}-caption"><strong>{_title(name)}.</strong> {escape(caption)}'
+        f'<figcaption id="{anchor}-caption"><strong>{_title(name)}.</strong> {_LINK.sub(_linked, escape(labels.words(caption)))}'
         f'<br><span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
     )
     return Exhibit(name, html)
+
+
+def _picture(name, png, inches, alt):
+    from koa_lib.style import COLUMN
+
+    style, width = "max-width:100%;height:auto", round(SHOWN_DPI * inches)
+    image = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}" width="{width}" style="{style}'
+    if inches <= COLUMN:
+        return f'{image}">'
+    # Too wide for a phone: it scrolls by itself rather than become too small to read.
+    region = f'class="koa-scroll" role="region" aria-label="{_title(name)}" tabindex="0" style="overflow-x:auto"'
+    return f'<div {region}>{image};min-width:34rem"></div>'
+
+
+def _linked(found):
+    return f'<a href="{found[2]}">{found[1]}</a>'
 
 
 def _anchor(name, kind):
@@ -158,7 +180,8 @@ def _thumbnails(name, frame, column, grays):
     if len(grays) != len(frame) or column in frame.columns:
         raise StudyError(f"{name}: the pictures '{column}' need a new column name and one picture or None for each of the {len(frame)} rows, not {len(grays)}.")
     rows = frame.iloc[:, 0]
-    return ["" if gray is None else _thumbnail(gray, f"{column}, {rows.name} {row}".replace("_", " ")) for gray, row in zip(grays, rows, strict=True)]
+    column, first = labels.column(column)[0], labels.column(rows.name)[0]
+    return ["" if gray is None else _thumbnail(gray, f"{column}, {first} {row}") for gray, row in zip(grays, rows, strict=True)]
 
 
 def _thumbnail(gray, alt):
@@ -172,47 +195,3 @@ def _thumbnail(gray, alt):
     Image.fromarray(values).resize((width, THUMBNAIL), Image.Resampling.LANCZOS).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img class="koa-thumbnail" src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{width}" height="{THUMBNAIL}">'
-
-
-def _table(frame, floats, label, thumbnails):
-    def decimals(column):
-        return floats.get(column, 3) if isinstance(floats, dict) else 3 if floats is None else floats
-
-    frame = _joined_intervals(frame, decimals)
-    heads = "".join(f'<th scope="col">{escape(str(column).replace("_", " "))}</th>' for column in (*frame.columns, *thumbnails))
-    rows = []
-    for values, *shown in zip(frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
-        first, *cells = (_cell(value, decimals(column)) for value, column in zip(values, frame.columns, strict=True))
-        rows.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td{_width(cell)}>{cell}</td>" for cell in (*cells, *shown)) + "</tr>")
-    table = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    region = f'class="koa-scroll" role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto"'
-    return f"<div {region}>{table}</div>"
-
-
-def _joined_intervals(frame, decimals):
-    # "ci_low" and "ci_high" become one column "0.12 to 0.20": half as wide, and the pair is read as one thing.
-    shown = frame.copy()
-    for low in [column for column in frame.columns if str(column).endswith("low")]:
-        high = f"{low[:-3]}high"
-        if high in frame.columns:
-            bounds = zip(frame[low].astype(float), frame[high].astype(float), strict=True)
-            texts = [UNDEFINED if math.isnan(a + b) else f"{_cell(a, decimals(low))} to {_cell(b, decimals(low))}" for a, b in bounds]
-            shown[low] = pd.Series(texts, index=frame.index, dtype=object)
-            name = low[:-3].replace("_", " ").strip().removesuffix("ci").strip()
-            shown = shown.drop(columns=high).rename(columns={low: f"{name} 95 % interval".strip()})
-    return shown
-
-
-def _width(cell):
-    # Sentences get a wide column, so that a row does not become a tower of words.
-    return ' class="koa-text"' if len(cell) > LONG and not cell.startswith("<") else ""
-
-
-def _cell(value, decimals):
-    if value is None or value is pd.NA or value != value:
-        return UNDEFINED
-    if isinstance(value, float):
-        if 0 < value < 0.5 * 10**-decimals:
-            return f"&lt;{10**-decimals:.{decimals}f}"
-        return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
-    return escape(str(value))

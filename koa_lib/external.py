@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from koa_lib import metrics, predictions, protocols, retrieval, shift, stats, subsets
+from koa_lib import exhibits, metrics, predictions, protocols, retrieval, shift, stats, subsets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.harmonisation import EXPLORATORY, VIEWS
@@ -13,6 +13,17 @@ from koa_lib.predictions import PROBABILITIES, arrays
 
 SHOTS = (5, 10, 20)  # labels per grade, as the closest public peer has them (METHODS 7.1)
 DRAWS = 20
+ABSENT = "not run: no external cohort was given (EXTERNAL=<folder>)"
+
+
+def show(study, name, made, caption, why=ABSENT, **look):
+    """Show a table or figure of the external cohort; where it could not be made (None), its place says why.
+
+    `look` is handed on to `exhibits.show_table` or `exhibits.show_figure`.
+    """
+    if made is None:
+        return exhibits.not_available(study, name, caption, why)
+    return (exhibits.show_table if name.startswith("table") else exhibits.show_figure)(study, name, made, caption, **look)
 
 
 def by_set(study, arms):
@@ -158,6 +169,55 @@ def adaptation_rows(study, zero_shot, corrected, draws, missing):
                      "accuracy": row.accuracy, "ci_low": row.accuracy_low, "ci_high": row.accuracy_high, "macro_f1": row.macro_f1, "qwk": row.qwk, "reason": ""})
     rows += [{"adaptation": f"{shots}-shot linear probe", "zero_shot": "no", "labels": shots * len(GRADES), "n": 0, "reason": f"not run: {why}"} for shots, why in missing.items()]
     return pd.DataFrame(rows)
+
+
+# What the tables show, in words; without an external cohort (None), why there is nothing to say.
+
+
+def sets_in_words(rows):
+    """The range of the external result over sets, readers and protocols, from `by_set`."""
+    if rows is None:
+        return ABSENT
+    return (f"Across sets, readers and protocols accuracy lies between {rows['accuracy'].min():.3f} and {rows['accuracy'].max():.3f}, "
+            f"quadratic kappa between {rows['qwk'].min():.3f} and {rows['qwk'].max():.3f}.")
+
+
+def metrics_in_words(every):
+    """The result on single knees beside the best constant answer, from `by_metric`."""
+    if every is None:
+        return ABSENT
+    single, constant = every.set_index("metric")["single knee"], every.set_index("metric")["best_constant"]
+    return (f"On single knees accuracy is {single['accuracy']:.3f} where the best constant answer has {constant['accuracy']:.3f}; within one grade "
+            f"{single['within_one']:.3f} against {constant['within_one']:.3f}; {single['flip_disagreement']:.1%} of the grades change when a picture is mirrored.")
+
+
+def views_in_words(views):
+    """How far the way of showing moves the quadratic kappa, from `by_view`."""
+    if views is None:
+        return ABSENT
+    best, low = views.loc[views["qwk"].idxmax()], round(views["qwk"].min(), 3) + 0.0  # no minus before a zero
+    return (f"Quadratic kappa is {views['qwk'].iloc[0]:.3f} with stretched pictures and between {low:.3f} and {best.qwk:.3f} over all ways of showing; "
+            f"the highest is {best.status} ({best.geometry}, {best.intensity}). No setting of the model or of a view was chosen by these numbers.")
+
+
+def shift_in_words(parts):
+    """The change of accuracy in points and its two parts, from `shift.decomposition`."""
+    if parts is None:
+        return ABSENT
+    step = 100 * parts.set_index("part")["value"]
+    return (f"Accuracy changes by {step['external accuracy'] - step['internal accuracy']:+.1f} points, of which {step['label shift']:+.1f} are the mix "
+            f"of grades and {step['rest']:+.1f} the rest.")
+
+
+def adaptation_in_words(rows, estimated, grades):
+    """What adaptation gains, and the mix of grades it assumes beside the true one, from `adaptation_rows` and `adapted`."""
+    if rows is None:
+        return ABSENT
+    shot = rows.iloc[2:].dropna(subset=["accuracy"])
+    mixes = [", ".join(f"{share:.2f}" for share in mix) for mix in (estimated, np.bincount(grades, minlength=len(GRADES)) / len(grades))]
+    last = f"it is {shot['accuracy'].iloc[-1]:.3f} for \"{shot['adaptation'].iloc[-1]}\"" if len(shot) else "no K could be run"
+    return (f"Accuracy on single knees is {rows['accuracy'][0]:.3f} as it is and {rows['accuracy'][1]:.3f} with prior correction, which takes the mix "
+            f"of grades 0 to 4 to be {mixes[0]} where it is {mixes[1]}; {last}.")
 
 
 def _with_interval(study, graded, column):

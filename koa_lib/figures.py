@@ -10,12 +10,13 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from koa_lib import labels
 from koa_lib.charts import baselines, few_shot, found, intervals, readings, shift
 from koa_lib.diagnostics import nearest_distances, reliability, retrieval
 from koa_lib.diagrams import figure_1, figure_3, figure_4
 from koa_lib.grades import GRADES, NAMES
 from koa_lib.sheets import contact_sheet, gallery, show, worst, worst_errors
-from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, note, styled
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, note, styled
 
 __all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
 __all__ += ["contact_sheet", "few_shot", "found", "gallery", "intervals", "nearest_distances", "readings", "reliability", "retrieval"]
@@ -37,12 +38,12 @@ def figure_2(counts):
     cohorts = list(dict.fromkeys(counts["cohort"]))
     if not cohorts:
         return message("No cohort has been read.")
-    figure, axes = canvas(3.2, ncols=len(cohorts), squeeze=False)
-    for axis, cohort in zip(axes[0], cohorts, strict=True):
+    figure, axes = narrow(2.6 * len(cohorts) + 0.1, nrows=len(cohorts), squeeze=False)
+    for axis, cohort in zip(axes[:, 0], cohorts, strict=True):
         rows = counts[counts["cohort"] == cohort]
         table = rows.pivot_table(index="split", columns="grade", values="n", aggfunc="sum", fill_value=0, sort=False)
         _stacked(axis, table.reindex(columns=GRADES, fill_value=0), cohort)
-    axes[0, 0].set_ylabel("radiographs")
+        axis.set_ylabel("radiographs")
     return figure
 
 
@@ -52,17 +53,17 @@ def _stacked(axis, table, cohort):
         heights = table.loc[split].to_numpy(float)
         axis.bar(GRADES, heights, bottom=bottom, color=GRADE_COLOURS, edgecolor="white", linewidth=0.6, hatch=hatch)
         if len(table) > 1:
-            axis.bar([0], [0], color="#999999", edgecolor="white", hatch=hatch, label=split)
+            axis.bar([0], [0], color="#999999", edgecolor="white", hatch=hatch, label=labels.words(split))
         bottom += heights
     for grade, height in zip(GRADES, bottom, strict=True):
         label = f"{height:,.0f}\n{100 * height / total:.0f} %"
         axis.annotate(label, (grade, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-    axis.set(title=f"{cohort} (n = {table.to_numpy().sum():,.0f})", xlabel="KL grade", xticks=GRADES)
+    axis.set(title=f"{labels.words(cohort)} (n = {table.to_numpy().sum():,.0f})", xlabel="KL grade", xticks=GRADES)
     axis.margins(y=0.18)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axis.yaxis.set_major_formatter("{x:,.0f}")
     if len(table) > 1:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, columnspacing=1.2)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, columnspacing=1.2)
 
 
 @styled
@@ -78,7 +79,7 @@ def figure_5(history, floor=None, chance=None):
     """
     if history.empty:
         return message("No training history has been recorded.")
-    figure, axes = canvas(3.4, ncols=2)
+    figure, axes = narrow(5.0, nrows=2, sharex=True)
     folds = sorted(history["fold"].unique(), key=str)
     for axis, column in zip(axes, ("accuracy", "loss"), strict=True):
         for (fold, part), rows in history.groupby(["fold", "part"], sort=True):
@@ -86,11 +87,12 @@ def figure_5(history, floor=None, chance=None):
             colour = PLAIN_COLOURS[folds.index(fold) % len(PLAIN_COLOURS)]
             marker = "o" if len(rows) < 4 else None
             axis.plot(rows["epoch"], rows[column], PARTS[part][0], color=colour, marker=marker, markersize=3, lw=1.3)
-        axis.set(xlabel="epoch", ylabel=column if column == "accuracy" else "loss (nats)")
+        axis.set(ylabel=column if column == "accuracy" else "loss (nats)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axis.grid(alpha=0.25)
         if history[column].isna().all():
             note(axis, f"No {column} has been recorded.")
+    axes[1].set_xlabel("epoch")
     parts = [part for part in PARTS if (history["part"] == part).any()]
     keys = [Line2D([], [], color=INK, ls=PARTS[part][0], label=PARTS[part][1]) for part in parts]
     # Beyond the lines, where no curve should be.
@@ -107,10 +109,13 @@ def figure_5(history, floor=None, chance=None):
 def _keys(figure, folds, lines):
     from itertools import chain, zip_longest
 
-    # A legend fills columns first: interleaving puts the folds in the upper row, the line styles in the lower.
+    # A legend fills columns first: the line styles stand in the last column.
     colours = [Line2D([], [], color=PLAIN_COLOURS[i % 6], label=f"fold {fold}") for i, fold in enumerate(folds)]
-    pairs = zip_longest(colours, lines, fillvalue=Line2D([], [], ls="", label=" "))
-    figure.legend(handles=list(chain(*pairs)), loc="outside lower center", ncols=max(len(colours), len(lines)))
+    rows = max(len(lines), -(-len(colours) // 2))
+    blank = Line2D([], [], ls="", label=" ")
+    columns = [colours[:rows], colours[rows:], lines] if len(colours) > rows else [colours, lines]
+    padded = zip(*zip_longest(*columns, fillvalue=blank), strict=True)
+    figure.legend(handles=list(chain(*(column + (blank,) * (rows - len(column)) for column in padded))), loc="outside lower center", ncols=len(columns))
 
 
 @styled
@@ -127,13 +132,13 @@ def figure_6(cm, title="Confusion matrix"):
     cm = np.asarray(cm)
     rows = cm.sum(1, keepdims=True)
     share = np.divide(100 * cm, rows, out=np.zeros(cm.shape), where=rows > 0)
-    labels = [[f"{n:,}\n{p:.0f} %" for n, p in zip(*line, strict=True)] for line in zip(cm, share, strict=True)]
-    figure, axis = canvas(4.6)
-    seaborn.heatmap(share, annot=np.array(labels), fmt="", cmap="Blues", vmin=0, vmax=100, square=True, ax=axis,
-                    linewidths=1, cbar_kws={"label": "share of the true grade (%)"}, annot_kws={"fontsize": 9})
-    axis.set(title=title, xlabel="predicted KL grade", ylabel="true KL grade")
+    cells = [[f"{n:,}\n{p:.0f} %" for n, p in zip(*line, strict=True)] for line in zip(cm, share, strict=True)]
+    figure, axis = narrow(4.3)
+    seaborn.heatmap(share, annot=np.array(cells), fmt="", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis,
+                    linewidths=1, annot_kws={"fontsize": 9})
+    axis.set(title=labels.words(title), xlabel="predicted KL grade (per cent: share of the true grade)", ylabel="true KL grade")
     axis.set_xticks(np.arange(5) + 0.5, TICKS, rotation=0)
-    sides = [f"{grade} {NAMES[grade]} (n = {n:,})" for grade, n in zip(GRADES, rows[:, 0], strict=True)]
+    sides = [f"{grade} {NAMES[grade]}\nn = {n:,}" for grade, n in zip(GRADES, rows[:, 0], strict=True)]
     axis.set_yticks(np.arange(5) + 0.5, sides, rotation=0)
     return figure
 
@@ -150,28 +155,24 @@ def figure_7(pictures, probabilities, grades, ids):
     """
     if not len(pictures):
         return message("No picture has been graded.")
-    # The upper row is as high as the tallest picture needs, so that wide ones leave no gap.
-    tall = min(1.3, max(np.shape(picture)[0] / np.shape(picture)[1] for picture in pictures))
-    grid = {"nrows": 2, "ncols": max(4, len(pictures)), "height_ratios": (1.2 * tall, 1.5)}
-    figure, axes = canvas(2.6 + 1.2 * tall, squeeze=False, **grid)
-    for column, (picture, chances, grade, name) in enumerate(zip(pictures, probabilities, grades, ids, strict=True)):
+    figure, axes = narrow(1.75 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 1.5))
+    for (left, right), picture, chances, grade, name in zip(axes, pictures, probabilities, grades, ids, strict=True):
         guess = int(np.argmax(chances))
         verdict = "correct" if guess == grade else "wrong"
-        show(axes[0, column], picture, f"{textwrap.fill(str(name), 15)}\ntrue {grade} · graded {guess}\n{verdict}")
-        _grade_bars(axes[1, column], chances, named=column == 0, true=grade)
-        axes[1, column].set_xlim(0, 1.32)
-        axes[1, column].set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-    for axis in axes[:, len(pictures):].flat:
-        axis.set_axis_off()
-    figure.supxlabel("probability (the true grade is outlined)", fontsize=9)
+        show(left, picture, textwrap.fill(str(name), 22))
+        _grade_bars(right, chances, true=grade)
+        right.set_title(f"true {grade} · graded {guess}: {verdict}", fontsize=8.5)
+        right.set_xlim(0, 1.2)
+        right.set_xticks([0, 0.5, 1])
+    axes[-1, 1].set_xlabel("probability (true grade outlined)")
     return figure
 
 
-def _grade_bars(axis, values, named, true=None, digits=2):
+def _grade_bars(axis, values, true=None, digits=2):
     lines = [2 if grade == true else 0 for grade in GRADES]
     bars = axis.barh(GRADES, values, color=GRADE_COLOURS, edgecolor="black", linewidth=lines)
     axis.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3, fontsize=8)
-    axis.set_yticks(GRADES, [f"{grade} {name}" for grade, name in zip(GRADES, NAMES, strict=True)] if named else GRADES)
+    axis.set_yticks(GRADES, [f"{grade} {name}" for grade, name in zip(GRADES, NAMES, strict=True)])
     axis.invert_yaxis()
 
 
@@ -189,14 +190,14 @@ def figure_8(pictures, similarities, queries, grades):
     """
     if not len(pictures):
         return message("No picture has been compared with the queries.")
-    figure, axes = canvas(2.0 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 2.2))
+    figure, axes = narrow(2.0 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 1.5))
     low, high = min(0, np.min(similarities)), max(0, np.max(similarities))
-    span = max(high - low, 1e-6)
+    span = max(high - low, 0.1)
     for (left, right), picture, values, grade in zip(axes, pictures, similarities, grades, strict=True):
         show(left, picture, f"KL {grade} ({NAMES[grade]})")
-        _grade_bars(right, values, named=False, true=int(np.argmax(values)), digits=3)
-        right.set_yticks(GRADES, queries)
-        right.set_xlim(low - 0.16 * span * (low < 0), high + 0.16 * span)
+        _grade_bars(right, values, true=int(np.argmax(values)), digits=2)
+        right.set_yticks(GRADES, [textwrap.fill(query, 15) for query in queries])
+        right.set_xlim(low - 0.25 * span * (low < 0), high + 0.25 * span)
         right.axvline(0, color=INK, lw=0.8)
-    axes[-1, 1].set_xlabel("cosine similarity (the highest is outlined)")
+    axes[-1, 1].set_xlabel("cosine similarity (highest outlined)")
     return figure

@@ -1,17 +1,26 @@
 """Executing the study's notebooks: to another name first, moved on success, kept for reading on failure."""
 
-import json
-import logging
+import math
 import os
-import sys
+import re
 import time
+from contextlib import contextmanager
 
+from koa_lib import journal
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from koa_lib.progress import WATCHED, duration, without_events
+from koa_lib.store import write_text
 from koa_lib.study import BUILD, is_dry, run_name
+from koa_lib.terminal import Terminal, Watch
 
 FOLDER = ROOT / "notebooks"
+GOES_ON = "Finished work is kept: the same command goes on from there."
+LONGEST = 100  # letters of a question or an error in one line
+# What an error's text holds, and what it means.
+_MEANINGS = {"No space left on device": "The disk is full: free some space.", "PytorchStreamWriter failed": "The disk may be full: free some space.",
+             "not enough memory": "Memory ran out: close other programs.", "MemoryError": "Memory ran out: close other programs."}
 
 
 def run_dir(profile, seed=None):
@@ -20,8 +29,18 @@ def run_dir(profile, seed=None):
     return BUILD / run_name(settings, settings.seed if seed is None else seed, is_dry())
 
 
-def execute(name, profile, seed=None):
-    """Execute one notebook by papermill; its prints appear in the terminal as they come.
+def names():
+    """The study's notebooks, in order."""
+    return sorted(path.stem for path in FOLDER.glob("[0-9]*.ipynb"))
+
+
+def execute(name, profile, seed=None, because=""):
+    """Execute one notebook by papermill; the terminal shows its steps, `<run>/logs/<name>.log` everything.
+
+    Parameters
+    ----------
+    because : str
+        The files that are newer than the executed notebook, as make names them.
 
     Returns
     -------
@@ -30,25 +49,26 @@ def execute(name, profile, seed=None):
     Raises
     ------
     StudyError
-        Unknown notebook, or a cell failed: names the cell, the error and where the notebook is kept.
+        Unknown notebook, a cell failed or the kernel died: five lines with cell, error, log, notebook and how to go on.
     """
-    source = FOLDER / f"{name}.ipynb"
-    if not source.is_file():
-        raise StudyError(f"There is no notebook '{name}'. Known: {', '.join(sorted(p.stem for p in FOLDER.glob('[0-9]*.ipynb')))}.")
+    if name not in names():
+        raise StudyError(f"There is no notebook '{name}'. Known: {', '.join(names())}.")
     settings = profiles.load(profile)
     seed = settings.seed if seed is None else seed
-    folder = run_dir(profile, seed) / "nb"
-    folder.mkdir(parents=True, exist_ok=True)
-    running, target = folder / f"{name}.running.ipynb", folder / f"{name}.ipynb"
-    start = time.perf_counter()
-    print(f"{name}: started", flush=True)
-    with _alone(folder.parent, name):
-        _papermill(source, running, {"profile": profile, "seed": seed}, name)
+    folder = run_dir(profile, seed)
+    for part in ("nb", "logs"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    running, target = folder / "nb" / f"{name}.running.ipynb", folder / "nb" / f"{name}.ipynb"
+    terminal, began, clock = Terminal(), time.time(), time.perf_counter()
+    with _alone(folder, name):
+        _announce(terminal, folder, name, settings, because)
+        watch = _run(running, {"profile": profile, "seed": seed}, name, terminal)
         os.replace(running, target)
-    (folder / f"{name}.failed.ipynb").unlink(missing_ok=True)
-    seconds = time.perf_counter() - start
-    _log(folder.parent, name, seconds)
-    print(f"{name}: done in {seconds:.0f} s", flush=True)
+        _note_made(folder, name, began)
+    target.with_name(f"{name}.failed.ipynb").unlink(missing_ok=True)
+    seconds = time.perf_counter() - clock
+    journal.append(folder, name, "built", seconds, "executed", name, children=True, own=round(seconds - watch.seconds["built"], 2))
+    terminal.line(f"{_place(name)}: done in {duration(seconds)}; {_steps(watch.counts, watch.seconds)}", "head")
     return target
 
 
@@ -63,49 +83,140 @@ def _alone(folder, name):
         raise StudyError(f"{name} of {folder.name} is being executed by another process. Wait for it, or stop it, and start again.") from None
 
 
-def _papermill(source, running, parameters, name):
-    import papermill
+# What is told before and after
+
+
+def _place(name):
+    known = names()
+    return f"[{known.index(name) + 1}/{len(known)}] {name}"
+
+
+def _announce(terminal, folder, name, settings, because):
+    question = re.search(r"\*\*Question\.\*\* (.*)", "\n".join(cell.source for cell in _read(FOLDER / f"{name}.ipynb").cells))
+    terminal.line(_place(name) + (f": {_short(question[1])}" if question else ""), "head")
+    terminal.line(f"  {name[:2]} | executed because {_reason(folder, name, because)}; {_left(folder, name, settings)}")
+
+
+def _short(text):
+    return text if len(text) <= LONGEST else text[: LONGEST - 2].rsplit(" ", 1)[0] + " …"
+
+
+def _reason(folder, name, because):
+    lost = [path.name for path in _made(folder, name) if not path.exists()]
+    if lost:
+        return f"{lost[0]} is missing"
+    if not (folder / "nb" / f"{name}.ipynb").exists():
+        return "it did not exist"
+    newer = [path for path in because.split() if path != "FORCE"]
+    return f"{newer[0]}{_more(len(newer) - 1)} changed" if newer else "it was asked for"
+
+
+def _more(count):
+    return f" and {count} more file{'s' * (count > 1)}" * bool(count)
+
+
+def _left(folder, name, settings):
+    lines, known = journal.read(folder), names()
+    times = [journal.whole(lines, other) for other in known[known.index(name):]]
+    started = journal.started()
+    if None not in times:
+        pages = next((line["seconds"] for line in reversed(lines) if line["step"] == "report"), 0)
+        return f"at most {_about(times[0])}" + (f"; to the end of the run at most {_about(sum(times) + pages)}" if started else "")
+    if settings.minutes and started and not is_dry():
+        return f"about {_about(max(60, 60 * settings.minutes - (time.time() - started)))} left in all, as measured on two cores"
+    return "time left unknown"
+
+
+def _about(seconds):
+    return f"{math.ceil(seconds / 60)} min" if seconds > 50 else f"{10 * math.ceil(seconds / 10)} s"
+
+
+def _steps(counts, seconds):
+    parts = [f"{counts[status]} step{'s' * (counts[status] != 1)} {status}" for status in ("built", "reused") if counts[status]]
+    saved = f" ({duration(seconds['reused'])} saved)" if counts["reused"] else ""
+    return (", ".join(parts) or "no expensive step") + saved
+
+
+def _note_made(folder, name, began):
+    # For make, which executes the notebook again when one of these is gone.
+    paths = [path for part in ("tables", "figures") for path in sorted((folder / part).glob("[!.]*")) if path.stat().st_mtime >= began - 1]
+    write_text(folder / "logs" / f"{name}.made", "".join(f"{os.path.relpath(path, ROOT)}\n" for path in paths))
+
+
+def _made(folder, name):
+    path = folder / "logs" / f"{name}.made"
+    return [ROOT / line for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+# Execution
+
+
+def _run(running, parameters, name, terminal):
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    _print_cell_output(name)
-    os.environ["KOA_STEP"] = name
+    source, log = FOLDER / f"{name}.ipynb", running.parents[1] / "logs" / f"{name}.log"
+    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in _read(source).cells) + 1  # the parameters
+    with open(log, "w", encoding="utf-8", errors="backslashreplace") as file, _stderr_to(file):
+        watch = Watch(terminal, file, f"  {name[:2]} | ", cells)
+        try:
+            _papermill(source, running, parameters, name, watch)
+        except PapermillExecutionError as error:
+            watch.write("\n".join(error.traceback))
+            raise _failure(name, watch, running, f"{error.ename}: " * (error.ename != "StudyError") + error.evalue) from None
+        except DeadKernelError:
+            raise _failure(name, watch, running, f"The kernel died (peak memory so far {journal.peak_mib(True):,} MiB). Most often memory ran out: close other "
+                                                 "programs, run without -j, or take a smaller profile.") from None
+        except KeyboardInterrupt:
+            running.unlink(missing_ok=True)
+            raise
+        finally:
+            watch.close()
+    _clean(running)
+    return watch
+
+
+def _papermill(source, running, parameters, name, watch):
+    import papermill
+
+    os.environ[WATCHED] = name
     try:
-        papermill.execute_notebook(source, running, parameters, kernel_name="python3", log_output=True, progress_bar=False, cwd=FOLDER,
-                                   extra_arguments=["--IPKernelApp.log_level=40"])
-    except PapermillExecutionError as error:
-        failed = running.with_name(f"{name}.failed.ipynb")
-        os.replace(running, failed)
-        message = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue}"
-        raise StudyError(f"{name} failed in code cell {error.exec_count}.\n  {message}\n  The notebook is kept in {failed}\n"
-                         "  Finished work is kept: the same command goes on from there.") from None
+        papermill.execute_notebook(source, running, parameters, kernel_name="python3", progress_bar=False, cwd=FOLDER, stdout_file=watch.stdout,
+                                   stderr_file=watch.stderr, on_cell_execute=watch.start_cell, extra_arguments=["--IPKernelApp.log_level=40"])
+    finally:
+        del os.environ[WATCHED]
 
 
-def _print_cell_output(name):
-    # papermill hands on what cells print through its logger, and results too; only printed lines end with a line break.
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter(f"  {name[:2]} | %(message)s"))
-    handler.addFilter(lambda record: record.getMessage().endswith("\n") and "<figure" not in record.getMessage())
-    handler.terminator = ""
-    logger = logging.getLogger("papermill")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+def _read(path):
+    import nbformat
+
+    return nbformat.read(path, 4)
 
 
-def _log(folder, name, seconds):
-    line = {"step": name, "status": "built", "seconds": round(seconds, 2), "reason": "executed", "notebook": name, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
-    with open(folder / "run.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def _clean(running):
+    import nbformat
+
+    nbformat.write(without_events(_read(running)), running)
 
 
-def summarise(folder):
-    """The closing lines of a run: main result, time and where the report is."""
-    if not (folder / "run.jsonl").is_file():
-        raise StudyError(f"There is no run in {folder}. Start one with 'make reproduce' and this profile.")
-    path = folder / "headline.txt"
-    headline = path.read_text().strip() if path.exists() else "no headline was written"
-    latest = {}
-    for text in (folder / "run.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        if line["step"] == line["notebook"]:
-            latest[line["step"]] = line["seconds"]
-    return f"{headline}\nnotebooks: {sum(latest.values()) / 60:.1f} min\nreport: {folder / 'html' / 'index.html'}"
+def _failure(name, watch, running, error):
+    failed = running.with_name(f"{name}.failed.ipynb")
+    _clean(running)
+    os.replace(running, failed)
+    first, *more = error.strip().splitlines() or ["no message"]
+    meaning = next((f" {meaning}" for text, meaning in _MEANINGS.items() if text in error), "")
+    number, source = watch.cell
+    return StudyError(f"{name} failed in code cell {number}: {_short(source)}\n  {first}{' …' * bool(more)}{meaning}\n  full log: {watch.log.name}\n"
+                      f"  the notebook as far as it came: {failed}\n  {GOES_ON}")
+
+
+@contextmanager
+def _stderr_to(file):
+    # The kernel process inherits it: what compiled libraries say belongs in the log.
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

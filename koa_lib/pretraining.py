@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from koa_lib import model as models
-from koa_lib import weights
+from koa_lib import progress, weights
 from koa_lib.datasets import to_tensor
 from koa_lib.losses import symmetric_infonce
 
@@ -44,7 +44,7 @@ def _encode(captions):
 
 
 def train(clip, data, settings):
-    """Train both towers on (images, caption numbers, tokens, statistics); prints one line per epoch."""
+    """Train both towers on (images, caption numbers, tokens, statistics); tells of each epoch."""
     images = data[0]
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)
@@ -62,7 +62,7 @@ def train(clip, data, settings):
             if schedule.last_epoch < steps:
                 schedule.step()
         left = (time.perf_counter() - start) / epoch * (settings.epochs - epoch)
-        print(f"pre-training epoch {epoch}/{settings.epochs}: contrastive loss {np.mean(losses):.3f}; {left:.0f} s left", flush=True)
+        progress.epoch("pre-training", epoch, settings.epochs, {"contrastive loss": float(np.mean(losses))}, left)
     clip.eval()
 
 

@@ -1,36 +1,63 @@
-"""Where a run comes from: its inputs, stamps, steps, machine, packages and scores, ready to be shown."""
+"""Where a run comes from: its inputs, stamps, steps, hashes, machine and packages, ready to be shown."""
 
-import csv
 import json
 import os
 import platform
 import re
 import tomllib
-from collections import Counter
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import yaml
-
+from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
-from koa_lib.profile import ROOT
-from koa_lib.scorecard import WITHOUT_MODEL
+from koa_lib.profile import ROOT, Profile
+from koa_lib.study import stored_inputs
 
-__all__ = ["facts", "html_outputs", "inputs", "is_synthetic", "machine", "packages", "scores", "steps", "timings"]
-__all__ += ["verdicts"]
+__all__ = ["Run", "facts", "hashes", "html_outputs", "inputs", "is_synthetic", "machine", "minutes", "note", "packages", "seeds", "steps", "timings", "total"]
 
 _STAMP = re.compile(r"commit (\S+) · data ([^·<]+) · seed (\d+)")
 
 
+@dataclass(frozen=True)
+class Run:
+    """A finished run as the report sees it: its folder, inputs, profile and executed notebooks by stem."""
+
+    folder: Path
+    inputs: dict
+    settings: Profile
+    notebooks: dict
+
+    @classmethod
+    def read(cls, folder, notebooks):
+        """The run in a folder; StudyError when its inputs are absent or damaged."""
+        content = inputs(folder)
+        settings = profiles.load(content.get("profile") or folder.name)
+        settings = profiles.dry(settings, real=bool(content.get("data"))) if content.get("dry") else settings
+        return cls(folder, content, settings, notebooks)
+
+    @property
+    def synthetic(self):
+        """Whether its pictures are phantoms."""
+        return is_synthetic(self.inputs)
+
+    @property
+    def dry(self):
+        """Whether it only tried the steps."""
+        return bool(self.inputs.get("dry"))
+
+    @property
+    def seed(self):
+        """Its seed: the given one, else the profile's."""
+        return self.settings.seed if self.inputs.get("seed") is None else int(self.inputs["seed"])
+
+
 def inputs(run_dir):
-    """The run's `inputs.yaml` as a dict with lower-case keys; StudyError when it is absent or no mapping."""
+    """The run's `inputs.yaml` as a dict with lower-case keys; StudyError when it is absent or damaged."""
     path = run_dir / "inputs.yaml"
     if not path.is_file():
         raise StudyError(f"{path} does not exist, so {run_dir} is no run folder. Run 'make reproduce' first.")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise StudyError(f"{path} is no list of 'key: value' lines. Delete it and run make again.")
-    return {key.lower(): value for key, value in content.items()}
+    return {key.lower(): value for key, value in stored_inputs(path).items()}
 
 
 def is_synthetic(content):
@@ -44,24 +71,33 @@ def html_outputs(notebook):
     return ["".join(output["data"]["text/html"]) for output in outputs if "text/html" in output.get("data", {})]
 
 
-def facts(run_dir, content, notebooks):
+def note(path, default):
+    """The content of a JSON file of a run, or a default where there is none."""
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudyError(f"{path} is damaged. Delete it and run make again.") from error
+
+
+def facts(run):
     """Name-value pairs that say what was run; folders by their last name only."""
-    texts = [text for notebook in notebooks.values() for text in html_outputs(notebook)]
+    texts = [text for notebook in run.notebooks.values() for text in html_outputs(notebook)]
     stamps = [match.groups() for text in texts for match in _STAMP.finditer(text)] or [("unknown",) * 3]
     # More than one value means that parts of the run were made from different code or data: show them all.
-    commits, data, seeds = (", ".join(sorted(set(values))) for values in zip(*stamps, strict=True))
-    phantoms = is_synthetic(content)
-    times = timings(notebooks)
-    seconds = [row["seconds"] for row in times if row["seconds"] is not None]
+    commits, data, printed = (", ".join(sorted(set(values))) for values in zip(*stamps, strict=True))
+    content, total = run.inputs, minutes(run.notebooks)
     return [
-        ("Profile", content.get("profile", run_dir.name) + " (dry run)" * bool(content.get("dry"))),
-        ("Training data", "synthetic phantoms, cohort A" if phantoms else _folder(content["data"])),
-        ("External data", "synthetic phantoms, cohort B" if phantoms else _folder(content.get("external"))),
+        ("Profile", run.settings.name + " (dry run)" * run.dry),
+        ("Training data", "synthetic phantoms, cohort A" if run.synthetic else _folder(content["data"])),
+        ("External data", "synthetic phantoms, cohort B" if run.synthetic else _folder(content.get("external"))),
         ("Data hash", data),
-        ("Seed", content.get("seed") or seeds),
+        ("Seed", content.get("seed") or printed),
         ("Commit", commits),
-        ("Finished", max((row["finished"] for row in times if row["finished"]), default="unknown")),
-        ("Time in notebooks", f"{sum(seconds) / 60:.1f} minutes" if seconds else "unknown"),
+        ("Finished", max((row["finished"] for row in timings(run.notebooks) if row["finished"]), default="unknown")),
+        ("Time in notebooks", f"{total:.1f} minutes" if total is not None else "unknown"),
+        ("Machine", ", ".join(str(value) + " cores" * (name == "Cores") for name, value in machine() if name != "Python")),
     ]
 
 
@@ -75,26 +111,102 @@ def timings(notebooks):
     for stem, notebook in notebooks.items():
         record = notebook.metadata.get("papermill", {})
         seconds, finished = record.get("duration"), record.get("end_time") or ""
-        rows.append({"stem": stem, "finished": finished[:16].replace("T", " "),
-                     "seconds": None if seconds is None else round(seconds, 1)})
+        rows.append({"stem": stem, "finished": finished[:16].replace("T", " "), "seconds": None if seconds is None else round(seconds, 1)})
     return rows
 
 
+def minutes(notebooks):
+    """Minutes that the notebooks took, each in its last execution; None where no time is known."""
+    seconds = [row["seconds"] for row in timings(notebooks) if row["seconds"] is not None]
+    return sum(seconds) / 60 if seconds else None
+
+
 def steps(run_dir):
-    """One row per step of `run.jsonl`: its last status, and seconds and reason of its last building."""
-    path, rows = run_dir / "run.jsonl", {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
+    """The steps of each notebook's last execution, from `run.jsonl`.
+
+    Returns
+    -------
+    list of dict
+        notebook, seconds, peak_mib (None where not recorded), built, reused (numbers of steps), steps; each step has
+        step, status, time, reason, seconds (of its building) and peak_mib.
+    """
+    return [_execution(name, lines) for name, lines in sorted(_last_lines(run_dir).items())]
+
+
+def total(executions):
+    """Sums of time and steps over all notebooks, and the largest peak of memory."""
+    seconds, peaks = ([row[key] for row in executions if row[key] is not None] for key in ("seconds", "peak_mib"))
+    return {"seconds": sum(seconds) if seconds else None, "peak_mib": max(peaks, default=None), **{key: sum(row[key] for row in executions) for key in ("built", "reused")}}
+
+
+def _last_lines(run_dir):
+    path, lines = run_dir / "run.jsonl", {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a killed run
-        row = rows.setdefault(entry["step"], {"seconds": "", "reason": ""})
-        row |= {"step": entry["step"], "notebook": entry.get("notebook", ""), "status": entry["status"],
-                "time": entry.get("time", "").replace("T", " ")}
-        if entry["status"] == "built":
-            row |= {"seconds": f"{entry['seconds']:.1f}", "reason": entry.get("reason", "")}
-    return list(rows.values())
+            entry = json.loads(text)
+            name, step = entry.get("notebook", ""), entry["step"]
+        except (ValueError, KeyError, AttributeError):
+            continue  # half a line of a killed run
+        if not re.match(r"\d\d_", name):
+            continue  # somebody's own work in this run's store
+        if lines.get(name) and lines[name][-1]["step"] == name:
+            lines[name] = []  # a notebook's own line closes an execution: what follows is the next one
+        lines.setdefault(name, []).append(entry | {"step": step})
+    return lines
+
+
+def _execution(name, lines):
+    rows, closing = {}, [line for line in lines if line["step"] == name]
+    for line in lines:
+        if line["step"] == name:
+            continue
+        row = rows.setdefault(line["step"], {"step": line["step"], "status": "", "seconds": None, "reason": "", "peak_mib": None})
+        first, built = row["seconds"] is None, line.get("status") == "built"
+        row |= {"time": line.get("time", "").replace("T", " "), "peak_mib": _largest(row, line)}
+        if first or built:  # what was built keeps the reason and the time of its building
+            row |= {"status": line.get("status", ""), "seconds": line.get("seconds"), "reason": line.get("reason", "")}
+    built = sum(row["status"] == "built" for row in rows.values())
+    peaks = [line["peak_mib"] for line in lines if line.get("peak_mib") is not None]
+    return {"notebook": name, "seconds": closing[-1].get("seconds") if closing else None, "peak_mib": max(peaks, default=None),
+            "time": lines[-1].get("time", "").replace("T", " "), "built": built, "reused": len(rows) - built, "steps": list(rows.values())}
+
+
+def _largest(*lines):
+    return max((line["peak_mib"] for line in lines if line.get("peak_mib") is not None), default=None)
+
+
+def seeds(run):
+    """Name-value pairs of everything random."""
+    pretraining = run.settings.pretraining
+    last = run.seed + run.settings.seeds - 1
+    rows = [("Study: folds, first training, bootstrap", run.seed), ("Trainings of the main model", f"{run.seed} to {last}" if last > run.seed else run.seed)]
+    return rows + ([("Pre-training on captioned phantoms", pretraining.seed)] if pretraining else [])
+
+
+def hashes(run):
+    """Rows (what, file or folder, SHA-256 or its beginning): the cohorts as read, and the weights of the main model."""
+    data = note(run.folder / "data.json", {})
+    rows = [(f"{role.capitalize()} cohort: pictures and grades", getattr(run.settings, role).name, data[role]["hash"]) for role in ("training", "external") if role in data]
+    for checkpoint in main_checkpoints(run):
+        key = note(checkpoint.with_name(f"{checkpoint.name}.json"), {}).get("key", {})
+        rows += [("Start weights", run.settings.model.name, key["weights"])] if "weights" in key else []
+        rows += [("Trained weights of the main model", f"{checkpoint.name}/{path.name}", _sha256(path)) for path in sorted(checkpoint.glob("*.safetensors"))]
+    return rows
+
+
+def _sha256(path):
+    from koa_lib.pictures import file_sha256
+
+    return file_sha256(path)
+
+
+def main_checkpoints(run):
+    """The checkpoint folders behind `primary.json`; empty where none is kept."""
+    found = {}
+    for file in note(run.folder / "primary.json", {}).values():
+        model, *_, fold, seed = Path(file).stem.split("__")[:5]
+        found[run.folder / "checkpoints" / f"{model}__{fold}__{seed}"] = None
+    return [folder for folder in found if folder.is_dir()]
 
 
 def machine():
@@ -120,41 +232,3 @@ def _version(name):
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def scores(run_dir):
-    """The rows of `tables/scorecard.csv`, with `interval` made of its bounds; empty when there is none."""
-    path = run_dir / "tables" / "scorecard.csv"
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for place, row in enumerate(rows):
-        row["place"] = place
-        row["model"] = row.get("rule") not in WITHOUT_MODEL
-        row["item"] = row["item"].replace("_", " ").capitalize()
-        row["metric"] = row["metric"].replace("_", " ")
-        bounds = [_short(row[name]) for name in ("ci_low", "ci_high")]
-        row["interval"] = " to ".join(bounds) if all(bounds) else ""
-        row["published"], row["ours"] = "<" * row.get("rule", "").startswith("below") + _short(row["published"]), _short(row["ours"])
-    return rows
-
-
-def _group(row):
-    return row["source"] + (", needing a trained model" if row["model"] else ", needing none")
-
-
-def _short(text):
-    try:
-        return "<0.001" if 0 < float(text) < 0.0005 else f"{float(text):.3f}".rstrip("0").rstrip(".")
-    except ValueError:
-        return text
-
-
-def verdicts(rows):
-    """Counts of verdicts by source, rows that need a trained model apart: {"columns": verdicts, "rows": [(source, counts)]}."""
-    columns = sorted({row["verdict"] for row in rows})
-    counts = Counter((_group(row), row["verdict"]) for row in rows)
-    sources = list(dict.fromkeys(_group(row) for row in sorted(rows, key=lambda row: not row["model"])))
-    table = [(source, [counts[source, column] for column in columns]) for source in sources]
-    return {"columns": columns, "rows": table}

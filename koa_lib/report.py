@@ -5,40 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
-from html import unescape
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from koa_lib import pages, provenance
+from koa_lib import cards, checklists, frontpage, links, pages, places, provenance
 from koa_lib.errors import StudyError
+from koa_lib.places import PAPER_ITEMS
 from koa_lib.profile import ROOT
-from koa_lib.scorecard import sentence
 
-__all__ = ["PAPER_ITEMS", "build", "verify"]
+__all__ = ["build", "verify"]
 
 SOURCES = ROOT / "reports"
-# Item of the paper: what it shows, and the notebook that makes it.
-PAPER_ITEMS = {
-    "table_1": ("The grades and their textual descriptions", "01_data_audit"),
-    "table_2": ("Overall performance, training and external", "05_external_evaluation"),
-    "table_3": ("Performance per grade", "05_external_evaluation"),
-    "table_4": ("Comparison with image-only models", "04_baselines"),
-    "table_5": ("Comparison with other studies", "06_statistics"),
-    "figure_1": ("CLIP for grading, principle", "02_zero_shot_baseline"),
-    "figure_2": ("Radiographs per grade and data set", "01_data_audit"),
-    "figure_3": ("Inference with CLIP", "02_zero_shot_baseline"),
-    "figure_4": ("The fine-tuned model", "03_fine_tune"),
-    "figure_5": ("Accuracy and loss over epochs", "03_fine_tune"),
-    "figure_6": ("Confusion matrix, external data", "05_external_evaluation"),
-    "figure_7": ("Graded examples with probabilities", "05_external_evaluation"),
-    "figure_8": ("Image-to-query similarity", "07_similarity_retrieval"),
-}
-_EXHIBIT = re.compile(r'<figure\b[^>]*\bid="((?:figure|table)-s?\d+)"[^>]*>(.*?)</figure>', re.DOTALL)
-_TITLE = re.compile(r"<figcaption[^>]*>(.*?)(?:<br>|</figcaption>)", re.DOTALL)
-_MISSING = re.compile(r'class="koa-missing">(?:Not in this run:)?(.*?)</p>', re.DOTALL)
 _BANNER = "Synthetic phantoms: no picture of this run shows a patient, and no number of it is a medical result."
 _DRY = "DRY RUN: random weights, a few pictures, one epoch. It shows that every step works; its numbers mean nothing."
 _FOOTER = "Research and teaching only, not a medical device. MIT licence, the koa-clip authors."
@@ -143,33 +122,44 @@ def _read_notebooks(run_dir):
 
 
 def _write_sources(run_dir, notebooks, source):
-    shutil.copytree(SOURCES, source, ignore=shutil.ignore_patterns("_build", "reference", "*.jinja", "__pycache__"))
-    inputs = provenance.inputs(run_dir)
-    exhibits = _exhibits(notebooks)
-    stamps = [(inputs.get("dry"), _DRY), (provenance.is_synthetic(inputs), _BANNER)]
+    shutil.copytree(SOURCES, source, ignore=shutil.ignore_patterns("_build", "reference", "checklists", "*.jinja", "__pycache__"))
+    run = provenance.Run.read(run_dir, notebooks)
+    stamps = [(run.dry, _DRY), (run.synthetic, _BANNER)]
     record = {"run": run_dir.name, "banner": " ".join(text for true, text in stamps if true), "footer": _FOOTER}
     (source / "run.json").write_text(json.dumps(record), encoding="utf-8")
     (source / "nb").mkdir()
-    for stem, notebook in notebooks.items():
-        nbformat.write(_for_reading(notebook), source / "nb" / f"{stem}.ipynb")
-    facts = provenance.facts(run_dir, inputs, notebooks)
-    scores = provenance.scores(run_dir)
-    _render("index.md", source, synthetic=provenance.is_synthetic(inputs), facts=facts, scores=scores, scorecards=_scorecards(scores), sentence=sentence(pd.DataFrame(scores)) if scores else "",
-            verdicts=provenance.verdicts(scores), items=_items(run_dir, notebooks, exhibits), notebooks=list(notebooks),
-            extras=[extra for name, extra in exhibits.items() if name not in PAPER_ITEMS])
-    _render("environment.md", source, facts=facts, machine=provenance.machine(), steps=provenance.steps(run_dir),
-            timings=provenance.timings(notebooks), packages=provenance.packages())
+    for name, notebook in notebooks.items():
+        nbformat.write(links.in_notebook(_for_reading(notebook), notebooks), source / "nb" / f"{name}.ipynb")
+    found, results = places.exhibits(notebooks), cards.measured(run)
+    where, common = places.Places(notebooks, found), {"synthetic": run.synthetic, "facts": provenance.facts(run), "notebooks": list(notebooks)}
+    for name in checklists.NAMES:
+        _render("checklist.md", source / f"{name}.md", list=checklists.linked(checklists.read(name), where), **common)
+    _render("deviations.md", source, readings=checklists.readings(where))
+    _render("model_card.md", source, card=cards.model_card(run, results), **common)
+    _render("data_cards.md", source, cards=cards.data_cards(run), has_findings="01_data_audit" in notebooks)
+    _render_environment(run, source, common)
+    _render_front_page(run, source, found, results, common)
+    links.in_pages(source, notebooks)
 
 
-def _scorecards(scores):
-    # A number of ours beside the paper's, and a count or a cited number that agrees, are different things under one word.
-    parts = ("results and claims that need a trained model", "Ours", True), ("rows that need none: counts, repeated and cited numbers, timings, arithmetic", "Found", False)
-    return [(name, found, [row for row in scores if row["model"] == model]) for name, found, model in parts]
+def _render_front_page(run, source, found, results, common):
+    rows, items = frontpage.scores(run.folder), places.items(run.folder, run.notebooks, found)
+    pages_found = [page for page in places.PAGES if (source / f"{page}.md").is_file()]
+    _render("index.md", source, scores=rows, verdict=frontpage.verdict(run, rows, results, items), verdicts=frontpage.verdicts(rows), headlines=frontpage.headlines(rows),
+            sources=frontpage.sources(rows), items=items, others=places.others(run.notebooks, found), pages=pages_found, **common)
 
 
-def _render(name, source, **values):
+def _render_environment(run, source, common):
+    steps = provenance.steps(run.folder)
+    _render("environment.md", source, machine=provenance.machine(), seeds=provenance.seeds(run), hashes=provenance.hashes(run), steps=steps, total=provenance.total(steps),
+            packages=provenance.packages(), **common)
+
+
+def _render(name, target, **values):
     templates = Environment(loader=FileSystemLoader(SOURCES), autoescape=True, undefined=StrictUndefined)
-    (source / name).write_text(templates.get_template(f"{name}.jinja").render(**values), encoding="utf-8")
+    templates.filters |= {"seconds": lambda value: "" if value is None else f"{value:,.1f}", "whole": lambda value: "" if value is None else f"{value:,.0f}"}
+    path = target / name if target.is_dir() else target
+    path.write_text(templates.get_template(f"{name}.jinja").render(**values), encoding="utf-8")
 
 
 def _for_reading(notebook):
@@ -184,60 +174,6 @@ def _for_reading(notebook):
             tags.append("remove-cell" if hidden else "hide-input")
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
-
-
-def _exhibits(notebooks):
-    """Where each table and figure stands: name -> name, title, notebook, page with anchor, reason when empty."""
-    found = {}
-    for stem, notebook in notebooks.items():
-        for anchor, body in _EXHIBIT.findall("\n".join(provenance.html_outputs(notebook))):
-            name = anchor.replace("-", "_")
-            # An item shown twice is linked where it belongs.
-            if name not in found or PAPER_ITEMS.get(name, ("", ""))[1] == stem:
-                found[name] = _exhibit(stem, anchor, body)
-    return found
-
-
-def _exhibit(stem, anchor, body):
-    kind, number = anchor.split("-")
-    caption, missing = _TITLE.search(body), _MISSING.search(body)
-    return {
-        "name": f"{kind.capitalize()} {number.upper()}",
-        "notebook": stem,
-        "page": f"nb/{stem}.html#{anchor}",
-        "title": _first_sentence(caption[1]) if caption else "",
-        "reason": _plain(missing[1]) if missing else "",
-    }
-
-
-def _plain(markup):
-    return unescape(" ".join(re.sub(r"<[^>]+>", "", markup).split()))
-
-
-def _first_sentence(caption):
-    text = _plain(caption)
-    text = re.sub(r"^(Figure|Table) S?\d+( of the paper)?[.:]?\s*", "", text)
-    return text.split(". ")[0].rstrip(".")
-
-
-def _items(run_dir, notebooks, exhibits):
-    rows = []
-    for name, (title, maker) in PAPER_ITEMS.items():
-        row = {"name": name.replace("_", " ").capitalize(), "title": title, "page": None, "reason": ""}
-        if name in exhibits:
-            place = exhibits[name]
-            row |= {"page": place["page"], "notebook": place["notebook"], "reason": place["reason"],
-                    "download": f"_sources/nb/{place['notebook']}.ipynb", "files": _files(run_dir, name)}
-        else:
-            row["reason"] = f"{maker} {'does not show it' if maker in notebooks else 'has not been run'}"
-        rows.append(row)
-    return rows
-
-
-def _files(run_dir, name):
-    folder, kinds = ("tables", ("csv",)) if name.startswith("table") else ("figures", ("png", "svg"))
-    paths = {kind.upper(): f"{folder}/{name}.{kind}" for kind in kinds}
-    return [(label, path) for label, path in paths.items() if (run_dir / path).is_file()]
 
 
 def _run_sphinx(work):

@@ -92,7 +92,8 @@ class Runner:
             return frames
         for trained in self._trained(arm):
             for view in VIEWS:
-                seen = trained.as_seen(self._in_view(arm, view), view=view)
+                # The view that the arm was trained in is what `run` predicts already: the same file, under the same key.
+                seen = trained if view == (arm.recipe.geometry, arm.recipe.intensity) else trained.as_seen(self._in_view(arm, view), view=view)
                 frames.setdefault(view, []).append(self._predict(seen, "external", self.data("external", seen.arm.recipe)))
         return {view: fold_mean(self.study, self._in_view(arm, view), {"external": found}, "external") for view, found in frames.items()}
 

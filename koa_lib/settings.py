@@ -164,6 +164,7 @@ class Systems:
 class Profile:
     """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why.
 
+    `minutes` is what a run took on two cores when everything was built, 0 where nobody measured it; the terminal's first estimate.
     `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that train blocks
     of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds each baseline trains.
     """

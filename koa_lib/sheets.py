@@ -5,7 +5,9 @@ import textwrap
 import numpy as np
 
 from koa_lib.predictions import arrays
-from koa_lib.style import canvas, message, styled
+from koa_lib.style import message, narrow, styled
+
+ACROSS = 3  # pictures of a row
 
 
 def show(axis, picture, title):
@@ -19,11 +21,14 @@ def show(axis, picture, title):
 
 @styled
 def gallery(pictures, titles):
-    """Pictures (H, W) in a row, each with its title."""
+    """Pictures (H, W) in rows of three, each with its title."""
     if not len(pictures):
         return message("There is no picture to show.")
-    figure, axes = canvas(1.9, ncols=len(pictures), squeeze=False)
-    for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
+    rows = -(-len(pictures) // ACROSS)
+    figure, axes = narrow(rows * (0.3 + 1.5 * tallest(pictures, 1.0)), nrows=rows, ncols=ACROSS, squeeze=False)
+    for axis in axes.flat[len(pictures):]:
+        axis.set_axis_off()
+    for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
         show(axis, picture, title)
     return figure
 
@@ -51,7 +56,7 @@ def worst(graded, number=10):
 
 @styled
 def worst_errors(pictures, probabilities, grades, ids):
-    """Gallery of wrongly graded pictures in rows of five, in the order given.
+    """Gallery of wrongly graded pictures in rows of three, in the order given.
 
     Parameters
     ----------
@@ -63,9 +68,9 @@ def worst_errors(pictures, probabilities, grades, ids):
     """
     if not len(pictures):
         return message("No picture is graded wrongly.")
-    names, rows = [textwrap.fill(str(name), 18) for name in ids], -(-len(pictures) // 5)
+    names, rows = [textwrap.fill(str(name), 18) for name in ids], -(-len(pictures) // ACROSS)
     title = 0.51 + 0.14 * max(name.count("\n") + 1 for name in names)
-    figure, axes = canvas(rows * (title + 1.36 * tallest(pictures, 1.2)), nrows=rows, ncols=5, squeeze=False)
+    figure, axes = narrow(rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS, squeeze=False)
     for axis in axes.flat[len(pictures):]:
         axis.set_axis_off()
     for axis, picture, chances, grade, name in zip(axes.flat, pictures, probabilities, grades, names, strict=False):
@@ -75,25 +80,24 @@ def worst_errors(pictures, probabilities, grades, ids):
 
 
 @styled
-def contact_sheet(rows):
-    """Pictures in a grid, for looking: one row per picture, one column per way of showing it.
+def contact_sheet(pictures):
+    """Pictures in a grid, for looking: one column per picture, one row per way of showing it.
 
     Parameters
     ----------
-    rows : dict of str to dict of str to array
-        Row title to column title to picture in [0, 1]; all rows have the same columns.
+    pictures : dict of str to dict of str to array
+        Title of a picture to way of showing it to array in [0, 1]; all pictures have the same ways.
     """
-    columns = list(next(iter(rows.values())))
-    figure, axes = canvas(0.4 + 0.78 * len(rows), nrows=len(rows), ncols=len(columns), squeeze=False,
-                          width_ratios=[1.5, *[1] * (len(columns) - 1)])
-    for row, (title, pictures) in enumerate(rows.items()):
-        for axis, column in zip(axes[row], columns, strict=True):
-            axis.imshow(pictures[column], cmap="gray", vmin=0, vmax=1)
+    ways = list(next(iter(pictures.values())))
+    figure, axes = narrow(0.3 + 0.66 * len(ways), nrows=len(ways), ncols=len(pictures), squeeze=False)
+    for place, (title, shown) in enumerate(pictures.items()):
+        for axis, way in zip(axes[:, place], ways, strict=True):
+            axis.imshow(shown[way], cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            if row == 0:
-                axis.set_title(column, fontsize=8)
-        axes[row, 0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
+        axes[0, place].set_title(textwrap.fill(title, 8), fontsize=8)
+    for axis, way in zip(axes[:, 0], ways, strict=True):
+        axis.set_ylabel(way, rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from koa_lib import journal, progress
+
 PACKAGE = Path(__file__).resolve().parent
 # Versions that can change a result; others are in the environment page.
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
@@ -28,7 +30,7 @@ class Store:
     """
 
     def __init__(self, folder, step):
-        self.folder, self.step, self._told = Path(folder), step, set()
+        self.folder, self.step, self._told, self._building = Path(folder), step, set(), 0
 
     def make(self, name, key, build, code=()):
         """Return the artefact's path, building it only when its key changed.
@@ -52,6 +54,7 @@ class Store:
             if reason is None:
                 self.log(name, "reused", json.loads(_note_path(path).read_text())["seconds"], "same key")
                 return path
+            progress.tell(f"{name}: being built because {reason}", due=False, event="building", step=name)
             seconds = self._build(path, build)
             note = {"key": key, "versions": versions(), "seconds": round(seconds, 2)}
             write_text(_note_path(path), json.dumps(note, indent=1, sort_keys=True))
@@ -70,22 +73,26 @@ class Store:
         part = path.with_name(f".part-{path.name}")
         _remove(part)
         start = time.perf_counter()
-        build(part)
+        self._building += 1
+        try:
+            build(part)
+        finally:
+            self._building -= 1
         _note_path(path).unlink(missing_ok=True)
         _remove(path)
         os.replace(part, path)
         return time.perf_counter() - start
 
     def log(self, step, status, seconds, reason):
-        """Append one line to `run.jsonl`; the terminal hears of what takes, or saved, a second or more."""
-        line = {"step": step, "status": status, "seconds": round(seconds, 2), "reason": reason, "notebook": self.step,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        with open(self.folder / "run.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if seconds >= 1 and (status == "built" or step not in self._told):
+        """Add a step to the journal and tell of it; a person at a notebook hears of what takes, or saved, a second or more."""
+        nested = {"nested": True} if self._building else {}  # its seconds are part of another step's
+        journal.append(self.folder, step, status, seconds, reason, self.step, **nested)
+        due = seconds >= 1 and (status == "built" or step not in self._told)
+        if due:
             self._told.add(step)
-            detail = f"built in {seconds:.1f} s because {reason}" if status == "built" else f"reused ({seconds:.0f} s saved)"
-            print(f"{step}: {detail}", flush=True)
+        took = progress.duration(seconds)
+        text = f"{step}: built in {took} because {reason}" if status == "built" else f"{step}: reused ({took} saved)"
+        progress.tell(text, due, event=status, step=step, seconds=round(seconds, 2), reason=reason, **nested)
 
 
 def _note_path(path):

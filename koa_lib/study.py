@@ -168,9 +168,23 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
     return inputs
 
 
+def stored_inputs(path):
+    """The content of an `inputs.yaml`; StudyError when it is damaged."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is damaged: no YAML can be read from it. Delete it and run make again.") from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{path} is no list of 'key: value' lines. Delete it and run make again.")
+    return content
+
+
 def _read_inputs(path):
-    known = {field.name for field in fields(Inputs)}
-    return Inputs(**{"dry": False, **{key: value for key, value in yaml.safe_load(path.read_text()).items() if key in known}})
+    content, known = {"dry": False, **stored_inputs(path)}, [field.name for field in fields(Inputs)]
+    missing = [name for name in known if name not in content]
+    if missing:
+        raise StudyError(f"{path} lacks {', '.join(missing)}. Delete it and run make again.")
+    return Inputs(**{name: content[name] for name in known})
 
 
 def _absolute(name, folder):

@@ -100,7 +100,7 @@ def table_2(columns, published):
             _add_published(table, published, waiting.pop(word))
     for row in waiting.values():
         _add_published(table, published, row)
-    return table
+    return _percent(table)
 
 
 def table_3(graded, published, groups=None, draws=1000, seed=0):
@@ -126,7 +126,7 @@ def table_3(graded, published, groups=None, draws=1000, seed=0):
         table[name] = ours[name]
         table[f"published_{name}"] = [_published(published, "table_3", str(grade), metric, column) for grade in GRADES]
     absent = "no picture of this grade: sensitivity and AUC are undefined"
-    return table.assign(reason=[reason or absent * (n == 0) for n in table["n"]])
+    return _percent(table.assign(reason=[reason or absent * (n == 0) for n in table["n"]]))
 
 
 def table_4(models, published, as_run=None, draws=1000, seed=0):
@@ -157,6 +157,28 @@ def table_4(models, published, as_run=None, draws=1000, seed=0):
                 "reason": reason,
             }
         )
+    return _percent(pd.DataFrame(rows))
+
+
+def zero_shot(results, draws=1000, seed=0):
+    """Zero-shot results of each prompt set on each part that is not for training.
+
+    Parameters
+    ----------
+    results : dict of str to dict of str to DataFrame
+        Prompt set to what `Runner.zero_shot` returns.
+
+    Returns
+    -------
+    DataFrame
+        prompts, split, n, accuracy, balanced_accuracy, qwk, qwk_low, qwk_high (ratios; group bootstrap).
+    """
+    rows = []
+    for name, parts in results.items():
+        for split in [split for split in ("val", "test", "external") if split in parts]:
+            summary = stats.bootstrap_summary(parts[split], draws, seed).set_index("metric")
+            values = summary.value[["accuracy", "balanced_accuracy", "qwk"]]
+            rows.append({"prompts": name, "split": split, "n": len(parts[split]), **values, "qwk_low": summary.ci_low["qwk"], "qwk_high": summary.ci_high["qwk"]})
     return pd.DataFrame(rows)
 
 
@@ -193,7 +215,13 @@ def table_5(published, peers, literature, ours, draws=1000, seed=0):
     table = pd.concat([frame.reindex(columns=columns).astype(object) for frame in frames], ignore_index=True)
     table = table.sort_values("protocol", kind="stable", key=lambda names: pd.factorize(names)[0], ignore_index=True)
     numbers = ["accuracy", "corrected", "ci_low", "ci_high", "macro_f1", "qwk"]
-    return table.astype({name: float for name in numbers}).astype({"n": "Int64"}).fillna({"note": ""})
+    return _percent(table.astype({name: float for name in numbers}).astype({"n": "Int64"}).fillna({"note": ""}))
+
+
+def _percent(table):
+    # `exhibits.show_table` says the unit in the heads.
+    table.attrs["percent"] = True
+    return table
 
 
 def _cited(published, literature):

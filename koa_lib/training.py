@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from koa_lib import progress
 from koa_lib.device import autocast, device_of
 from koa_lib.errors import StudyError
 from koa_lib.losses import target_matrix, training_loss
@@ -53,21 +54,21 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None):
     torch.manual_seed(seed)
     loop = _Loop(grader, data, recipe, torch.Generator().manual_seed(seed))
     loop.restore(resume)
-    clock = _Clock(recipe.epochs - len(loop.done), label)
+    clock = _Clock(recipe.epochs, len(loop.done), label)
     for epoch in range(len(loop.done) + 1, recipe.epochs + 1):
         loss, accuracy = loop.epoch()
         rows = [{"epoch": epoch, "part": "train", "loss": loss, "accuracy": accuracy}]
-        line = f"epoch {epoch}/{recipe.epochs}: loss {loss:.3f}, accuracy {accuracy:.3f}"
+        metrics = {"loss": loss, "accuracy": accuracy}
         if select is not None:
             row, kappa = _measure(loop.averaged, select, epoch, "inner")
             rows.append(row)
-            line += f"; inner part: accuracy {row['accuracy']:.3f}, quadratic kappa {kappa:.3f}"
+            metrics |= {"inner accuracy": row["accuracy"], "inner kappa": kappa}
             loop.keep_if_best(kappa)
         if watch is not None:
             rows.append(_measure(loop.averaged, watch, epoch, "held_out")[0])
         loop.done.append(rows)
         last = epoch == recipe.epochs or loop.waited(recipe.patience)
-        if clock.tell(line, last) and not last:
+        if clock.tell(epoch, metrics, last) and not last:
             loop.save(resume)
         if last:
             break
@@ -76,21 +77,20 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None):
 
 
 class _Clock:
-    """Epoch lines with the time left; quick epochs share a line, so that a log stays readable."""
+    """Tells of epochs with the time left; quick ones share a line at a notebook, and a saved state."""
 
-    def __init__(self, epochs, label):
-        self.epochs, self.label, self.passed = epochs, label, 0
+    def __init__(self, epochs, done, label):
+        self.epochs, self.done, self.label = epochs, done, label
         self.start = self.told = time.perf_counter()
 
-    def tell(self, line, last):
-        """Print the line when it is due; whether it was."""
-        self.passed += 1
+    def tell(self, epoch, metrics, last):
+        """Tell of an epoch; whether enough time went by since the last line."""
         now = time.perf_counter()
-        if now - self.told < SECONDS_BETWEEN_LINES and not last:
-            return False
-        self.told = now
-        print(f"{self.label} {line}; {(now - self.start) / self.passed * (self.epochs - self.passed):.0f} s left", flush=True)
-        return True
+        due = last or now - self.told >= SECONDS_BETWEEN_LINES
+        self.told = now if due else self.told
+        left = 0 if last else (now - self.start) / (epoch - self.done) * (self.epochs - epoch)
+        progress.epoch(self.label, epoch, self.epochs, metrics, left, due)
+        return due
 
 
 def _check_role(part, role):
@@ -149,7 +149,7 @@ class _Loop:
         self.done, self.best, self.step = state["done"], tuple(state["best"]), state["step"]
         self.generator.set_state(state["draws"])
         torch.set_rng_state(state["torch"])
-        print(f"going on after epoch {len(self.done)}", flush=True)
+        progress.tell(f"going on after epoch {len(self.done)}")
 
     def _rate(self, step):
         warm = WARM_UP * self.steps if self.from_scratch else 0

@@ -14,7 +14,7 @@ language = "en"
 html_title = f"koa-clip, run {RUN['run']}"
 html_short_title = "koa-clip"
 
-extensions = ["myst_nb", "sphinxcontrib.bibtex", "mathml"]
+extensions = ["myst_nb", "sphinxcontrib.bibtex", "mathml", "roles"]
 exclude_patterns = ["jupyter_execute"]
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"
@@ -30,8 +30,11 @@ nb_code_prompt_hide = "Hide {type}"
 html_math_renderer = "mathml"
 
 html_theme = "sphinx_book_theme"
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["koa.css"]
+html_context = {"default_mode": "auto"}  # light or dark as the system says, until the reader chooses
+html_show_search_summary = False  # a page in a plain folder may not read the others to quote them
 html_sourcelink_suffix = ""
 html_use_index = False
 html_theme_options = {
@@ -42,7 +45,9 @@ html_theme_options = {
     "show_toc_level": 1,
     "search_bar_text": "Search the report",
     "use_fullscreen_button": False,
-    "secondary_sidebar_items": [],  # tables need the width; the page's sections stand in the navigation's search
+    "navbar_persistent": [],  # the search stands in the navigation; a second menu button in an empty top bar would break the first
+    "primary_sidebar_end": [],
+    "secondary_sidebar_items": [],  # tables need the width; the page's sections are a menu in its header
     "back_to_top_button": False,
     "extra_footer": f"<p>{RUN['footer']}</p>",
     "footer_content_items": ["extra-footer.html"],

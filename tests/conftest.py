@@ -38,6 +38,16 @@ def smoke_run():
 
 
 @pytest.fixture(scope="session")
+def demo_run():
+    """The folder of a demo run with its report; made where it is not there yet."""
+    folder = ROOT / "reports" / "_build" / "demo"
+    if not (folder / "html" / "index.html").is_file():
+        done = make("-j2", "reproduce", "PROFILE=demo", timeout=3600)
+        assert done.returncode == 0, f"make reproduce PROFILE=demo failed:\n{done.stdout[-4000:]}"
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared():
     """A function from names to paths in the shared data; skips where they are absent."""
 

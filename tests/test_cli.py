@@ -1,5 +1,6 @@
 """The command line: a user's mistake is one sentence on stderr and exit code 1, never a traceback."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from koa_lib import cli, cohorts, manifests, notebooks, study
+from koa_lib import cli, cohorts, journal, manifests, notebooks, study
 
 
 @pytest.fixture
@@ -62,6 +63,28 @@ def test_help_names_the_commands(koa, group):
 def test_inputs_are_written(koa, tmp_path):
     assert koa("inputs", "--profile", "smoke", "--seed", "7") == (0, "", "")
     assert (tmp_path / "build" / "smoke-seed7" / "inputs.yaml").is_file()
+
+
+@pytest.mark.parametrize("raised, code, words", [
+    (KeyboardInterrupt(), 130, "koa: stopped. Finished work is kept: the same command goes on from there."),
+    (OSError(errno.ENOSPC, "No space left on device", "run.jsonl"), 1, "koa: The disk is full (run.jsonl). Free some space"),
+    (OSError(errno.EACCES, "Permission denied", "run.jsonl"), 1, "koa: run.jsonl cannot be read or written (Permission denied)")])
+@pytest.mark.parametrize("command", [["inputs"], ["notebook", "01_data_audit"], ["report"], ["summary"]])
+def test_interrupt_and_full_disk_are_one_line(koa, monkeypatch, command, raised, code, words):
+    def stop(*_):
+        raise raised
+
+    monkeypatch.setattr(notebooks.profiles, "load", stop)
+    ended, out, err = koa(*command, "--profile", "smoke")
+    assert ended == code and err.startswith(words) and len(err.splitlines()) == 1 and out == ""
+
+
+def test_inputs_keep_the_journal_short(koa, tmp_path):
+    folder = tmp_path / "build" / "smoke"
+    folder.mkdir(parents=True)
+    for _ in range(9):
+        journal.append(folder, "01_data_audit", "built", 1, "executed", "01_data_audit")
+    assert koa("inputs", "--profile", "smoke")[0] == 0 and len(journal.read(folder)) == 1
 
 
 def test_phantoms_are_written_once_and_never_over_something(koa, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from koa_lib import exhibits, figures, metrics, tables
+from koa_lib import exhibits, figures, labels, metrics, tables
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 
@@ -67,10 +67,46 @@ def test_a_table_is_accessible_and_its_file_keeps_every_digit(study):
     assert page.all("figure")[0]["id"] == "table-4" and page.all("div")[0]["aria-label"] == "Table 4 of the paper"
     assert "Table 4 of the paper. Models < compared." in page.text and "synthetic phantoms" in page.text
     assert [link["href"] for link in page.all("a")] == ["../tables/table_4.csv"]
-    for shown in ("A & B", "0.3", "–", "1650", "0.667"):
+    for shown in ("A & B", "0.3", "–", "1,650", "0.667"):
         assert shown in page.text
     written = pd.read_csv(study.run_dir / "tables/table_4.csv")
     pd.testing.assert_frame_equal(written, frame, check_exact=True)
+
+
+def test_a_page_speaks_to_people_and_the_file_keeps_its_codes(study):
+    frame = pd.DataFrame({"arm": ["clip-as_printed", "clip-our_protocol"], "split": ["val", "held_out"], "n": [8260, 20], "qwk": [-0.25, 1.0],
+                          "ci_low": [-0.5, np.nan], "ci_high": [0.125, np.nan], "above_chance": [True, False], "reason": ["", ""]})
+    page = Tags(exhibits.show_table(study, "table_s5", frame, "Of clip-as_printed, see [Table S7](#table-s7) <b>.").html)
+    for shown in ("CLIP as printed", "CLIP by our protocol", "validation part", "held-out fold", "8,260", "−0.250", "Quadratic κ", "95 % interval", "−0.500 to 0.125", "yes", "no"):
+        assert shown in page.text
+    for code in ("qwk", "clip-", "True", "False", "nan", "ci_low", "Reason"):
+        assert code not in page.text
+    assert "Of CLIP as printed, see Table S7 <b>." in page.text and {"href": "#table-s7"} in page.all("a")
+    assert [head.get("style") for head in page.all("th")[:6]] == [None, None, "text-align:right", "text-align:right", "text-align:right", None]
+    assert any("kappa" in term["title"] for term in page.all("abbr"))
+    pd.testing.assert_frame_equal(pd.read_csv(study.run_dir / "tables/table_s5.csv", keep_default_na=False, na_values={"ci_low": "", "ci_high": ""}), frame)
+
+
+def test_a_row_without_any_value_stays_in_the_file(study):
+    frame = pd.DataFrame({"metric": ["accuracy", "n", "note"], "external": [50.0, 3, ""], "published train": [90.0, "", ""]}, dtype=object)
+    html = exhibits.show_table(study, "table_2", frame, "c", floats=2, percent=True).html
+    assert html.count("<tr>") == 1 + 2 and "Accuracy (%)" in html and len(pd.read_csv(study.run_dir / "tables/table_2.csv")) == 3
+
+
+def test_columns_of_the_file_alone_are_not_shown(study):
+    html = exhibits.show_table(study, "table_1", pd.DataFrame({"kl_grade": [0], "example_image": ["9003175L"]}), "c", hide=["example_image"]).html
+    assert "9003175L" not in html and "9003175L" in (study.run_dir / "tables/table_1.csv").read_text()
+
+
+@pytest.mark.parametrize(("column", "percent", "head"), [("macro_f1", True, "Macro-F1 (%)"), ("macro_f1", False, "Macro-F1"), ("published_auc", True, "Published AUC"), ("external_qwk", False, "External quadratic κ"),
+                                                         ("auc_kl_3", False, "AUC, KL 3"), ("n gornale2020", False, "Gornale 2020 (n)"), ("phantom_a files", False, "Phantom cohort A: files"), ("precision_at_5", False, "Precision at 5")])
+def test_heads_are_the_terms_of_the_field(column, percent, head):
+    assert labels.column(column, percent)[0] == head
+
+
+def test_codes_within_paths_and_names_stay():
+    assert labels.words("predictions/clip-as_printed__phantom_a-test.csv") == "predictions/clip-as_printed__phantom_a-test.csv"
+    assert labels.words("table_s7: clip-as_printed, phantom_b.") == "Table S7: CLIP as printed, phantom cohort B."
 
 
 GRAYS = [np.linspace(0, 1, 60 * 90).reshape(60, 90), np.full((161, 640), 128, np.uint8), None]
@@ -80,8 +116,8 @@ def test_pictures_stand_in_the_page_and_not_in_the_file(study):
     frame = pd.DataFrame({"kl_grade": [0, 1, 4], "sentence": ["none", "doubtful", "severe"]})
     page = Tags(exhibits.show_table(study, "table_1", frame, "Grades.", pictures={"example_picture": GRAYS}).html)
     images = page.all("img")
-    assert [image["alt"] for image in images] == ["example picture, kl grade 0", "example picture, kl grade 1"]
-    assert "example picture" in page.text and len(page.all("td")) == 6 and len(page.all("th")) == 3 + 3
+    assert [image["alt"] for image in images] == ["Example picture, KL grade 0", "Example picture, KL grade 1"]
+    assert "Example picture" in page.text and len(page.all("td")) == 6 and len(page.all("th")) == 3 + 3
     for image, gray in zip(images, GRAYS, strict=False):
         kind, data = image["src"].split(",")
         with Image.open(io.BytesIO(base64.b64decode(data))) as opened:

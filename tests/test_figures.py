@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from koa_lib import figures, metrics
 from koa_lib.errors import StudyError
 from koa_lib.grades import PROMPT_SETS
-from koa_lib.style import GRADE_COLOURS
+from koa_lib.style import COLUMN, GRADE_COLOURS
 
 pytestmark = pytest.mark.filterwarnings("error")
 FACTS = {"name": "ViT-B-32", "image_tower": "ViT", "image_size": 224, "embed_dim": 512, "parameters": 151277313}
@@ -153,7 +153,7 @@ def drawn(figure):
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_every_text_is_readable_whole_and_clear_of_the_others(name):
     figure = DRAWINGS[name]()
-    assert isinstance(figure, Figure) and figure.get_size_inches()[0] == 7.2
+    assert isinstance(figure, Figure) and figure.get_size_inches()[0] == COLUMN
     texts = drawn(figure)
     assert texts and min(size for _, size, _ in texts) >= 8
     for number, (text, _, box) in enumerate(texts):

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import pytest
 import yaml
 from conftest import make
 
-from koa_lib import manifests, notebooks, predictions, profile
+from koa_lib import closing, journal, manifests, notebooks, predictions, profile
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 
@@ -31,7 +33,7 @@ def tagged(path, tag):
 
 def test_the_study_has_its_notebooks():
     names = {path.stem for path in SOURCES}
-    assert {"01_data_audit", "02_zero_shot_baseline", "03_fine_tune", "04_baselines", "05_external_evaluation", "06_statistics", "07_similarity_retrieval"} <= names
+    assert {"00_start_here", "01_data_audit", "02_zero_shot_baseline", "03_fine_tune", "04_baselines", "05_external_evaluation", "06_statistics", "07_similarity_retrieval"} <= names
 
 
 def test_notebooks_are_stripped():
@@ -58,13 +60,6 @@ def test_common_skeleton(path):
     assert "Compared with the paper" in words or "## Scorecard" in words
     code = "\n".join(cell.source for cell in cells(path))
     assert code.count("study = Study.open(profile, seed)") == 1
-
-
-@every_notebook
-def test_exercise_comes_with_its_solution(path):
-    assert tagged(path, "exercise") and tagged(path, "solution")
-    order = [tag for cell in cells(path) for tag in cell.metadata.get("tags", []) if tag in ("exercise", "solution")]
-    assert order[0] == "exercise" and order[-1] == "solution"
 
 
 @every_notebook
@@ -131,6 +126,50 @@ def test_second_make_does_nothing(smoke_run):
     assert seconds < 4  # 2 s on a machine that does nothing else
 
 
+def test_smoke_run_told_little_and_logged_everything(smoke_run):
+    for source in SOURCES:
+        log = (smoke_run / "logs" / f"{source.stem}.log").read_text()
+        assert all(f"code cell {number} of" in log for number in range(1, len([cell for cell in cells(source) if cell.source.strip()]) + 2)), source.stem
+        made = [ROOT / line for line in (smoke_run / "logs" / f"{source.stem}.made").read_text().splitlines()]
+        assert all(path.is_file() and path.parent.name in ("tables", "figures") for path in made)
+    assert "checkpoints/clip-as_printed__fold1__seed42: " in (smoke_run / "logs" / "03_fine_tune.log").read_text()
+    assert not any("\x1e" in path.read_text() for path in (smoke_run / "nb").glob("*.ipynb"))
+
+
+def test_steps_note_their_peak_memory(smoke_run):
+    last = {line["step"]: line for line in journal.read(smoke_run)}
+    assert all(last[source.stem]["peak_mib"] > 100 for source in SOURCES)
+
+
+@pytest.mark.parametrize("name", ["tables/table_1.csv", "figures/figure_2.svg"])
+def test_make_notices_a_deleted_table_or_figure(smoke_run, name):
+    def wanted():
+        plan = make("-n", "ASK=1", "reproduce", "PROFILE=smoke").stdout
+        return [source.stem for source in SOURCES if f"koa notebook {source.stem} " in plan]
+
+    assert wanted() == []
+    aside = (smoke_run / name).rename(smoke_run / f"{name}.aside")
+    try:
+        found = wanted()
+        stale = make("verify", "PROFILE=smoke")
+    finally:
+        aside.rename(smoke_run / name)
+    assert "01_data_audit" in found
+    assert stale.returncode != 0 and "make reproduce PROFILE=smoke" in stale.stdout
+
+
+def test_verify_refuses_tables_older_than_what_makes_them(smoke_run):
+    source = ROOT / "koa_lib" / "metrics.py"
+    before = source.stat()
+    os.utime(source)
+    try:
+        done = make("verify", "PROFILE=smoke")
+    finally:
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert done.returncode != 0 and "older than the code" in done.stdout
+    assert "older than the code" not in make("verify", "PROFILE=smoke").stdout
+
+
 # Failure
 
 
@@ -142,7 +181,7 @@ def own(tmp_path, monkeypatch):
 
     def write(code):
         parameters = nbformat.v4.new_code_cell('profile = "demo"\nseed = 42', metadata={"tags": ["parameters"]})
-        made = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)])
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('# T\n**Question.** Are "quotes" kept?\nMore.'), parameters, nbformat.v4.new_code_cell(code)])
         made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(made, tmp_path / "01_own.ipynb")
         return tmp_path / "build" / "smoke" / "nb"
@@ -150,24 +189,74 @@ def own(tmp_path, monkeypatch):
     return write
 
 
-def test_failing_notebook_is_kept_for_reading_and_goes_when_it_works(own):
-    folder = own('from koa_lib.errors import StudyError\nraise StudyError("Row 7 of the manifest has no grade.")')
+def failure(code, own):
+    folder = own(code)
     with pytest.raises(StudyError) as error:
         notebooks.execute("01_own", "smoke")
-    message = str(error.value)
-    assert "01_own" in message and "Row 7 of the manifest has no grade." in message and "Traceback" not in message
-    assert str(folder / "01_own.failed.ipynb") in message and [path.name for path in folder.iterdir()] == ["01_own.failed.ipynb"]
+    return str(error.value).splitlines(), folder
+
+
+def test_failing_notebook_is_five_lines_is_kept_for_reading_and_goes_when_it_works(own):
+    lines, folder = failure('from koa_lib.errors import StudyError\nraise StudyError("Row 7 of the manifest has no grade.")', own)
+    assert lines == ["01_own failed in code cell 3: from koa_lib.errors import StudyError", "  Row 7 of the manifest has no grade.",
+                     f"  full log: {folder.parent / 'logs' / '01_own.log'}", f"  the notebook as far as it came: {folder / '01_own.failed.ipynb'}",
+                     "  Finished work is kept: the same command goes on from there."]
+    assert "Traceback" in (folder.parent / "logs" / "01_own.log").read_text() and [path.name for path in folder.iterdir()] == ["01_own.failed.ipynb"]
     own("assert (profile, seed) == ('smoke', 42)")
     assert notebooks.execute("01_own", "smoke") == folder / "01_own.ipynb"
     assert [path.name for path in folder.iterdir()] == ["01_own.ipynb"]
-    assert json.loads((folder.parent / "run.jsonl").read_text().splitlines()[-1])["step"] == "01_own"
+    assert journal.read(folder.parent)[-1]["step"] == "01_own"
 
 
-def test_failing_notebook_shows_what_it_printed(own, capsys):
-    own("print('epoch 1/3: loss 1.2')\n1 / 0")
-    with pytest.raises(StudyError, match="ZeroDivisionError"):
-        notebooks.execute("01_own", "smoke")
-    assert "01 | epoch 1/3: loss 1.2" in capsys.readouterr().out
+@pytest.mark.parametrize("code, words", [
+    ("import os\nos._exit(9)", "The kernel died"), ("raise OSError(28, 'No space left on device')", "The disk is full"),
+    ("raise MemoryError()", "Memory ran out"), ("raise ValueError('first\\nsecond\\nthird')", "ValueError: first …")])
+def test_why_it_failed_is_said_in_plain_words_and_five_lines(own, code, words):
+    lines, folder = failure(code, own)
+    assert len(lines) == 5 and code.split("\n")[0][:40] in lines[0] and words in lines[1] and (folder / "01_own.failed.ipynb").is_file()
+
+
+def test_log_holds_prints_warnings_and_what_processes_say(own, capsys):
+    _, folder = failure("import os, sys, warnings\nprint('loss 1.2')\nwarnings.warn('odd')\nos.system('echo native >&2')\n1 / 0", own)
+    log = (folder.parent / "logs" / "01_own.log").read_text()
+    assert all(word in log for word in ("loss 1.2", "UserWarning: odd", "native", "ZeroDivisionError", "code cell 3 of 3"))
+    assert "odd" not in capsys.readouterr().out
+
+
+def test_what_is_shown_of_a_notebook(own, capsys, monkeypatch):
+    folder = own("from koa_lib import progress\nprogress.tell('data/a: built', event='built', step='data/a', seconds=3.0, reason='x')\nprint('kept')")
+    monkeypatch.setenv(journal.STARTED, str(int(time.time())))
+    notebooks.execute("01_own", "smoke")
+    head, why, step, done = capsys.readouterr().out.splitlines()
+    assert head == '[1/1] 01_own: Are "quotes" kept?' and "because it did not exist; about" in why and "measured" in why
+    assert step == "  01 | data/a: built" and done.startswith("[1/1] 01_own: done in ") and "1 step built" in done
+    made = nbformat.read(folder / "01_own.ipynb", 4)
+    assert [output.text for cell in made.cells for output in cell.get("outputs", [])] == ["kept\n"]
+    notebooks.execute("01_own", "smoke", because="reports/x.py FORCE koa_lib/y.py")
+    why = capsys.readouterr().out.splitlines()[1]
+    assert "because reports/x.py and 1 more file changed; at most " in why
+
+
+def test_a_notebook_that_lost_a_table_says_so(own, capsys):
+    folder = own("pass").parent
+    notebooks.execute("01_own", "smoke")
+    (folder / "logs" / "01_own.made").write_text("tables/gone.csv\n")
+    notebooks.execute("01_own", "smoke", because="FORCE")
+    assert "because gone.csv is missing" in capsys.readouterr().out
+
+
+def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
+    folder = own("import time\nprint('here', flush=True)\ntime.sleep(60)")
+    program = (f"import sys; from pathlib import Path; from koa_lib import notebooks; notebooks.FOLDER = Path({str(tmp_path)!r}); notebooks.BUILD = notebooks.FOLDER / 'build'\n"
+               "from koa_lib.cli import main; sys.argv = ['koa', 'notebook', '01_own', '--profile', 'smoke']; main()")
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, end = folder.parent / "logs" / "01_own.log", time.time() + 60
+    while time.time() < end and not (log.is_file() and " here" in log.read_text()):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and err == "koa: stopped. Finished work is kept: the same command goes on from there.\n" and "Traceback" not in out
+    assert list(folder.iterdir()) == []
 
 
 def test_unknown_notebook_lists_the_known(own):
@@ -176,8 +265,40 @@ def test_unknown_notebook_lists_the_known(own):
         notebooks.execute("99_none", "smoke")
 
 
-def test_summary_closes_with_result_time_and_place(tmp_path):
-    (tmp_path / "headline.txt").write_text("Kappa is 0.7.\n")
-    steps = [("01_a", "01_a", 60), ("checkpoints/x", "01_a", 600), ("01_a", "01_a", 120), ("02_b", "02_b", 60)]
-    (tmp_path / "run.jsonl").write_text("".join(json.dumps({"step": s, "notebook": n, "seconds": t}) + "\n" for s, n, t in steps))
-    assert notebooks.summarise(tmp_path).splitlines() == ["Kappa is 0.7.", "notebooks: 3.0 min", f"report: {tmp_path / 'html' / 'index.html'}"]
+# The end
+
+
+def write_run(folder, moment):
+    (folder / "headline.txt").write_text("Kappa is 0.7.\n")
+    steps = [("01_a", "01_a", 60, "built"), ("checkpoints/x", "01_a", 600, "built"), ("01_a", "01_a", 120, "built"), ("checkpoints/y", "02_b", 30, "reused"), ("02_b", "02_b", 60, "built")]
+    lines = [json.dumps({"step": s, "notebook": n, "seconds": t, "status": how, "time": moment}) for s, n, t, how in steps]
+    (folder / "run.jsonl").write_text("\n".join([*lines, '{"half a li']))
+    for name in ("tables/table_1.csv", "figures/figure_1.png", "figures/figure_1.svg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+
+
+def test_summary_closes_with_result_time_and_place(tmp_path, monkeypatch):
+    monkeypatch.delenv(journal.STARTED, raising=False)
+    write_run(tmp_path, "2026-01-02T03:04:05")
+    result, made, took, following, report = closing.summarise(tmp_path, "PROFILE=oai").splitlines()
+    assert result == "result: Kappa is 0.7." and made == f"made: 1 tables, 1 figures in {tmp_path}" and "3 min 0 s in notebooks" in took
+    assert "make pdf PROFILE=oai" in following and "verify" not in following and report == f"report: file://{tmp_path}/html/index.html"
+
+
+def test_summary_of_a_make_run_says_what_was_built_and_reused(tmp_path, monkeypatch):
+    monkeypatch.setenv(journal.STARTED, str(int(time.time()) - 5))
+    write_run(tmp_path, time.strftime(journal.TIME))
+    assert "s in all; 1 step built in 10 min 0 s, 1 reused (30 s saved)" in closing.summarise(tmp_path)
+
+
+def test_failing_report_is_five_lines_with_its_log(tmp_path, monkeypatch):
+    def build(folder):
+        raise StudyError("Sphinx failed. It says:\n" + "\n".join(f"WARNING {k}" for k in range(9)))
+
+    monkeypatch.setattr("koa_lib.report.build", build)
+    with pytest.raises(StudyError) as error:
+        closing.build_pages(tmp_path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 5 and lines[:2] == ["Sphinx failed. It says:", "WARNING 0"] and str(tmp_path / "logs" / "report.log") in lines[3]
+    assert "WARNING 8" in (tmp_path / "logs" / "report.log").read_text()

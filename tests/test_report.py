@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import time
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from koa_lib import pages, provenance, report
+from koa_lib import pages, places, provenance, report, study
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 
@@ -58,7 +59,7 @@ def notebook(stem, items):
     return new_notebook(cells=cells, metadata=metadata)
 
 
-STEMS = sorted({maker for _, maker in report.PAPER_ITEMS.values()})
+STEMS = sorted({maker for _, maker in places.PAPER_ITEMS.values()})
 
 
 def write_run(folder, stems=STEMS):
@@ -66,10 +67,10 @@ def write_run(folder, stems=STEMS):
     for name in ("nb", "tables", "figures"):
         (folder / name).mkdir(parents=True)
     for stem in stems:
-        items = [name for name, (_, maker) in report.PAPER_ITEMS.items() if maker == stem]
+        items = [name for name, (_, maker) in places.PAPER_ITEMS.items() if maker == stem]
         items += ["table_s1"] * (stem == "06_statistics")
         nbformat.write(notebook(stem, items), folder / "nb" / f"{stem}.ipynb")
-    for name in (*report.PAPER_ITEMS, "table_s1"):
+    for name in (*places.PAPER_ITEMS, "table_s1"):
         if name.startswith("table"):
             (folder / "tables" / f"{name}.csv").write_text("a,b\n1,2\n")
         else:
@@ -77,7 +78,7 @@ def write_run(folder, stems=STEMS):
     inputs = {"profile": "smoke", "seed": 42, "data": "", "external": "", "weights": "", "synthetic": True}
     (folder / "inputs.yaml").write_text(yaml.safe_dump(inputs))
     line = {"step": "features/a.npz", "reason": "seed changed", "time": "2026-02-03T04:04:10", "notebook": "03_x"}
-    lines = [line | {"status": "built", "seconds": 1.25}, line | {"status": "reused", "seconds": 0.0}]
+    lines = [line | {"status": "built", "seconds": 1.25, "peak_mib": 1234.4}, line | {"status": "reused", "seconds": 0.0}]
     (folder / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"half a li')
     return folder
 
@@ -120,7 +121,7 @@ def test_front_page_states_the_run_and_leads_to_every_item(run):
 
 def test_scorecard_is_read_and_escaped(run):
     text = page(run, "index.html")
-    assert ">31.012<" in text and "28.5 to 33.52" in text and "not comparable" in text and "8260" in text
+    assert ">31.01<" in text and "28.50 to 33.52" in text and "not comparable" in text and ">8,260<" in text
     assert "synthetic &lt;phantoms&gt;" in text
 
 
@@ -134,8 +135,60 @@ def test_notebook_page_folds_code_hides_parameters_and_sets_math(run):
 
 def test_environment_page_lists_steps_and_versions(run):
     text = page(run, "environment.html")
-    for wanted in ("features/a.npz", "reused", "1.2", "torch", "Memory", "5d6e7f8"):
+    for wanted in ("features/a.npz", "seed changed", ">1.2<", ">1,234<", "torch", "Memory", "5d6e7f8"):
         assert wanted in text, wanted
+
+
+def test_steps_are_those_of_the_last_execution(tmp_path):
+    def line(step, status, seconds, **more):
+        return json.dumps({"step": step, "status": status, "seconds": seconds, "reason": "because", "notebook": "03_x", "time": "2026-02-03T04:04:10", **more})
+
+    other = json.dumps({"step": "features/b", "status": "built", "seconds": 9.0, "notebook": "interactive"})
+    old = [line("features/gone", "built", 5.0), line("03_x", "built", 60.0, peak_mib=4000)]
+    new = [line("features/a", "built", 2.0, peak_mib=900), line("features/a", "reused", 2.0, peak_mib=950), line("features/c", "reused", 3.0), line("03_x", "built", 7.5, peak_mib=1000)]
+    (tmp_path / "run.jsonl").write_text("\n".join([*old, other, *new, '{"half', "[1]", '{"status": "built"}']))
+    (found,) = provenance.steps(tmp_path)
+    assert [(step["step"], step["status"], step["seconds"], step["peak_mib"]) for step in found["steps"]] == [("features/a", "built", 2.0, 950), ("features/c", "reused", 3.0, None)]
+    assert (found["seconds"], found["peak_mib"], found["built"], found["reused"]) == (7.5, 1000, 1, 1)
+    assert provenance.total([found, found | {"peak_mib": None, "seconds": None}]) == {"seconds": 7.5, "peak_mib": 1000, "built": 2, "reused": 2}
+    assert provenance.steps(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("text", ["profile: [", "just words", "- a\n- b", "key: \x00"])
+def test_damaged_inputs_are_a_sentence(tmp_path, text):
+    (tmp_path / "inputs.yaml").write_text(text)
+    with pytest.raises(StudyError, match="Delete it and run make again"):
+        provenance.inputs(tmp_path)
+    with pytest.raises(StudyError, match="Delete it and run make again"):
+        study._read_inputs(tmp_path / "inputs.yaml")
+
+
+def test_inputs_with_a_key_less_are_a_sentence(tmp_path):
+    (tmp_path / "inputs.yaml").write_text("profile: smoke\nseed: 1\n")
+    with pytest.raises(StudyError, match="lacks data, external, weights, content"):
+        study._read_inputs(tmp_path / "inputs.yaml")
+
+
+def test_pages_of_later_notebooks_and_a_glossary_join_by_themselves(tmp_path, monkeypatch, quick):
+    sources = shutil.copytree(report.SOURCES, tmp_path / "reports", ignore=shutil.ignore_patterns("_build", "reference"))
+    (sources / "glossary.md").write_text("# Glossary\n")
+    monkeypatch.setattr(report, "SOURCES", sources)
+    monkeypatch.setitem(places.PAPER_ITEMS, "table_1", ("x", "12_explainability"))
+    run = write_run(tmp_path / "smoke", stems=["12_explainability", "00_start_here", "04_baselines"])
+    report.build(run)
+    text = page(run, "index.html")
+    order = [text.index(f"nb/{stem}\n") for stem in ("00_start_here", "04_baselines", "12_explainability")]
+    assert order == sorted(order) and "\ndeviations\nglossary\ntripod_ai\n" in text
+
+
+def test_each_reference_has_an_address_and_is_cited():
+    folder = ROOT / "reports"
+    entries = dict(re.findall(r"@\w+\{(\w+),(.*?)\n\}", (folder / "references.bib").read_text(encoding="utf-8"), re.DOTALL))
+    assert len(entries) > 10 and not [key for key, body in entries.items() if not re.search(r"\b(doi|url) = ", body)]
+    pages_of = [*folder.glob("*.md*"), *folder.glob("checklists/*.yaml"), *(ROOT / "notebooks").glob("*.ipynb")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in pages_of)
+    cited = set(re.findall(r"citation: (\w+)", text)) | {key for keys in re.findall(r"\{cite[:\w]*\}`([^`{]+)`", text) for key in keys.split(",")}
+    assert cited == set(entries)
 
 
 def test_deviations_and_references_are_linked(run):
@@ -226,7 +279,7 @@ def test_dead_links_are_found(tmp_path):
 
 def test_an_item_shown_twice_is_linked_where_it_belongs():
     books = {stem: notebook(stem, ["table_2", "figure_s1"]) for stem in ("03_fine_tune", "05_external_evaluation")}
-    found = report._exhibits(books)
+    found = places.exhibits(books)
     assert found["table_2"]["notebook"] == "05_external_evaluation" and found["figure_s1"]["notebook"] == "03_fine_tune"
 
 
@@ -234,7 +287,7 @@ def test_an_empty_place_gives_its_reason():
     reason = '<p class="koa-missing">Not in this run: no GPU &amp; no time</p>'
     markup = exhibit("table_4").replace("<figcaption>", f"{reason}<figcaption>")
     book = new_notebook(cells=[new_code_cell("x", outputs=[html_output(markup)])])
-    assert report._exhibits({"04_baselines": book})["table_4"]["reason"] == "no GPU & no time"
+    assert places.exhibits({"04_baselines": book})["table_4"]["reason"] == "no GPU & no time"
 
 
 def test_a_folder_without_run_is_refused(tmp_path):
@@ -250,7 +303,8 @@ def test_a_folder_without_run_is_refused(tmp_path):
 def test_real_data_is_named_without_its_folder(tmp_path):
     content = {"profile": "oai", "seed": 1, "data": "/some/where/oai_webp", "external": ""}
     assert not provenance.is_synthetic(content)
-    facts = dict(provenance.facts(tmp_path, content, {}))
+    (tmp_path / "inputs.yaml").write_text(yaml.safe_dump(content))
+    facts = dict(provenance.facts(provenance.Run.read(tmp_path, {})))
     assert facts["Training data"] == "oai_webp" and facts["External data"] == "none given"
     assert facts["Data hash"] == facts["Commit"] == "unknown"
 
@@ -277,7 +331,7 @@ def test_smoke_pages_are_newer_than_their_inputs(smoke_run):
         assert built.stat().st_mtime >= path.stat().st_mtime, path.name
 
 
-@pytest.mark.parametrize("name", report.PAPER_ITEMS)
+@pytest.mark.parametrize("name", places.PAPER_ITEMS)
 def test_smoke_report_shows_every_item(smoke_run, name):
     text = page(smoke_run, "index.html")
     stem = next(path.stem for path in sorted((smoke_run / "html" / "nb").glob("*.html"))

@@ -68,7 +68,7 @@ def test_changed_code_rebuilds(store, tmp_path, monkeypatch):
 def test_log_has_one_whole_line_per_step(store):
     store.make("a", {}, writer("x"))
     (line,) = lines(store)
-    assert {"step", "status", "seconds", "reason", "notebook", "time"} <= set(line)
+    assert {"step", "status", "seconds", "reason", "notebook", "time", "peak_mib"} <= set(line)
     assert line["step"] == "a" and line["notebook"] == "01_test" and line["reason"] == "it did not exist"
 
 

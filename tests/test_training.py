@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes to the same weights, keeps the chosen epoch and refuses reported parts."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from conftest import TINY, easy_dataset
 from torch import nn
 
-from koa_lib import datasets, sources, training
+from koa_lib import datasets, progress, sources, training
 from koa_lib import model as models
 from koa_lib.errors import StudyError
 
@@ -242,4 +243,14 @@ def test_saved_state_gives_the_same_grades(tmp_path):
 def test_progress_is_told_per_epoch(capsys, monkeypatch):
     monkeypatch.setattr(training, "SECONDS_BETWEEN_LINES", 0)
     training.fit(grader(), pictures(), None, LIVE, 0, "fold 1")
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["fold 1 epoch 1/2", "fold 1 epoch 2/2"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["fold 1 epoch 1/2", "fold 1 epoch 2/2"]
+    assert all(re.fullmatch(r"fold 1 epoch \d/2: loss \d\.\d{3}, accuracy \d\.\d{3}; [\d.]+ s left", line) for line in lines) and lines[-1].endswith("; 0 s left")
+
+
+def test_who_watches_hears_of_every_epoch_and_a_person_of_the_last(capsys, monkeypatch):
+    for watched, heard in ((True, [1, 2]), (False, [2])):
+        monkeypatch.setenv(progress.WATCHED, "03" * watched)
+        training.fit(grader(), pictures(), None, LIVE, 0, "fold 1")
+        lines = capsys.readouterr().out.split("\n")[:-1]
+        assert [int(line.split("epoch ")[1].split("/")[0].lstrip('"')) for line in lines] == heard and all(line.startswith(progress.MARK) == watched for line in lines)

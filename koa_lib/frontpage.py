@@ -1,0 +1,186 @@
+"""The front page: the verdict in three sentences, and the scorecard from its gist to its last row."""
+
+import csv
+import math
+from collections import Counter
+
+from koa_lib import labels, provenance
+from koa_lib.scorecard import VERDICTS, WITHOUT_MODEL
+
+__all__ = ["headlines", "scores", "sources", "verdict", "verdicts"]
+
+# The rows that carry the paper's conclusions, by item, row and metric.
+HEADLINES = (("table_2", "test", "accuracy"), ("table_2", "test", "macro_f1"), ("table_2", "train", "accuracy"), ("text", "macro", "auc"),
+             ("text", "discussion", "train_test_drop"), ("text", "mcnemar", "p_value"))
+SOURCES = {"jpm2026": "The main paper", "arithmetic": "Arithmetic of its printed numbers"}
+METRICS = {"auc": "AUC", "macro_f1": "macro-F1", "f1": "F1", "p_value": "p value", "training_minutes": "training time", "inference_ms": "time per picture",
+           "train_test_drop": "train minus external accuracy", "train_images": "training pictures", "external_images": "external pictures"}
+UNITS = {"percent": "%", "milliseconds": "ms"}
+ROWS = {("text", "macro"): "Macro average", ("text", "mcnemar"): "McNemar's test", ("text", "data"): "Data", ("text", "runtime"): "Run time",
+        ("text", "discussion"): "Discussion", ("text", "conclusion"): "Conclusion"}
+
+
+def scores(run_dir):
+    """The rows of `tables/scorecard.csv`, ready to be read; empty when there is none.
+
+    Returns
+    -------
+    list of dict
+        The file's columns, and: key, model (needs a trained model), label, what (metric with unit), interval; numbers as short texts.
+    """
+    path = run_dir / "tables" / "scorecard.csv"
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return [_readable(row) for row in csv.DictReader(file)]
+
+
+def _readable(row):
+    decimals = {"percent": 2, "points": 2, "ratio": 3}.get(row["unit"])
+    bounds = [_short(row[name], decimals) for name in ("ci_low", "ci_high")]
+    unit = UNITS.get(row["unit"], row["unit"] if row["unit"] in ("points", "minutes") else "")
+    metric = METRICS.get(row["metric"], row["metric"].replace("_", " "))
+    return row | {
+        "key": (row["item"], row["row"], row["metric"]),
+        "model": row.get("rule") not in WITHOUT_MODEL,
+        "label": _label(row),
+        "what": ",\N{NO-BREAK SPACE}".join(part for part in (metric, unit) if part),
+        "interval": " to ".join(bounds) if all(bounds) else "",
+        "published": "<" * row.get("rule", "").startswith("below") + _short(row["published"]),
+        "ours": _short(row["ours"], decimals),
+    }
+
+
+def _label(row):
+    item, name = row["item"], row["row"]
+    if (item, name) in ROWS:
+        return ROWS[item, name]
+    if item in ("text", "audit", "abstract"):
+        return name[:1].upper() + name[1:]
+    place = item.replace("_", " ").capitalize()
+    return f"{place}, {f'grade {name}' if name.isdigit() else name}" if name else place
+
+
+def _short(text, decimals=None):
+    # With decimals all of them are shown, so that a column can be compared; without, as few as are needed.
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(value):
+        return ""
+    if 0 < value < 0.0005:
+        return "<0.001"
+    if decimals is not None:
+        return f"{value:.{decimals}f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def headlines(rows):
+    """The rows of the main paper that carry its conclusions."""
+    return [row for key in HEADLINES for row in rows if row["source"] == "jpm2026" and row["key"] == key]
+
+
+def verdicts(rows):
+    """Counts of verdicts: {"columns": verdicts that occur, "rows": [(what is counted, counts)]}."""
+    columns = [verdict for verdict in VERDICTS if any(row["verdict"] == verdict for row in rows)]
+    kinds = (("Main paper: results and claims that need a trained model", lambda row: row["model"] and row["source"] == "jpm2026"),
+             ("Other systems: results and claims that need a trained model", lambda row: row["model"] and row["source"] != "jpm2026"),
+             ("Counts, repeated and cited numbers, timings, arithmetic", lambda row: not row["model"]))
+    counted = [(name, Counter(row["verdict"] for row in rows if chosen(row))) for name, chosen in kinds]
+    return {"columns": columns, "rows": [(name, [counts[column] for column in columns]) for name, counts in counted if counts]}
+
+
+def sources(rows):
+    """The whole scorecard in parts that can be unfolded: (anchor, name, word for our value, tally, rows)."""
+    parts = []
+    for model in (True, False):
+        chosen = [row for row in rows if row["model"] == model]
+        for source in dict.fromkeys(row["source"] for row in chosen):
+            members = [row for row in chosen if row["source"] == source]
+            name = SOURCES.get(source, source) + ("" if source == "arithmetic" else ", rows that need a trained model" if model else ", rows that need none")
+            anchor = f"scorecard-{source}-{'model' if model else 'found'}".lower()
+            parts.append((anchor, name, "Ours" if model else "Found", tally(members), members))
+    return parts
+
+
+def tally(rows):
+    """'3 replicated, 1 not run' for some rows."""
+    counts = Counter(row["verdict"] for row in rows)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+
+
+def verdict(run, rows, measured, items):
+    """Three sentences made from the run's numbers.
+
+    Parameters
+    ----------
+    run : Run
+    rows : list of dict
+        As from `scores`.
+    measured : list of dict
+        As from `cards.measured`: the main model on each part.
+    items : list of dict
+        As from `places.items`.
+    """
+    model = [row for row in rows if row["model"]]
+    if model and not any(row["verdict"] == "not comparable" for row in model):
+        return [_replicated([row for row in model if row["source"] == "jpm2026"]), _main_number(rows), _without_model(rows)]
+    return [_shown(run, items), _result(measured), _not_shown(run, model)]
+
+
+def _replicated(rows):
+    return f"Of {len(rows)} published results and claims of the paper that need a trained model: {tally(rows)}."
+
+
+def _main_number(rows):
+    row = next((row for row in rows if row["key"] == HEADLINES[0]), None)
+    if row is None or not row["ours"]:
+        return "The paper's main number, the external accuracy, was not measured in this run."
+    interval = f" (95 % interval over runs {row['interval']})" if row["interval"] else ""
+    return (f"The paper's main number, the external accuracy, is {row['ours']} %{interval} here beside {row['published']} % published: "
+            f"{row['verdict']}; {row['reason']}.")
+
+
+def _without_model(rows):
+    rest = [row for row in rows if not row["model"]]
+    return (f"Of {len(rest)} rows that need no model (counts, repeated and cited numbers, timings, arithmetic): {tally(rest)}; "
+            "these say nothing about how well the model grades.")
+
+
+def _shown(run, items):
+    made, total = sum(bool(item["page"]) and not item["reason"] for item in items), provenance.minutes(run.notebooks)
+    pictures = "drawn knees (synthetic phantoms)" if run.synthetic else "real radiographs"
+    time = f" in {total:.1f} minutes" if total is not None else ""
+    return f"Shown: the study runs from the pictures to the report; {made} of {len(items)} tables and figures of the paper were made from {pictures}{time}."
+
+
+def _result(measured):
+    inside = [part for part in measured if part["role"] == "unseen"]
+    outside = [part for part in measured if part["role"] == "external"]
+    chosen = [("on unseen knees of its own cohort", part) for part in inside[-1:]] + [("on the external cohort", part) for part in outside[:1]]
+    told = [f"{_interval(part)} {place} (n = {part['pictures']:,})" for place, part in chosen]
+    if not told:
+        return "Its results are on the pages of the notebooks; no predictions of a main model are kept."
+    return f"The main model, {labels.words(measured[0]['model'])}, reaches accuracy {' and '.join(told)}, with 95 % intervals."
+
+
+def _interval(part):
+    value, interval = part["values"]["accuracy"]
+    return f"{value} ({interval})" if interval else value
+
+
+def _not_shown(run, model):
+    if not model:
+        return "Not shown: anything about the paper's results; this run wrote no scorecard."
+    return (f"Not shown: how the paper's model grades patients. Its {len(model)} results and claims that need a trained model are not scored "
+            f"({tally(model)}), because {_why(run, model)}.")
+
+
+def _why(run, model):
+    if run.synthetic:
+        return "the pictures are synthetic phantoms" + " and this is a dry run" * run.dry
+    if run.dry:
+        return "this is a dry run"
+    reasons = (row["reason"].split(";")[0] for row in model if row["verdict"] == "not comparable")
+    return next(reasons, "nothing was measured")

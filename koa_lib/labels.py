@@ -1,0 +1,152 @@
+"""Names for people: what the columns, arms, cohorts and other codes of the files are called on the pages. Files keep the codes."""
+
+import re
+
+# Column of a file -> its name in the field, and, where that is not obvious, what it is.
+COLUMNS = {
+    "accuracy": ("Accuracy", ""),
+    "balanced_accuracy": ("Balanced accuracy", "mean sensitivity of the five grades; chance is 0.2"),
+    "macro_precision": ("Macro-precision", "mean over the grades of the share of right calls"),
+    "macro_sensitivity": ("Macro-sensitivity", "mean over the grades of the share of recognised knees"),
+    "macro_specificity": ("Macro-specificity", "mean over the grades of the share of other knees not called the grade"),
+    "macro_f1": ("Macro-F1", "mean F1 of the five grades; F1 is the harmonic mean of precision and sensitivity"),
+    "macro_auc": ("Macro-AUC", "mean AUC of the five grades, each against the rest"),
+    "f1": ("F1", "harmonic mean of precision and sensitivity"),
+    "auc": ("AUC", "chance that a knee of the grade gets a higher probability of it than another knee"),
+    "qwk": ("Quadratic κ", "quadratic weighted kappa: agreement beyond chance, where far errors count more; 1 is perfect, 0 is chance"),
+    "linear_kappa": ("Linear κ", "kappa with errors weighted by their distance in grades"),
+    "weighted_kappa": ("Weighted κ", "agreement beyond chance, where far errors count more"),
+    "kappa": ("Cohen's κ", "agreement beyond chance"),
+    "mae": ("MAE (grades)", "mean absolute error: how many grades an answer is off"),
+    "within_one": ("Within one grade", "share of knees graded at most one grade off"),
+    "ece": ("Calibration error (ECE)", "expected calibration error: mean gap between the top probability and the share of right answers, 15 bins"),
+    "flip_disagreement": ("Flip disagreement", "share of pictures whose grade changes when left and right are exchanged"),
+    "sensitivity": ("Sensitivity", "share of the knees of a grade that are recognised"),
+    "specificity": ("Specificity", "share of the other knees that are not called the grade"),
+    "precision": ("Precision", "share of right calls"),
+    "ci": ("95 % interval", ""),
+    "n": ("n", "number of radiographs"),
+    "kl_grade": ("KL grade", "Kellgren–Lawrence grade, 0 (normal) to 4 (severe)"),
+    "grade": ("KL grade", "Kellgren–Lawrence grade, 0 (normal) to 4 (severe)"),
+    "name": ("Grade name", ""),
+    "as_run": ("As run", "network, picture size, epochs and start weights in this run"),
+    "best_constant": ("Best constant answer", "the most that one grade for every picture reaches"),
+    "above_chance": ("Above chance", "the interval lies above chance"),
+    "reader_1": ("Reader I", ""),
+    "features": ("Known to the classifier", ""),
+    "zero_shot": ("Zero-shot", "no external label and no other external knowledge is used"),
+    "labels": ("External labels", "graded external pictures that are learnt from"),
+    "arm": ("Arm", "a model with one way of training it"),
+    "clip_only": ("Only CLIP right", "pictures that CLIP grades rightly and the baseline wrongly"),
+    "baseline_only": ("Only baseline right", "pictures that the baseline grades rightly and CLIP wrongly"),
+    "p_exact": ("p, exact", "McNemar's exact test on the discordant pictures"),
+    "p_mid": ("p, mid-p", "McNemar's mid-p test on the discordant pictures"),
+    "p_holm": ("p, Holm", "exact p corrected for the number of tests by Holm's method"),
+    "p_value": ("p", ""),
+    "difference": ("Difference", "paired: both on the same pictures"),
+    "by_image": ("Folds over pictures", ""),
+    "by_patient": ("Folds over patients", ""),
+    "implied_precision": ("Implied precision", "what sensitivity, specificity and counts imply"),
+    "implied_f1": ("Implied F1", "what sensitivity, specificity and counts imply"),
+    "corrected": ("In its source", "the accuracy that the cited source prints, where it was found"),
+    "wilson": ("Wilson's 95 % interval", "interval of a proportion of n independent pictures"),
+    "width_ratio": ("Width ratio", "printed interval width over that of n independent pictures"),
+    "n_of_width": ("n for this width", "independent pictures that give the printed width"),
+    "attainable": ("Attainable", "the sensitivity can be a whole number of n pictures"),
+    "share": ("Share of the grade", "what a random order of the pictures gives"),
+    "average_precision": ("Average precision", "area under the precision-recall curve of a query"),
+    "published": ("Published", ""),
+    "ours": ("This run", ""),
+    "item": ("Item", "where it is printed"),
+    "expected": ("Printed", ""),
+    "tolerance": ("Tolerance", "difference that rounding explains"),
+    "inference_ms": ("Inference time (ms)", ""),
+    "training_minutes": ("Training time (min)", ""),
+    "train_test_drop": ("Drop from training to test", ""),
+    "test_set": ("Test set", ""),
+    "option": ("Reading", "one way to read what the paper leaves open"),
+    "sd over seeds": ("SD over seeds", ""),
+}
+# Held as shares; a frame in per cent says so in its heads.
+SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",
+          "precision", "implied_precision", "implied_f1", "within_one", "corrected"}
+WHOLE = {"epochs", "n", "n_of_width", "folds", "pictures", "groups", "files", "labels"}
+# Codes that are no words: replaced wherever they stand.
+_CODES = {
+    "clip-as_printed": "CLIP as printed", "clip-our_protocol": "CLIP by our protocol", "clip-as_printed-patients": "CLIP as printed, folds over patients", "as_printed": "as printed", "our_protocol": "our protocol",
+    "phantom_a": "phantom cohort A", "phantom_b": "phantom cohort B", "oai_chen2018": "OAI (Chen 2018)", "gornale2020": "Gornale 2020",
+    "held_out": "held-out fold", "center_crop": "centre crop", "joint_crop": "joint crop", "match_train": "matched to training", "no_digits": "no digits",
+    "last_blocks": "last blocks", "full_image": "full image tower", "both_encoders": "both encoders", "jpm2026": "the paper",
+}
+# Words of a file that need another only where they are all that a cell says.
+_CELLS = {"train": "training part", "val": "validation part", "test": "test part", "external": "external cohort", "auto_test": "automatic crops", "queries": "short queries",
+          "corrected": "corrected numbers", "sd over seeds": "SD over seeds", "sd over folds": "SD over folds"}
+_CODE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})(?![\w/-]|\.\w)")
+_ITEM = re.compile(r"\b(table|figure)_(s?\d+)\b")
+
+
+def words(text):
+    """A text of a file with its codes replaced by what people call them, e.g. "clip-as_printed" by "CLIP as printed"."""
+    return _coded(_CELLS.get(text, text))
+
+
+def _coded(text):
+    text = _ITEM.sub(lambda found: f"{found[1].capitalize()} {found[2].upper()}", text)
+    return _CODE.sub(lambda found: _CODES[found[0]], text)
+
+
+def column(name, percent=False):
+    """Head of a column and, where the term is not obvious, what it means.
+
+    Parameters
+    ----------
+    name : str
+        As in the file, e.g. "macro_f1", "published_ci", "auc_kl_0".
+    percent : bool
+        Shares are held in per cent.
+
+    Returns
+    -------
+    (str, str)
+        Such as ("Macro-F1 (%)", "mean F1 of the five grades ...").
+    """
+    name = str(name)
+    if name in COLUMNS:
+        text, hint = COLUMNS[name]
+        return text + " (%)" * (percent and name in SHARES), hint
+    for before, said in (("published_", "Published {}"), ("external_", "External {}"), ("held-out ", "Held-out {}"), ("external ", "External {}"), ("n ", "{} (n)")):
+        rest = name.removeprefix(before)
+        if rest != name and (rest in COLUMNS or before == "n "):
+            text, hint = column(rest, percent) if rest in COLUMNS else (_capital(_coded(rest)), COLUMNS["n"][1])
+            return said.format(_small(text) if said.endswith("}") else text), hint
+    graded = re.fullmatch(r"(\w+)_kl_(\d)", name)
+    if graded:
+        text, hint = column(graded[1], percent)
+        return f"{text}, KL {graded[2]}", hint
+    counted = re.fullmatch(r"(\w+) (groups|files)", name)
+    return _capital(f"{_coded(counted[1])}: {counted[2]}" if counted else _coded(name).replace("_", " ")), ""
+
+
+def interval_column(name):
+    """Head of the joined columns "<name>_low" and "<name>_high"."""
+    if name in ("ci", "wilson", "published_ci"):
+        return column(name)[0]
+    return f"{column(name)[0]}, 95 % interval" if name else "95 % interval"
+
+
+def interval(study, *cohort_names):
+    """What the bootstrap intervals of a caption are: level, draws, and what is resampled in each cohort."""
+    from koa_lib import cohorts
+
+    patients = dict.fromkeys(cohorts.facts(name).group == "patient" for name in cohort_names)
+    units = {True: "whole patients", False: "groups of look-alike pictures (patients are not known: it may be too narrow)"}
+    return f"95 % interval: group bootstrap, {study.profile.draws:,} draws of {' or '.join(units[known] for known in patients)}"
+
+
+def _capital(text):
+    return text[:1].upper() + text[1:]
+
+
+def _small(text):
+    # "AUC" and "F1" stay as they are.
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text

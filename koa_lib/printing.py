@@ -1,0 +1,162 @@
+"""The report as one PDF: all pages joined into one document, printed by headless Chromium with bookmarks and page numbers."""
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from html import escape
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from koa_lib.errors import StudyError
+
+__all__ = ["chromium", "print_report"]
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+MINUTES = 8
+# Headings make the bookmarks; the margins carry the banner and the page number.
+_HEAD = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{title}</title>
+{styles}<style>
+@page {{ @top-center {{ content: {banner}; font: 8pt sans-serif; color: #5c4400; }} @bottom-left {{ content: {title_text}; font: 8pt sans-serif; }}
+  @bottom-right {{ content: counter(page) " / " counter(pages); font: 8pt sans-serif; }} }}
+.koa-page {{ break-before: page; }} .koa-page:first-of-type {{ break-before: auto; }}
+</style></head><body><main class="bd-main"><div class="bd-content"><div class="bd-article-container">"""
+_NOTE = ("<p>Printed from the pages of this report. The code of the notebooks is left out; it stands, folded, in the HTML pages. "
+         "Tables are also in the folder <code>tables</code> as CSV, figures in <code>figures</code> as PNG and SVG.</p>")
+
+
+def print_report(run_dir):
+    """Print the HTML report of a run.
+
+    Parameters
+    ----------
+    run_dir : Path
+        A run folder with built pages in `html/`.
+
+    Returns
+    -------
+    Path
+        `run_dir/koa-clip-<run>.pdf`: A4, tagged, one bookmark for each heading, links between pages kept inside.
+
+    Raises
+    ------
+    StudyError
+        No pages, no Chromium, or Chromium failed.
+    """
+    run_dir = Path(run_dir).resolve()
+    html, target = run_dir / "html", run_dir / f"koa-clip-{run_dir.name}.pdf"
+    if not (html / "index.html").is_file():
+        raise StudyError(f"{html} holds no report. Run 'make reproduce' with this profile first.")
+    program = chromium()
+    # In the folder of the pages, so that style sheets are found; hidden, so that nobody takes it for a page.
+    joined = html / f".print-{os.getpid()}.html"
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        joined.write_text(join(html), encoding="utf-8")
+        _print(program, joined, partial)
+        _finish(partial, target)
+    finally:
+        joined.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def chromium():
+    """The path of the browser; StudyError when there is none."""
+    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if not found:
+        raise StudyError("The PDF is printed by Chromium, which is not installed. On Debian: apt-get install chromium.")
+    return found
+
+
+def join(html):
+    """All pages of a folder as one HTML document, in the order of the navigation; the first gets the run's banner.
+
+    Ids get the page's name in front, links between pages become links to these ids, links to other files become plain text.
+    """
+    from bs4 import BeautifulSoup
+
+    index = BeautifulSoup((html / "index.html").read_text(encoding="utf-8"), "html.parser")
+    banner = index.select_one(".bd-header-announcement__content")
+    banner = banner.get_text(" ", strip=True) if banner else ""
+    title = index.title.get_text(strip=True).split(" — ")[-1]
+    styles = "".join(str(link) for link in index.select('link[rel="stylesheet"]'))
+    pages = [html / "index.html", *_in_order(index, html)]
+    parts = [_HEAD.format(title=escape(title), title_text=_quoted(title), banner=_quoted(banner), styles=styles)]
+    for path in pages:
+        parts.append(_article(path, pages, html, banner if path == pages[0] else ""))
+    return "".join(parts) + "</div></div></main></body></html>"
+
+
+def _in_order(index, html):
+    addresses = [link["href"].split("#")[0] for link in index.select(".bd-docs-nav a.internal[href]")]
+    return [html / address for address in dict.fromkeys(addresses) if address]
+
+
+def _quoted(text):
+    return '"' + text.replace("\\", "").replace('"', "'") + '"'
+
+
+def _article(path, pages, html, banner):
+    from bs4 import BeautifulSoup
+
+    article = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select_one("article.bd-article")
+    for node in article.select("script, details.hide, a.headerlink"):
+        node.decompose()
+    name = _name(path, html)
+    for node in article.select("[id]"):
+        node["id"] = f"{name}--{node['id']}"
+    for attribute in ("aria-labelledby", "aria-describedby", "for", "headers"):
+        for node in article.select(f"[{attribute}]"):
+            node[attribute] = " ".join(f"{name}--{word}" for word in node.get_attribute_list(attribute))
+    for link in article.select("a[href]"):
+        _redirect(link, path, pages, html)
+    for node in article.select("details"):
+        node["open"] = ""
+    if banner:
+        article.h1.insert_after(BeautifulSoup(f'<p class="koa-printed-banner"><strong>{escape(banner)}</strong></p>{_NOTE}', "html.parser"))
+    return f'<article class="bd-article koa-page" id="{name}">{article.decode_contents()}</article>'
+
+
+def _name(path, html):
+    return path.relative_to(html).with_suffix("").as_posix().replace("/", "-")
+
+
+def _redirect(link, path, pages, html):
+    parts = urlsplit(link["href"])
+    if parts.scheme or parts.netloc:
+        return
+    target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+    if target in pages:
+        link["href"] = f"#{_name(target, html)}" + (f"--{unquote(parts.fragment)}" if parts.fragment else "")
+    else:
+        link.unwrap()
+
+
+def _print(program, page, target):
+    options = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
+               "--generate-pdf-document-outline", "--export-tagged-pdf", "--no-pdf-header-footer", f"--print-to-pdf={target}"]
+    with tempfile.TemporaryDirectory() as profile:
+        # As root, as in a container, Chromium starts only without its sandbox; the pages are our own.
+        command = [program, *options, *["--no-sandbox"] * (os.geteuid() == 0), f"--user-data-dir={profile}", page.as_uri()]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
+        except subprocess.TimeoutExpired:
+            raise StudyError(f"Chromium did not print the report within {MINUTES} minutes. Close other programs and try again.") from None
+    if not target.is_file() or not target.stat().st_size:
+        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise StudyError(f"Chromium could not print the report (exit code {done.returncode}): {last}")
+
+
+def _finish(partial, target):
+    """Open with the bookmarks in sight, folded to one per page; name the author, not the machine's program."""
+    from pypdf import PdfWriter
+    from pypdf.generic import NameObject
+
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it counts the objects of Chromium's files otherwise, and says so
+    writer = PdfWriter(clone_from=partial)
+    writer.root_object[NameObject("/PageMode")] = NameObject("/UseOutlines")
+    writer.add_metadata({"/Author": "the koa-clip authors", "/Subject": "Knee osteoarthritis graded with CLIP: the report of a run"})
+    writer.write(partial)
+    os.replace(partial, target)

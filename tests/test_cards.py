@@ -1,0 +1,132 @@
+"""Model card, data cards and the front page's verdict: every number comes from a file of the run."""
+
+import hashlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn.metrics import cohen_kappa_score
+
+from koa_lib import cards, cohorts, frontpage, provenance
+
+MODEL = "clip-as_printed"
+
+
+def predict(manifest, right):
+    """Predictions that are right for the first `right` pictures and one grade off for the others."""
+    grades = manifest["kl_grade"].to_numpy()
+    told = np.where(np.arange(len(grades)) < right, grades, (grades + 1) % 5)
+    return pd.DataFrame(0.8 * np.eye(5)[told] + 0.04, columns=[f"p{k}" for k in range(5)]).assign(image_id=manifest["image_id"])[["image_id", "p0", "p1", "p2", "p3", "p4"]], told
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cohort_a, cohort_b):
+    """A run of two phantom cohorts with predictions of known quality."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    for name in ("predictions", "tables", "history", "checkpoints/clip-as_printed__fold2__seed42"):
+        (folder / name).mkdir(parents=True)
+    files = {}
+    for (source, manifest), name, split in ((cohort_a, "phantom_a", "held_out"), (cohort_b, "phantom_b", "external")):
+        (folder / "data" / name).mkdir(parents=True)
+        (folder / "data" / name / "manifest.csv").write_bytes((source / "manifest.csv").read_bytes())
+        files[f"{name}-{split}"] = f"{MODEL}__{name}-{split}__stretch-none__fold2__seed42.csv"
+        predict(manifest, len(manifest) // 2)[0].to_csv(folder / "predictions" / files[f"{name}-{split}"], index=False)
+    (folder / "primary.json").write_text(json.dumps(files))
+    (folder / "data.json").write_text(json.dumps({role: {"hash": "ab12", "pictures": 7, "re_encoded": 3} for role in ("training", "external")}))
+    (folder / "inputs.yaml").write_text(yaml.safe_dump({"profile": "smoke", "seed": 42, "data": "", "external": "", "synthetic": True}))
+    (folder / "checkpoints" / "clip-as_printed__fold2__seed42" / "state.safetensors").write_bytes(b"weights")
+    (folder / "checkpoints" / "clip-as_printed__fold2__seed42.json").write_text(json.dumps({"key": {"weights": "random"}, "seconds": 12.0}))
+    (folder / "tables" / "findings.csv").write_text("finding,cohort,groups,files,detail\nequal pixels,phantom_b,4,9,copies\ncolour pictures,phantom_b,0,0,none\n")
+    (folder / "history" / f"{MODEL}.csv").write_text(f"model,fold,epoch,part,loss,accuracy\n{MODEL},1,1,train,1.5,0.3\n{MODEL},1,2,train,1.25,0.4\n{MODEL},1,2,held_out,9,0.4\n")
+    return provenance.Run.read(folder, {})
+
+
+def test_results_of_the_card_are_those_of_the_predictions(run, cohort_a):
+    manifest = cohort_a[1]
+    part = next(row for row in cards.measured(run) if row["role"] == "unseen")
+    told = predict(manifest, len(manifest) // 2)[1]
+    assert part["values"]["accuracy"][0] == f"{(told == manifest['kl_grade']).mean():.3f}" and (part["pictures"], part["groups"]) == (24, 12)
+    assert part["values"]["qwk"][0] == f"{cohen_kappa_score(manifest['kl_grade'], told, weights='quadratic'):.3f}"
+    low, high = map(float, part["values"]["accuracy"][1].split(" to "))
+    assert low < float(part["values"]["accuracy"][0]) < high
+
+
+def test_external_results_stand_on_each_set_once(run, cohort_b):
+    parts = [row for row in cards.measured(run) if row["role"] == "external"]
+    sizes = [row["pictures"] for row in parts]
+    assert [row["part"].split(", ")[-1] for row in parts] == ["raw", "deduplicated", "single knee"]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == len(cohort_b[1]) > sizes[2]
+
+
+def test_model_card_names_weights_and_training(run):
+    card = cards.model_card(run, cards.measured(run))
+    digests = dict((what, digest) for what, _, digest in card["weights"])
+    assert digests == {"Start weights": "random", "Trained weights of the main model": hashlib.sha256(b"weights").hexdigest()}
+    assert dict(card["training"])["Training loss at the end"] == "1.250" and dict(card["recipe"])["Learning rate"] == "0.0001"
+    assert dict(card["details"])["Licence of the training pictures"] == "MIT" and card["grades"] == []
+
+
+def test_data_cards_count_what_the_manifests_list(run, cohort_a):
+    found = {card["name"]: card for card in cards.data_cards(run)}
+    assert list(found) == ["phantom_a", "phantom_b", "oai_chen2018", "gornale2020"]
+    assert found["phantom_a"]["drawn"] and found["phantom_a"]["read"] and not found["gornale2020"]["drawn"]
+    assert sum(int(total) for *_, total in found["phantom_a"]["counts"]) == len(cohort_a[1])
+    for name in cards.PUBLISHED:
+        counts = [tuple(int(n.replace(",", "")) for n in row) for _, row, _ in found[name]["counts"]]
+        assert counts == list(cohorts.facts(name).counts.values())
+        assert dict(found[name]["facts"])["DOI"] == cohorts.facts(name).doi
+    assert dict(found["phantom_b"]["facts"])["Read in this run"].startswith("7 pictures, data hash ab12")
+
+
+def test_data_cards_tell_known_problems(run):
+    found = {card["name"]: card for card in cards.data_cards(run)}
+    assert [(row["finding"], row["files"]) for row in found["phantom_b"]["problems"]] == [("equal pixels", "9")] and found["phantom_b"]["clean"] == ["colour pictures"]
+    listed = {row["finding"]: int(row["groups"]) for row in found["gornale2020"]["problems"]}
+    # Counted by a public notebook on the same set, see the deviations page (D4).
+    assert listed["equal pixels"] == 63 and listed["equal pixels under different grades"] == 3 and listed["two knees in one picture"] == 186 and listed["readers disagree"] == 11
+
+
+def test_a_run_without_predictions_has_cards_without_results(tmp_path):
+    (tmp_path / "inputs.yaml").write_text(yaml.safe_dump({"profile": "smoke", "seed": 1, "synthetic": True}))
+    empty = provenance.Run.read(tmp_path, {})
+    assert cards.measured(empty) == [] and cards.model_card(empty, [])["weights"] == []
+    assert [card["read"] for card in cards.data_cards(empty)] == [False, False]
+
+
+def row(verdict, reason="ours differs by -1", rule="within 3", **more):
+    base = {"source": "jpm2026", "item": "table_2", "row": "test", "metric": "accuracy", "unit": "percent", "published": "76.94", "ours": "75.5", "ci_low": "74", "ci_high": "77"}
+    return base | {"rule": rule, "verdict": verdict, "reason": reason} | more
+
+
+def written(run, rows):
+    pd.DataFrame(rows).to_csv(run.folder / "tables" / "scorecard.csv", index=False)
+    return frontpage.scores(run.folder)
+
+
+def test_the_verdict_of_a_replication_counts_and_holds_the_main_number(run):
+    other = row("not replicated", metric="macro_f1"), row("replicated", rule="same count as in the manifest", item="text", row="data", metric="train_images", unit="count")
+    rows = written(run, [row("replicated"), *other])
+    first, second, third = frontpage.verdict(run, rows, [], [])
+    assert "2 published results" in first and "1 replicated, 1 not replicated" in first
+    assert "75.50 % (95 % interval over runs 74.00 to 77.00)" in second and "76.94 % published: replicated" in second
+    assert third.startswith("Of 1 rows that need no model") and "1 replicated" in third
+
+
+def test_the_verdict_of_phantoms_says_what_is_not_shown(run):
+    rows = written(run, [row("not comparable", "synthetic phantoms; x"), row("not run", "no notebook", source="CLIP-KOA", item="abstract")])
+    sentences = frontpage.verdict(run, rows, cards.measured(run), [{"page": "a", "reason": ""}, {"page": None, "reason": "not run"}])
+    assert len(sentences) == 3 and "1 of 2 tables and figures" in sentences[0] and "(n = 24)" in sentences[1]
+    assert "1 not comparable, 1 not run" in sentences[2] and "synthetic phantoms" in sentences[2] and "replicated" not in " ".join(sentences)
+
+
+def test_the_scorecard_folds_without_losing_a_row(run):
+    rows = written(run, [row("not comparable"), row("replicated", rule="follows from the other printed numbers, within rounding", source="arithmetic", item="audit", row="sum", metric="", unit="", ours="12345.6"),
+                         row("not run", source="LumbarCLIP", item="abstract", row="best", metric="f1", ours="")])
+    parts = frontpage.sources(rows)
+    assert [len(members) for *_, members in parts] == [1, 1, 1] and len({anchor for anchor, *_ in parts}) == 3
+    assert [entry["label"] for entry in rows] == ["Table 2, test", "Sum", "Best"] and rows[1]["ours"] == "12,346" and rows[2]["ours"] == ""
+    assert frontpage.headlines(rows) == [rows[0]]
+    counted = frontpage.verdicts(rows)
+    assert sum(sum(counts) for _, counts in counted["rows"]) == 3 and counted["columns"] == ["replicated", "not comparable", "not run"]

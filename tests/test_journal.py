@@ -1,0 +1,68 @@
+"""The journal of a run: whole lines, half lines left out, no growth, and honest times."""
+
+import json
+import time
+
+import pytest
+
+from koa_lib import journal, provenance
+
+
+def line(step, seconds=1.0, status="built", notebook="01_a", moment="2026-01-02T03:04:05", **more):
+    return {"step": step, "status": status, "seconds": seconds, "reason": "r", "notebook": notebook, "time": moment, **more}
+
+
+def write(folder, *lines):
+    (folder / journal.FILE).write_text("".join(json.dumps(text) + "\n" for text in lines))
+
+
+def test_peak_memory_is_that_of_this_process(tmp_path):
+    ballast = bytearray(64 * 2**20)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    journal.append(tmp_path, "a", "built", 1, "r", "01_a")
+    (found,) = journal.read(tmp_path)
+    assert 64 < found["peak_mib"] < 10**6 and found["peak_mib"] == pytest.approx(journal.peak_mib(), rel=0.2)
+
+
+def test_half_a_line_spoils_neither_itself_nor_the_next(tmp_path):
+    write(tmp_path, line("a"))
+    with open(tmp_path / journal.FILE, "a") as file:
+        file.write('{"step": "half')
+    journal.append(tmp_path, "b", "built", 1, "r", "01_a")
+    assert [found["step"] for found in journal.read(tmp_path)] == ["a", "b"]
+
+
+def test_a_journal_that_is_not_there_is_empty(tmp_path):
+    assert journal.read(tmp_path) == []
+    journal.compact(tmp_path)
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_compacting_keeps_what_the_environment_page_shows(tmp_path):
+    lines = [line(f"s{k % 7}", k, "built" if k % 3 == 0 else "reused", moment=f"2026-01-02T03:04:{k:02d}") for k in range(50)]
+    write(tmp_path, *lines)
+    before = provenance.steps(tmp_path)
+    journal.compact(tmp_path)
+    once = (tmp_path / journal.FILE).read_bytes()
+    journal.compact(tmp_path)
+    assert len(journal.read(tmp_path)) <= 14 and (tmp_path / journal.FILE).read_bytes() == once
+    assert sorted(before, key=str) == sorted(provenance.steps(tmp_path), key=str)
+
+
+def test_whole_time_is_a_notebooks_own_and_that_of_what_it_built(tmp_path):
+    lines = [line("features/x", 8, nested=True), line("checkpoints/x", 20), line("checkpoints/y", 5, notebook="02_b"), line("checkpoints/x", 20, "reused"),
+             line("checkpoints/y", 5, "reused"), line("01_a", 24, own=4.0)]
+    assert journal.whole(lines, "01_a") == 24 and journal.whole(lines, "02_b") is None
+    assert journal.whole([*lines[:-1], line("01_a", 24)], "01_a") == 24  # of an older journal
+
+
+def test_since_a_moment(tmp_path):
+    journal.append(tmp_path, "new", "built", 1, "r", "01_a")
+    lines = [line("old"), *journal.read(tmp_path)]
+    assert [found["step"] for found in journal.since(lines, time.time() - 60)] == ["new"]
+
+
+@pytest.mark.parametrize("text, moment", [("", None), ("soon", None), ("1700000000", 1.7e9)])
+def test_when_make_began(monkeypatch, text, moment):
+    monkeypatch.setenv(journal.STARTED, text)
+    assert journal.started() == moment

@@ -1,0 +1,45 @@
+"""What the first notebook shows is true: the typical knees have their grades, the bars are the model's, the drawings draw."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from koa_lib import findings, model, primer
+from koa_lib.datasets import to_tensor
+from koa_lib.errors import StudyError
+
+
+def test_typical_knees_have_their_grades_and_get_worse():
+    typical = primer.typical_findings()
+    assert [findings.kl_grade(found) for found in typical] == [0, 1, 2, 3, 4]
+    assert all(np.diff([found.osteophytes for found in typical]) > 0) and all(np.diff([found.jsn for found in typical]) > 0)
+
+
+def test_drawn_knee_is_the_same_person_and_narrows_at_the_inner_side():
+    typical = primer.typical_findings()
+    healthy, severe = (primer.draw(typical[grade]) for grade in (0, 4))
+    assert healthy.shape == (200, 200) and np.array_equal(healthy, primer.draw(typical[0]))
+    x, y = (np.array(primer.VIEW.centre) + primer.VIEW.unit * np.array((-0.6, -0.07))).astype(int)
+    assert severe[y - 3 : y + 4, x - 8 : x + 9].mean() > healthy[y - 3 : y + 4, x - 8 : x + 9].mean() + 0.1  # bone where the gap was
+
+
+def test_compared_gives_cosines_and_the_softmax_of_the_scaled_ones():
+    clip, _, tokenizer = model.load_clip("koa-tiny", seed=0)
+    grader = model.ClipGrader(clip, tokenizer, "adapter", "as_printed").eval()
+    picture = np.random.default_rng(0).integers(0, 256, (112, 112)).astype(np.uint8)
+    table = primer.compared({"a": grader}, picture, TINY.normalisation)
+    with torch.no_grad():
+        expected = grader(to_tensor(picture[None], TINY.normalisation)).softmax(-1)[0].numpy()
+    assert table["probability"].to_numpy() == pytest.approx(expected, abs=1e-6) and table["cosine"].abs().max() <= 1
+    scaled = np.exp(grader.scale.item() * table["cosine"].to_numpy())
+    assert table["probability"].to_numpy() == pytest.approx(scaled / scaled.sum(), abs=1e-5)
+
+
+def test_drawings_cope_with_missing_grades_and_cohorts():
+    answers = {"before": np.full((3, 5), 0.2), "after": np.eye(5)[:3]}
+    primer.change(np.array([0, 1, 1]), answers)
+    primer.cohorts({"a": {0: np.zeros((20, 40)), 4: np.ones((20, 20))}})
+    primer.roles(("a", 10), 0, 1, None)
+    with pytest.raises(StudyError, match="nothing to train on"):
+        primer.roles(("a", 10), 1, 1, None)

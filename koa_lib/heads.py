@@ -170,12 +170,12 @@ def train(model, fit, select, settings, kind, weight_decay, seed):
     Returns
     -------
     DataFrame
-        epoch, loss, floor (means over the epoch's batches, nats), qwk (inner part).
+        epoch, batch (pictures), loss, floor (means over the epoch's batches, nats), qwk (inner part).
     """
     _check(fit, "fit")
     _check(select, "select")
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=weight_decay, fused=True)
     features, grades = _all(fit, device_of(model))
     batch = min(settings.batch, len(grades))
     steps = settings.epochs * (len(grades) // batch)
@@ -186,11 +186,11 @@ def train(model, fit, select, settings, kind, weight_decay, seed):
         batches = torch.randperm(len(grades), generator=generator)[: len(grades) // batch * batch].split(batch)
         values = [_update(model, features[chosen], grades[chosen], kind, optimiser, schedule) for chosen in batches]
         kappa = _kappa(model, select)
-        rows.append((epoch, *np.mean(values, axis=0), kappa))
+        rows.append((epoch, batch, *np.mean(values, axis=0), kappa))
         if kappa > best[0]:
             best = (kappa, copy.deepcopy(model.state_dict()))
     model.load_state_dict(best[1] or model.state_dict())
-    return pd.DataFrame(rows, columns=["epoch", "loss", "floor", "qwk"])
+    return pd.DataFrame(rows, columns=["epoch", "batch", "loss", "floor", "qwk"])
 
 
 def _check(part, role):
@@ -199,7 +199,7 @@ def _check(part, role):
 
 
 def _all(part, device):
-    return part.batch(np.arange(len(part))).to(device), torch.as_tensor(part.grades, device=device)
+    return part.batch(np.arange(len(part))).to(device), torch.tensor(part.grades, device=device)
 
 
 def _update(model, features, grades, kind, optimiser, schedule):

@@ -183,7 +183,7 @@ def grid_chart(table, grades):
     """
     if table.empty:
         return message("This profile runs none of the encoders.")
-    figure, axes = canvas(2.9, ncols=table["encoder"].nunique(), sharey=True, squeeze=False)
+    figure, axes = canvas(2.9, ncols=table["encoder"].nunique(), sharex=True, sharey=True, squeeze=False)
     constant = best_constant(grades)["accuracy"]
     for axis, (encoder, rows) in zip(axes[0], table.groupby("encoder", sort=False), strict=True):
         for colour, (head, found) in zip(PLAIN_COLOURS, rows.groupby("head", sort=False), strict=False):
@@ -227,12 +227,13 @@ def loss_chart(trained):
     figure, axes = canvas(3.3, ncols=len(LOSSES), sharey=True)
     names = list(dict.fromkeys(run.encoder.name for run in trained))
     for axis, loss in zip(axes, LOSSES, strict=True):
-        for run in trained:
-            if run.loss == loss and run.seed == trained[0].seed:
-                colour, rows = PLAIN_COLOURS[names.index(run.encoder.name)], run.history
-                mark = "o" if len(rows) < 3 else None
-                axis.plot(rows["epoch"], rows["loss"], _LOOK[run.head][1], color=colour, marker=mark, markersize=3, lw=1.3, label=f"{run.encoder.name}, {run.head}")
-                axis.plot(rows["epoch"], rows["floor"], ":", color=INK, lw=1, marker=mark, markersize=2, label="floor: lowest possible")
+        runs = [run for run in trained if run.loss == loss and run.seed == trained[0].seed]
+        mark = "o" if len(runs[0].history) < 3 else None
+        for run in runs:
+            colour = PLAIN_COLOURS[names.index(run.encoder.name)]
+            axis.plot(run.history["epoch"], run.history["loss"], _LOOK[run.head][1], color=colour, marker=mark, markersize=3, lw=1.3, label=f"{run.encoder.name}, {run.head}")
+        for run in runs:
+            axis.plot(run.history["epoch"], run.history["floor"], ":", color=INK, lw=1, marker=mark, markersize=2, label="floor: lowest possible")
         axis.axhline(chance_loss(trained[0].history["batch"][0]), color=INK, ls="-.", lw=0.8, label="every text equally likely")
         axis.set(title=loss, xlabel="epoch")
         axis.grid(alpha=0.25)

@@ -16,7 +16,7 @@ from koa_lib import encoders, manifests, predictions, splits, texts, training
 from koa_lib.device import compute_device, device_of
 from koa_lib.errors import StudyError
 from koa_lib.grades import prompts
-from koa_lib.losses import target_matrix
+from koa_lib.losses import batch_targets, similarity_targets, soft_clip, soft_clip_floor
 from koa_lib.metrics import confusion, from_confusion
 from koa_lib.settings import Encoder
 from koa_lib.sources import Features
@@ -27,64 +27,6 @@ DIMENSIONS = 256  # of the common space; the paper prints none, public code of t
 TEMPERATURE = 0.07  # at the start, as in CLIP
 LARGEST_SCALE = 100  # as in CLIP
 CODE = ("heads", "losses", "splits", "sources", "metrics")
-
-
-# ---- losses ----
-
-
-def soft_clip(image_embeddings, text_embeddings, scale, targets):
-    """Soft CLIP loss (METHODS 2.1), in nats: ``1/2 [CE(Q, L) + CE(Q^T, L^T)]`` with ``L = scale * I T^T``.
-
-    Parameters
-    ----------
-    image_embeddings, text_embeddings : unit vectors (n, d)
-    scale : float
-        Inverse temperature.
-    targets : tensor (n, n)
-        Q: how much of picture i's target is text j; rows sum to one.
-    """
-    logits = scale * image_embeddings @ text_embeddings.T
-    forward = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
-    backward = -(targets.T * F.log_softmax(logits.T, dim=1)).sum(dim=1).mean()
-    return (forward + backward) / 2
-
-
-def batch_targets(grades, kind):
-    """Targets (n, n) of a batch from its grades (n,): equal shares for texts of the same grade ('hard'), or falling with distance ('ordinal')."""
-    shares = target_matrix(kind).to(grades.device)[grades][:, grades]
-    return shares / shares.sum(dim=1, keepdim=True)
-
-
-def similarity_targets(image_embeddings, text_embeddings, scale):
-    """Targets (n, n) from how alike the pictures, and the texts, of a batch are: ``softmax(scale / 2 * (I I^T + T T^T))``.
-
-    The logits' own temperature is used and no gradient flows through the targets (our reading).
-    """
-    alike = image_embeddings @ image_embeddings.T + text_embeddings @ text_embeddings.T
-    return (scale / 2 * alike).softmax(dim=1).detach()
-
-
-def soft_clip_floor(targets, captions):
-    """What `soft_clip` cannot undercut for these targets, in nats, when pictures with equal captions share one text embedding.
-
-    Logits of equal texts are equal, so the best guess spreads a caption's share of the target evenly over its texts; the other way round the best
-    guess for a caption is the mean of its texts' targets.
-
-    Parameters
-    ----------
-    targets : tensor (n, n)
-    captions : int tensor (n,)
-        Number of each picture's caption.
-    """
-    member = F.one_hot(captions).to(targets)
-    member = member[:, member.sum(dim=0) > 0]
-    shares = targets @ member  # of each caption in a picture's target, (n, captions)
-    forward = -torch.xlogy(shares, shares / member.sum(dim=0)).sum()
-    backward = -torch.xlogy(shares, shares / shares.sum(dim=0)).sum()
-    return (forward + backward) / (2 * len(targets))
-
-
-# ---- heads ----
 
 
 def head(kind, width):
@@ -153,9 +95,6 @@ def loss_and_floor(model, features, grades, kind):
     return soft_clip(images, captions, model.scale, targets), soft_clip_floor(targets, grades)
 
 
-# ---- training ----
-
-
 def train(model, fit, select, settings, kind, weight_decay, seed):
     """Train the heads and keep the epoch that the inner part likes best (quadratic kappa).
 
@@ -221,9 +160,6 @@ def probabilities(model, part):
 
 def _kappa(model, part):
     return float(from_confusion(confusion(part.grades, probabilities(model, part).argmax(1)))["qwk"])
-
-
-# ---- the grid ----
 
 
 @dataclass(frozen=True)

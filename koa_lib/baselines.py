@@ -61,7 +61,7 @@ def create(name, image_size, width, weights=None):
 
 
 def _size_options(name, image_size):
-    return {"img_size": image_size} if name.startswith("vit") else {}
+    return {"img_size": image_size} if name.startswith(("vit", "swin")) else {}
 
 
 def _width_options(name, width):
@@ -71,9 +71,11 @@ def _width_options(name, width):
         return {"channels": tuple(round(c * width) for c in (64, 128, 256, 512))}
     if name.startswith("vit_base"):
         return {"embed_dim": round(768 * width), "num_heads": max(1, round(12 * width))}
+    if name.startswith("swin_tiny"):
+        return {"embed_dim": round(96 * width), "num_heads": tuple(max(1, round(heads * width)) for heads in (3, 6, 12, 24))}
     if name.startswith("mobilenetv1"):
         return {"channel_multiplier": width}
-    raise StudyError(f"Baseline '{name}' can't be built with width {width}: use width 1.0, vgg19_bn, a ResNet, vit_base or mobilenetv1.")
+    raise StudyError(f"Baseline '{name}' can't be built with width {width}: use width 1.0, vgg19_bn, a ResNet, vit_base, swin_tiny or mobilenetv1.")
 
 
 def described(spec):

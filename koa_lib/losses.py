@@ -39,12 +39,60 @@ def symmetric_infonce(image_embeddings, text_embeddings, scale, same=None):
     same : bool tensor (n, n), optional
         Pairs that carry the same text: they share the target instead of being negatives (UniCL form).
     """
+    same = torch.eye(len(image_embeddings), dtype=torch.bool, device=image_embeddings.device) if same is None else same
+    return soft_clip(image_embeddings, text_embeddings, scale, same.float() / same.sum(dim=1, keepdim=True))
+
+
+def soft_clip(image_embeddings, text_embeddings, scale, targets):
+    """Soft CLIP loss (METHODS 2.1), in nats: ``1/2 [CE(Q, L) + CE(Q^T, L^T)]`` with ``L = scale * I T^T``.
+
+    Parameters
+    ----------
+    image_embeddings, text_embeddings : unit vectors (n, d)
+    scale : float
+        Inverse temperature.
+    targets : tensor (n, n)
+        Q: how much of picture i's target is text j; rows sum to one.
+    """
     logits = scale * image_embeddings @ text_embeddings.T
-    same = torch.eye(len(logits), dtype=torch.bool) if same is None else same
-    targets = same.float() / same.sum(dim=1, keepdim=True)
     forward = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
     backward = -(targets.T * F.log_softmax(logits.T, dim=1)).sum(dim=1).mean()
     return (forward + backward) / 2
+
+
+def batch_targets(grades, kind):
+    """Targets (n, n) of a batch from its grades (n,): equal shares for texts of the same grade ('hard'), or falling with distance ('ordinal')."""
+    shares = target_matrix(kind).to(grades.device)[grades][:, grades]
+    return shares / shares.sum(dim=1, keepdim=True)
+
+
+def similarity_targets(image_embeddings, text_embeddings, scale):
+    """Targets (n, n) from how alike the pictures, and the texts, of a batch are: ``softmax(scale / 2 * (I I^T + T T^T))``.
+
+    The logits' own temperature is used and no gradient flows through the targets (our reading).
+    """
+    alike = image_embeddings @ image_embeddings.T + text_embeddings @ text_embeddings.T
+    return (scale / 2 * alike).softmax(dim=1).detach()
+
+
+def soft_clip_floor(targets, captions):
+    """What `soft_clip` cannot undercut for these targets, in nats, when pictures with equal captions share one text embedding.
+
+    Logits of equal texts are equal, so the best guess spreads a caption's share of the target evenly over its texts; the other way round the best
+    guess for a caption is the mean of its texts' targets.
+
+    Parameters
+    ----------
+    targets : tensor (n, n)
+    captions : int tensor (n,)
+        Number of each picture's caption.
+    """
+    member = F.one_hot(captions).to(targets)
+    member = member[:, member.sum(dim=0) > 0]
+    shares = targets @ member  # of each caption in a picture's target, (n, captions)
+    forward = -torch.xlogy(shares, shares / member.sum(dim=0)).sum()
+    backward = -torch.xlogy(shares, shares / shares.sum(dim=0)).sum()
+    return (forward + backward) / (2 * len(targets))
 
 
 def training_loss(grader, features, grades, targets, kind):

@@ -105,11 +105,10 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Heads:
-    """Notebook 09: LumbarCLIP's grid of frozen encoders, projection heads and losses; `tower_epochs` warm up an encoder without published weights."""
+    """Notebook 09: LumbarCLIP's grid of frozen encoders, projection heads and losses; `text` is a BERT of `texts.BERTS`."""
 
     encoders: tuple[Encoder, ...]
     text: str
-    tower_epochs: int
     epochs: int
     batch: int
     learning_rate: float

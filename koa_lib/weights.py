@@ -14,6 +14,7 @@ CONFIGS = ("model.json", "open_clip_config.json")
 CLIP_TAG = "openai"
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
 FILES = ("model.safetensors",)
+BERT_FILES = ("pytorch_model.bin", "vocab.txt")
 SECONDS = 10  # to wait for the hub's first answer
 
 
@@ -56,6 +57,19 @@ def network(name, given=""):
             return found[0]
         raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, FILES)}")
     return _from_hub(name, page, FILES)
+
+
+def bert(name, given=""):
+    """The folder with the weights and the vocabulary of a BERT of `texts.BERTS`, likewise."""
+    from koa_lib.texts import BERTS
+
+    page = BERTS[name].page
+    if given:
+        folder = Path(given) / name
+        if (folder / BERT_FILES[1]).is_file() and any(path.suffix in SUFFIXES for path in folder.iterdir()):
+            return folder
+        raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, BERT_FILES)}")
+    return [_from_hub(name, page, (file, *BERT_FILES)).parent for file in BERT_FILES][0]
 
 
 def needed(settings):

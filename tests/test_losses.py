@@ -90,3 +90,122 @@ def test_gradient_of_cross_entropy(kind):
     # The loss is computed in float32, so the numeric gradient takes larger steps.
     logits, grades = drawn(0, 6, 5).requires_grad_(), torch.arange(6) % 5
     assert torch.autograd.gradcheck(lambda z: losses.prototype_cross_entropy(z, grades, losses.target_matrix(kind)).double(), (logits,), eps=1e-2, atol=1e-3)
+
+
+def unit(seed, n, d=6):
+    return F.normalize(drawn(seed, n, d), dim=-1)
+
+
+def batch_of(seed, n, d=6):
+    """Pictures, their grades' texts (equal grades share one) and the grades of a random batch."""
+    grades = torch.as_tensor(np.random.default_rng(seed).integers(0, 5, n))
+    return unit(seed, n, d), unit(seed + 1, 5, d)[grades], grades
+
+
+def targets_of(kind, images, texts, grades, scale):
+    return losses.similarity_targets(images, texts, scale) if kind == "similarity" else losses.batch_targets(grades, kind).double()
+
+
+KINDS = ("similarity", "hard", "ordinal")
+
+
+def test_soft_clip_of_two_pairs_by_hand():
+    # Logits ((2, 0), (0, 2)); targets ((0.75, 0.25), (0.5, 0.5)): -log softmax is a = ln(1 + e^-2) on the diagonal, a + 2 beside it.
+    corners, a = torch.eye(2, dtype=torch.float64), math.log1p(math.exp(-2))
+    targets = torch.tensor([[0.75, 0.25], [0.5, 0.5]], dtype=torch.float64)
+    forward = ((0.75 * a + 0.25 * (a + 2)) + (0.5 * (a + 2) + 0.5 * a)) / 2
+    backward = ((0.75 * a + 0.5 * (a + 2)) + (0.25 * (a + 2) + 0.5 * a)) / 2
+    assert losses.soft_clip(corners, corners, 2.0, targets).item() == pytest.approx((forward + backward) / 2)
+
+
+def test_targets_of_a_batch_by_hand():
+    grades, e = torch.tensor([0, 0, 2]), math.exp(-4)
+    assert np.allclose(losses.batch_targets(grades, "hard"), [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    near, far = 1 / (2 + e), 1 / (1 + 2 * e)  # two grades apart weigh exp(-2 / 0.5)
+    assert np.allclose(losses.batch_targets(grades, "ordinal"), [[near, near, e * near], [near, near, e * near], [e * far, e * far, far]], atol=1e-6)
+    pictures, texts = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    own = math.exp(2) / (math.exp(2) + math.exp(1))  # scale 2: alike 1 + 1 with itself, 0 + 1 with the other, halved
+    assert np.allclose(losses.similarity_targets(pictures, texts, 2.0), [[own, 1 - own], [1 - own, own]], atol=1e-6)
+
+
+@many
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 9), scale=st.floats(1, 50))
+def test_soft_clip_with_one_hot_targets_is_infonce_and_with_equal_shares_label_aware(seed, n, scale):
+    images, texts, grades = batch_of(seed, n)
+    one_hot = losses.soft_clip(images, texts, scale, torch.eye(n, dtype=torch.float64)).item()
+    assert one_hot == pytest.approx(plain_infonce(images.numpy(), texts.numpy(), scale, np.eye(n, dtype=bool)), rel=1e-6, abs=1e-6)
+    same = grades[:, None] == grades
+    shared = losses.soft_clip(images, texts, scale, losses.batch_targets(grades, "hard").double()).item()
+    assert shared == pytest.approx(plain_infonce(images.numpy(), texts.numpy(), scale, same.numpy()), rel=1e-5, abs=1e-6)
+    assert shared == pytest.approx(losses.symmetric_infonce(images, texts, scale, same).item(), rel=1e-5, abs=1e-6)
+
+
+@many
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 12), scale=st.floats(1, 50))
+def test_with_one_text_per_grade_label_aware_is_diagonal_infonce(seed, n, scale):
+    images, texts, grades = batch_of(seed, n)
+    aware = losses.soft_clip(images, texts, scale, losses.batch_targets(grades, "hard").double()).item()
+    assert aware == pytest.approx(losses.symmetric_infonce(images, texts, scale).item(), rel=1e-5, abs=1e-6)
+
+
+@many
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 12), kind=st.sampled_from(KINDS))
+def test_the_order_of_a_batch_does_not_matter(seed, n, kind):
+    images, texts, grades = batch_of(seed, n)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    values = []
+    for chosen in (torch.arange(n), order):
+        picked = (images[chosen], texts[chosen], grades[chosen])
+        targets = targets_of(kind, *picked, 8.0)
+        values.append((losses.soft_clip(*picked[:2], 8.0, targets).item(), losses.soft_clip_floor(targets, picked[2]).item()))
+    assert values[0] == pytest.approx(values[1])
+
+
+@many
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 16), scale=st.floats(0.5, 100), kind=st.sampled_from(KINDS))
+def test_no_batch_undercuts_the_floor_of_its_targets(seed, n, scale, kind):
+    images, texts, grades = batch_of(seed, n)
+    targets = targets_of(kind, images, texts, grades, scale)
+    assert losses.soft_clip(images, texts, scale, targets).item() >= losses.soft_clip_floor(targets, grades).item() - 1e-5
+
+
+def test_the_floor_by_hand():
+    grades = torch.tensor([0, 0, 4])
+    assert losses.soft_clip_floor(losses.batch_targets(grades, "hard"), grades).item() == pytest.approx(2 / 3 * math.log(2))  # two of three have a twin
+    apart = torch.arange(5)
+    assert losses.soft_clip_floor(losses.batch_targets(apart, "hard"), apart).item() == pytest.approx(0, abs=1e-6)
+    halves = torch.full((2, 2), 0.5)
+    assert losses.soft_clip_floor(halves, torch.tensor([0, 1])).item() == pytest.approx(math.log(2))  # no caption repeats: the entropy of the targets
+
+
+@pytest.mark.parametrize("kind, scale", [("hard", 100.0), ("ordinal", 100.0)])
+def test_a_perfect_model_attains_the_floor(kind, scale):
+    # Texts are corners; each picture lies so that its logits are the logarithms of its targets, up to a constant (the rest of its length in a direction of its own).
+    grades = torch.tensor([0, 0, 0, 1, 2, 2, 3, 4, 4, 1])
+    targets, texts = losses.batch_targets(grades, kind).double(), torch.eye(6, dtype=torch.float64)[:5]
+    wanted = torch.stack([targets[:, (grades == grade).nonzero()[0, 0]] for grade in range(5)], dim=1).clamp(min=1e-12).log() / scale + 0.1
+    images = torch.cat([wanted, (1 - (wanted**2).sum(1, keepdim=True)).sqrt()], dim=1)
+    assert torch.allclose(images.norm(dim=1), torch.ones(10, dtype=torch.float64))
+    assert losses.soft_clip(images, texts[grades], scale, targets).item() == pytest.approx(losses.soft_clip_floor(targets, grades).item(), abs=1e-4)
+
+
+def test_the_label_aware_floor_is_the_expected_one_of_infonce():
+    from koa_lib.arithmetic import infonce_floor
+
+    priors, generator = np.array([0.4, 0.2, 0.25, 0.11, 0.04]), np.random.default_rng(0)
+    drawn_grades = (torch.as_tensor(generator.choice(5, 64, p=priors)) for _ in range(400))
+    mean = np.mean([losses.soft_clip_floor(losses.batch_targets(grades, "hard"), grades).item() for grades in drawn_grades])
+    assert mean == pytest.approx(infonce_floor(priors, 64), abs=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_soft_clip(kind):
+    grades = torch.tensor([0, 2, 0, 1])
+    targets = targets_of(kind, unit(0, 4), unit(1, 4), grades, 5.0)
+    inputs = (drawn(2, 4, 6).requires_grad_(), drawn(3, 4, 6).requires_grad_(), torch.tensor(5.0, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(lambda a, b, s: losses.soft_clip(F.normalize(a, dim=-1), F.normalize(b, dim=-1), s, targets), inputs)
+
+
+def test_no_gradient_flows_through_similarity_targets():
+    images, scale = unit(0, 4).requires_grad_(), torch.tensor(5.0, requires_grad=True)
+    assert not losses.similarity_targets(images, images, scale).requires_grad

@@ -8,8 +8,9 @@ from matplotlib.ticker import MaxNLocator
 from koa_lib.grades import GRADES
 from koa_lib.sheets import show
 from koa_lib.style import INK, PLAIN_COLOURS, canvas, message, styled
+from koa_lib.symmetry import ARMS
 
-MARKS = "osD^vP"
+LOOK = {arm: {"color": colour, "marker": mark} for arm, colour, mark in zip(ARMS, PLAIN_COLOURS, "osD^vP", strict=True)}
 PANELS = {"cross_entropy": "cross-entropy (nats)", "symmetry": "symmetry loss", "consistency": "consistency loss (nats)"}
 
 
@@ -24,11 +25,11 @@ def trade_off(tables):
     """
     figure, axes = canvas(3.9, ncols=len(tables), squeeze=False)
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
-        for row, colour, mark in zip(table.itertuples(), PLAIN_COLOURS, MARKS, strict=True):
+        for row in table.itertuples():
             reach = [[[value - low], [high - value]] for value, low, high in
                      ((row.flip_disagreement, row.flip_disagreement_low, row.flip_disagreement_high), (row.qwk, row.qwk_low, row.qwk_high))]
             xerr, yerr = (np.nan_to_num(np.maximum(ends, 0)) for ends in reach)
-            axis.errorbar([row.flip_disagreement], [row.qwk], yerr, xerr, fmt=mark, color=colour, capsize=2, lw=1, markersize=6, mec="white", mew=0.6, label=row.arm)
+            axis.errorbar([row.flip_disagreement], [row.qwk], yerr, xerr, ls="", capsize=2, lw=1, markersize=6.5, mec="white", mew=0.6, label=row.arm, **LOOK[row.arm])
         axis.set(title=title, xlabel="flip disagreement (share of pictures)")
         axis.grid(alpha=0.25)
     axes[0, 0].set_ylabel("quadratic kappa")
@@ -47,8 +48,8 @@ def loss_curves(curves):
     """
     figure, axes = canvas(3.0, ncols=3)
     for axis, (column, label) in zip(axes, PANELS.items(), strict=True):
-        for number, (arm, rows) in enumerate(curves.groupby("arm", sort=False)):
-            axis.plot(rows["epoch"], rows[column], marker=MARKS[number], markersize=3.5, lw=1.2, color=PLAIN_COLOURS[number], label=arm)
+        for arm, rows in curves.groupby("arm", sort=False):
+            axis.plot(rows["epoch"], rows[column], markersize=3.5, lw=1.2, label=arm, **LOOK[arm])
         axis.set(xlabel="epoch", ylabel=label)
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -81,7 +82,7 @@ def changed(pictures, probabilities, grades, ids):
         line[0].set_ylabel(f"{arm}\nprobability")
         for axis, one, other in zip(line, plain, mirrored, strict=False):
             _two_bars(axis, one, other)
-    axes[-1, 0].set_xlabel("KL grade")
+    figure.supxlabel("KL grade", fontsize=9, color=INK)
     handles, labels = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

@@ -10,7 +10,7 @@ import torch
 from koa_lib import manifests, predictions, stats, training
 from koa_lib.device import autocast
 from koa_lib.losses import consistency_loss, prototype_cross_entropy, symmetry_loss
-from koa_lib.protocols import unseen_split
+from koa_lib.protocols import folds, unseen_split
 from koa_lib.runner import _CODE, MIRRORED, Runner, _Trained
 from koa_lib.settings import Recipe
 from koa_lib.store import code_hash
@@ -85,23 +85,25 @@ class Pairs:
 
 
 class PairRunner(Runner):
-    """Trains arms with a `PairRecipe`; every reported part is graded as it is and mirrored."""
+    """Trains arms with a `PairRecipe`, all on one official split; every reported part is graded as it is and mirrored."""
+
+    def __init__(self, study):
+        super().__init__(study)
+        self._fold = None  # parted once for all arms
 
     def inner(self, arm):
         """Predictions of the inner part, on which an arm may be chosen: `stats.paired` frame, the mirror image's in p0_b..p4_b."""
-        trained, = self._trained(arm)
+        trained = self._trained_once(arm)
         data = self.data("training", arm.recipe)
         return stats.paired(*(predictions.join(predictions.read(trained.checkpoint / name), data.rows) for name in INNER))
 
     def curves(self, arm):
         """The three parts of the loss over the epochs, means over the training batches: epoch and the columns of `PARTS`."""
-        trained, = self._trained(arm)
-        return pd.read_csv(trained.checkpoint / "parts.csv")
+        return pd.read_csv(self._trained_once(arm).checkpoint / "parts.csv")
 
     def fitted(self, arm):
         """The pictures that an arm is trained on."""
-        trained, = self._trained(arm)
-        return trained.fold.fit
+        return self._trained_once(arm).fold.fit
 
     def both_ways(self, arm):
         """The unseen part of the training cohort and the external cohort, graded as they are and mirrored.
@@ -111,11 +113,17 @@ class PairRunner(Runner):
         dict of str to DataFrame
             Split ('test', or 'val' where there is no test picture; 'external' where it is given) -> `stats.paired` frame, the mirror image's in p0_b..p4_b.
         """
-        trained, = self._trained(arm)
+        trained = self._trained_once(arm)
         unseen, external = unseen_split(trained.fold.reported), self.data("external", arm.recipe)
         reported = {unseen: trained.fold.reported[unseen], **({"external": external} if external else {})}
         other = trained.as_seen(arm, adaptation=MIRRORED)
         return {split: stats.paired(self._predict(trained, split, part), self._predict(other, split, replace(part, mirrored=True))) for split, part in reported.items()}
+
+    def _trained_once(self, arm):
+        data = self.data("training", arm.recipe)
+        if self._fold is None:
+            self._fold, = folds(data, arm, self.study.seed)
+        return self._train(arm, data, self._fold)
 
     def _train(self, arm, data, fold):
         key = {"recipe": arm.recipe, **arm.key, "scheme": arm.scheme, "seed": arm.seed, "folds_seed": self.study.seed, "fold": fold.number,

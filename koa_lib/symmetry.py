@@ -9,7 +9,7 @@ import numpy as np
 import open_clip
 import pandas as pd
 
-from koa_lib import claims, metrics, predictions, protocols, stats, subsets
+from koa_lib import claims, metrics, protocols, stats, subsets
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
 from koa_lib.model import ClipGrader

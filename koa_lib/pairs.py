@@ -9,6 +9,7 @@ import torch
 
 from koa_lib import manifests, predictions, stats, training
 from koa_lib.device import autocast
+from koa_lib.harmonisation import VIEWS
 from koa_lib.losses import consistency_loss, prototype_cross_entropy, symmetry_loss
 from koa_lib.protocols import folds, unseen_split
 from koa_lib.runner import _CODE, MIRRORED, Runner, _Trained
@@ -106,7 +107,7 @@ class PairRunner(Runner):
         return self._trained_once(arm).fold.fit
 
     def both_ways(self, arm):
-        """The unseen part of the training cohort and the external cohort, graded as they are and mirrored.
+        """The unseen part of the training cohort, and the external cohort in the confirmatory view (stretched), graded as they are and mirrored.
 
         Returns
         -------
@@ -114,10 +115,18 @@ class PairRunner(Runner):
             Split ('test', or 'val' where there is no test picture; 'external' where it is given) -> `stats.paired` frame, the mirror image's in p0_b..p4_b.
         """
         trained = self._trained_once(arm)
-        unseen, external = unseen_split(trained.fold.reported), self.data("external", arm.recipe)
-        reported = {unseen: trained.fold.reported[unseen], **({"external": external} if external else {})}
-        other = trained.as_seen(arm, adaptation=MIRRORED)
-        return {split: stats.paired(self._predict(trained, split, part), self._predict(other, split, replace(part, mirrored=True))) for split, part in reported.items()}
+        unseen, outside = unseen_split(trained.fold.reported), self._in_view(arm, VIEWS[0])
+        frames, external = {unseen: self._both(trained, arm, unseen, trained.fold.reported[unseen])}, self.data("external", outside.recipe)
+        return frames if external is None else {**frames, "external": self._both(trained, outside, "external", external)}
+
+    def pictures(self, arm, split):
+        """The `KneeDataset` that holds the pictures of a split of `both_ways` as they were graded."""
+        return self.data("external", self._in_view(arm, VIEWS[0]).recipe) if split == "external" else self.data("training", arm.recipe)
+
+    def _both(self, trained, arm, split, part):
+        shown = {"geometry": arm.recipe.geometry, "intensity": arm.recipe.intensity}
+        frames = (self._predict(trained.as_seen(arm, way, **shown), split, replace(part, mirrored=bool(way))) for way in ("", MIRRORED))
+        return stats.paired(*frames)
 
     def _trained_once(self, arm):
         data = self.data("training", arm.recipe)

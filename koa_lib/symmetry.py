@@ -165,13 +165,7 @@ def table(study, frames):
     frames : dict of str to DataFrame
         Arm -> `stats.paired` frame.
     """
-    rows = []
-    for name, both in frames.items():
-        cells = {"arm": name, "n": len(both)}
-        for metric, (value, drawn) in measured(both, study.profile.draws, study.seed).items():
-            cells |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), (float(value), *stats.interval(drawn)), strict=True))
-        rows.append(cells)
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"arm": name, "n": len(both), **_with_intervals(measured(both, study.profile.draws, study.seed))} for name, both in frames.items()])
 
 
 def differences(study, parts):
@@ -185,16 +179,22 @@ def differences(study, parts):
     Returns
     -------
     DataFrame
-        arm, less, part, metric, n, difference, ci_low, ci_high (ratios); groups resampled, the same for both arms.
+        part, arm, less, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
     """
     rows, pairs = [], [(name, STANDARD) for name in ARMS[1:]] + [(name, FLIPPED) for name in (SYMMETRY, CONSISTENCY, BOTH)]
     for part, frames in parts.items():
         found = {name: measured(both, study.profile.draws, study.seed) for name, both in frames.items()}
-        for (name, less), metric in product(pairs, METRICS):
-            (a, drawn_a), (b, drawn_b) = found[name][metric], found[less][metric]
-            low, high = stats.interval(drawn_a - drawn_b)
-            rows.append({"arm": name, "less": less, "part": part, "metric": metric, "n": len(frames[name]), "difference": float(a - b), "ci_low": low, "ci_high": high})
+        for name, less in pairs:
+            gaps = {metric: tuple(a - b for a, b in zip(found[name][metric], found[less][metric], strict=True)) for metric in METRICS}
+            rows.append({"part": part, "arm": name, "less": less, "n": len(frames[name]), **_with_intervals(gaps)})
     return pd.DataFrame(rows)
+
+
+def _with_intervals(found):
+    cells = {}
+    for metric, (value, drawn) in found.items():
+        cells[metric], (cells[f"{metric}_low"], cells[f"{metric}_high"]) = float(value), stats.interval(drawn)
+    return cells
 
 
 def seed_table(runs):
@@ -234,7 +234,7 @@ def answers(study, runs):
     part = next(iter(runs[study.seed]))
     frames, key = runs[study.seed][part], (SYSTEM, "abstract")
     accuracies = {name: [_values(parts[part][name])["accuracy"] for parts in runs.values()] for name in (STANDARD, BOTH)}
-    gaps = differences(study, {part: frames}).query("arm == @BOTH and less == @STANDARD").set_index("metric")[["difference", "ci_low", "ci_high"]] * 100
+    gap = differences(study, {part: frames}).query("arm == @BOTH and less == @STANDARD").iloc[0]
     seeds = f"{part} split, n = {len(frames[BOTH])}, {len(runs)} seed(s)"
     low, high = (100 * value for value in stats.interval(measured(frames[BOTH], study.profile.draws, study.seed)["accuracy"][1]))
     without, with_losses = (100 * _values(frames[name])["flip_disagreement"] for name in (STANDARD, BOTH))
@@ -242,14 +242,15 @@ def answers(study, runs):
     relative = gains.mean() / np.mean(accuracies[STANDARD]) / 100
     return {
         (*key, "CLIP-KOA", "accuracy"): Ours(*stats.run_interval(100 * np.array(accuracies[BOTH])), f"{BOTH.removeprefix('+ ')} losses, our reading; {seeds}; group bootstrap of the first seed: {low:.1f} to {high:.1f}"),
-        (*key, "gain over standard CLIP", "accuracy_gain"): Ours(*stats.run_interval(gains), f"read as percentage points; as a relative gain ours is {relative:+.2%}; {seeds}; paired group bootstrap of the first seed: {gaps.ci_low['accuracy']:+.1f} to {gaps.ci_high['accuracy']:+.1f}"),
-        (*key, "symmetry and consistency losses raise accuracy over standard CLIP"): _claim(gaps.loc["accuracy"], 1, f"accuracy of standard CLIP {100 * accuracies[STANDARD][0]:.1f} %, with both losses {100 * accuracies[BOTH][0]:.1f} %; first of {seeds}"),
-        (*key, "predictions agree between original and flipped image"): _claim(gaps.loc["flip_disagreement"], -1, f"the grade changes for {without:.1f} % of the pictures with standard CLIP, for {with_losses:.1f} % with both losses; first of {seeds}"),
+        (*key, "gain over standard CLIP", "accuracy_gain"): Ours(*stats.run_interval(gains), f"read as percentage points; as a relative gain ours is {relative:+.2%}; {seeds}; paired group bootstrap of the first seed: {100 * gap['accuracy_low']:+.1f} to {100 * gap['accuracy_high']:+.1f}"),
+        (*key, "symmetry and consistency losses raise accuracy over standard CLIP"): _claim(gap, "accuracy", 1, f"accuracy of standard CLIP {100 * accuracies[STANDARD][0]:.1f} %, with both losses {100 * accuracies[BOTH][0]:.1f} %; first of {seeds}"),
+        (*key, "predictions agree between original and flipped image"): _claim(gap, "flip_disagreement", -1, f"the grade changes for {without:.1f} % of the pictures with standard CLIP, for {with_losses:.1f} % with both losses; first of {seeds}"),
     }
 
 
-def _claim(gap, wanted, reason):
+def _claim(gap, metric, wanted, reason):
     # Replicated when the whole interval lies on the claimed side of 0, not replicated when it lies on the other, else inconclusive.
-    ends = sorted((wanted * gap.ci_low, wanted * gap.ci_high))
-    verdict = "replicated" if ends[0] > 0 else "not replicated" if ends[1] < 0 else "inconclusive"
-    return claims.Answer(float(gap.difference), float(gap.ci_low), float(gap.ci_high), "points", verdict, reason)
+    value, *ends = (100 * float(gap[name]) for name in (metric, f"{metric}_low", f"{metric}_high"))
+    low, high = sorted(wanted * end for end in ends)
+    verdict = "replicated" if low > 0 else "not replicated" if high < 0 else "inconclusive"
+    return claims.Answer(value, *ends, "points", verdict, reason)

@@ -146,6 +146,16 @@ def test_reported_parts_are_test_and_clean_external_pictures_for_each_seed(study
             assert all(both["pixel_sha256"].is_unique for both in frames.values()) or split == "test"
 
 
+def test_external_pictures_are_shown_stretched_whatever_the_training(study):
+    cropped = replace(study.profile, our_protocol=replace(study.profile.our_protocol, geometry="center_crop"))
+    other = replace(study, profile=cropped)
+    runner, made = pairs.PairRunner(other), symmetry.arm(other, "picture")
+    assert made.recipe.geometry == "center_crop" and list(runner.both_ways(made)) == ["test", "external"]
+    files = {path.name.split("__")[1]: path.name.split("__")[2] for path in (study.run_dir / "predictions").glob("koa-picture__*center_crop*")}
+    assert files == {"easy_a-test": "center_crop-none"} and runner.pictures(made, "external").rows["split"].eq("external").all()
+    assert runner.pictures(made, "external") is runner.data("external", replace(made.recipe, geometry="stretch"))
+
+
 def test_a_trained_trunk_is_that_of_our_protocol_and_must_not_have_seen_the_inner_part(study, found):
     systems = replace(study.profile.systems, symmetry=replace(SETTINGS, trunk="trained"))
     on_trained = replace(study, profile=replace(study.profile, systems=systems))
@@ -187,12 +197,15 @@ def test_differences_are_paired(study):
     frames = {name: pair_frame(60, seed) for seed, name in enumerate(symmetry.ARMS)}
     frames = {name: both.assign(kl_grade=frames[symmetry.STANDARD]["kl_grade"]) for name, both in frames.items()}
     gaps = symmetry.differences(study, {"test": frames})
-    assert len(gaps) == 8 * 4 and not gaps.duplicated(["arm", "less", "metric"]).any()
-    gap = gaps.query("arm == @symmetry.BOTH and less == @symmetry.FLIPPED and metric == 'qwk'").iloc[0]
-    reference = stats.difference(stats.paired(frames[symmetry.BOTH], frames[symmetry.FLIPPED]), "qwk", study.profile.draws, study.seed)
-    assert (gap["difference"], gap["ci_low"], gap["ci_high"]) == pytest.approx((reference["difference"], reference["ci_low"], reference["ci_high"]))
+    assert len(gaps) == 8 and not gaps.duplicated(["arm", "less"]).any()
+    gap = gaps.query("arm == @symmetry.BOTH and less == @symmetry.FLIPPED").iloc[0]
+    for metric in ("accuracy", "macro_f1", "qwk"):
+        reference = stats.difference(stats.paired(frames[symmetry.BOTH], frames[symmetry.FLIPPED]), metric, study.profile.draws, study.seed)
+        assert tuple(gap[[metric, f"{metric}_low", f"{metric}_high"]]) == pytest.approx((reference["difference"], reference["ci_low"], reference["ci_high"]))
+    rates = [metrics.flip_disagreement(*stats.paired_probabilities(frames[name])) for name in (symmetry.BOTH, symmetry.FLIPPED)]
+    assert gap["flip_disagreement"] == pytest.approx(rates[0] - rates[1])
     same = symmetry.differences(study, {"test": dict.fromkeys(symmetry.ARMS, frames[symmetry.BOTH])})
-    assert (same[["difference", "ci_low", "ci_high"]] == 0).all().all()
+    assert (same.drop(columns=["part", "arm", "less", "n"]) == 0).all().all()
 
 
 def test_seeds_have_a_spread_and_one_seed_has_none(found):
@@ -231,8 +244,9 @@ def test_every_row_and_claim_of_the_paper_has_its_answer(study, found):
 
 @pytest.mark.parametrize("low, high, raises, agrees", [(0.5, 2, "replicated", "not replicated"), (-2, -0.5, "not replicated", "replicated"), (-1, 1, "inconclusive", "inconclusive"), (0, 0, "inconclusive", "inconclusive")])
 def test_a_claim_stands_or_falls_with_the_interval_of_the_difference(low, high, raises, agrees):
-    gap = pd.Series({"difference": (low + high) / 2, "ci_low": low, "ci_high": high})
-    assert symmetry._claim(gap, 1, "").verdict == raises and symmetry._claim(gap, -1, "").verdict == agrees
+    gap = pd.Series({"qwk": (low + high) / 2, "qwk_low": low, "qwk_high": high})
+    assert symmetry._claim(gap, "qwk", 1, "").verdict == raises and symmetry._claim(gap, "qwk", -1, "").verdict == agrees
+    assert symmetry._claim(gap, "qwk", 1, "")[:3] == (50 * (low + high), 100 * low, 100 * high)
 
 
 def test_figures_hold_every_arm_and_survive_no_picture(study, found):

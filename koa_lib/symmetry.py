@@ -179,14 +179,14 @@ def differences(study, parts):
     Returns
     -------
     DataFrame
-        part, arm, less, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
+        arm, less, part, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
     """
     rows, pairs = [], [(name, STANDARD) for name in ARMS[1:]] + [(name, FLIPPED) for name in (SYMMETRY, CONSISTENCY, BOTH)]
     for part, frames in parts.items():
         found = {name: measured(both, study.profile.draws, study.seed) for name, both in frames.items()}
         for name, less in pairs:
             gaps = {metric: tuple(a - b for a, b in zip(found[name][metric], found[less][metric], strict=True)) for metric in METRICS}
-            rows.append({"part": part, "arm": name, "less": less, "n": len(frames[name]), **_with_intervals(gaps)})
+            rows.append({"arm": name, "less": less, "part": part, "n": len(frames[name]), **_with_intervals(gaps)})
     return pd.DataFrame(rows)
 
 

@@ -106,14 +106,17 @@ def training_loss(grader, features, grades, targets, kind):
     grades : int tensor (n,)
     targets : tensor (5, 5)
         From `target_matrix`; used by 'prototypes'.
-    kind : {'prototypes', 'infonce'}
+    kind : {'prototypes', 'infonce'} or callable
         Cross-entropy over the five prototypes, or symmetric InfoNCE of each picture with its grade's prompt, where the
-        other pictures of the batch, of the same grade too, are negatives (CLIP graders only).
+        other pictures of the batch, of the same grade too, are negatives (CLIP graders only); or a method's own loss,
+        ``kind(grader, features, grades, targets)``, such as `pairs.PairLoss`.
 
     Returns
     -------
     (loss, logits) : scalar tensor in nats, tensor (n, 5)
     """
+    if callable(kind):
+        return kind(grader, features, grades, targets)
     if kind == "prototypes":
         with autocast(grader):
             logits = grader.tail(features)
@@ -126,3 +129,20 @@ def training_loss(grader, features, grades, targets, kind):
 def chance_loss(classes):
     """Loss of a uniform guess in nats, ``ln(classes)``."""
     return math.log(classes)
+
+
+def symmetry_loss(embeddings, mirrored):
+    """How far pictures and their mirror images lie apart: mean of ``1 - cos``, in [0, 2] (CLIP-KOA; our reading, METHODS 1.1).
+
+    Computed as half the squared distance of the unit vectors (n, d), the same number: 0 for equal embeddings whatever the rounding.
+    """
+    return ((embeddings - mirrored) ** 2).sum(dim=-1).mean() / 2
+
+
+def consistency_loss(logits, mirrored):
+    """How far the gradings of pictures and of their mirror images lie apart, from logits (n, 5), in nats (CLIP-KOA; our reading, METHODS 1.1).
+
+    Mean of the Kullback-Leibler divergences in both directions: at least 0, and 0 only for equal probabilities.
+    """
+    one, other = F.log_softmax(logits, dim=-1), F.log_softmax(mirrored, dim=-1)
+    return ((one.exp() - other.exp()) * (one - other)).sum(dim=-1).mean() / 2

@@ -22,6 +22,7 @@ ALLOWED = {
     "source": ("phantoms", "folder"),
     "start": ("pretrain", "random", "openai"),
     "part": PARTS,
+    "trunk": ("start", "trained"),
     "prompts": tuple(PROMPT_SETS),
     "normalisation": ("imagenet", "clip"),
     "geometry": ("stretch", "pad", "center_crop"),  # of training; `harmonisation` has more for reporting

@@ -77,9 +77,11 @@ class Baseline:
 class Symmetry:
     """Notebook 08: CLIP-KOA's losses on a picture and its mirror image.
 
-    `part` is what is trained after the frozen trunk; `weights` are the values that each loss may get, chosen on the inner part.
+    `trunk` is what stays frozen: 'start' (of the start weights) or 'trained' (of our protocol's CLIP, where the start is random); `part` is what is
+    trained after it; `weights` are the values that each loss may get, chosen on the inner part.
     """
 
+    trunk: str
     part: str
     epochs: int
     learning_rate: float

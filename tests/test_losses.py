@@ -209,3 +209,64 @@ def test_gradient_of_soft_clip(kind):
 def test_no_gradient_flows_through_similarity_targets():
     images, scale = unit(0, 4).requires_grad_(), torch.tensor(5.0, requires_grad=True)
     assert not losses.similarity_targets(images, images, scale).requires_grad
+
+
+# A picture and its mirror image (CLIP-KOA)
+
+
+def units(seed, n, d=4):
+    return F.normalize(drawn(seed, n, d), dim=-1)
+
+
+def test_symmetry_loss_by_hand():
+    right_angle, opposite = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[0.0, 1.0], [-0.6, -0.8]])
+    assert losses.symmetry_loss(right_angle[:1], opposite[:1]).item() == pytest.approx(1)
+    assert losses.symmetry_loss(right_angle[1:], opposite[1:]).item() == pytest.approx(2)
+    assert losses.symmetry_loss(right_angle, opposite).item() == pytest.approx(1.5)  # the mean of the two
+    assert losses.symmetry_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])).item() == pytest.approx(1 - 0.6)
+
+
+def test_consistency_loss_by_hand():
+    one, other = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
+    there = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    back = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert losses.consistency_loss(one, other).item() == pytest.approx((there + back) / 2)
+    batch = torch.cat([one, one]), torch.cat([other, one])
+    assert losses.consistency_loss(*batch).item() == pytest.approx((there + back) / 4)  # the second pair agrees
+
+
+@many
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 12), scale=st.floats(0.1, 100))
+def test_losses_of_a_pair_are_as_defined_symmetric_and_bounded(seed, n, scale):
+    one, other, order = units(seed, n), units(seed + 1, n), torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    symmetry = losses.symmetry_loss(one, other)
+    assert symmetry.item() == pytest.approx((1 - F.cosine_similarity(one, other)).mean().item(), abs=1e-12) and 0 <= symmetry <= 2 + 1e-12
+    a, b = scale * drawn(seed, n, 5), scale * drawn(seed + 1, n, 5)
+    consistency = losses.consistency_loss(a, b)
+    both_ways = [F.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean").item() for p, q in ((a, b), (b, a))]
+    assert consistency.item() == pytest.approx(sum(both_ways) / 2, rel=1e-9, abs=1e-12) and consistency >= 0
+    for loss, x, y in ((losses.symmetry_loss, one, other), (losses.consistency_loss, a, b)):
+        assert loss(y, x).item() == pytest.approx(loss(x, y).item()) == pytest.approx(loss(x[order], y[order]).item())
+
+
+@many
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 12))
+def test_losses_of_a_pair_are_zero_only_for_equal_answers(seed, n):
+    one, logits = units(seed, n).float(), drawn(seed, n, 5)
+    assert losses.symmetry_loss(one, one.clone()) == 0 and losses.consistency_loss(logits, logits.clone()) == 0
+    assert losses.consistency_loss(logits, logits + 3).item() == pytest.approx(0, abs=1e-12)  # the same probabilities
+    turned = one.clone()
+    turned[0] = -turned[0]
+    assert losses.symmetry_loss(one, turned) > 0 and losses.consistency_loss(logits, logits * 1.5) > 0
+
+
+def test_gradients_of_the_losses_of_a_pair():
+    embeddings, logits = (drawn(0, 3, 4).requires_grad_(), drawn(1, 3, 4).requires_grad_()), (drawn(2, 3, 5).requires_grad_(), drawn(3, 3, 5).requires_grad_())
+    assert torch.autograd.gradcheck(lambda a, b: losses.symmetry_loss(F.normalize(a, dim=-1), F.normalize(b, dim=-1)), embeddings)
+    assert torch.autograd.gradcheck(losses.consistency_loss, logits)
+
+
+def test_a_method_may_bring_its_own_loss():
+    seen = []
+    given_back = losses.training_loss("grader", "features", "grades", "targets", lambda *arguments: seen.append(arguments) or (1.0, None))
+    assert seen == [("grader", "features", "grades", "targets")] and given_back == (1.0, None)

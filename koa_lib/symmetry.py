@@ -1,0 +1,256 @@
+"""CLIP-KOA's ablation (METHODS 1.1, our reading): what a picture's mirror image adds to standard CLIP, in training or when grading."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import numpy as np
+import open_clip
+import pandas as pd
+
+from koa_lib import claims, metrics, protocols, stats, subsets
+from koa_lib.device import compute_device
+from koa_lib.errors import StudyError
+from koa_lib.model import ClipGrader
+from koa_lib.pairs import PairRecipe
+from koa_lib.predictions import PROBABILITIES
+from koa_lib.runner import Runner
+from koa_lib.scorecard import Ours
+
+STANDARD, FLIPPED, AT_TEST, SYMMETRY, CONSISTENCY, BOTH = "standard CLIP", "+ flip augmentation", "+ flip at test time", "+ symmetry", "+ consistency", "+ both"
+ARMS = (STANDARD, FLIPPED, AT_TEST, SYMMETRY, CONSISTENCY, BOTH)
+TRAINED = tuple(name for name in ARMS if name != AT_TEST)
+METRICS = ("accuracy", "macro_f1", "qwk", "flip_disagreement")
+SYSTEM = "CLIP-KOA"
+_SECOND = [f"{name}_b" for name in PROBABILITIES]
+
+
+def settings_of(study):
+    """The profile's settings of this notebook; a dry run has one epoch, one weight and one seed."""
+    settings = study.profile.systems.symmetry
+    return replace(settings, epochs=1, weights=settings.weights[:1], seeds=1) if study.dry else settings
+
+
+def arm(study, seen, symmetry=0.0, consistency=0.0, seed=None):
+    """CLIP by our protocol on the official split, its start or trained trunk frozen, trained with pictures and mirror images only.
+
+    Parameters
+    ----------
+    seen : {'picture', 'either', 'both'}
+        What the cross-entropy sees.
+    symmetry, consistency : float
+        Weights of the two losses.
+    seed : int, optional
+        By default the study's own.
+
+    Raises
+    ------
+    StudyError
+        A trained trunk whose training had folds: it would have seen the inner part of the official split.
+    """
+    settings, ours, seed = settings_of(study), study.profile.our_protocol, study.seed if seed is None else seed
+    # Where our protocol trains the same part, its cached features are shared; only their unchanged pictures are used.
+    views = {} if settings.part == ours.part else {"views": 1, "augmentation": "none"}
+    own = {"part": settings.part, "epochs": settings.epochs, "learning_rate": settings.learning_rate, "patience": 0, "folds": 0, "loss": "pairs", **views}
+    recipe = PairRecipe(**{**ours.__dict__, **own, "seen": seen, "symmetry": symmetry, "consistency": consistency})
+    name = f"koa-{seen}" + "".join(f"-{what}_{weight:g}".replace(".", "_") for what, weight in (("symmetry", symmetry), ("consistency", consistency)) if weight)
+    made = protocols.clip_arm(study, name, recipe, "official", seed=seed)
+    return _on_trained_trunk(study, made) if settings.trunk == "trained" else made
+
+
+def _on_trained_trunk(study, made):
+    ours, recipe = protocols.our_arm(study), made.recipe
+    if ours.recipe.folds:
+        raise StudyError("systems.symmetry.trunk is 'trained', but our_protocol trains folds that hold the inner part. Use 'start', or our_protocol with folds: 0.")
+    trained = cache(lambda: Runner(study).grader(ours).clip)
+
+    def build():
+        tokenizer = open_clip.get_tokenizer(study.profile.model.name)
+        return ClipGrader(copy.deepcopy(trained()), tokenizer, recipe.part, recipe.prompts, recipe.residual).to(compute_device())
+
+    return replace(made, build=build, key={**made.key, "trunk": ours.recipe})
+
+
+def described(study):
+    """How the arms are run, e.g. 'koa-tiny, 112 px, projection, 10 epochs, pre-trained on phantoms'."""
+    said = protocols.described(arm(study, "picture"), study)
+    return said.rsplit(", ", 1)[0] + ", trunk of the CLIP trained by our protocol" if settings_of(study).trunk == "trained" else said
+
+
+def choice(study, runner):
+    """Every pair of weights on the inner part of the training split, which alone chooses.
+
+    Returns
+    -------
+    DataFrame
+        arm ('no further loss' or an arm of `ARMS`), symmetry_weight, consistency_weight, accuracy, qwk, flip_disagreement (ratios), chosen ('yes' for
+        the highest quadratic kappa of an arm with a loss, the smallest weights among equals).
+    """
+    weights = settings_of(study).weights
+    grid = [("no further loss", 0.0, 0.0), *((SYMMETRY, weight, 0.0) for weight in weights), *((CONSISTENCY, 0.0, weight) for weight in weights),
+            *((BOTH, *pair) for pair in product(weights, repeat=2))]
+    rows = []
+    for name, symmetry, consistency in grid:
+        values = _values(runner.inner(arm(study, "both", symmetry, consistency)))
+        rows.append({"arm": name, "symmetry_weight": symmetry, "consistency_weight": consistency, **{metric: values[metric] for metric in ("accuracy", "qwk", "flip_disagreement")}})
+    table = pd.DataFrame(rows)
+    order = table.assign(total=table["symmetry_weight"] + table["consistency_weight"]).sort_values(["qwk", "total"], ascending=[False, True], kind="stable")
+    first = order[order["arm"] != "no further loss"].drop_duplicates("arm").index
+    return table.assign(chosen=np.where(table.index.isin(first), "yes", ""))
+
+
+def arms(study, chosen, seed=None):
+    """The trained arms of the ablation, with the weights that `choice` found: name -> Arm."""
+    found = chosen[chosen["chosen"] == "yes"].set_index("arm")[["symmetry_weight", "consistency_weight"]]
+    plain = {STANDARD: arm(study, "picture", seed=seed), FLIPPED: arm(study, "either", seed=seed)}
+    return plain | {name: arm(study, "both", *map(float, found.loc[name]), seed=seed) for name in (SYMMETRY, CONSISTENCY, BOTH)}
+
+
+def ablation(study, runner, chosen):
+    """Each arm graded on pictures and mirror images, for each seed.
+
+    Returns
+    -------
+    dict of int to dict of str to dict of str to DataFrame
+        Seed -> split ('test' or 'val'; 'external', without repeats and conflicts, where it is given) -> arm -> `stats.paired` frame.
+    """
+    runs = {}
+    for seed in range(study.seed, study.seed + settings_of(study).seeds):
+        found = {name: runner.both_ways(made) for name, made in arms(study, chosen, seed).items()}
+        found[AT_TEST] = {split: at_test(both) for split, both in found[STANDARD].items()}
+        runs[seed] = {split: {name: _reported(found[name][split], split) for name in ARMS} for split in found[STANDARD]}
+    return runs
+
+
+def at_test(both):
+    """The mean of a picture's and its mirror image's probabilities as the answer to either: by construction it never changes."""
+    mean = np.mean(stats.paired_probabilities(both), axis=0)
+    mean = mean / mean.sum(axis=1, keepdims=True)
+    return both.assign(**dict(zip([*PROBABILITIES, *_SECOND], [*mean.T, *mean.T], strict=True)))
+
+
+def _reported(both, split):
+    return both[both["image_id"].isin(subsets.subset(both, "deduplicated"))] if split == "external" else both
+
+
+def _values(both):
+    return {metric: float(value) for metric, (value, _) in measured(both, 1, 0).items()}
+
+
+def measured(both, draws, seed):
+    """Each metric of an arm with its draws of whole groups; the same seed and pictures give every arm the same draws.
+
+    Parameters
+    ----------
+    both : DataFrame
+        As from `stats.paired`: the picture's probabilities and its mirror image's.
+
+    Returns
+    -------
+    dict of str to (float, float array (draws,))
+        accuracy, macro_f1, qwk of the pictures as they are; flip_disagreement (ratios).
+    """
+    plain, mirrored = stats.predicted(both)
+    pairs = ((both["kl_grade"], plain), (plain, mirrored))  # the second: the mirror image's grade against the picture's
+    of_grades, of_flips = ([metrics.from_confusion(cm) for cm in (metrics.confusion(*pair), stats.group_bootstrap(*pair, both["group_id"], draws, seed))] for pair in pairs)
+    return {**{name: tuple(values[name] for values in of_grades) for name in METRICS[:3]}, "flip_disagreement": tuple(1 - values["accuracy"] for values in of_flips)}
+
+
+def table(study, frames):
+    """The six arms on one part: arm, n, then each metric with its 95 % group-bootstrap interval (..._low, ..._high).
+
+    Parameters
+    ----------
+    frames : dict of str to DataFrame
+        Arm -> `stats.paired` frame.
+    """
+    return pd.DataFrame([{"arm": name, "n": len(both), **_with_intervals(measured(both, study.profile.draws, study.seed))} for name, both in frames.items()])
+
+
+def differences(study, parts):
+    """Paired differences of the arms: each to standard CLIP, and those with a loss to flip augmentation, which sees mirror images without a loss.
+
+    Parameters
+    ----------
+    parts : dict of str to dict of str to DataFrame
+        Split -> arm -> `stats.paired` frame.
+
+    Returns
+    -------
+    DataFrame
+        arm, less, part, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
+    """
+    rows, pairs = [], [(name, STANDARD) for name in ARMS[1:]] + [(name, FLIPPED) for name in (SYMMETRY, CONSISTENCY, BOTH)]
+    for part, frames in parts.items():
+        found = {name: measured(both, study.profile.draws, study.seed) for name, both in frames.items()}
+        for name, less in pairs:
+            gaps = {metric: tuple(a - b for a, b in zip(found[name][metric], found[less][metric], strict=True)) for metric in METRICS}
+            rows.append({"arm": name, "less": less, "part": part, "n": len(frames[name]), **_with_intervals(gaps)})
+    return pd.DataFrame(rows)
+
+
+def _with_intervals(found):
+    cells = {}
+    for metric, (value, drawn) in found.items():
+        cells[metric], (cells[f"{metric}_low"], cells[f"{metric}_high"]) = float(value), stats.interval(drawn)
+    return cells
+
+
+def seed_table(runs):
+    """Mean and standard deviation of each metric over the seeds, for each arm and part; no interval for other patients.
+
+    Returns
+    -------
+    DataFrame
+        arm, part, seeds, then each metric and '<metric>_sd' (NaN with one seed).
+    """
+    rows = [{"part": part, "arm": name, **_values(both)} for parts in runs.values() for part, frames in parts.items() for name, both in frames.items()]
+    grouped = pd.DataFrame(rows).groupby(["arm", "part"], sort=False)[list(METRICS)]
+    merged = grouped.mean().join(grouped.std().add_suffix("_sd"))
+    columns = [name for metric in METRICS for name in (metric, f"{metric}_sd")]
+    return merged[columns].reset_index().pipe(lambda frame: frame.assign(seeds=len(runs)))[["arm", "part", "seeds", *columns]]
+
+
+def curves(study, runner, chosen):
+    """The parts of the loss of each trained arm over the epochs: arm, epoch and the columns of `pairs.PARTS`; the study's own seed."""
+    return pd.concat([runner.curves(made).assign(arm=name) for name, made in arms(study, chosen).items()], ignore_index=True)
+
+
+def changed(both, number):
+    """Pictures whose grade changes under mirroring, by a fixed rule: grades farthest apart first, then the largest change of probability, then by id."""
+    plain, mirrored = stats.paired_probabilities(both)
+    distance, change = np.abs(plain.argmax(1) - mirrored.argmax(1)), np.abs(plain - mirrored).sum(1)
+    order = np.lexsort((both["image_id"].to_numpy(str), -change, -distance))
+    return both.iloc[order[distance[order] > 0][:number]]
+
+
+def answers(study, runs):
+    """What CLIP-KOA's rows of the scorecard take, for `answers.keep`.
+
+    Accuracy is the mean over the seeds, its interval Student's t over them; the gain is the paired difference of both losses to standard CLIP of the study's own seed,
+    in percentage points with its group-bootstrap interval, and the relative reading stands in the note.
+    """
+    part = next(iter(runs[study.seed]))
+    frames, key = runs[study.seed][part], (SYSTEM, "abstract")
+    accuracies = {name: [_values(parts[part][name])["accuracy"] for parts in runs.values()] for name in (STANDARD, BOTH)}
+    gap = differences(study, {part: frames}).query("arm == @BOTH and less == @STANDARD").iloc[0]
+    seeds = f"{part} split, n = {len(frames[BOTH])}, {len(runs)} seed(s)"
+    low, high = (100 * value for value in stats.interval(measured(frames[BOTH], study.profile.draws, study.seed)["accuracy"][1]))
+    without, with_losses = (100 * _values(frames[name])["flip_disagreement"] for name in (STANDARD, BOTH))
+    gains = 100 * (np.array(accuracies[BOTH]) - np.array(accuracies[STANDARD]))
+    relative = gains.mean() / np.mean(accuracies[STANDARD]) / 100
+    return {
+        (*key, "CLIP-KOA", "accuracy"): Ours(*stats.run_interval(100 * np.array(accuracies[BOTH])), f"{BOTH.removeprefix('+ ')} losses, our reading; {seeds}; group bootstrap of the first seed: {low:.1f} to {high:.1f}"),
+        (*key, "gain over standard CLIP", "accuracy_gain"): Ours(*stats.run_interval(gains), f"read as percentage points; as a relative gain ours is {relative:+.2%}; {seeds}; paired group bootstrap of the first seed: {100 * gap['accuracy_low']:+.1f} to {100 * gap['accuracy_high']:+.1f}"),
+        (*key, "symmetry and consistency losses raise accuracy over standard CLIP"): _claim(gap, "accuracy", 1, f"accuracy of standard CLIP {100 * accuracies[STANDARD][0]:.1f} %, with both losses {100 * accuracies[BOTH][0]:.1f} %; first of {seeds}"),
+        (*key, "predictions agree between original and flipped image"): _claim(gap, "flip_disagreement", -1, f"the grade changes for {without:.1f} % of the pictures with standard CLIP, for {with_losses:.1f} % with both losses; first of {seeds}"),
+    }
+
+
+def _claim(gap, metric, wanted, reason):
+    # Replicated when the whole interval lies on the claimed side of 0, not replicated when it lies on the other, else inconclusive.
+    value, *ends = (100 * float(gap[name]) for name in (metric, f"{metric}_low", f"{metric}_high"))
+    low, high = sorted(wanted * end for end in ends)
+    verdict = "replicated" if low > 0 else "not replicated" if high < 0 else "inconclusive"
+    return claims.Answer(value, *ends, "points", verdict, reason)

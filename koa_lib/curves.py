@@ -38,7 +38,7 @@ def labels(table, each):
     Parameters
     ----------
     table : DataFrame
-        One cohort of `efficiency.curve`: start, fraction, qwk, ci_low, ci_high, with a row 'supervised'.
+        One cohort of `equivalence.curve`: start, fraction, qwk, ci_low, ci_high, with a row 'supervised'.
     each : DataFrame
         start, fraction, seed, qwk, of the same cohort.
     """

@@ -193,7 +193,7 @@ def _values(item, row, graded):
 def _judged(row, value, comparable, reason):
     rule = _rule(row)
     if isinstance(value, str) or not math.isfinite(value[0]):
-        missing = value if isinstance(value, str) else "undefined in this run"
+        missing = value if isinstance(value, str) else Ours(*value).note or "undefined in this run"
         return np.nan, np.nan, np.nan, rule, "not run", missing.removeprefix("not run: ")
     value = Ours(*value)
     if row.kind == "model" and not comparable:

@@ -1,37 +1,17 @@
-"""Self-supervised pre-training on knees without labels: DINO (Caron et al. 2021), after the recipe of OrthoFoundation.
+"""Self-supervised pre-training of a study's tower on knees without labels, after the recipe of OrthoFoundation."""
 
-A student is shown crops of a picture and must answer as its teacher does, who sees only large crops; the teacher is the running
-average of the student. Grades are never read, and only pictures of the training split are seen.
-"""
-
-import copy
 import math
-import time
-import warnings
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from koa_lib import baselines, crops, manifests, model, weights
-from koa_lib.device import autocast, compute_device
-from koa_lib.errors import StudyError
+from koa_lib import baselines, crops, dino, manifests, model, weights
 from koa_lib.runner import Runner
 
-STUDENT, TEACHER, CENTRE = 0.1, 0.04, 0.9  # temperatures; momentum of the centre
-WEIGHT_DECAY, CLIP = 0.01, 3.0  # of AdamW; largest norm of the gradient (DINO's, our reading)
-HEAD = {"hidden_dim": 2048, "bottleneck_dim": 256}  # at most, see `_head`
-CODE = ("selfsupervised", "crops", "model", "baselines", "datasets", "harmonisation", "joint", "pictures")
-
-
-def settings(study):
-    """The study's `settings.Labels`; in a dry run eight pictures, one step, one seed."""
-    chosen = study.profile.systems.labels
-    return replace(chosen, pictures=8, batch=8, epochs=1, seeds=1) if study.dry else chosen
+CODE = ("selfsupervised", "dino", "crops", "model", "baselines", "datasets", "harmonisation", "joint", "pictures")
 
 
 def untrained(study):
@@ -53,12 +33,12 @@ def history(study):
 
 def pretrained(study):
     """The folder of the pre-trained weights (`state.safetensors`) and `history.csv`, made once."""
-    chosen, data = settings(study), unlabelled(study)
-    key = {"settings": replace(chosen, fractions=(), seeds=1), "model": study.profile.model.name, "seed": study.seed, "dry": study.dry,
+    chosen, data = study.profile.systems.labels, unlabelled(study)
+    key = {"settings": replace(chosen, fractions=(), seeds=1), "model": study.profile.model.name, "seed": study.seed,
            "data": manifests.data_hash(data.rows), "content": study.inputs.content, "recipe": study.profile.our_protocol.geometry}
 
     def build(folder):
-        network, rows = train(_network(study, chosen.published and not study.dry), data, chosen, study.seed)
+        network, rows = dino.train(_network(study, chosen.published), data, chosen, study.seed)
         folder.mkdir()
         save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, folder / "state.safetensors")
         rows.to_csv(folder / "history.csv", index=False)
@@ -69,10 +49,10 @@ def pretrained(study):
 def unlabelled(study):
     """Pictures of the training split, at most as many as the profile says, for the role 'fit'."""
     recipe = study.profile.our_protocol
-    data = Runner(study).data("training", _Sized(recipe, settings(study).image_size))
+    data = Runner(study).data("training", _Sized(recipe, study.profile.systems.labels.image_size))
     positions = np.flatnonzero(data.rows["split"] == "train")
     order = np.random.default_rng(study.seed).permutation(positions)
-    return data.part(np.sort(order[: settings(study).pictures]), "fit")
+    return data.part(np.sort(order[: study.profile.systems.labels.pictures]), "fit")
 
 
 class _Sized:
@@ -83,7 +63,7 @@ class _Sized:
 
 
 def _network(study, published):
-    chosen = settings(study)
+    chosen = study.profile.systems.labels
     if not chosen.architecture:
         return model.load_clip(study.profile.model.name, seed=study.seed)[0].visual
     place = weights.network(chosen.architecture, study.inputs.weights) if published else None
@@ -96,18 +76,18 @@ def _network(study, published):
 
 def recipe(study):
     """OrthoFoundation's pre-training (METHODS 4.2: its `exp/pretrain/dinov3/full/config.yaml`) beside this run's: setting, OrthoFoundation, this_run."""
-    chosen, pictures = settings(study), unlabelled(study)
+    chosen, pictures = study.profile.systems.labels, unlabelled(study)
     steps = chosen.epochs * max(1, len(pictures) // chosen.batch)
     small = "no small crop" if not chosen.local_crops else f"{chosen.local_crops} of {chosen.local_crop} px"
-    start = "timm's weights" if chosen.published and not study.dry else "random start"
+    start = "timm's weights" if chosen.published else "random start"
     rows = [
         ("tower", "DINOv3 ViT-L/16, all blocks trained", f"{chosen.architecture or 'image tower of ' + study.profile.model.name}, {start}, all of it trained"),
         ("pictures", "1,251,655: 357,670 radiographs, 893,985 MRI slices", f"{len(pictures):,} knee radiographs of the training split"),
         ("steps and batch", "100,000 of 24", f"{steps:,} of {min(chosen.batch, len(pictures))} ({chosen.epochs} epoch(s))"),
-        ("optimiser", "AdamW 1e-5, weight decay 0.01, falling linearly to 0", f"AdamW {chosen.learning_rate:g}, weight decay {WEIGHT_DECAY:g}, falling linearly to 0; gradients cut at norm {CLIP:g} (our reading)"),
+        ("optimiser", "AdamW 1e-5, weight decay 0.01, falling linearly to 0", f"AdamW {chosen.learning_rate:g}, weight decay {dino.WEIGHT_DECAY:g}, falling linearly to 0; gradients cut at norm {dino.CLIP:g} (our reading)"),
         ("loss", "DINO, weight 0.1", "DINO, weight 1: AdamW does not see the scale"),
         ("prototypes", "65,536", f"{chosen.prototypes:,}"),
-        ("temperatures, centre", "student 0.1, teacher 0.04; momentum 0.9", f"student {STUDENT:g}, teacher {TEACHER:g}; momentum {CENTRE:g}"),
+        ("temperatures, centre", "student 0.1, teacher 0.04; momentum 0.9", f"student {dino.STUDENT:g}, teacher {dino.TEACHER:g}; momentum {dino.CENTRE:g}"),
         ("teacher's momentum", "0.996 to 1 by a cosine", f"{chosen.momentum:g} to 1 by a cosine"),
         ("large crops", "2 of 224 px, 0.4 to 1 of the area", f"2 of {chosen.crop} px, {crops.GLOBAL[0]:g} to {crops.GLOBAL[1]:g} of the area"),
         ("small crops", "8 of 98 px, 0.05 to 0.4 of the area", f"{small}, {crops.LOCAL[0]:g} to {crops.LOCAL[1]:g} of the area"),
@@ -116,154 +96,6 @@ def recipe(study):
         ("afterwards", "the whole network is fine-tuned", "the teacher's tower is frozen (our reading)"),
     ]
     return pd.DataFrame(rows, columns=["setting", "OrthoFoundation", "this_run"])
-
-
-def train(network, data, chosen, seed):
-    """Pre-train a tower by DINO.
-
-    Parameters
-    ----------
-    network : Module
-        Pictures (n, 3, H, W) to embeddings (n, d); it is the student and is changed.
-    data : KneeDataset
-        Role 'fit', split 'train'; its grades are not read.
-    chosen : settings.Labels
-
-    Returns
-    -------
-    (Module, DataFrame)
-        The teacher's tower, and per epoch: epoch, loss, teacher_entropy (nats), seconds.
-
-    Raises
-    ------
-    StudyError
-        Pictures of another role or split, or a loss that is no number.
-    """
-    _check(data)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        dino = Dino(network, chosen).to(compute_device())
-    batch = min(chosen.batch, len(data))
-    steps = chosen.epochs * (len(data) // batch)
-    optimiser = torch.optim.AdamW([v for v in dino.student.parameters() if v.requires_grad], lr=chosen.learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, power=1.0)
-    rows, start = [], time.perf_counter()
-    for epoch in range(1, chosen.epochs + 1):
-        order, found = torch.randperm(len(data), generator=generator).numpy(), []
-        for number in range(len(data) // batch):
-            images = data.images(np.sort(order[number * batch : (number + 1) * batch]))
-            found.append(dino.update(crops.views(images, chosen, generator), optimiser, momentum(schedule.last_epoch, steps, chosen.momentum)))
-            schedule.step()
-        rows.append({"epoch": epoch, **dict(zip(("loss", "teacher_entropy"), np.mean(found, axis=0), strict=True)), "seconds": time.perf_counter() - start})
-        left = rows[-1]["seconds"] / epoch * (chosen.epochs - epoch)
-        print(f"self-supervised epoch {epoch}/{chosen.epochs}: loss {rows[-1]['loss']:.3f}; {left:.0f} s left", flush=True)
-    return dino.teacher[0].network, pd.DataFrame(rows)
-
-
-def momentum(step, steps, first):
-    """Momentum of the teacher at a step: from `first` to 1 by a cosine."""
-    return 1 - (1 - first) * (1 + math.cos(math.pi * step / max(1, steps))) / 2
-
-
-def _check(data):
-    if data.role != "fit":
-        raise StudyError(f"Pictures with the role '{data.role}' were given to the pre-training, which takes 'fit': nothing is learned from pictures that choose or are reported.")
-    others = sorted(set(data.rows["split"]) - {"train"})
-    if others:
-        raise StudyError(f"The pre-training was given pictures of the split '{others[0]}'. It sees the split 'train' alone, without its grades.")
-
-
-class Dino(nn.Module):
-    """Student and teacher: each a tower and a projection head.
-
-    Parameters
-    ----------
-    network : Module
-        The student's tower; the teacher starts as its copy.
-    chosen : settings.Labels
-    """
-
-    def __init__(self, network, chosen):
-        super().__init__()
-        from lightly.loss import DINOLoss
-
-        size = chosen.crop
-        with torch.no_grad():
-            width = AnySize(network).eval()(torch.zeros(1, 3, size, size)).shape[1]
-        # A CNN gains from bf16 on a CPU, a small ViT does not.
-        self.low_precision = width >= 512
-        self.student = nn.Sequential(AnySize(network), _head(width, chosen.prototypes)).train()
-        self.teacher = nn.Sequential(AnySize(copy.deepcopy(network)), _head(width, chosen.prototypes)).train().requires_grad_(False)
-        self.teacher[1].load_state_dict(self.student[1].state_dict())
-        self.loss = DINOLoss(chosen.prototypes, TEACHER, TEACHER, student_temp=STUDENT, center_momentum=CENTRE)
-
-    def update(self, views, optimiser, decay):
-        """One step on the crops of a batch: the student learns, then the teacher follows.
-
-        Parameters
-        ----------
-        views : list of tensors (n, 3, h, w)
-            Two large crops, then small ones.
-        decay : float
-            Share of its old weights that the teacher keeps.
-
-        Returns
-        -------
-        (float, float)
-            The loss and the mean entropy of the teacher's answers, in nats; the latter is the least loss that any student can reach.
-        """
-        views = [view.to(self.loss.center.device) for view in views]
-        with autocast(self):
-            with torch.no_grad():
-                asked = self.teacher(torch.cat(views[:2])).float().chunk(2)
-            answered = [self.student(torch.cat(same)).float().chunk(len(same)) for same in (views[:2], views[2:]) if same]
-        entropy = self._entropy(torch.stack(asked))
-        loss = self.loss(list(asked), [view for same in answered for view in same])
-        if not torch.isfinite(loss):
-            raise StudyError("The loss of the self-supervised pre-training is no number. Lower the profile's systems.labels.learning_rate.")
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
-        optimiser.step()
-        self.follow(decay)
-        return loss.item(), entropy
-
-    def follow(self, decay):
-        """Move the teacher's weights towards the student's: ``decay * teacher + (1 - decay) * student``."""
-        from lightly.models.utils import update_momentum
-
-        update_momentum(self.student, self.teacher, decay)
-
-    def _entropy(self, asked):
-        answers = (asked - self.loss.center) / TEACHER
-        return -(answers.softmax(-1) * answers.log_softmax(-1)).sum(-1).mean().item()
-
-
-class AnySize(nn.Module):
-    """A tower that takes crops of any size: the position embedding of CLIP's own ViT is resampled to fewer patches."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images):
-        table = getattr(self.network, "positional_embedding", None)
-        if table is None or images.shape[-1] == self.network.image_size[0]:
-            return self.network(images)
-        side = images.shape[-1] // self.network.patch_size[0]
-        grid = table[1:].T.reshape(1, table.shape[1], *self.network.grid_size)
-        patches = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True).flatten(2)[0].T
-        return torch.func.functional_call(self.network, {"positional_embedding": torch.cat([table[:1], patches])}, images)
-
-
-def _head(width, prototypes):
-    # DINO's head; a narrow tower gets a narrower one, because the head would else be many times the tower.
-    from lightly.models.modules import DINOProjectionHead
-
-    with warnings.catch_warnings():  # lightly uses torch's older weight_norm
-        warnings.simplefilter("ignore", FutureWarning)
-        return DINOProjectionHead(width, min(HEAD["hidden_dim"], 4 * width), min(HEAD["bottleneck_dim"], width), prototypes)
 
 
 def spread(embeddings):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koa_lib import efficiency, predictions, profile, splits
+from koa_lib import efficiency, equivalence, predictions, profile, splits
 from koa_lib.errors import StudyError
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -98,9 +98,9 @@ def test_the_curve_is_the_mean_over_seeds_and_its_difference_is_paired(easy_stud
     reference = {"test": [graded(0.8, 7), graded(0.8, 17)]}
     own = found({"self-supervised": {1.0: 0.8}})
     own["graded"] = [frame.sample(frac=1, random_state=1) for frame in reference["test"]]  # the same answers in another order
-    table = efficiency.curve(easy_study, own, reference)
+    table = equivalence.curve(easy_study, own, reference)
     full, line = table.iloc[0], table.iloc[1]
-    each = efficiency.seeds(own)["qwk"]
+    each = equivalence.seeds(own)["qwk"]
     assert line.qwk == pytest.approx(each.mean()) == pytest.approx(full.qwk) and line.sd_over_seeds == pytest.approx(each.std())
     assert (line.difference, line.difference_low, line.difference_high) == pytest.approx((0, 0, 0)) and line.ci_low < line.qwk < line.ci_high
     assert np.isnan(full.difference)
@@ -110,7 +110,7 @@ def test_a_start_equals_the_supervised_result_from_the_first_fraction_that_is_no
     columns = ["cohort", "start", "fraction", "difference", "difference_low", "difference_high"]
     lines = [(0.1, -0.2, -0.3, -0.1), (0.25, -0.05, -0.11, 0.0), (0.5, -0.01, -0.02, 0.03), (1.0, 0.02, -0.01, 0.05)]
     table = pd.DataFrame([("test", "self-supervised", *line) for line in lines] + [("test", "random", 1.0, -0.2, -0.3, -0.1)], columns=columns)
-    equal = efficiency.equal(table).set_index("start")
+    equal = equivalence.equal(table).set_index("start")
     assert list(equal.loc["self-supervised", ["not_below", "within_margin", "as_high"]]) == [0.25, 0.5, 1.0]
     assert equal.loc["random", ["not_below", "within_margin", "as_high"]].isna().all()
 
@@ -119,7 +119,7 @@ def test_a_start_equals_the_supervised_result_from_the_first_fraction_that_is_no
 def test_the_claim_about_half_of_the_labels_has_three_ends(half, verdict):
     columns = ["cohort", "start", "fraction", "difference", "difference_low", "difference_high"]
     table = pd.DataFrame([("test", "self-supervised", 0.5, *half), ("test", "self-supervised", 1.0, 0.1, 0.05, 0.2)], columns=columns)
-    number, claim = efficiency.answers(table).values()
+    number, claim = equivalence.answers(table).values()
     assert claim.verdict == verdict and "50%" in claim.reason
     assert number.value == (1.0 if verdict == "not replicated" else 0.5) == claim.ours
 
@@ -144,4 +144,4 @@ def test_each_start_grades_the_unseen_and_the_external_pictures_with_equal_draws
 def test_every_profile_can_answer_for_half_of_the_labels_or_less():
     for name in profile.names():
         fractions = profile.load(name).systems.labels.fractions
-        assert list(fractions) == sorted(fractions) and fractions[0] <= efficiency.HALF and fractions[-1] == 1
+        assert list(fractions) == sorted(fractions) and fractions[0] <= equivalence.HALF and fractions[-1] == 1

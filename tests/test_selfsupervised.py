@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from koa_lib import crops, profile, selfsupervised
+from koa_lib import crops, dino, profile, selfsupervised
 from koa_lib.errors import StudyError
 
 CHOSEN = replace(profile.load("smoke").systems.labels, crop=16, local_crop=16, local_crops=1, prototypes=8, batch=16, epochs=2)
@@ -34,9 +34,9 @@ def data(**more):
     return replace(conftest.easy_dataset(48, size=24, role="fit"), **more)
 
 
-def dino():
+def pair():
     torch.manual_seed(1)
-    return selfsupervised.Dino(small(), CHOSEN)
+    return dino.Dino(small(), CHOSEN)
 
 
 def views(seed=0):
@@ -45,7 +45,7 @@ def views(seed=0):
 
 
 def test_the_teacher_is_a_running_average_of_the_student():
-    model = dino()
+    model = pair()
     before = [value.clone() for value in model.teacher.parameters()]
     model.update(views(), torch.optim.SGD(model.student.parameters(), lr=0.5), 0.9)
     for old, student, teacher in zip(before, model.student.parameters(), model.teacher.parameters(), strict=True):
@@ -54,7 +54,7 @@ def test_the_teacher_is_a_running_average_of_the_student():
 
 
 def test_student_and_teacher_start_as_equals_and_only_the_student_learns():
-    model = dino()
+    model = pair()
     for student, teacher in zip(model.student.parameters(), model.teacher.parameters(), strict=True):
         assert torch.equal(student, teacher) and student is not teacher and not teacher.requires_grad
 
@@ -73,7 +73,7 @@ def by_hand(asked, answered, centre):
 
 
 def test_the_loss_is_the_mean_cross_entropy_between_different_views():
-    model, seen = dino(), views()
+    model, seen = pair(), views()
     with torch.no_grad():
         asked = [model.teacher(view).numpy() for view in seen[:2]]
         answered = [model.student(view).numpy() for view in seen]
@@ -87,7 +87,7 @@ def test_the_loss_is_the_mean_cross_entropy_between_different_views():
 
 
 def test_the_loss_is_never_below_the_entropy_of_the_teacher():
-    model = dino()
+    model = pair()
     optimiser = torch.optim.Adam(model.student.parameters(), lr=0.01)
     for step in range(20):
         loss, entropy = model.update(views(step), optimiser, 0.9)
@@ -95,7 +95,7 @@ def test_the_loss_is_never_below_the_entropy_of_the_teacher():
 
 
 def test_a_student_that_answers_alike_has_the_loss_ln_k():
-    model = dino()
+    model = pair()
     with torch.no_grad():
         model.student[1].last_layer.weight_v.fill_(1.0)  # all prototypes equal
     loss, _ = model.update(views(), torch.optim.SGD(model.student.parameters(), lr=0.0), 1.0)
@@ -103,12 +103,12 @@ def test_a_student_that_answers_alike_has_the_loss_ln_k():
 
 
 def test_momentum_rises_by_a_cosine_to_one():
-    values = [selfsupervised.momentum(step, 10, 0.9) for step in range(11)]
+    values = [dino.momentum(step, 10, 0.9) for step in range(11)]
     assert values[0] == pytest.approx(0.9) and values[5] == pytest.approx(0.95) and values[10] == 1.0 and values == sorted(values)
 
 
 def trained(pictures=None, seed=5):
-    network, history = selfsupervised.train(small(), pictures or data(), CHOSEN, seed)
+    network, history = dino.train(small(), pictures or data(), CHOSEN, seed)
     return torch.cat([value.flatten() for value in network.parameters()]), history.drop(columns="seconds")
 
 
@@ -126,7 +126,7 @@ def test_grades_are_not_read():
 @pytest.mark.parametrize("role", ["select", "report", "any"])
 def test_pictures_that_choose_or_are_reported_are_refused(role):
     with pytest.raises(StudyError, match=f"'{role}'.*'fit'"):
-        selfsupervised.train(small(), data(role=role), CHOSEN, 1)
+        dino.train(small(), data(role=role), CHOSEN, 1)
 
 
 @pytest.mark.parametrize("split", ["val", "test", "external"])
@@ -134,7 +134,7 @@ def test_pictures_of_another_split_are_refused(split):
     mixed = data()
     mixed.rows.loc[5, "split"] = split
     with pytest.raises(StudyError, match=f"'{split}'"):
-        selfsupervised.train(small(), mixed, CHOSEN, 1)
+        dino.train(small(), mixed, CHOSEN, 1)
 
 
 def test_a_study_pretrains_on_its_training_split_alone(easy_study):
@@ -164,7 +164,7 @@ def test_a_clip_tower_takes_smaller_crops_and_learns_through_its_position_embedd
     from koa_lib.model import load_clip
 
     visual = load_clip("koa-tiny", seed=0)[0].visual
-    tower, whole = selfsupervised.AnySize(visual), torch.rand(2, 3, 112, 112)
+    tower, whole = dino.AnySize(visual), torch.rand(2, 3, 112, 112)
     assert torch.equal(tower(whole), visual(whole))
     tower(torch.rand(2, 3, 32, 32)).square().sum().backward()
     assert visual.positional_embedding.grad.abs().sum() > 0

@@ -98,8 +98,8 @@ class Dino(nn.Module):
             width = AnySize(network).eval()(torch.zeros(1, 3, size, size)).shape[1]
         # A CNN gains from bf16 on a CPU, a small ViT does not.
         self.low_precision = width >= 512
-        self.student = nn.Sequential(AnySize(network), _head(width, chosen.prototypes)).train()
-        self.teacher = nn.Sequential(AnySize(copy.deepcopy(network)), _head(width, chosen.prototypes)).train().requires_grad_(False)
+        self.student = nn.Sequential(AnySize(network), _head(width, chosen)).train()
+        self.teacher = nn.Sequential(AnySize(copy.deepcopy(network)), _head(width, chosen)).train().requires_grad_(False)
         self.teacher[1].load_state_dict(self.student[1].state_dict())
         self.loss = DINOLoss(chosen.prototypes, TEACHER, TEACHER, student_temp=STUDENT, center_momentum=CENTRE)
 
@@ -162,10 +162,12 @@ class AnySize(nn.Module):
         return torch.func.functional_call(self.network, {"positional_embedding": torch.cat([table[:1], patches])}, images)
 
 
-def _head(width, prototypes):
-    # DINO's head; a narrow tower gets a narrower one, because the head would else be many times the tower.
+def _head(width, chosen):
+    # DINO's head; a narrow tower gets a narrower one, because the head would else be many times the tower. A random tower answers nearly alike to
+    # all pictures, and centring then leaves nothing: batch normalisation, as DINO has it for CNNs, keeps pictures apart.
     from lightly.models.modules import DINOProjectionHead
 
+    hidden, bottleneck = min(HEAD["hidden_dim"], 4 * width), min(HEAD["bottleneck_dim"], width)
     with warnings.catch_warnings():  # lightly uses torch's older weight_norm
         warnings.simplefilter("ignore", FutureWarning)
-        return DINOProjectionHead(width, min(HEAD["hidden_dim"], 4 * width), min(HEAD["bottleneck_dim"], width), prototypes)
+        return DINOProjectionHead(width, hidden, bottleneck, chosen.prototypes, batch_norm=not chosen.published)

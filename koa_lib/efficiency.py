@@ -33,7 +33,7 @@ def towers(study):
     Returns
     -------
     DataFrame
-        start, tower, weights, pictures (of the training split), dimensions, spread, effective_rank (`selfsupervised.spread`; NaN where not in the run), reason.
+        start, tower, weights (or why it is not run), pictures (of the training split), dimensions, spread, effective_rank (`selfsupervised.spread`).
     """
     chosen, rows = study.profile.systems.labels, []
     own = chosen.architecture or f"image tower of {study.profile.model.name}"
@@ -45,7 +45,9 @@ def towers(study):
             part = splits.official(encoders.pictures_of(study, spec, "training"), "train", "fit")
             values = encoders.embed(study, spec, "training")
             row |= {"pictures": len(part), "dimensions": values.shape[1], **selfsupervised.spread(values[part.index])}
-        rows.append({**row, "reason": f"not run: {spec.reason}" if spec.reason else ""})
+        else:
+            row["weights"] = f"not run: {spec.reason}"
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

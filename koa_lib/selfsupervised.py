@@ -87,6 +87,7 @@ def recipe(study):
         ("optimiser", "AdamW 1e-5, weight decay 0.01, falling linearly to 0", f"AdamW {chosen.learning_rate:g}, weight decay {dino.WEIGHT_DECAY:g}, falling linearly to 0; gradients cut at norm {dino.CLIP:g} (our reading)"),
         ("loss", "DINO, weight 0.1", "DINO, weight 1: AdamW does not see the scale"),
         ("prototypes", "65,536", f"{chosen.prototypes:,}"),
+        ("projection head", "not stated", f"three layers{'' if chosen.published else ', with batch normalisation because of the random start'} (our reading)"),
         ("temperatures, centre", "student 0.1, teacher 0.04; momentum 0.9", f"student {dino.STUDENT:g}, teacher {dino.TEACHER:g}; momentum {dino.CENTRE:g}"),
         ("teacher's momentum", "0.996 to 1 by a cosine", f"{chosen.momentum:g} to 1 by a cosine"),
         ("large crops", "2 of 224 px, 0.4 to 1 of the area", f"2 of {chosen.crop} px, {crops.GLOBAL[0]:g} to {crops.GLOBAL[1]:g} of the area"),

@@ -62,8 +62,8 @@ def needed(settings):
     """Pairs (function, name) of all published weights that a profile starts from."""
     clips = [(clip, settings.model.name)] if settings.model.start == "openai" else []
     labels = settings.systems.labels
-    clips += [(network, labels.architecture)] if labels.published else []
-    return clips + [(network, spec.timm) for spec in settings.baselines if spec.weights == "imagenet" and not spec.reason]
+    own = [(network, labels.architecture)] if labels.published else []
+    return clips + [(network, spec.timm) for spec in settings.baselines if spec.weights == "imagenet" and not spec.reason] + own
 
 
 def check(settings, given=""):

@@ -11,7 +11,7 @@ import torch
 from koa_lib import crops, dino, profile, selfsupervised
 from koa_lib.errors import StudyError
 
-CHOSEN = replace(profile.load("smoke").systems.labels, crop=16, local_crop=16, local_crops=1, prototypes=8, batch=16, epochs=2)
+CHOSEN = replace(profile.load("smoke").systems.labels, published=True, crop=16, local_crop=16, local_crops=1, prototypes=8, batch=16, epochs=2)
 
 
 class Small(torch.nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from koa_lib import manifests, sources, weights
+from koa_lib import crops, manifests, selfsupervised, sources, weights
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
 from koa_lib.protocols import BaselineRecipe, our_arm
@@ -15,7 +15,7 @@ from koa_lib.runner import Runner
 from koa_lib.tower import Tower
 
 CODE = ("encoders", "sources", "device", "model", "tower", "datasets", "harmonisation", "joint", "pictures")
-STATISTICS = {"timm": "imagenet"}  # of the pictures that an encoder was trained on; CLIP's for the others
+STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}  # of the pictures that an encoder was trained on; CLIP's for the others
 
 
 class Encoder(nn.Module):
@@ -57,8 +57,8 @@ def create(study, spec):
     return _BUILDERS[spec.source](study, spec).to(compute_device())
 
 
-def embed(study, spec, role):
-    """Embeddings of a cohort's pictures, in the geometry and intensity of our protocol.
+def embed(study, spec, role, geometry=None):
+    """Embeddings of a cohort's pictures, in the intensity of our protocol, and in its geometry unless another is named.
 
     Parameters
     ----------
@@ -69,24 +69,24 @@ def embed(study, spec, role):
     -------
     array (n, d) float32 in the order of `pictures_of`'s rows; None when the study has no such cohort.
     """
-    data = pictures_of(study, spec, role)
+    data = pictures_of(study, spec, role, geometry)
     if data is None:
         return None
-    recipe = _recipe(study, spec)
+    recipe = _recipe(study, spec, geometry)
     key = {"encoder": spec, "role": role, "seed": study.seed, "content": study.inputs.content, "data": manifests.data_hash(data.rows), **_start(study, spec),
            "geometry": recipe.geometry, "intensity": recipe.intensity, "normalisation": recipe.normalisation}
-    name = f"features/encoder-{spec.name.lower()}__{getattr(study.profile, role).name}.npy"
+    name = f"features/encoder-{spec.name.lower()}__{getattr(study.profile, role).name}{f'__{geometry}' if geometry else ''}.npy"
     path = study.store.make(name, key, lambda path: sources.extract(create(study, spec), data, recipe, study.seed, path), CODE)
     return np.load(path)[0].astype(np.float32)
 
 
-def pictures_of(study, spec, role):
+def pictures_of(study, spec, role, geometry=None):
     """The `KneeDataset` of a cohort as an encoder sees it; None when the study has no such cohort."""
-    return Runner(study).data(role, _recipe(study, spec))
+    return Runner(study).data(role, _recipe(study, spec, geometry))
 
 
-def _recipe(study, spec):
-    ours = study.profile.our_protocol.__dict__
+def _recipe(study, spec, geometry=None):
+    ours = {**study.profile.our_protocol.__dict__, **({"geometry": geometry} if geometry else {})}
     return BaselineRecipe(**{**ours, "normalisation": STATISTICS.get(spec.source, "clip"), "views": 1, "image_size": spec.image_size})
 
 
@@ -94,20 +94,31 @@ def _start(study, spec):
     # What the weights come from, without building the encoder: it is only built when embeddings are missing.
     if spec.source in ("start", "trained"):
         return {"start": our_arm(study).key}
+    if spec.source == "dino":
+        return {"start": weights.weights_hash(selfsupervised.pretrained(study))}
     return {}
 
 
 def _start_tower(study, spec):
-    return _of_clip(our_arm(study).build().clip)
+    return _of_tower(our_arm(study).build().clip.visual)
 
 
 def _trained_tower(study, spec):
-    return _of_clip(Runner(study).grader(our_arm(study)).clip)
+    return _of_tower(Runner(study).grader(our_arm(study)).clip.visual)
 
 
-def _of_clip(clip):
-    tower = Tower(clip.visual)
-    return Encoder(clip.visual, {}, low_precision=not tower.is_vit or clip.visual.proj.shape[0] >= 512)
+def _of_tower(tower):
+    # A small ViT gains nothing from bf16.
+    return Encoder(tower, {}, low_precision=not Tower(tower).is_vit or tower.proj.shape[0] >= 512)
+
+
+def _dino(study, spec):
+    return _of_tower(selfsupervised.tower(study))
+
+
+def _random(study, spec):
+    # Without an architecture it is the tower of the self-supervised start, untrained.
+    return _timm(study, spec) if spec.architecture else _of_tower(selfsupervised.untrained(study))
 
 
 def _timm(study, spec):
@@ -121,4 +132,4 @@ def _timm(study, spec):
     return Encoder(built, {}, low_precision=True)
 
 
-_BUILDERS = {"start": _start_tower, "trained": _trained_tower, "timm": _timm, "random": _timm}
+_BUILDERS = {"start": _start_tower, "trained": _trained_tower, "timm": _timm, "random": _random, "dino": _dino}

@@ -81,7 +81,8 @@ def dry(settings, real):
 
     cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
     baselines = tuple(replace(spec, epochs=1, weights="random") for spec in settings.baselines)
-    return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
+    labels = replace(settings.systems.labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
+    return replace(settings, systems=replace(settings.systems, labels=labels), model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
                    seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=baselines, **cohorts)
 
 

@@ -129,14 +129,25 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Labels:
-    """Notebook 11: self-supervised pre-training without labels, then growing fractions of labels for each start."""
+    """Notebook 11: self-supervised pre-training without labels, then growing fractions of labels for each start.
+
+    The tower is timm's `architecture`, or the image tower of the profile's CLIP where it is empty; `published` says whether it starts from
+    timm's weights. It is shown two crops of `crop` pixels and `local_crops` of `local_crop`, cut from pictures of `image_size`, at which
+    embeddings are taken. `prototypes` is the length of an answer, `momentum` the share of its weights that the teacher keeps at first.
+    """
 
     architecture: str
+    published: bool
     image_size: int
     pictures: int
     epochs: int
     batch: int
     learning_rate: float
+    crop: int
+    local_crop: int
+    local_crops: int
+    prototypes: int
+    momentum: float
     fractions: tuple[float, ...]
     seeds: int
 

@@ -75,7 +75,9 @@ def bert(name, given=""):
 def needed(settings):
     """Pairs (function, name) of all published weights that a profile starts from."""
     clips = [(clip, settings.model.name)] if settings.model.start == "openai" else []
-    return clips + [(network, spec.timm) for spec in settings.baselines if spec.weights == "imagenet" and not spec.reason]
+    labels = settings.systems.labels
+    own = [(network, labels.architecture)] if labels.published else []
+    return clips + [(network, spec.timm) for spec in settings.baselines if spec.weights == "imagenet" and not spec.reason] + own
 
 
 def check(settings, given=""):
@@ -102,6 +104,8 @@ def _open(settings, name, place):
 
     if name == settings.model.name:
         model.load_clip(name, place)
+    if name == settings.systems.labels.architecture:
+        baselines.create(name, settings.systems.labels.image_size, 1.0, place)
     for spec in settings.baselines:
         if spec.timm == name:
             baselines.create(name, spec.image_size, spec.width, place)

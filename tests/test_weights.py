@@ -64,15 +64,16 @@ def test_a_hub_out_of_reach_is_the_same_sentence(monkeypatch):
             find(name)
 
 
-def test_the_paper_needs_clip_and_five_networks_and_a_dry_run_nothing():
+def test_the_paper_needs_clip_five_networks_and_a_self_supervised_one_and_a_dry_run_nothing():
     settings = profiles.load("paper")
-    assert [name for _, name in weights.needed(settings)] == [settings.model.name, *(spec.timm for spec in settings.baselines)]
+    assert [name for _, name in weights.needed(settings)] == [settings.model.name, *(spec.timm for spec in settings.baselines), settings.systems.labels.architecture]
     assert weights.needed(profiles.dry(settings, real=False)) == weights.needed(profiles.load("demo")) == []
 
 
 def test_every_network_of_the_paper_has_a_hub_page_and_is_the_named_architecture():
-    for spec in profiles.load("paper").baselines:
-        assert timm.get_pretrained_cfg(spec.timm).hf_hub_id == f"timm/{spec.timm}"
+    settings = profiles.load("paper")
+    for name in [settings.systems.labels.architecture, *(spec.timm for spec in settings.baselines)]:
+        assert timm.get_pretrained_cfg(name).hf_hub_id == f"timm/{name}"
 
 
 def test_a_network_starts_from_the_file_with_new_outputs(tmp_path, hub_file):

@@ -1,0 +1,147 @@
+"""Label fractions: nested, stratified, never parting a patient; a classifier on frozen embeddings; when a start equals the supervised result."""
+
+from dataclasses import replace
+
+import conftest
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koa_lib import efficiency, equivalence, predictions, profile, splits
+from koa_lib.errors import StudyError
+
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+def cohort(patients, seed):
+    generator = np.random.default_rng(seed)
+    grades = np.minimum(4, np.repeat(generator.integers(0, 5, patients), 2) + generator.integers(0, 2, 2 * patients))
+    return pd.DataFrame({"group_id": np.repeat([f"p{number}" for number in generator.permutation(patients)], 2), "kl_grade": grades})
+
+
+@given(patients=st.integers(1, 120), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_fractions_are_nested_and_never_part_a_patient(patients, seed):
+    rows, smaller = cohort(patients, seed), set()
+    for fraction in FRACTIONS:
+        drawn = efficiency.draw(rows, fraction, seed)
+        inside = rows["group_id"].iloc[drawn]
+        assert smaller <= set(drawn)
+        assert (inside.value_counts() == 2).all()
+        smaller = set(drawn)
+    assert len(smaller) == len(rows)
+
+
+@given(patients=st.integers(60, 200), fraction=st.sampled_from(FRACTIONS), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_each_grade_gives_its_share_of_patients(patients, fraction, seed):
+    rows = cohort(patients, seed)
+    worst = rows.groupby("group_id")["kl_grade"].max()
+    drawn = worst[rows["group_id"].iloc[efficiency.draw(rows, fraction, seed)].unique()].value_counts()
+    for grade, number in worst.value_counts().items():
+        assert abs(drawn[grade] - fraction * number) <= max(0.5, 1 - fraction * number)
+
+
+def test_seeds_draw_other_patients_and_equal_seeds_the_same():
+    rows = cohort(80, 1)
+    assert list(efficiency.draw(rows, 0.25, 3)) == list(efficiency.draw(rows, 0.25, 3)) != list(efficiency.draw(rows, 0.25, 4))
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+def test_a_share_outside_its_range_is_refused(fraction):
+    with pytest.raises(StudyError, match="label fraction"):
+        efficiency.draw(cohort(10, 0), fraction, 0)
+
+
+def parts():
+    fit, select = splits.inner(conftest.easy_dataset(60, size=4, role="fit"), 0)
+    return fit, select, np.random.default_rng(0).normal(0, 0.05, (60, 3)) + (np.arange(60) // 2 % 5)[:, None]
+
+
+def test_a_classifier_learns_what_the_embeddings_hold_and_gives_probabilities():
+    fit, select, embeddings = parts()
+    given = efficiency.classify(embeddings, fit, select)(embeddings)
+    assert given.shape == (60, 5) and np.allclose(given.sum(1), 1) and (given.argmax(1) == np.arange(60) // 2 % 5).mean() > 0.9
+
+
+def test_a_grade_that_was_not_drawn_gets_nothing():
+    fit, select, embeddings = parts()
+    kept = [part.part(np.flatnonzero(part.grades < 4), part.role) for part in (fit, select)]
+    given = efficiency.classify(embeddings, *kept)(embeddings)
+    assert np.allclose(given[:, 4], 0) and np.allclose(given.sum(1), 1)
+
+
+@pytest.mark.parametrize("roles", [("report", "select"), ("any", "select"), ("fit", "report"), ("fit", "fit")])
+def test_reported_pictures_neither_fit_nor_choose(roles):
+    fit, select, embeddings = parts()
+    with pytest.raises(StudyError, match="nothing is fitted or chosen"):
+        efficiency.classify(embeddings, replace(fit, role=roles[0]), replace(select, role=roles[1]))
+
+
+def graded(right, seed, n=200):
+    generator = np.random.default_rng(seed)
+    truth = np.arange(n) % 5
+    guess = np.where(np.random.default_rng(seed + 1).random(n) < right, truth, generator.integers(0, 5, n))
+    frame = predictions.frame([f"k{number}" for number in range(n)], np.eye(5)[guess])
+    return frame.assign(kl_grade=truth, group_id=[f"p{number // 2}" for number in range(n)])
+
+
+def found(levels, cohort="test"):
+    rows = [{"start": start, "fraction": fraction, "seed": seed, "cohort": cohort, "patients": 10, "pictures": 20, "graded": graded(right, 10 * seed + 7)}
+            for start, values in levels.items() for fraction, right in values.items() for seed in (1, 2)]
+    return pd.DataFrame(rows)
+
+
+def test_the_curve_is_the_mean_over_seeds_and_its_difference_is_paired(easy_study):
+    reference = {"test": [graded(0.8, 7), graded(0.8, 17)]}
+    own = found({"self-supervised": {1.0: 0.8}})
+    own["graded"] = [frame.sample(frac=1, random_state=1) for frame in reference["test"]]  # the same answers in another order
+    table = equivalence.curve(easy_study, own, reference)
+    full, line = table.iloc[0], table.iloc[1]
+    each = equivalence.seeds(own)["qwk"]
+    assert line.qwk == pytest.approx(each.mean()) == pytest.approx(full.qwk) and line.sd_over_seeds == pytest.approx(each.std())
+    assert (line.difference, line.difference_low, line.difference_high) == pytest.approx((0, 0, 0)) and line.ci_low < line.qwk < line.ci_high
+    assert np.isnan(full.difference)
+
+
+def test_a_start_equals_the_supervised_result_from_the_first_fraction_that_is_not_below():
+    columns = ["cohort", "start", "fraction", "difference", "difference_low", "difference_high"]
+    lines = [(0.1, -0.2, -0.3, -0.1), (0.25, -0.05, -0.11, 0.0), (0.5, -0.01, -0.02, 0.03), (1.0, 0.02, -0.01, 0.05)]
+    table = pd.DataFrame([("test", "self-supervised", *line) for line in lines] + [("test", "random", 1.0, -0.2, -0.3, -0.1)], columns=columns)
+    equal = equivalence.equal(table).set_index("start")
+    assert list(equal.loc["self-supervised", ["not_below", "within_margin", "as_high"]]) == [0.25, 0.5, 1.0]
+    assert equal.loc["random", ["not_below", "within_margin", "as_high"]].isna().all()
+
+
+@pytest.mark.parametrize(("half", "verdict"), [((-0.01, -0.02, 0.03), "replicated"), ((-0.05, -0.2, 0.1), "inconclusive"), ((-0.2, -0.3, -0.1), "not replicated")])
+def test_the_claim_about_half_of_the_labels_has_three_ends(half, verdict):
+    columns = ["cohort", "start", "fraction", "difference", "difference_low", "difference_high"]
+    table = pd.DataFrame([("test", "self-supervised", 0.5, *half), ("test", "self-supervised", 1.0, 0.1, 0.05, 0.2)], columns=columns)
+    number, claim = equivalence.answers(table).values()
+    assert claim.verdict == verdict and "50%" in claim.reason
+    assert number.value == (1.0 if verdict == "not replicated" else 0.5) == claim.ours
+
+
+def test_a_profile_without_contrastive_weights_says_why(easy_study):
+    reasons = {spec.name: spec.reason for spec in efficiency.starts(easy_study)}
+    assert "random weights" in reasons["contrastive"] and not reasons["random"] and not reasons["self-supervised"]
+
+
+def test_each_start_grades_the_unseen_and_the_external_pictures_with_equal_draws(easy_study):
+    small = replace(easy_study.profile.systems.labels, pictures=16, batch=16, epochs=1, fractions=(0.5, 1.0), seeds=2)
+    study = replace(easy_study, profile=replace(easy_study.profile, systems=replace(easy_study.profile.systems, labels=small)))
+    table = efficiency.run(study)
+    assert set(table["start"]) == {"random", "self-supervised"} and set(table["cohort"]) == {"test", "external"} and len(table) == 2 * 2 * 2 * 2
+    sizes = table.groupby(["fraction", "seed"])["pictures"].nunique()
+    assert (sizes == 1).all() and (table["pictures"] == 2 * table["patients"]).all()
+    again = efficiency.run(study)
+    assert all(a.equals(b) for a, b in zip(table["graded"], again["graded"], strict=True))
+    assert len(list((study.run_dir / "predictions").glob("labels-*"))) == len(table)
+
+
+def test_every_profile_can_answer_for_half_of_the_labels_or_less():
+    for name in profile.names():
+        fractions = profile.load(name).systems.labels.fractions
+        assert list(fractions) == sorted(fractions) and fractions[0] <= equivalence.HALF and fractions[-1] == 1

@@ -143,8 +143,7 @@ class PairRunner(Runner):
             fit, select = self._sources(arm, grader, "training", data, fold.fit, fold.select)
             fit_mirrored, select_mirrored = self._sources(arm, grader, "training", data, *(replace(part, mirrored=True) for part in (fold.fit, fold.select)))
             source = Pairs(fit, fit_mirrored, arm.recipe.seen == "either")
-            # No epoch is chosen: the arms differ in one factor, not also in how long they happened to be trained.
-            history = training.fit(grader, source, None, replace(arm.recipe, loss=loss), arm.seed, f"{arm.name} seed {arm.seed}")
+            history = training.fit(grader, source, select, replace(arm.recipe, loss=loss), arm.seed, f"{arm.name} seed {arm.seed}")
             folder.mkdir()
             training.save_state(grader, folder / "state.safetensors")
             history.to_csv(folder / "history.csv", index=False)

@@ -45,17 +45,33 @@ def read(folder):
 
 
 def compact(folder):
-    """Keep of each step its last line and that of its last building, so that the journal does not grow from run to run."""
+    """Keep each notebook's last execution and, marked as earlier, the last building of each other step: the journal does not grow from run to run."""
     if not (folder / FILE).is_file():
         return
     with _lock(folder):
         lines = read(folder)
-        last = {line["step"]: place for place, line in enumerate(lines)}
+        current = set().union(*executions(lines).values())
         built = {line["step"]: place for place, line in enumerate(lines) if line["status"] == "built"}
-        kept = sorted({*last.values(), *built.values()})
+        kept = [lines[place] | ({} if place in current else {"earlier": True}) for place in sorted({*current, *built.values()})]
         part = folder / f".part-{FILE}"
-        part.write_text("".join(json.dumps(lines[place]) + "\n" for place in kept), encoding="utf-8")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(part, folder / FILE)
+
+
+def executions(lines):
+    """Where the lines of each notebook's last execution stand: name -> places. A notebook's own line closes an execution."""
+    found, closed = {}, set()
+    for place, line in enumerate(lines):
+        name = line["notebook"]
+        if line.get("earlier"):
+            continue
+        if name in closed:
+            found[name] = []
+            closed.discard(name)
+        found.setdefault(name, []).append(place)
+        if line["step"] == name:
+            closed.add(name)
+    return found
 
 
 def started():

@@ -12,7 +12,7 @@ _LINK = re.compile(r"(?<![!\\])\[([^\[\]]+)\]\(([^()\s#]*)(?:#([^()\s]+))?\)")
 _EXHIBIT = re.compile(r"(figure|table)-s?\d+")
 
 
-def for_page(text, stems, in_notebook):
+def for_page(text, stems, in_notebook, shown=None):
     """Markdown whose links lead to built pages.
 
     Parameters
@@ -24,10 +24,14 @@ def for_page(text, stems, in_notebook):
         The notebooks that have a page; links to others are left as words.
     in_notebook : bool
         Whether the text stands in a notebook, whose page lies in ``nb/``, or in a page beside the index.
+    shown : collection of str, optional
+        The anchors of the exhibits that the run shows; links to other exhibits are left as words. All are shown unless given.
     """
 
     def follow(match):
         words, path, anchor = match[1], PurePosixPath(match[2]), f"#{match[3]}" if match[3] else ""
+        if shown is not None and _EXHIBIT.fullmatch(anchor[1:]) and anchor[1:] not in shown:
+            return words
         if not match[2]:
             return _anchored(words, anchor) if _EXHIBIT.fullmatch(anchor[1:]) else match[0]
         if path.suffix == ".ipynb":
@@ -39,21 +43,21 @@ def for_page(text, stems, in_notebook):
     return _LINK.sub(follow, text)
 
 
-def in_notebook(notebook, stems):
+def in_notebook(notebook, stems, shown):
     """The same notebook with `for_page` done to its Markdown cells and Markdown outputs."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = for_page(cell.source, stems, in_notebook=True)
+            cell.source = for_page(cell.source, stems, True, shown)
         for output in cell.get("outputs", []):
             if "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = for_page(_joined(output.data["text/markdown"]), stems, in_notebook=True)
+                output.data["text/markdown"] = for_page(_joined(output.data["text/markdown"]), stems, True, shown)
     return notebook
 
 
-def in_pages(folder, stems):
+def in_pages(folder, stems, shown):
     """Do `for_page` to every Markdown page of a folder, in place."""
     for path in folder.glob("*.md"):
-        path.write_text(for_page(path.read_text(encoding="utf-8"), stems, in_notebook=False), encoding="utf-8")
+        path.write_text(for_page(path.read_text(encoding="utf-8"), stems, False, shown), encoding="utf-8")
 
 
 def _anchored(words, address):

@@ -147,7 +147,7 @@ def _last_lines(run_dir):
             name, step = entry.get("notebook", ""), entry["step"]
         except (ValueError, KeyError, AttributeError):
             continue  # half a line of a killed run
-        if not re.match(r"\d\d_", name):
+        if entry.get("earlier") or not re.match(r"\d\d_", name):
             continue  # somebody's own work in this run's store
         if lines.get(name) and lines[name][-1]["step"] == name:
             lines[name] = []  # a notebook's own line closes an execution: what follows is the next one

@@ -128,9 +128,10 @@ def _write_sources(run_dir, notebooks, source):
     record = {"run": run_dir.name, "banner": " ".join(text for true, text in stamps if true), "footer": _FOOTER}
     (source / "run.json").write_text(json.dumps(record), encoding="utf-8")
     (source / "nb").mkdir()
-    for name, notebook in notebooks.items():
-        nbformat.write(links.in_notebook(_for_reading(notebook), notebooks), source / "nb" / f"{name}.ipynb")
     found, results = places.exhibits(notebooks), cards.measured(run)
+    shown = {name.replace("_", "-") for name in found}
+    for name, notebook in notebooks.items():
+        nbformat.write(links.in_notebook(_for_reading(notebook), notebooks, shown), source / "nb" / f"{name}.ipynb")
     where, common = places.Places(notebooks, found), {"synthetic": run.synthetic, "facts": provenance.facts(run), "notebooks": list(notebooks)}
     for name in checklists.NAMES:
         _render("checklist.md", source / f"{name}.md", list=checklists.linked(checklists.read(name), where), **common)
@@ -139,7 +140,7 @@ def _write_sources(run_dir, notebooks, source):
     _render("data_cards.md", source, cards=cards.data_cards(run), has_findings="01_data_audit" in notebooks)
     _render_environment(run, source, common)
     _render_front_page(run, source, found, results, common)
-    links.in_pages(source, notebooks)
+    links.in_pages(source, notebooks, shown)
 
 
 def _render_front_page(run, source, found, results, common):

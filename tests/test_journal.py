@@ -38,15 +38,23 @@ def test_a_journal_that_is_not_there_is_empty(tmp_path):
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+def execution(name, number, steps, built):
+    """The lines of one execution of a notebook: its steps, then its own line."""
+    moment = f"2026-01-0{number}T03:04:05"
+    return [line(step, 5, "built" if step in built else "reused", name, moment=moment) for step in steps] + [line(name, 9, "built", name, moment=moment)]
+
+
 def test_compacting_keeps_what_the_environment_page_shows(tmp_path):
-    lines = [line(f"s{k % 7}", k, "built" if k % 3 == 0 else "reused", moment=f"2026-01-02T03:04:{k:02d}") for k in range(50)]
-    write(tmp_path, *lines)
-    before = provenance.steps(tmp_path)
+    lines = [*execution("01_a", 1, "abc", "abc"), *execution("02_b", 1, "cd", "d"), *execution("01_a", 2, "ab", "a"), *execution("02_b", 2, "cd", "")]
+    write(tmp_path, *lines * 5, *execution("01_a", 3, "ab", ""))
+    before, seconds = provenance.steps(tmp_path), journal.whole(journal.read(tmp_path), "01_a")
     journal.compact(tmp_path)
     once = (tmp_path / journal.FILE).read_bytes()
     journal.compact(tmp_path)
-    assert len(journal.read(tmp_path)) <= 14 and (tmp_path / journal.FILE).read_bytes() == once
-    assert sorted(before, key=str) == sorted(provenance.steps(tmp_path), key=str)
+    assert (tmp_path / journal.FILE).read_bytes() == once
+    assert len(journal.read(tmp_path)) <= 3 + 3 + 4  # two executions, and what was built before them
+    assert provenance.steps(tmp_path) == before and journal.whole(journal.read(tmp_path), "01_a") == seconds
+    assert {row["step"] for row in before[0]["steps"]} == {"a", "b"}  # c belonged to an older version of the notebook
 
 
 def test_whole_time_is_a_notebooks_own_and_that_of_what_it_built(tmp_path):

@@ -154,3 +154,9 @@ def test_notebook_runs_alone_in_an_empty_run_folder(path, tmp_path):
     print(f"{path.stem}: {seconds:.0f} s, {worked:.0f} s of the processor")
     assert (tmp_path / "smoke" / "inputs.yaml").is_file() and all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source)
     assert min(seconds, worked) < ALONE
+
+
+def test_a_link_to_an_exhibit_that_the_run_does_not_show_is_left_as_words():
+    text = "[Table S7](#table-s7), [Table 5](06_statistics.ipynb#table-5)"
+    assert links.for_page(text, {"06_statistics"}, True, shown={"table-5"}) == 'Table S7, <a href="06_statistics.html#table-5">Table 5</a>'
+    assert links.for_page(text, {"06_statistics"}, True, shown=set()) == "Table S7, Table 5"

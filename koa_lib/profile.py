@@ -79,9 +79,13 @@ def dry(settings, real):
         return recipe and replace(recipe, folds=min(2, recipe.folds), epochs=1)
 
     cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
-    baselines = tuple(replace(spec, epochs=1, weights="random") for spec in settings.baselines)
+    def untrained(specs):
+        return tuple(replace(spec, epochs=1, weights="random") for spec in specs)
+
+    systems = replace(settings.systems, embeddings=replace(settings.systems.embeddings, networks=untrained(settings.systems.embeddings.networks)))
     return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
-                   seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=baselines, **cohorts)
+                   seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),
+                   systems=systems, **cohorts)
 
 
 def build(cls, content, file, prefix=""):

@@ -149,7 +149,7 @@ def _start(study, spec):
 
 
 def _place(study, spec):
-    return None if study.dry else weights.foundation(spec.source, study.inputs.weights)
+    return None if study.dry else weights.foundation(weights.FOUNDATIONS[spec.source], study.inputs.weights)
 
 
 def _start_tower(study, spec):

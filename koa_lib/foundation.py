@@ -20,14 +20,13 @@ from koa_lib.texts import BERTS, vocabulary
 class Page:
     """A model's page on the hub and the files needed from it, the weights first."""
 
-    name: str
     page: str
     files: tuple
 
 
 PAGES = {
-    "biomedclip": Page("BiomedCLIP", "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", ("open_clip_pytorch_model.bin", "vocab.txt")),
-    "rad-dino": Page("RAD-DINO", "microsoft/rad-dino", ("model.safetensors", "preprocessor_config.json")),
+    "BiomedCLIP": Page("microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", ("open_clip_pytorch_model.bin", "vocab.txt")),
+    "RAD-DINO": Page("microsoft/rad-dino", ("model.safetensors", "preprocessor_config.json")),
 }
 # As open_clip_config.json and config.json of these pages have them.
 EMBEDDING, CONTEXT, BERT = 512, 256, "PubMedBERT"
@@ -65,7 +64,7 @@ def biomed_clip(place=None, seed=0, sentences=()):
     if place is None:
         words = vocabulary(list(sentences), BERTS[BERT].config["vocab_size"], BERTS[BERT].cased)
     else:
-        _load("biomedclip", place, lambda file: open_clip.load_checkpoint(clip, str(file)))
+        _load("BiomedCLIP", place, lambda file: open_clip.load_checkpoint(clip, str(file)))
         words = BertWordPieceTokenizer(str(place / "vocab.txt"), lowercase=not BERTS[BERT].cased)
     words.enable_padding()
     words.enable_truncation(CONTEXT)
@@ -92,8 +91,8 @@ class RadDino(nn.Module):
             self.network = Dinov2Model(Dinov2Config(**DINO))
         mean, std = own = STATISTICS["clip"]
         if place is not None:
-            _load("rad-dino", place, lambda file: self.network.load_state_dict(load_file(file)))
-            said = json.loads((place / PAGES["rad-dino"].files[1]).read_text(encoding="utf-8"))
+            _load("RAD-DINO", place, lambda file: self.network.load_state_dict(load_file(file)))
+            said = json.loads((place / PAGES["RAD-DINO"].files[1]).read_text(encoding="utf-8"))
             own = (said["image_mean"], said["image_std"])
         for name, value in zip(("mean", "std", "own_mean", "own_std"), (mean, std, *own), strict=True):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
@@ -103,9 +102,9 @@ class RadDino(nn.Module):
         return self.network(pixel_values=(gray - self.own_mean) / self.own_std).last_hidden_state[:, 0]
 
 
-def _load(source, place, read):
-    page = PAGES[source]
+def _load(name, place, read):
+    page = PAGES[name]
     try:
         read(place / page.files[0])
     except (RuntimeError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise StudyError(f"{place} holds no weights of {page.name} ({' '.join(str(error).split())[:160]} ...). Give the files of huggingface.co/{page.page}.") from error
+        raise StudyError(f"{place} holds no weights of {name} ({' '.join(str(error).split())[:160]} ...). Give the files of huggingface.co/{page.page}.") from error

@@ -121,7 +121,7 @@ class Check:
         DataFrame
             degradation, strength, n, sensitivity, ci_low, ci_high (of the knees, Wilson), others, specificity, specificity_low, specificity_high.
         """
-        knees, strange = self._samples()
+        knees, strange = self.samples()
         rows = []
         images = np.concatenate([knees, strange]) if strange is not None else knees
         for kind, strengths in STRENGTHS.items():
@@ -131,12 +131,23 @@ class Check:
             rows += [_degraded_row(kind, strength, answer, len(knees)) for strength, answer in zip(strengths, called, strict=True)]
         return pd.DataFrame(rows)
 
-    def _samples(self):
-        number = self.study.profile.systems.embeddings.degraded
+    def samples(self):
+        """The pictures that are spoilt: knees (n, size, size), and other anatomies likewise or None."""
+        number, strange = self.study.profile.systems.embeddings.degraded, None
+        if self.study.synthetic:
+            strange = others(self.study, self.spec.image_size)[0][:number]
+        data, chosen = self._chosen()
+        return data.images(chosen), strange
+
+    def sample_ids(self):
+        """The image ids of the knees of `samples`."""
+        data, chosen = self._chosen()
+        return data.rows["image_id"].iloc[chosen]
+
+    def _chosen(self):
         data = encoders.pictures_of(self.study, self.spec, "training")
         unseen = np.flatnonzero(data.rows["split"] == "test")
-        knees = data.images((unseen if len(unseen) else np.arange(len(data)))[:number])
-        return knees, others(self.study, self.spec.image_size)[0][:number] if self.study.synthetic else None
+        return data, (unseen if len(unseen) else np.arange(len(data)))[: self.study.profile.systems.embeddings.degraded]
 
 
 def _degraded_row(kind, strength, called, knees):

@@ -14,7 +14,7 @@ CONFIGS = ("model.json", "open_clip_config.json")
 CLIP_TAG = "openai"
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
 FILES = ("model.safetensors",)
-FOUNDATIONS = ("biomedclip", "rad-dino")  # keys of `foundation.PAGES`, which is slow to import
+FOUNDATIONS = {"biomedclip": "BiomedCLIP", "rad-dino": "RAD-DINO"}  # source of an encoder to its name in `foundation.PAGES`, which is slow to import
 SECONDS = 10  # to wait for the hub's first answer
 
 
@@ -59,23 +59,23 @@ def network(name, given=""):
     return _from_hub(name, page, FILES)
 
 
-def foundation(source, given=""):
-    """The folder with the files of a foundation model, likewise; `source` is a key of `foundation.PAGES`, the sub-folder has the model's name."""
+def foundation(name, given=""):
+    """The folder with the files of a foundation model of `foundation.PAGES`, likewise."""
     from koa_lib.foundation import PAGES
 
-    page = PAGES[source]
+    page, files = PAGES[name].page, PAGES[name].files
     if given:
-        folder = Path(given) / page.name
-        if all((folder / file).is_file() for file in page.files):
+        folder = Path(given) / name
+        if all((folder / file).is_file() for file in files):
             return folder
-        raise StudyError(f"{given} holds no weights of {page.name}: {_advice(page.name, page.page, page.files)}")
-    return [_from_hub(page.name, page.page, (file, *page.files)).parent for file in page.files][0]
+        raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, files)}")
+    return [_from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files][0]
 
 
 def needed(settings):
     """Pairs (function, name) of all published weights that a profile starts from."""
     clips = [(clip, settings.model.name)] if settings.model.start == "openai" else []
-    others = [(foundation, spec.source) for spec in settings.systems.embeddings.encoders if spec.source in FOUNDATIONS and not spec.reason]
+    others = [(foundation, FOUNDATIONS[spec.source]) for spec in settings.systems.embeddings.encoders if spec.source in FOUNDATIONS and not spec.reason]
     return clips + [(network, spec.timm) for spec in _networks(settings) if spec.weights == "imagenet" and not spec.reason] + others
 
 
@@ -107,8 +107,8 @@ def _open(settings, name, place):
 
     if name == settings.model.name:
         model.load_clip(name, place)
-    if name in FOUNDATIONS:
-        {"biomedclip": foundation.biomed_clip, "rad-dino": foundation.RadDino}[name](place)
+    if name in foundation.PAGES:
+        {"BiomedCLIP": foundation.biomed_clip, "RAD-DINO": foundation.RadDino}[name](place)
     for spec in _networks(settings):
         if spec.timm == name:
             baselines.create(name, spec.image_size, spec.width, place)

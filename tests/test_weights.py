@@ -64,10 +64,11 @@ def test_a_hub_out_of_reach_is_the_same_sentence(monkeypatch):
             find(name)
 
 
-def test_the_paper_needs_clip_and_five_networks_and_a_dry_run_nothing():
+def test_the_paper_needs_clip_the_networks_and_the_foundation_models_and_the_demo_nothing():
     settings = profiles.load("paper")
-    assert [name for _, name in weights.needed(settings)] == [settings.model.name, *(spec.timm for spec in settings.baselines)]
-    assert weights.needed(profiles.dry(settings, real=False)) == weights.needed(profiles.load("demo")) == []
+    networks = [spec.timm for spec in (*settings.baselines, *settings.systems.embeddings.networks)]
+    assert [name for _, name in weights.needed(settings)] == [settings.model.name, *networks, "BiomedCLIP", "RAD-DINO"]
+    assert weights.needed(profiles.load("demo")) == weights.needed(profiles.load("oai")) == []
 
 
 def test_every_network_of_the_paper_has_a_hub_page_and_is_the_named_architecture():

@@ -97,10 +97,9 @@ def degraded(table):
                 reach = np.abs(rows[[f"{ends}_low", f"{ends}_high"]].to_numpy().T - rows[name].to_numpy())
                 axis.errorbar(range(len(rows)), rows[name], yerr=reach, fmt=look, color=colour, capsize=3, markersize=5, label=label)
         axis.set_xticks(range(len(rows)), [f"{strength:g}" for strength in rows["strength"]])
-        axis.set(title=kind, ylim=(-0.05, 1.05), xlim=(-0.4, len(rows) - 0.6))
+        axis.set(title=kind, xlabel="strength", ylim=(-0.05, 1.05), xlim=(-0.4, len(rows) - 0.6))
         axis.grid(axis="y", alpha=0.25)
     axes[0, 0].set_ylabel("share")
-    figure.supxlabel("strength", fontsize=9, color=INK)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 

@@ -53,7 +53,7 @@ class Comparison:
         view = encoders.pictures_of(self.study, spec, "training"), encoders.pictures_of(self.study, spec, "external")
         for kind in CLASSIFIERS:
             for task in TASKS:
-                self._report(f"{spec.name} + {kind}", task, {"encoder": spec}, view, lambda fold, kind=kind: self._classified(kind, fold, arrays()))
+                self._report(f"{label(spec)} + {kind}", task, {"encoder": spec}, view, lambda fold, kind=kind: self._classified(kind, fold, arrays()))
 
     def _network(self, spec):
         recipe = self._recipe(spec)
@@ -157,6 +157,11 @@ def _within(probabilities, grades):
     return np.where(known, probabilities, 0) / probabilities[:, known].sum(1, keepdims=True)
 
 
+def label(spec):
+    """An encoder's name in a row: a stand-in is never called by the bare name."""
+    return spec.name if spec.source in weights.FOUNDATIONS else f"{spec.name} stand-in"
+
+
 def systems(study):
     """How each system was run.
 
@@ -166,7 +171,7 @@ def systems(study):
         system, kind, how, not_run (empty where it is run).
     """
     settings = study.profile.systems.embeddings
-    rows = [(spec.name, "frozen encoder", _encoder_said(study, spec), spec.reason) for spec in settings.encoders]
+    rows = [(label(spec), "frozen encoder", _encoder_said(study, spec), spec.reason) for spec in settings.encoders]
     once = "" if settings.per_task else "; one network, trained on KL grades: findings by logistic regression on its frozen features"
     rows += [(spec.name, "supervised network", described(spec) + once, spec.reason) for spec in settings.networks]
     return pd.DataFrame(rows, columns=["system", "kind", "how", "not_run"])

@@ -67,7 +67,7 @@ def load(name, folder=FOLDER):
 
 
 def dry(settings, real):
-    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one epoch.
+    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one epoch, pictures of at most 224 pixels for frozen encoders.
 
     Parameters
     ----------
@@ -82,7 +82,9 @@ def dry(settings, real):
     def untrained(specs):
         return tuple(replace(spec, epochs=1, weights="random") for spec in specs)
 
-    systems = replace(settings.systems, embeddings=replace(settings.systems.embeddings, networks=untrained(settings.systems.embeddings.networks)))
+    own = settings.systems.embeddings
+    encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)  # 518 pixels take minutes on a CPU
+    systems = replace(settings.systems, embeddings=replace(own, encoders=encoders, networks=untrained(own.networks)))
     return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
                    seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),
                    systems=systems, **cohorts)

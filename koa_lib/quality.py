@@ -25,8 +25,8 @@ def share(name, right, ends):
     """
     if not len(right):
         return dict.fromkeys((name, *ends), np.nan)
-    low, high = wilson(100 * np.mean(right), len(right))
-    return {name: float(np.mean(right)), ends[0]: low / 100, ends[1]: high / 100}
+    low, high = (round(end / 100, 12) for end in wilson(100 * np.mean(right), len(right)))  # exactly 0 where none is right
+    return {name: float(np.mean(right)), ends[0]: low, ends[1]: high}
 
 
 def measured(images):

@@ -109,7 +109,7 @@ def test_a_manifest_without_findings_runs_on_kl_grades_alone_and_says_so(compari
     assert {task for _, task, _ in comparison.frames} == {"kl_grade"}
     assert {name: comparison.absent[name] for name in ("osteophytes", "joint-space narrowing", "sclerosis")} == dict.fromkeys(("osteophytes", "joint-space narrowing", "sclerosis"), "the manifest does not grade it")
     assert comparison.absent["ConvNeXt-Small"] == "too slow here"
-    assert {system for system, _, _ in comparison.frames} == {"BiomedCLIP + XGBoost", "BiomedCLIP + logistic regression", "ResNet18"}
+    assert {system for system, _, _ in comparison.frames} == {"BiomedCLIP stand-in + XGBoost", "BiomedCLIP stand-in + logistic regression", "ResNet18"}
 
 
 def test_fitted_chosen_and_reported_patients_are_apart(study):
@@ -140,8 +140,8 @@ def test_a_second_run_reuses_everything(study, comparison, monkeypatch):
 
 def test_results_agree_with_scikit_learn(comparison, study):
     table = tasks.results(study, comparison.frames, "test").set_index("system")
-    frame = comparison.frames["BiomedCLIP + logistic regression", "kl_grade", "test"]
-    row, predicted = table.loc["BiomedCLIP + logistic regression"], frame[PROBABILITIES].to_numpy().argmax(1)
+    frame = comparison.frames["BiomedCLIP stand-in + logistic regression", "kl_grade", "test"]
+    row, predicted = table.loc["BiomedCLIP stand-in + logistic regression"], frame[PROBABILITIES].to_numpy().argmax(1)
     assert row["qwk"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="quadratic"))
     assert row["linear_kappa"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="linear"))
     present = sorted(set(frame["kl_grade"]))
@@ -151,11 +151,11 @@ def test_results_agree_with_scikit_learn(comparison, study):
 
 
 def test_a_system_does_not_differ_from_itself(comparison, study):
-    pair = [("ResNet18", "ResNet18"), ("ResNet18", "BiomedCLIP + XGBoost")]
+    pair = [("ResNet18", "ResNet18"), ("ResNet18", "BiomedCLIP stand-in + XGBoost")]
     table = tasks.differences(study, comparison.frames, pair, "test")
     assert table.loc[0, ["qwk", "qwk_low", "qwk_high"]].tolist() == [0, 0, 0]
     results = tasks.results(study, comparison.frames, "test").set_index("system")["qwk"]
-    assert table.loc[1, "qwk"] == pytest.approx(results["ResNet18"] - results["BiomedCLIP + XGBoost"])
+    assert table.loc[1, "qwk"] == pytest.approx(results["ResNet18"] - results["BiomedCLIP stand-in + XGBoost"])
 
 
 def test_findings_are_read_from_one_network_where_networks_are_shared(study):
@@ -173,7 +173,7 @@ def test_findings_are_read_from_one_network_where_networks_are_shared(study):
 
 def test_stand_ins_are_named_as_such(study):
     told = embeddings.systems(study).set_index("system")
-    assert told["how"]["BiomedCLIP"].startswith("stand-in for BiomedCLIP: resnet18, width x 0.25, random weights")
+    assert told["how"]["BiomedCLIP stand-in"].startswith("stand-in for BiomedCLIP: resnet18, width x 0.25, random weights")
     assert told["not_run"]["ConvNeXt-Small"] == "too slow here" and "width x 0.25" in told["how"]["ResNet18"]
 
 

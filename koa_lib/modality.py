@@ -122,14 +122,11 @@ class Check:
             degradation, strength, n, sensitivity, ci_low, ci_high (of the knees, Wilson), others, specificity, specificity_low, specificity_high.
         """
         knees, strange = self.samples()
-        rows = []
-        images = np.concatenate([knees, strange]) if strange is not None else knees
-        for kind, strengths in STRENGTHS.items():
-            drawn = [degrade(images, kind, strength, self.study.seed) for strength in strengths]
-            embeddings = self._embed(lambda drawn=drawn: np.concatenate(drawn), kind, strengths=strengths)
-            called = self.said(embeddings, self.wording).reshape(len(strengths), len(images)) == KNEE
-            rows += [_degraded_row(kind, strength, answer, len(knees)) for strength, answer in zip(strengths, called, strict=True)]
-        return pd.DataFrame(rows)
+        images = knees if strange is None else np.concatenate([knees, strange])
+        steps = [(kind, strength) for kind, strengths in STRENGTHS.items() for strength in strengths]
+        embeddings = self._embed(lambda: np.concatenate([degrade(images, *step, self.study.seed) for step in steps]), "degraded", steps=steps)
+        called = self.said(embeddings, self.wording).reshape(len(steps), len(images)) == KNEE
+        return pd.DataFrame([_degraded_row(*step, answer, len(knees)) for step, answer in zip(steps, called, strict=True)])
 
     def samples(self):
         """The pictures that are spoilt: knees (n, size, size), and other anatomies likewise or None."""

@@ -67,7 +67,7 @@ def load(name, folder=FOLDER):
 
 
 def dry(settings, real):
-    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one epoch, pictures of at most 224 pixels for frozen encoders.
+    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one epoch, few and smaller pictures for frozen encoders.
 
     Parameters
     ----------
@@ -78,13 +78,13 @@ def dry(settings, real):
     def short(recipe):
         return recipe and replace(recipe, folds=min(2, recipe.folds), epochs=1)
 
-    cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
     def untrained(specs):
         return tuple(replace(spec, epochs=1, weights="random") for spec in specs)
 
+    cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
     own = settings.systems.embeddings
     encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)  # 518 pixels take minutes on a CPU
-    systems = replace(settings.systems, embeddings=replace(own, encoders=encoders, networks=untrained(own.networks)))
+    systems = replace(settings.systems, embeddings=replace(own, encoders=encoders, networks=untrained(own.networks), others=21, degraded=4))
     return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
                    seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),
                    systems=systems, **cohorts)

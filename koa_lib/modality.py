@@ -110,7 +110,8 @@ class Check:
         return pd.concat([found, measured(images)], axis=1)
 
     def _embed(self, draw, name, **key):
-        key = {**key, "seed": self.study.seed, "settings": self.study.profile.systems.embeddings, "cohort": self.study.profile.training, "code": encoders.CODE}
+        own = self.study.profile.systems.embeddings
+        key = {**key, "seed": self.study.seed, "others": own.others, "degraded": own.degraded, "cohort": self.study.profile.training, "code": encoders.CODE}
         return encoders.embed_images(self.study, self.spec, draw, f"modality-{name}", {**key, "drawn": code_hash(CODE)})
 
     def degraded(self):

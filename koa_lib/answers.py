@@ -19,9 +19,9 @@ def keep(study, system, answers):
     system : str
         As `published/other_systems.csv` and `claims.csv` name it, e.g. 'CLIP-KOA'.
     answers : dict
-        (system, item, row, metric) -> `scorecard.Ours`, (system, item, claim) -> `claims.Answer`.
+        (system, item, row, metric) -> `scorecard.Ours` or a str that says why there is none, (system, item, claim) -> `claims.Answer`.
     """
-    rows = [{"key": list(key), "kind": "claim" if isinstance(value, Answer) else "number", "value": _without_nan(value._asdict())} for key, value in answers.items()]
+    rows = [{"key": list(key), **_plain(value)} for key, value in answers.items()]
     folder = study.run_dir / FOLDER
     folder.mkdir(exist_ok=True)
     write_text(folder / f"{system}.json", json.dumps(rows, indent=1))
@@ -30,8 +30,15 @@ def keep(study, system, answers):
 def read(study):
     """All kept answers of a run, in the form that `verdicts.scorecard` takes; empty when no such notebook has been run."""
     rows = [row for path in sorted((study.run_dir / FOLDER).glob("*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
-    return {tuple(row["key"]): _KINDS[row["kind"]](**{name: math.nan if value is None else value for name, value in row["value"].items()}) for row in rows}
+    return {tuple(row["key"]): _back(row["kind"], row["value"]) for row in rows}
 
 
-def _without_nan(values):
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+def _plain(value):
+    if isinstance(value, str):
+        return {"kind": "reason", "value": value}
+    values = {name: None if isinstance(number, float) and math.isnan(number) else number for name, number in value._asdict().items()}
+    return {"kind": "claim" if isinstance(value, Answer) else "number", "value": values}
+
+
+def _back(kind, value):
+    return value if kind == "reason" else _KINDS[kind](**{name: math.nan if number is None else number for name, number in value.items()})

@@ -1,10 +1,10 @@
-"""Charts that look into a model or a cohort: calibration, search by text, near-duplicates."""
+"""Charts that look into a model or a cohort: calibration, search by text, near-duplicates, quality of pictures."""
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from koa_lib import labels, metrics
-from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
+from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, message, narrow, styled
 
 
 @styled
@@ -74,4 +74,52 @@ def nearest_distances(distances, threshold):
         axis.yaxis.set_major_formatter("{x:,.0f}")
     axes[-1, 0].set_xlabel("bits to the nearest other picture")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def degraded(table):
+    """How often spoilt knees are still called knees, and spoilt other anatomies are not, by strength; Wilson intervals.
+
+    Parameters
+    ----------
+    table : DataFrame
+        degradation, strength, sensitivity, ci_low, ci_high, specificity, specificity_low, specificity_high (ratios; NaN where not measured).
+    """
+    kinds = list(dict.fromkeys(table["degradation"]))
+    figure, axes = canvas(2.7, ncols=len(kinds), sharey=True, squeeze=False)
+    lines = (("sensitivity", "ci", "o-", "knees called knee"), ("specificity", "specificity", "s--", "others not called knee"))
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        rows = table[table["degradation"] == kind]
+        for (name, ends, look, label), colour in zip(lines, PLAIN_COLOURS, strict=False):
+            if rows[name].notna().any():
+                reach = np.abs(rows[[f"{ends}_low", f"{ends}_high"]].to_numpy().T - rows[name].to_numpy())
+                axis.errorbar(range(len(rows)), rows[name], yerr=reach, fmt=look, color=colour, capsize=3, markersize=5, label=label)
+        axis.set_xticks(range(len(rows)), [f"{strength:g}" for strength in rows["strength"]])
+        axis.set(title=kind, xlabel="strength", ylim=(-0.05, 1.05), xlim=(-0.4, len(rows) - 0.6))
+        axis.grid(axis="y", alpha=0.25)
+    axes[0, 0].set_ylabel("share")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def failure_quality(found):
+    """Quality of pictures that a model recognises and of those that it does not: one box plot for each measure.
+
+    Parameters
+    ----------
+    found : DataFrame
+        failed (bool), sharpness, exposure, contrast.
+    """
+    figure, axes = canvas(2.9, ncols=3)
+    groups = {f"recognised\n(n = {(~found['failed']).sum():,})": found[~found["failed"]], f"not recognised\n(n = {found['failed'].sum():,})": found[found["failed"]]}
+    for axis, (name, label) in zip(axes, {"sharpness": "sharpness (variance of the Laplacian)", "exposure": "exposure (mean gray)", "contrast": "contrast (sd of gray)"}.items(), strict=True):
+        filled = {title: rows[name].to_numpy() for title, rows in groups.items() if len(rows)}
+        boxes = axis.boxplot(list(filled.values()), widths=0.5, patch_artist=True, medianprops={"color": INK}, flierprops={"markersize": 2.5})
+        for box, colour in zip(boxes["boxes"], (PLAIN_COLOURS[4], PLAIN_COLOURS[5]), strict=False):
+            box.set_facecolor(colour)
+        axis.set_xticks(range(1, len(filled) + 1), list(filled), fontsize=8)
+        axis.set_ylabel(label, fontsize=8.5)
+        axis.set_ylim(bottom=0)
     return figure

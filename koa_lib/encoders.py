@@ -4,17 +4,19 @@ Published encoders and the stand-ins of the profiles that load no weights have o
 """
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from koa_lib import crops, manifests, selfsupervised, sources, weights
+from koa_lib.datasets import KneeDataset
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
 from koa_lib.protocols import BaselineRecipe, our_arm
 from koa_lib.runner import Runner
 from koa_lib.tower import Tower
 
-CODE = ("encoders", "sources", "device", "model", "tower", "datasets", "harmonisation", "joint", "pictures")
+CODE = ("encoders", "foundation", "texts", "sources", "device", "model", "tower", "datasets", "harmonisation", "joint", "pictures")
 STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}  # of the pictures that an encoder was trained on; CLIP's for the others
 
 
@@ -80,6 +82,53 @@ def embed(study, spec, role, geometry=None):
     return np.load(path)[0].astype(np.float32)
 
 
+def embed_images(study, spec, draw, name, key):
+    """Embeddings of pictures that belong to no cohort.
+
+    Parameters
+    ----------
+    draw : callable
+        Without arguments; gives the pictures (n, H, W), uint8 or float in [0, 1], when they are needed.
+    name : str
+        What the pictures are, for the file's name.
+    key : dict
+        Everything that the pictures depend on.
+
+    Returns
+    -------
+    array (n, d) float32
+    """
+    recipe = _recipe(study, spec)
+
+    def build(path):
+        images = draw()
+        sources.extract(create(study, spec), KneeDataset(pd.DataFrame(index=range(len(images))), images, np.arange(len(images))), recipe, study.seed, path)
+
+    key = {"encoder": spec, "seed": study.seed, "normalisation": recipe.normalisation, "content": study.inputs.content, **_start(study, spec), **key}
+    return np.load(study.store.make(f"features/encoder-{spec.name.lower()}__{name}.npy", key, build, CODE))[0].astype(np.float32)
+
+
+def clip_of(study, spec, sentences):
+    """CLIP and tokenizer of which an encoder is the image tower; `sentences` are the vocabulary where no published one is loaded.
+
+    Raises
+    ------
+    StudyError
+        An encoder that knows no texts.
+    """
+    import open_clip
+
+    if spec.source == "biomedclip":
+        from koa_lib.foundation import biomed_clip
+
+        return biomed_clip(_place(study, spec), study.seed, sentences)
+    if spec.source not in ("start", "trained"):
+        raise StudyError(f"Encoder '{spec.name}' (source '{spec.source}') knows no texts. Use one of: start, trained, biomedclip.")
+    arm = our_arm(study)
+    grader = arm.build() if spec.source == "start" else Runner(study).grader(arm)
+    return grader.clip, open_clip.get_tokenizer(study.profile.model.name)
+
+
 def pictures_of(study, spec, role, geometry=None):
     """The `KneeDataset` of a cohort as an encoder sees it; None when the study has no such cohort."""
     return Runner(study).data(role, _recipe(study, spec, geometry))
@@ -96,7 +145,13 @@ def _start(study, spec):
         return {"start": our_arm(study).key}
     if spec.source == "dino":
         return {"start": weights.weights_hash(selfsupervised.pretrained(study))}
+    if spec.source in weights.FOUNDATIONS:
+        return {"start": weights.weights_hash(_place(study, spec))}
     return {}
+
+
+def _place(study, spec):
+    return None if study.dry else weights.foundation(weights.FOUNDATIONS[spec.source], study.inputs.weights)
 
 
 def _start_tower(study, spec):
@@ -132,4 +187,17 @@ def _timm(study, spec):
     return Encoder(built, {}, low_precision=True)
 
 
-_BUILDERS = {"start": _start_tower, "trained": _trained_tower, "timm": _timm, "random": _random, "dino": _dino}
+def _biomed_clip(study, spec):
+    from koa_lib.foundation import biomed_clip  # slow to import
+
+    return Encoder(biomed_clip(_place(study, spec), study.seed, [spec.name])[0].visual, {}, low_precision=True)
+
+
+def _rad_dino(study, spec):
+    from koa_lib.foundation import RadDino
+
+    return Encoder(RadDino(_place(study, spec), study.seed), {}, low_precision=True)
+
+
+_BUILDERS = {"start": _start_tower, "trained": _trained_tower, "timm": _timm, "random": _random, "dino": _dino,
+              "biomedclip": _biomed_clip, "rad-dino": _rad_dino}

@@ -68,7 +68,7 @@ def load(name, folder=FOLDER):
 
 
 def dry(settings, real):
-    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one epoch.
+    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one epoch, few and smaller pictures for frozen encoders.
 
     Parameters
     ----------
@@ -79,11 +79,17 @@ def dry(settings, real):
     def short(recipe):
         return recipe and replace(recipe, folds=min(2, recipe.folds), epochs=1)
 
+    def untrained(specs):
+        return tuple(replace(spec, epochs=1, weights="random") for spec in specs)
+
     cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
-    baselines = tuple(replace(spec, epochs=1, weights="random") for spec in settings.baselines)
-    labels = replace(settings.systems.labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
-    return replace(settings, systems=replace(settings.systems, labels=labels), model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
-                   seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=baselines, **cohorts)
+    own, labels = settings.systems.embeddings, settings.systems.labels
+    encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)  # 518 pixels take minutes on a CPU
+    own = replace(own, encoders=encoders, networks=untrained(own.networks), others=21, degraded=4)
+    labels = replace(labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
+    return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
+                   seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),
+                   systems=replace(settings.systems, embeddings=own, labels=labels), **cohorts)
 
 
 def build(cls, content, file, prefix=""):

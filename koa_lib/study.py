@@ -163,7 +163,8 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
     text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
-        published.check(settings, inputs.weights)
+        if not dry:
+            published.check(settings, inputs.weights)
         write_text(path, text)
     return inputs
 

@@ -15,6 +15,8 @@ CLIP_TAG = "openai"
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
 FILES = ("model.safetensors",)
 BERT_FILES = ("pytorch_model.bin", "vocab.txt")
+STAND_IN = "tiny"  # the one text encoder of `texts.BERTS` without published weights
+FOUNDATIONS = {"biomedclip": "BiomedCLIP", "rad-dino": "RAD-DINO"}  # source of an encoder to its name in `foundation.PAGES`, which is slow to import
 SECONDS = 10  # to wait for the hub's first answer
 
 
@@ -72,12 +74,34 @@ def bert(name, given=""):
     return [_from_hub(name, page, (file, *BERT_FILES)).parent for file in BERT_FILES][0]
 
 
+def foundation(name, given=""):
+    """The folder with the files of a foundation model of `foundation.PAGES`, likewise."""
+    from koa_lib.foundation import PAGES
+
+    page, files = PAGES[name].page, PAGES[name].files
+    if given:
+        folder = Path(given) / name
+        if all((folder / file).is_file() for file in files):
+            return folder
+        raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, files)}")
+    return [_from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files][0]
+
+
 def needed(settings):
-    """Pairs (function, name) of all published weights that a profile starts from."""
-    clips = [(clip, settings.model.name)] if settings.model.start == "openai" else []
-    labels = settings.systems.labels
-    own = [(network, labels.architecture)] if labels.published else []
-    return clips + [(network, spec.timm) for spec in settings.baselines if spec.weights == "imagenet" and not spec.reason] + own
+    """Pairs (function, name) of all published weights that a profile starts from, each once."""
+    systems = settings.systems
+    encoders = [spec for spec in (*systems.heads.encoders, *systems.embeddings.encoders) if not spec.reason]
+    pairs = [(clip, settings.model.name)] if settings.model.start == "openai" else []
+    pairs += [(network, spec.timm) for spec in _networks(settings) if spec.weights == "imagenet" and not spec.reason]
+    pairs += [(network, spec.architecture) for spec in encoders if spec.source == "timm"]
+    pairs += [(network, systems.labels.architecture)] if systems.labels.published else []
+    pairs += [(bert, systems.heads.text)] if systems.heads.text != STAND_IN else []
+    pairs += [(foundation, FOUNDATIONS[spec.source]) for spec in encoders if spec.source in FOUNDATIONS]
+    return list(dict.fromkeys(pairs))
+
+
+def _networks(settings):
+    return (*settings.baselines, *settings.systems.embeddings.networks)
 
 
 def check(settings, given=""):
@@ -91,7 +115,7 @@ def check(settings, given=""):
     for find, name in needed(settings):
         place = find(name, given)
         try:
-            _open(settings, name, place)
+            _open(settings, find, name, place)
         except StudyError:
             raise
         except Exception as error:  # safetensors, torch and json each have their own
@@ -99,16 +123,26 @@ def check(settings, given=""):
             raise StudyError(f"The weights of {name} in {place} cannot be used ({type(error).__name__}: {what} ...). Download them again, or give those of {name}.") from error
 
 
-def _open(settings, name, place):
-    from koa_lib import baselines, model
+def _open(settings, find, name, place):
+    from koa_lib import baselines, model, texts
+    from koa_lib.foundation import RadDino, biomed_clip
 
-    if name == settings.model.name:
+    if find is clip:
         model.load_clip(name, place)
-    if name == settings.systems.labels.architecture:
-        baselines.create(name, settings.systems.labels.image_size, 1.0, place)
-    for spec in settings.baselines:
-        if spec.timm == name:
-            baselines.create(name, spec.image_size, spec.width, place)
+    elif find is bert:
+        texts.create(name, place)
+    elif find is foundation:
+        {"BiomedCLIP": biomed_clip, "RAD-DINO": RadDino}[name](place)
+    else:
+        for size, width in _sizes(settings, name):
+            baselines.create(name, size, width, place)
+
+
+def _sizes(settings, name):
+    systems = settings.systems
+    sizes = {(spec.image_size, spec.width) for spec in _networks(settings) if spec.timm == name}
+    sizes |= {(spec.image_size, spec.width) for spec in (*systems.heads.encoders, *systems.embeddings.encoders) if spec.architecture == name}
+    return sizes | ({(systems.labels.image_size, 1.0)} if systems.labels.architecture == name else set())
 
 
 def weights_hash(place):

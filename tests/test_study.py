@@ -108,6 +108,7 @@ def test_stamp_and_headline(build):
 
 def test_a_dry_run_needs_neither_data_nor_weights_and_has_its_own_place(build, monkeypatch):
     monkeypatch.setenv("KOA_DRY", "1")
+    monkeypatch.setattr("koa_lib.weights.check", None)
     inputs = prepare_inputs("paper", dry=True)
     study = Study.open("paper")
     assert inputs.dry and study.dry and study.run_dir.name == "paper-dry" and study.synthetic and study.stamp().startswith("DRY RUN")
@@ -118,5 +119,6 @@ def test_a_dry_run_changes_folds_seeds_epochs_data_and_start_and_nothing_else():
     whole, dry = profile.load("paper"), profile.dry(profile.load("paper"), real=True)
     assert (dry.as_printed, dry.our_protocol) == tuple(replace(recipe, folds=2, epochs=1) for recipe in (whole.as_printed, whole.our_protocol))
     assert dry.baselines == tuple(replace(spec, epochs=1, weights="random") for spec in whole.baselines)
-    assert replace(dry, as_printed=whole.as_printed, our_protocol=whole.our_protocol, baselines=whole.baselines, seeds=3, tower_epochs=30, baseline_folds=5, model=whole.model) == whole
+    assert dry.systems.embeddings.networks == tuple(replace(spec, epochs=1, weights="random") for spec in whole.systems.embeddings.networks)
+    assert replace(dry, systems=whole.systems, as_printed=whole.as_printed, our_protocol=whole.our_protocol, baselines=whole.baselines, seeds=3, tower_epochs=30, baseline_folds=5, model=whole.model) == whole
     assert profile.dry(whole, real=False).training.source == "phantoms"

@@ -64,10 +64,12 @@ def test_a_hub_out_of_reach_is_the_same_sentence(monkeypatch):
             find(name)
 
 
-def test_the_paper_needs_clip_five_networks_and_a_self_supervised_one_and_a_dry_run_nothing():
+def test_the_paper_needs_every_named_model_once_and_the_demo_nothing():
     settings = profiles.load("paper")
-    assert [name for _, name in weights.needed(settings)] == [settings.model.name, *(spec.timm for spec in settings.baselines), settings.systems.labels.architecture]
-    assert weights.needed(profiles.dry(settings, real=False)) == weights.needed(profiles.load("demo")) == []
+    systems, found = settings.systems, [name for _, name in weights.needed(settings)]
+    named = [spec.timm for spec in (*settings.baselines, *systems.embeddings.networks)] + [spec.architecture for spec in systems.heads.encoders]
+    assert sorted(found) == sorted({settings.model.name, *named, systems.labels.architecture, systems.heads.text, "BiomedCLIP", "RAD-DINO"})
+    assert weights.needed(profiles.load("demo")) == weights.needed(profiles.load("oai")) == []
 
 
 def test_every_network_of_the_paper_has_a_hub_page_and_is_the_named_architecture():

@@ -1,0 +1,232 @@
+"""Frozen embeddings against supervised networks: tasks, classifiers, differences and the claims that follow from them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
+
+from koa_lib import answers, baselines, embeddings, sources, tasks
+from koa_lib.errors import StudyError
+from koa_lib.metrics import PROBABILITIES
+from koa_lib.profile import load
+from koa_lib.scorecard import Ours
+from koa_lib.settings import Baseline, Encoder
+
+
+@pytest.fixture(scope="module")
+def study(easy_study):
+    """The easy study with one encoder and one small network."""
+    systems = easy_study.profile.systems
+    own = replace(systems.embeddings, encoders=(Encoder("BiomedCLIP", "random", "resnet18", 32, 0.25, ""),), trees=8, per_task=True,
+                  networks=(Baseline("ResNet18", "resnet18", "random", 32, 0.25, 2, 32, 0.003, ""), Baseline("ConvNeXt-Small", "convnext_small", "random", 32, 1.0, 0, 32, 0.1, "too slow here")))
+    return replace(easy_study, profile=replace(easy_study.profile, systems=replace(systems, embeddings=own)))
+
+
+@pytest.fixture(scope="module")
+def comparison(study):
+    return embeddings.Comparison(study).run()
+
+
+def features(part, values=None):
+    values = np.eye(5, dtype=np.float32)[part.grades] + 0.01 if values is None else values
+    return sources.Features(part, values[None])
+
+
+def easy(role, pictures=60, seed=0):
+    from conftest import easy_dataset
+
+    return easy_dataset(pictures, 16, role, seed)
+
+
+def test_every_profile_names_both_encoders_and_both_networks():
+    for name in ("smoke", "demo", "oai", "paper"):
+        own = load(name).systems.embeddings
+        assert [spec.name for spec in own.encoders] == ["BiomedCLIP", "RAD-DINO"] and [spec.name for spec in own.networks] == ["ResNet18", "ConvNeXt-Small"]
+
+
+@pytest.mark.parametrize("kind", embeddings.CLASSIFIERS)
+def test_a_classifier_learns_what_embeddings_hold(kind):
+    found = baselines.classify(kind, features(easy("fit")), features(easy("select", 30, 1)), 16, 0)
+    fresh = easy("report", 40, 2)
+    probabilities = found.probabilities(np.asarray(features(fresh).batch(np.arange(40))))
+    assert probabilities.shape == (40, 5) and probabilities.sum(1) == pytest.approx(1)
+    assert (probabilities.argmax(1) == fresh.grades).all() and found.kappa == 1
+
+
+@pytest.mark.parametrize("kind", embeddings.CLASSIFIERS)
+@pytest.mark.parametrize("roles", [("report", "select"), ("fit", "report"), ("fit", "fit")])
+def test_nothing_is_fitted_or_chosen_on_what_is_reported(kind, roles):
+    with pytest.raises(StudyError, match="nothing is fitted or chosen"):
+        baselines.classify(kind, features(easy(roles[0])), features(easy(roles[1])), 8, 0)
+
+
+def test_the_choice_is_the_best_on_the_inner_part():
+    rng = np.random.default_rng(0)
+    fit, select = easy("fit"), easy("select", 40, 1)
+    noisy = [np.eye(5, dtype=np.float32)[part.grades] + rng.normal(0, 0.8, (len(part), 5)).astype(np.float32) for part in (fit, select)]
+    found = baselines.classify("logistic regression", *(features(part, values) for part, values in zip((fit, select), noisy, strict=True)), 8, 0)
+    kappas = []
+    for _, predict in baselines._linear(noisy[0], fit.grades):
+        kappas.append(cohen_kappa_score(select.grades, predict(noisy[1]).argmax(1), weights="quadratic"))
+    assert found.kappa == pytest.approx(max(kappas)) and found.settings["C"] == baselines.PENALTIES[int(np.argmax(kappas))]
+
+
+@pytest.mark.parametrize("kind", embeddings.CLASSIFIERS)
+def test_a_grade_that_was_not_fitted_gets_no_probability(kind):
+    fit, select = easy("fit"), easy("select", 20, 1)
+    some = fit.part(np.flatnonzero(np.isin(fit.grades, (0, 3))), "fit")
+    found = baselines.classify(kind, sources.Features(some, features(fit).array), features(select), 4, 0)
+    probabilities = found.probabilities(np.eye(5, dtype=np.float32))
+    assert (probabilities[:, [1, 2, 4]] == 0).all() and probabilities.sum(1) == pytest.approx(1)
+
+
+def test_one_grade_alone_is_refused():
+    fit = easy("fit")
+    with pytest.raises(StudyError, match="same grade"):
+        baselines.classify("XGBoost", features(fit.part(np.flatnonzero(fit.grades == 2), "fit")), features(easy("select")), 4, 0)
+
+
+def test_a_task_takes_the_pictures_that_are_graded_for_it():
+    data = easy("fit", 20)
+    graded = replace(data, rows=data.rows.assign(jsn=pd.array([0, 1, pd.NA, 3] * 5, "Int64")))
+    part = tasks.for_task(graded, "jsn")
+    assert part.role == "fit" and part.grades.tolist() == [0, 1, 3] * 5
+    assert part.rows["image_id"].tolist() == [name for k, name in enumerate(data.rows["image_id"]) if k % 4 != 2]
+    assert (part.images(np.arange(len(part))) == data.images(np.flatnonzero(np.arange(20) % 4 != 2))).all()
+
+
+@pytest.mark.parametrize("column", [None, pd.array([pd.NA] * 20, "Int64")])
+def test_a_task_without_grades_is_absent(column):
+    data = easy("fit", 20)
+    rows = data.rows if column is None else data.rows.assign(sclerosis=column)
+    assert tasks.for_task(replace(data, rows=rows), "sclerosis") is None
+
+
+def test_a_manifest_without_findings_runs_on_kl_grades_alone_and_says_so(comparison):
+    assert {task for _, task, _ in comparison.frames} == {"kl_grade"}
+    assert {name: comparison.absent[name] for name in ("osteophytes", "joint-space narrowing", "sclerosis")} == dict.fromkeys(("osteophytes", "joint-space narrowing", "sclerosis"), "the manifest does not grade it")
+    assert comparison.absent["ConvNeXt-Small"] == "too slow here"
+    assert {system for system, _, _ in comparison.frames} == {"BiomedCLIP stand-in + XGBoost", "BiomedCLIP stand-in + logistic regression", "ResNet18"}
+
+
+def test_fitted_chosen_and_reported_patients_are_apart(study):
+    run = embeddings.Comparison(study)
+    data = run.runner.data("training", run._recipe(study.profile.systems.embeddings.networks[0]))
+    fold = run._fold(data, "kl_grade")
+    groups = [set(part.rows["group_id"]) for part in (fold.fit, fold.select, *fold.reported.values())]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    assert set(fold.fit.rows["split"]) == set(fold.select.rows["split"]) == {"train"} and set(fold.reported) == {"val", "test"}
+    assert (fold.fit.role, fold.select.role, fold.reported["test"].role) == ("fit", "select", "report")
+
+
+def test_all_systems_report_the_same_pictures(comparison, study):
+    for split in ("test", "external"):
+        ids = [frame["image_id"].tolist() for (_, _, part), frame in comparison.frames.items() if part == split]
+        assert len(ids) == 3 and all(one == ids[0] for one in ids)
+    for path in (study.run_dir / "checkpoints").glob("biomedclip*.json"):
+        if not path.name.endswith(".json.json"):
+            assert set(json.loads(path.read_text())) == {"settings", "kappa"}
+
+
+def test_a_second_run_reuses_everything(study, comparison, monkeypatch):
+    monkeypatch.setattr(embeddings, "classify", None)
+    monkeypatch.setattr(embeddings.training, "fit", None)
+    again = embeddings.Comparison(study).run()
+    assert again.chosen == comparison.chosen and all(again.frames[key].equals(frame) for key, frame in comparison.frames.items())
+
+
+def test_results_agree_with_scikit_learn(comparison, study):
+    table = tasks.results(study, comparison.frames, "test").set_index("system")
+    frame = comparison.frames["BiomedCLIP stand-in + logistic regression", "kl_grade", "test"]
+    row, predicted = table.loc["BiomedCLIP stand-in + logistic regression"], frame[PROBABILITIES].to_numpy().argmax(1)
+    assert row["qwk"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="quadratic"))
+    assert row["linear_kappa"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="linear"))
+    present = sorted(set(frame["kl_grade"]))
+    aucs = [roc_auc_score(frame["kl_grade"] == grade, frame[f"p{grade}"]) for grade in present]
+    assert row["macro_auc"] == pytest.approx(np.mean(aucs)) and row["n"] == len(frame)
+    assert row["qwk_low"] <= row["qwk"] <= row["qwk_high"]
+
+
+def test_a_system_does_not_differ_from_itself(comparison, study):
+    pair = [("ResNet18", "ResNet18"), ("ResNet18", "BiomedCLIP stand-in + XGBoost")]
+    table = tasks.differences(study, comparison.frames, pair, "test")
+    assert table.loc[0, ["qwk", "qwk_low", "qwk_high"]].tolist() == [0, 0, 0]
+    results = tasks.results(study, comparison.frames, "test").set_index("system")["qwk"]
+    assert table.loc[1, "qwk"] == pytest.approx(results["ResNet18"] - results["BiomedCLIP stand-in + XGBoost"])
+
+
+def test_findings_are_read_from_one_network_where_networks_are_shared(study):
+    settings = replace(study.profile.systems.embeddings, per_task=False, encoders=(), networks=study.profile.systems.embeddings.networks[:1])
+    shared = replace(study, profile=replace(study.profile, systems=replace(study.profile.systems, embeddings=settings)))
+    run = embeddings.Comparison(shared)
+    open_data = run.runner.data
+    run.runner.data = lambda role, recipe: replace(open_data(role, recipe), rows=open_data(role, recipe).rows.assign(jsn=lambda rows: rows["kl_grade"].clip(upper=3)))
+    run.run()
+    chosen = {row["task"]: row["chosen"] for row in run.chosen}
+    assert chosen["KL grade"].startswith("epochs") and chosen["joint-space narrowing"].startswith("C ")
+    assert (run.frames["ResNet18", "jsn", "test"]["p4"] == 0).all()
+    assert "one network, trained on KL grades" in embeddings.systems(shared)["how"].iloc[0]
+
+
+def test_stand_ins_are_named_as_such(study):
+    told = embeddings.systems(study).set_index("system")
+    assert told["how"]["BiomedCLIP stand-in"].startswith("stand-in for BiomedCLIP: resnet18, width x 0.25, random weights")
+    assert told["not_run"]["ConvNeXt-Small"] == "too slow here" and "width x 0.25" in told["how"]["ResNet18"]
+
+
+def gaps(*rows):
+    return pd.DataFrame([{"task": "KL grade", "a": "A", "b": "B", "qwk": (low + high) / 2, "qwk_low": low, "qwk_high": high} for low, high in rows])
+
+
+@pytest.mark.parametrize("rows, absent, verdict", [
+    ([(0.1, 0.2), (0.01, 0.3)], {}, "replicated"),
+    ([(0.1, 0.2)], {"sclerosis": "not graded"}, "inconclusive"),
+    ([(0.1, 0.2), (-0.1, 0.3)], {}, "inconclusive"),
+    ([(0.1, 0.2), (-0.3, -0.1)], {"sclerosis": "not graded"}, "not replicated"),
+    ([], {"sclerosis": "not graded"}, "not run"),
+])
+def test_networks_beat_embeddings_by_the_rule(rows, absent, verdict):
+    answer = tasks.beaten(gaps(*rows) if rows else pd.DataFrame(), absent)
+    assert answer.verdict == verdict
+    assert not absent or "not graded" in answer.reason
+    assert not rows or answer.ours == pytest.approx(min(sum(row) / 2 for row in rows))
+
+
+@pytest.mark.parametrize("rows, absent, verdict", [
+    ([(-0.04, 0.04), (0.0, 0.049)], {}, "replicated"),
+    ([(-0.04, 0.04)], {"sclerosis": "not graded"}, "inconclusive"),
+    ([(-0.04, 0.06)], {}, "inconclusive"),
+    ([(-0.04, 0.04), (0.06, 0.2)], {}, "not replicated"),
+    ([(-0.2, -0.051)], {}, "not replicated"),
+])
+def test_encoders_are_alike_by_the_rule(rows, absent, verdict):
+    answer = tasks.alike(gaps(*rows), absent)
+    assert answer.verdict == verdict and abs(answer.ours) == pytest.approx(max(abs(sum(row)) / 2 for row in rows))
+
+
+def test_the_scorecard_gets_a_number_or_a_reason(comparison, study):
+    table = tasks.results(study, comparison.frames, "test")
+    ours = tasks.kappa_row(table, "ResNet18", comparison.absent)
+    assert isinstance(ours, Ours) and "linear" in ours.note and np.isnan(ours.ci_low)
+    assert tasks.kappa_row(table, "ConvNeXt-Small", comparison.absent) == "too slow here"
+
+
+def test_a_reason_survives_being_kept(study):
+    key = ("JIIM-2025", "abstract", "ConvNeXt-Small KLG", "weighted_kappa")
+    answers.keep(study, "JIIM-2025", {key: "too slow here"})
+    try:
+        assert answers.read(study)[key] == "too slow here"
+    finally:
+        (study.run_dir / answers.FOLDER / "JIIM-2025.json").unlink()
+
+
+def test_convnext_is_narrowed_and_keeps_its_depth():
+    import torch
+
+    with torch.device("meta"):
+        whole, narrow = (baselines.create("convnext_small", 32, width) for width in (1.0, 0.25))
+    assert len(list(whole.modules())) == len(list(narrow.modules()))
+    assert sum(p.numel() for p in narrow.parameters()) < 0.1 * sum(p.numel() for p in whole.parameters())

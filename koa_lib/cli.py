@@ -14,6 +14,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Fetch, build, verify and audi
 app.add_typer(data_app, name="data")
 
 Profile = typer.Option("demo", help="smoke, demo, oai or paper.")
+Pictures = typer.Argument(help="Picture files (PNG, JPEG, TIFF, WebP, BMP, DICOM), folders, lists of paths (.txt), or - for a list on stdin.")
 Seed = typer.Option(None, help="By default the profile's own.")
 
 
@@ -68,6 +69,24 @@ def reference(profile: str = Profile, seed: int = Seed):
     from koa_lib.reference import keep
 
     print(f"tables kept in {keep(run_dir(profile, seed))}")
+
+
+@app.command()
+def grade(pictures: list[str] = Pictures,
+          weights: str = typer.Option("", help="Folder of exported weights; by default those of the newest finished run."),
+          json: bool = typer.Option(False, "--json", help="JSON lines: first the model's card, then one line per picture."),
+          html: str = typer.Option("", help="Also write a page with pictures, probabilities and where the model looks.")):
+    """Grade knee radiographs. No medical device.
+
+    Exit code 0: every picture was graded; 1: at least one could not be, its row says why; 2: wrong use. Warnings don't change it.
+    """
+    from koa_lib.graded import run
+
+    try:
+        sys.exit(run(pictures, weights, json, html))
+    except StudyError as error:
+        print(f"koa: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @data_app.command()

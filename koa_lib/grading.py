@@ -1,0 +1,321 @@
+"""Grading picture files with exported weights, exactly as the run graded its cohorts: one row per file, whatever the file holds."""
+
+import json
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors.numpy import load_file
+
+from koa_lib import explain, harmonisation, manifests, novelty, pictures
+from koa_lib import model as models
+from koa_lib.datasets import to_tensor
+from koa_lib.device import autocast, compute_device, device_of
+from koa_lib.errors import StudyError
+
+CARD, WEIGHTS = "grader.json", "grader.safetensors"
+FORMAT = 1
+NOVELTY = "novelty."  # prefix of the arrays that are not the grader's
+MOST_PIXELS = 50_000_000  # a large radiograph has 20 million
+SMALLEST = 32  # pixels of the shorter side
+BATCH = 32
+COLOUR = "colour picture: its channels were averaged"
+UNLIKE = "unlike the training pictures: the grade may mean little"
+NO_KNEE = "probably not a knee radiograph, or one that is turned, cut or badly deformed: the grade is not to be trusted"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A grader ready for pictures: its network, what is told about it (the JSON card) and what its training pictures look like."""
+
+    grader: models.ClipGrader
+    card: dict
+    novelty: novelty.Novelty
+
+    def squares(self, image):
+        """A gray picture (H, W) in [0, 1] as the network sees it: a list of uint8 arrays (size, size), one per knee that the geometry parts."""
+        found = harmonisation.squares(image, self.card["geometry"], self.card["image_size"], self.card["trained"])
+        reference = self.card["reference"] and np.array(self.card["reference"])
+        seen = [np.round(square * 255).astype(np.uint8) for square in found]
+        if self.card["intensity"] == "none":
+            return seen
+        return [np.round(harmonisation.adjust(square / 255, self.card["intensity"], reference) * 255).astype(np.uint8) for square in seen]
+
+
+@dataclass
+class Graded:
+    """A file and what came of it.
+
+    Attributes
+    ----------
+    path : Path
+    grade : int or None
+        None when the file could not be graded; `problem` then says why.
+    probabilities, similarities : float arrays (5,)
+        Of the grades, and the cosine with their descriptions.
+    novelty : float
+        Distance from the training pictures as a multiple of the threshold.
+    warnings : list of str
+    knee : int
+        Which knee of a parted picture was graded: the worse one.
+    """
+
+    path: Path
+    grade: int | None = None
+    probabilities: np.ndarray | None = None
+    similarities: np.ndarray | None = None
+    novelty: float = float("nan")
+    warnings: list = field(default_factory=list)
+    knee: int = 0
+    problem: str = ""
+
+
+def load(folder):
+    """The `Model` of an exported folder (`grader.json` and `grader.safetensors`).
+
+    Raises
+    ------
+    StudyError
+        When a file is missing, damaged, of another format or for another activation than this version builds.
+    """
+    folder = Path(folder)
+    card, weights = _read_card(folder / CARD), folder / WEIGHTS
+    if not weights.is_file() or pictures.file_sha256(weights) != card["weights_sha256"]:
+        raise StudyError(f"{weights} is missing or not the file that {CARD} describes. Copy both files again.")
+    if card["quick_gelu"] != models.activation(card["name"]):
+        raise StudyError(f"{folder} was made with quick_gelu={card['quick_gelu']}, which '{card['name']}' does not build here: results would change silently.")
+    arrays = load_file(weights)
+    known = {name.removeprefix(NOVELTY): value for name, value in arrays.items() if name.startswith(NOVELTY)}
+    state = {name: torch.as_tensor(value) for name, value in arrays.items() if not name.startswith(NOVELTY)}
+    return Model(_build(card, state, folder), card, novelty.Novelty(**known, threshold=card["novelty"]["threshold"]))
+
+
+def _read_card(path):
+    if not path.is_file():
+        raise StudyError(f"{path.parent} holds no {CARD}. Give the folder 'weights' of a finished run.")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudyError(f"{path} is no JSON ({error}). Copy it again.") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise StudyError(f"{path} is not of format {FORMAT}, which this version reads. Export the weights again.")
+    return card
+
+
+def _build(card, state, folder):
+    clip, _, tokenizer = models.load_clip(card["name"])
+    # With fixed prototypes a grader whose text tower was trained, too, grades like one whose image tower was.
+    part = "full_image" if card["part"] == "both_encoders" else card["part"]
+    grader = models.ClipGrader(clip, tokenizer, part, card["prompts"], card["residual"])
+    try:
+        missing, unknown = grader.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()}, strict=False)
+    except RuntimeError as error:
+        raise StudyError(f"{folder} holds weights of another shape than '{card['name']}' has. Export the weights again.") from error
+    missing = [name for name in missing if name in needed(grader)]
+    if missing or unknown:
+        raise StudyError(f"{folder} does not fit '{card['name']}': {[*missing, *unknown][0]} is missing or unknown. Export the weights again.")
+    return grader.eval().to(compute_device())
+
+
+def needed(grader):
+    """Names of the weights that grading needs: image tower, adapter, scale and prototypes, but no text tower."""
+    return {name for name in grader.state_dict() if name.startswith(("clip.visual.", "adapter.")) or name in ("clip.logit_scale", "fixed_prototypes")}
+
+
+@torch.no_grad()
+def forward(grader, squares, statistics):
+    """Grade squares as `training.predict` does, rounding the trunk's features to 16 bits as the run's cache does.
+
+    Parameters
+    ----------
+    grader : ClipGrader
+    squares : uint8 array (n, size, size)
+    statistics : str
+        Name of the normalisation, as in the recipe.
+
+    Returns
+    -------
+    probabilities, similarities : float arrays (n, 5)
+    traits : float array (n, d)
+        For `novelty`.
+    """
+    tensor = to_tensor(squares, statistics).contiguous(memory_format=torch.channels_last).to(device_of(grader))
+    with autocast(grader), novelty.entering(grader.tower.last_blocks()[0]) as entered:
+        features = grader.trunk(tensor)
+        features = features if grader.stage == "image" else features.half().float()
+        embedding = grader.embed_features(features)
+        logits = grader.logits(embedding)
+        cosines = embedding.float() @ grader.prototypes().float().T
+    return logits.float().softmax(-1).cpu().numpy(), cosines.float().cpu().numpy(), novelty.traits(entered[0].cpu().numpy(), squares)
+
+
+def grade(model, paths):
+    """Grade picture files in order, a batch at a time; no file stops the others.
+
+    Yields
+    ------
+    Graded
+    """
+    with _quiet():
+        for start in range(0, len(paths), BATCH):
+            rows = [Graded(Path(path)) for path in paths[start : start + BATCH]]
+            _grade_batch(model, rows, [_read(model, row) for row in rows])
+            yield from rows
+
+
+def look(model, row):
+    """A graded row's picture again, for a page: the gray picture (H, W), and the square (size, size) that was graded."""
+    with _quiet():
+        image = pictures.read_gray(row.path)
+        return image, model.squares(image)[row.knee]
+
+
+def attended(model, square):
+    """Where the model looks in a square (size, size): `explain.heatmap` of its grade."""
+    return explain.heatmap(model.grader, to_tensor(square[None], model.card["statistics"]))[0]
+
+
+def _read(model, row):
+    """The picture and its squares, or None with the row's `problem` set."""
+    try:
+        row.warnings += _checked(row.path)
+        image = pictures.read_gray(row.path)
+        return image, model.squares(image)
+    except StudyError as error:
+        row.problem = str(error).replace(str(row.path), row.path.name)
+    except Exception as error:  # whatever a decoder or a lack of memory brings, the other files are graded
+        row.problem = f"{row.path.name} cannot be graded ({type(error).__name__}: {error}). Save it as 8-bit gray PNG."
+    return None
+
+
+def _checked(path):
+    """Warnings about a file that can be graded; StudyError for one that is too large or too small."""
+    if path.is_dir():
+        raise StudyError(f"{path} is a folder without a picture that can be read. Give another folder, or look at its permissions.")
+    (width, height), frames, gray = _header(path)
+    if width * height > MOST_PIXELS:
+        raise StudyError(f"{path} has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}. Scale it down or cut the knee out.")
+    if min(width, height) < SMALLEST:
+        raise StudyError(f"{path} has {width} x {height} pixels, too few to see a knee: the shorter side needs {SMALLEST}. Give the radiograph itself, no preview.")
+    found = [] if gray or pictures.decode(path)[0].ndim == 2 else [COLOUR]
+    return found + [f"file of {frames} pictures: the first was graded"] * (frames > 1)
+
+
+def _header(path):
+    """(width, height), number of pictures and whether they are gray for sure, without decoding: a gigantic picture costs no memory."""
+    pictures.mislabelled(path)  # raises for what is no picture
+    try:
+        with Image.open(path) as picture:
+            frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+            return picture.size, frames, picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I")
+    except UnidentifiedImageError:
+        return _dicom_size(path), 1, True
+
+
+def _dicom_size(path):
+    try:
+        import pydicom
+    except ImportError:
+        return SMALLEST, SMALLEST  # reading the picture will say what to install
+    header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    return int(header.get("Columns") or SMALLEST), int(header.get("Rows") or SMALLEST)
+
+
+def _grade_batch(model, rows, images):
+    owners = [(place, knee) for place, found in enumerate(images) if found for knee in range(len(found[1]))]
+    if not owners:
+        return
+    squares = np.stack([images[place][1][knee] for place, knee in owners])
+    probabilities, similarities, traits = forward(model.grader, squares, model.card["statistics"])
+    scores = model.novelty.score(traits)
+    for number, (place, knee) in enumerate(owners):
+        row = rows[place]
+        if row.grade is not None and _expected(row.probabilities) >= _expected(probabilities[number]):
+            continue
+        row.grade, row.knee, row.novelty = int(probabilities[number].argmax()), knee, float(scores[number])
+        row.probabilities, row.similarities = probabilities[number], similarities[number]
+    for row, found in zip(rows, images, strict=True):
+        if row.novelty > 1:
+            row.warnings.append(UNLIKE if novelty.is_knee(found[0]) else NO_KNEE)
+
+
+def _expected(probabilities):
+    return float(probabilities @ np.arange(len(probabilities)))
+
+
+@contextmanager
+def _quiet():
+    # Decoders comment on files that they read well enough; what matters is in the rows.
+    logger, level = logging.getLogger("pydicom"), logging.getLogger("pydicom").level
+    logger.setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def listing(given, stdin=()):
+    """The picture files that are meant: files as they are, folders with all below them, lists line by line.
+
+    Parameters
+    ----------
+    given : sequence of str
+        Paths; a file with the suffix .txt is a list of paths, one per line, and '-' stands for such a list on stdin.
+    stdin : iterable of str
+        Lines of the standard input.
+
+    Returns
+    -------
+    list of Path
+        In the order given, folders sorted; a folder without a picture stays as itself, so that its row tells.
+    """
+    paths = []
+    for name in given:
+        if name == "-":
+            paths += _listed(stdin, Path())
+        elif Path(name).suffix.lower() == ".txt" and Path(name).is_file():
+            paths += _listed(Path(name).read_text(encoding="utf-8", errors="surrogateescape").splitlines(), Path(name).parent)
+        else:
+            paths += _expanded(Path(name))
+    return paths
+
+
+def _listed(lines, base):
+    # Paths of a list hold where the command runs, or else beside the list.
+    found = []
+    for line in filter(None, (line.strip() for line in lines)):
+        path = Path(line)
+        found += _expanded(base / path if not path.exists() and (base / path).exists() else path)
+    return found
+
+
+def _expanded(path):
+    if not path.is_dir():
+        return [path]
+    below = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if not name.startswith(".")]
+    found = [file for file in below if pictures.is_picture(file) or _is_dicom(file)]
+    return sorted(found, key=lambda file: manifests.natural(file.as_posix())) or [path]
+
+
+def _is_dicom(path):
+    # Scanners write DICOM under names without a suffix.
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def short_names(paths):
+    """Names to show: the file's name, with its folder where another file has the same."""
+    names = [path.name for path in paths]
+    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    return [f"{path.parent.name}/{path.name}" if path.name in twice and path.parent.name else path.name for path in paths]

@@ -12,7 +12,6 @@ from scipy.ndimage import binary_opening, distance_transform_edt
 from koa_lib import harmonisation, phantoms, radiograph
 from koa_lib.errors import StudyError
 from koa_lib.findings import Findings
-from koa_lib.harmonisation import FILE_SIDE
 
 NAMES = ("joint line", "margins", "subchondral bone")
 # In units of half the plateau's width: a compartment lies between the spines and the bone's edge; spurs count with their surroundings.
@@ -82,7 +81,7 @@ def _turned(mask, rows, view):
     return radiograph._place(whole, view) > 0.5
 
 
-def of_cohort(study, rows):
+def of_cohort(study, rows, side):
     """Regions of pictures of the training phantoms, drawn again from the numbers that the pictures were drawn with.
 
     Parameters
@@ -90,24 +89,27 @@ def of_cohort(study, rows):
     study : Study
     rows : DataFrame
         Manifest rows of phantom cohort A with `file`.
+    side : int
+        Of the result, in pixels.
 
     Returns
     -------
-    bool array (n, 3, FILE_SIDE, FILE_SIDE)
-        As the models see the picture in the geometry of our protocol.
+    bool array (n, 3, side, side)
+        As the models see the pictures; no pixel lies in two of them.
 
     Raises
     ------
     StudyError
-        Real pictures, or a geometry that depends on the picture.
+        Real pictures, a geometry that depends on the picture, or protocols with different ones.
     """
-    geometry = study.profile.our_protocol.geometry
-    if study.profile.training.source != "phantoms" or geometry not in GEOMETRIES:
-        raise StudyError(f"Regions are known for phantoms in the geometries {', '.join(GEOMETRIES)}, not for {study.profile.training.name} in '{geometry}'.")
+    used = {recipe.geometry for recipe in (study.profile.as_printed, study.profile.our_protocol) if recipe}
+    if study.profile.training.source != "phantoms" or len(used) > 1 or not used <= set(GEOMETRIES):
+        raise StudyError(f"Regions are known for phantoms in one of the geometries {', '.join(GEOMETRIES)}, not for {study.profile.training.name} in {', '.join(sorted(used))}.")
+    geometry, = used
     truth = pd.read_csv(rows["file"].iloc[0].parents[2] / "truth.csv").set_index("image_id")
     order = _patients(study.profile.training.size, study.seed)
     knees = [drawn(*knee(study.seed, order[int(row.group_id)], row.side, truth.loc[row.image_id])) for row in rows.itertuples()]
-    return np.stack([[harmonisation.squares(mask.astype(np.float32), geometry, FILE_SIDE)[0] > 0.5 for mask in masks] for masks in knees])
+    return np.stack([[harmonisation.squares(mask.astype(np.float32), geometry, side)[0] > 0.5 for mask in masks] for masks in knees])
 
 
 def _patients(count, seed):

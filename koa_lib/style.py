@@ -10,7 +10,8 @@ GRADE_COLOURS = ("#b5de2b", "#4ac16d", "#1f9e89", "#31688e", "#440154")
 # Okabe and Ito's palette, for what has no order (folds, parts of a model).
 PLAIN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 FROZEN, TRAINED, INK = "#dbe4ee", "#f9d9b0", "#333333"
-WIDTH = 7.2  # inches: two journal columns; no text is below 8 points at this width
+# Inches: the whole page, and one column, whose text of at least 8 points can be read where a phone shows it 340 pixels wide.
+WIDTH, COLUMN = 7.2, 4.8
 
 styled = matplotlib.rc_context(
     {
@@ -33,9 +34,14 @@ styled = matplotlib.rc_context(
 )
 
 
-def canvas(height, **grid):
-    """A figure of the common width and its axes, drawn outside pyplot so that nothing stays open."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def narrow(height, **grid):
+    """A figure one column wide and its axes, for everything that fits."""
+    return canvas(height, COLUMN, **grid)
+
+
+def canvas(height, width=WIDTH, **grid):
+    """A figure and its axes, drawn outside pyplot so that nothing stays open."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(**grid)
     for axis in figure.axes:
         # Ticks are made late, when this style is over: their size must be fixed now.
@@ -53,8 +59,8 @@ def note(axis, text, width=60):
 @styled
 def message(text):
     """A figure that only says why it is empty."""
-    figure, axis = canvas(1.8)
-    note(axis, text, width=75)
+    figure, axis = narrow(1.4)
+    note(axis, text, width=50)
     return figure
 
 

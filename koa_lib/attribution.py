@@ -12,6 +12,7 @@ CELLS = 14  # per side: what is deleted or inserted at once, and the grid on whi
 BLUR = 0.1  # of the picture's side: hides joint space, spurs and bone edges, and draws no new edge as a gray patch would
 MIDDLE = 0.25  # of the picture's side: width of the map that looks at no picture
 BATCH = 64
+RANDOM = "random order"  # the control of deletion and insertion
 
 
 def inside(maps, masks):
@@ -96,6 +97,9 @@ def curves(grader, pictures, statistics, orders, grades, steps):
     for name, cells in orders.items():
         rank = torch.as_tensor(np.argsort(cells, axis=1)).view(-1, 1, CELLS, CELLS)
         for kind, (before, after), (first, last) in (("deletion", (sharp, hidden), ends), ("insertion", (hidden, sharp), ends[::-1])):
+            if (name, kind) == (RANDOM, "insertion"):  # backwards it is a random order, too, and shows the same pictures
+                made[name, kind] = made[name, "deletion"][:, ::-1]
+                continue
             between = [_probability(grader, torch.where(_spread(rank < count, sharp), after, before), grades) for count in counts]
             made[name, kind] = np.stack([first, *between, last], axis=1)
     return made

@@ -15,7 +15,6 @@ from koa_lib.runner import Runner
 
 SIDE = 112  # pixels of a kept map
 CLIPS = {"clip-as_printed": "CLIP as printed", "clip-our_protocol": "CLIP by our protocol"}
-RANDOM = "random order"  # the control of deletion and insertion
 _CODE = ("attribution", "baselines", "datasets", "explain", "explanations", "model", "tower")
 
 
@@ -129,13 +128,15 @@ def explained(study, subject):
         for name in kept.files:
             kind, *rest = name.split("|")
             if kind in groups:
-                groups[kind][rest[0] if kind == "map" else tuple(rest)] = kept[name].astype(np.float32)
+                groups[kind][rest[0] if kind == "map" else tuple(rest)] = kept[name]
         return Explained(subject, str(kept["layer"]), kept["grades"], groups["map"], groups["curve"], groups["cascade"])
 
 
 def _digest(grader):
     digest = hashlib.sha256()
     for name, value in grader.state_dict().items():
+        if name == "fixed_prototypes":  # computed from the others, with rounding that depends on the number of threads
+            continue
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -145,7 +146,7 @@ def _measure(study, subject, settings):
     grades = attribution.probabilities(grader, images).argmax(1)
     maps = {name: _batched(method, grader, images, grades) for name, method in explain.methods(grader).items()}
     made = {"layer": explain.layer(grader, images.shape[-1]), "grades": grades}
-    made |= {f"map|{name}": attribution.resized(value, SIDE).astype(np.float16) for name, value in maps.items()}
+    made |= {f"map|{name}": attribution.resized(value, SIDE).astype(np.float32) for name, value in maps.items()}
     if study.synthetic:
         made |= _curves(subject, maps, grades, settings.steps, study.seed)
     return made | _cascade(subject, images, maps, grades, settings.cascade)
@@ -158,7 +159,7 @@ def _batched(method, grader, images, grades):
 
 def _curves(subject, maps, grades, steps, seed):
     rng = np.random.default_rng(seed)
-    orders = {**{name: attribution.order(value, rng) for name, value in maps.items()}, RANDOM: attribution.order(np.zeros_like(maps["Grad-CAM"]), rng)}
+    orders = {**{name: attribution.order(value, rng) for name, value in maps.items()}, attribution.RANDOM: attribution.order(np.zeros_like(maps["Grad-CAM"]), rng)}
     made = attribution.curves(subject.grader, subject.pictures, subject.arm.recipe.normalisation, orders, grades, steps)
     return {f"curve|{name}|{kind}": values.astype(np.float32) for (name, kind), values in made.items()}
 

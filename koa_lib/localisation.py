@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import attribution, regions
-from koa_lib.explanations import RANDOM, SIDE
+from koa_lib.attribution import RANDOM
+from koa_lib.explanations import SIDE
 
 NO_MODEL = "no model"
 

@@ -4,11 +4,11 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from koa_lib import regions
-from koa_lib.explanations import RANDOM
+from koa_lib.attribution import RANDOM
 from koa_lib.sheets import show
 from koa_lib.style import INK, PLAIN_COLOURS, message, narrow, styled
 
-REGION_COLOURS = (PLAIN_COLOURS[1], PLAIN_COLOURS[4], PLAIN_COLOURS[5])  # in the order of `regions.NAMES`
+REGION_COLOURS = (PLAIN_COLOURS[1], PLAIN_COLOURS[4], PLAIN_COLOURS[2])  # in the order of `regions.NAMES`
 MAP = "inferno"  # dark to bright, also in gray print
 METHOD_COLOURS = {"Grad-CAM": PLAIN_COLOURS[0], "attention rollout": PLAIN_COLOURS[1], RANDOM: INK}
 ACROSS = 3
@@ -100,7 +100,8 @@ def curves(found):
     axes[0, 1].set_title("insertion", loc="right")
     axes[0, 0].set_title("deletion", loc="right")
     axes[0, 0].set(ylim=(0, 1))
-    figure.supxlabel("changed area (%)", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("changed area (%)")
     figure.supylabel("probability of the model's grade", fontsize=9)
     drawn = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)

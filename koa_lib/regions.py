@@ -17,7 +17,8 @@ NAMES = ("joint line", "margins", "subchondral bone")
 # In units of half the plateau's width: a compartment lies between the spines and the bone's edge; spurs count with their surroundings.
 COMPARTMENT, EDGE, AROUND = (0.2, 0.92), 0.8, 0.06
 SLIVER = 4  # pixels: what is thinner is the spur's long tail along the bone
-NARROWER = 1e-6  # which compartment is worse, without moving a bone
+NARROWER = 1e-6  # makes a compartment the worse one without moving a bone
+OTHER_SIDE = 0.25  # sclerosis of the other compartment over that of the worse one, as it is drawn
 REACH = 0.6  # above and below the plateau, where nothing else is drawn for a finding
 BONE = 0.1  # density of a drawn bone, at least; outside it is nearly 0
 GEOMETRIES = ("stretch", "pad", "center_crop")  # need no look at the picture
@@ -43,9 +44,10 @@ def drawn(findings, view, traits):
     u, v, rows = _coordinates(view)
     traits, across = np.asarray(traits, np.float32), np.abs(u)
     inside = (across > COMPARTMENT[0]) & (across < COMPARTMENT[1])
-    femur, tibia = radiograph._joint(u, replace(findings, medial_jsn=0.0, lateral_jsn=0.0), traits)
+    wide = _not_narrowed(findings)
+    femur, tibia = radiograph._joint(u, wide, traits)
     line, spurs = inside & (v > femur) & (v < tibia), _spurs(u, v, findings, traits) & (across > EDGE)
-    dense = inside & _sclerotic(u, v, findings, traits)
+    dense = inside & _sclerotic(u, v, wide, traits)
     line, spurs, dense = (_turned(mask, rows, view) for mask in (line, binary_opening(spurs, np.ones((SLIVER, SLIVER))), dense))
     margins = distance_transform_edt(~spurs) <= AROUND * view.unit
     line = line & ~margins
@@ -69,10 +71,15 @@ def _spurs(u, v, findings, traits):
     return (_bones(u, v, findings, traits, osteophytes=1.0) > BONE) & (_bones(u, v, findings, traits, osteophytes=0.0) < BONE)
 
 
+def _not_narrowed(findings):
+    # Joint space as wide as in health; the worse compartment, which wears and grows dense, stays the worse one.
+    return replace(findings, medial_jsn=0.0, lateral_jsn=NARROWER * (findings.lateral_jsn > findings.medial_jsn))
+
+
 def _sclerotic(u, v, findings, traits):
-    healthy, *severe = (_bones(u, v, findings, traits, medial_jsn=medial, lateral_jsn=lateral, sclerosis=value)
-                        for medial, lateral, value in ((0.0, 0.0, 0.0), (NARROWER, 0.0, 1.0), (0.0, NARROWER, 1.0)))
-    return np.maximum(*severe) - healthy > BONE
+    gain = _bones(u, v, findings, traits, sclerosis=1.0) - _bones(u, v, findings, traits, sclerosis=0.0)
+    worse = u > 0 if findings.lateral_jsn > findings.medial_jsn else u < 0
+    return gain > BONE * np.where(worse, 1, OTHER_SIDE)
 
 
 def _turned(mask, rows, view):

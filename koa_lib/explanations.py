@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch.nn import Module
+import torch
 
 from koa_lib import attribution, explain, manifests, protocols
 from koa_lib.baselines import ImageGrader, described
 from koa_lib.datasets import KneeDataset, to_tensor
+from koa_lib.device import compute_device
 from koa_lib.model import ClipGrader, load_clip
 from koa_lib.runner import Runner
 
@@ -26,7 +27,7 @@ class Subject:
     arm: protocols.Arm
     as_run: str
     part: KneeDataset
-    grader: Module
+    trained: Callable  # loads the model
     untrained: Callable  # makes the same architecture with random weights
 
     @property
@@ -73,14 +74,13 @@ def subjects(study):
     """
     runner, found, absent, common = Runner(study), [], {}, None
     for name, arm, as_run, untrained in _arms(study):
-        grader = runner.grader(arm, protocols.main_fold(study))
         part = _unseen(study, runner, arm)
         shared = set(part.rows["image_id"]) & (common or set(part.rows["image_id"]))
         if not shared:
             absent[name] = "no picture is unseen by it and by the models before it"
             continue
         common = shared
-        found.append(Subject(name, arm, as_run, part, grader, untrained))
+        found.append(Subject(name, arm, as_run, part, lambda arm=arm: runner.grader(arm, protocols.main_fold(study)), untrained))
     absent |= {spec.name: spec.reason for spec in study.profile.baselines if spec.reason}
     return [_sampled(subject, common, study.profile.systems.attention.pictures) for subject in found], absent
 
@@ -98,12 +98,19 @@ def _arms(study):
         yield name, arm, protocols.described(arm, study), lambda recipe=arm.recipe: _random_clip(study, recipe)
     for spec in study.profile.baselines:
         if not spec.reason:
-            yield spec.name, protocols.baseline_arm(study, spec), described(spec), lambda spec=spec: ImageGrader(spec)
+            yield spec.name, protocols.baseline_arm(study, spec), described(spec), lambda spec=spec: _seeded(study, ImageGrader, spec)
 
 
 def _random_clip(study, recipe):
     clip, _, tokenizer = load_clip(study.profile.model.name, None, study.seed + 1)
-    return ClipGrader(clip, tokenizer, recipe.part, recipe.prompts, recipe.residual)
+    return _seeded(study, ClipGrader, clip, tokenizer, recipe.part, recipe.prompts, recipe.residual)
+
+
+def _seeded(study, build, *arguments):
+    # Another seed than that of the trainings: their start is no random network of its own.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(study.seed + 1)
+        return build(*arguments).to(compute_device())
 
 
 def _sampled(subject, common, number):
@@ -119,10 +126,10 @@ def _sampled(subject, common, number):
 
 def explained(study, subject):
     """Where a model looks, from the store or made now; curves only on phantoms, as real pictures get overlays without a claim."""
-    settings, arm = study.profile.systems.attention, subject.arm
-    key = {"model": subject.name, "weights": _digest(subject.grader), "seed": study.seed, "settings": settings, "recipe": arm.recipe,
+    settings, arm, grader = study.profile.systems.attention, subject.arm, subject.trained()  # one model in memory at a time
+    key = {"model": subject.name, "weights": _digest(grader), "seed": study.seed, "settings": settings, "recipe": arm.recipe,
            "data": manifests.data_hash(subject.part.rows), "content": study.inputs.content, "synthetic": study.synthetic}
-    path = study.store.make(f"attributions/{arm.name}.npz", key, lambda path: np.savez(path, **_measure(study, subject, settings)), _CODE)
+    path = study.store.make(f"attributions/{arm.name}.npz", key, lambda path: np.savez(path, **_measure(study, subject, grader, settings)), _CODE)
     with np.load(path) as kept:
         groups = {"map": {}, "curve": {}, "cascade": {}}
         for name in kept.files:
@@ -141,15 +148,15 @@ def _digest(grader):
     return digest.hexdigest()[:16]
 
 
-def _measure(study, subject, settings):
-    grader, images = subject.grader, to_tensor(subject.pictures, subject.arm.recipe.normalisation)
+def _measure(study, subject, grader, settings):
+    images = to_tensor(subject.pictures, subject.arm.recipe.normalisation)
     grades = attribution.probabilities(grader, images).argmax(1)
     maps = {name: _batched(method, grader, images, grades) for name, method in explain.methods(grader).items()}
     made = {"layer": explain.layer(grader, images.shape[-1]), "grades": grades}
     made |= {f"map|{name}": attribution.resized(value, SIDE).astype(np.float32) for name, value in maps.items()}
     if study.synthetic:
-        made |= _curves(subject, maps, grades, settings.steps, study.seed)
-    return made | _cascade(subject, images, maps, grades, settings.cascade)
+        made |= _curves(subject, grader, maps, grades, settings.steps, study.seed)
+    return made | _cascade(grader, subject.untrained(), images, maps, grades, settings.cascade)
 
 
 def _batched(method, grader, images, grades):
@@ -157,16 +164,16 @@ def _batched(method, grader, images, grades):
     return np.concatenate([method(grader, images[k : k + attribution.BATCH], grades[k : k + attribution.BATCH]) for k in parts])
 
 
-def _curves(subject, maps, grades, steps, seed):
+def _curves(subject, grader, maps, grades, steps, seed):
     rng = np.random.default_rng(seed)
     orders = {**{name: attribution.order(value, rng) for name, value in maps.items()}, attribution.RANDOM: attribution.order(np.zeros_like(maps["Grad-CAM"]), rng)}
-    made = attribution.curves(subject.grader, subject.pictures, subject.arm.recipe.normalisation, orders, grades, steps)
+    made = attribution.curves(grader, subject.pictures, subject.arm.recipe.normalisation, orders, grades, steps)
     return {f"curve|{name}|{kind}": values.astype(np.float32) for (name, kind), values in made.items()}
 
 
-def _cascade(subject, images, maps, grades, steps):
+def _cascade(grader, untrained, images, maps, grades, steps):
     scores = {}
-    for _, changed in explain.cascade(subject.grader, subject.untrained(), steps):
+    for _, changed in explain.cascade(grader, untrained, steps):
         for name, method in explain.methods(changed).items():
             found = _batched(method, changed, images, grades)
             scores.setdefault(f"cascade|{name}|rank correlation", []).append(attribution.rank_correlation(maps[name], found))

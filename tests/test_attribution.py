@@ -220,7 +220,10 @@ def test_real_pictures_get_maps_without_scores_and_are_kept(easy_study, looked):
     found, absent, results = looked
     for one in results:
         assert one.curves == {} and all(maps.shape == (len(one.grades), 112, 112) and maps.min() >= 0 and maps.max() <= 1 for maps in one.maps.values())
-        assert set(one.maps) == set(explain.methods(one.subject.grader))
+        assert set(one.maps) == set(explain.methods(one.subject.trained()))
+    for subject in found:
+        one, two = subject.untrained().state_dict(), subject.untrained().state_dict()
+        assert all(torch.equal(one[key], two[key]) for key in one)  # the same check in every run
     again = explanations.explained(easy_study, found[0])
     assert np.array_equal(again.maps["Grad-CAM"], results[0].maps["Grad-CAM"])
     table = localisation.sanity(results)
@@ -259,9 +262,9 @@ def test_measured_on_a_phantom_like_study(easy_study, looked):
     # The same steps as on phantoms, here on a model that knows brightness.
     clip, _, tokenizer = load_clip("koa-tiny", seed=1)
     grader, part = ClipGrader(clip, tokenizer, "full_image", "as_printed"), easy_dataset(10, role="report")
-    subject = replace(looked[0][0], grader=grader, part=part)
+    subject = replace(looked[0][0], part=part)
     maps = {"Grad-CAM": np.random.default_rng(0).random((10, 112, 112)).astype(np.float32)}
-    made = explanations._curves(subject, maps, np.zeros(10, int), 4, 0)
+    made = explanations._curves(subject, grader, maps, np.zeros(10, int), 4, 0)
     curves = {tuple(name.split("|")[1:]): values for name, values in made.items()}
     one = explanations.Explained(subject, "", np.zeros(10, int), maps, curves, {})
     row = localisation.faithfulness([one], 100, 0).iloc[0]

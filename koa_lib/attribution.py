@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from koa_lib import stats
 from koa_lib.datasets import to_tensor
-from koa_lib.device import autocast, device_of
+from koa_lib.device import device_of
 
 CELLS = 14  # per side: what is deleted or inserted at once, and the grid on which two maps are compared (doubled)
 BLUR = 0.1  # of the picture's side: hides joint space, spurs and bone edges, and draws no new edge as a gray patch would
@@ -122,12 +122,9 @@ def _probability(grader, images, grades):
 
 @torch.no_grad()
 def probabilities(grader, images):
-    """Probabilities (n, 5) of normalised images (n, 3, side, side), as precise as the study's predictions."""
+    """Probabilities (n, 5) of normalised images (n, 3, side, side), in full precision like the maps."""
     grader.eval()
-    parts = []
-    for part in images.split(BATCH):
-        with autocast(grader):
-            parts.append(grader(part.to(device_of(grader)).contiguous(memory_format=torch.channels_last)).float().softmax(-1).cpu())
+    parts = [grader(part.to(device_of(grader)).contiguous(memory_format=torch.channels_last)).softmax(-1).cpu() for part in images.split(BATCH)]
     return torch.cat(parts).numpy()
 
 

@@ -82,7 +82,7 @@ def subjects(study):
         common = shared
         found.append(Subject(name, arm, as_run, part, lambda arm=arm: runner.grader(arm, protocols.main_fold(study)), untrained))
     absent |= {spec.name: spec.reason for spec in study.profile.baselines if spec.reason}
-    return [_sampled(subject, common, study.profile.systems.attention.pictures) for subject in found], absent
+    return [_sampled(subject, common, _settings(study).pictures) for subject in found], absent
 
 
 def _unseen(study, runner, arm):
@@ -126,7 +126,7 @@ def _sampled(subject, common, number):
 
 def explained(study, subject):
     """Where a model looks, from the store or made now; curves only on phantoms, as real pictures get overlays without a claim."""
-    settings, arm, grader = study.profile.systems.attention, subject.arm, subject.trained()  # one model in memory at a time
+    settings, arm, grader = _settings(study), subject.arm, subject.trained()  # one model in memory at a time
     key = {"model": subject.name, "weights": _digest(grader), "seed": study.seed, "settings": settings, "recipe": arm.recipe,
            "data": manifests.data_hash(subject.part.rows), "content": study.inputs.content, "synthetic": study.synthetic}
     path = study.store.make(f"attributions/{arm.name}.npz", key, lambda path: np.savez(path, **_measure(study, subject, grader, settings)), _CODE)
@@ -137,6 +137,12 @@ def explained(study, subject):
             if kind in groups:
                 groups[kind][rest[0] if kind == "map" else tuple(rest)] = kept[name]
         return Explained(subject, str(kept["layer"]), kept["grades"], groups["map"], groups["curve"], groups["cascade"])
+
+
+def _settings(study):
+    # A dry run shows that all steps work, on true architectures: two pictures and steps are enough.
+    settings = study.profile.systems.attention
+    return replace(settings, pictures=2, steps=2, cascade=1) if study.dry else settings
 
 
 def _digest(grader):

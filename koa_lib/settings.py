@@ -160,10 +160,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class Attention:
-    """Notebook 12: how many pictures are explained, and in how many steps a picture is deleted or inserted."""
+    """Notebook 12: how many pictures are explained, in how many steps a picture is deleted or inserted, and in how many the weights are lost."""
 
     pictures: int
     steps: int
+    cascade: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,271 @@
+"""Scores of attribution maps: right by hand on synthetic maps, at chance where a map knows nothing; regions where findings are drawn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import easy_dataset
+from scipy.stats import spearmanr
+
+from koa_lib import attribution, explain, explanations, localisation, overlays, phantoms, pictures, radiograph, regions
+from koa_lib.errors import StudyError
+from koa_lib.findings import Findings
+from koa_lib.model import ClipGrader, load_clip
+from koa_lib.protocols import our_arm
+
+HEALTHY = Findings(0, 0, 0, 0, 0)
+
+
+def square(side=8, top=2, left=2, size=4):
+    mask = np.zeros((1, side, side), bool)
+    mask[0, top : top + size, left : left + size] = True
+    return mask
+
+
+# Regions
+
+
+def truth_of(folder):
+    return pd.read_csv(folder / "truth.csv").set_index("image_id")
+
+
+def redrawn(cohort, position, seed=5, patients=12):
+    """Findings, view and traits of a picture of the shared phantom cohort."""
+    folder, rows = cohort
+    row = rows.iloc[position]
+    place = regions._patients(patients, seed)[int(row["group_id"])]
+    return row, truth_of(folder).loc[row["image_id"]], regions.knee(seed, place, row["side"], truth_of(folder).loc[row["image_id"]])
+
+
+def without_noise(findings, view, traits):
+    u, *_ = regions._coordinates(view)
+    v = ((np.arange(view.height + 2 * radiograph.MARGIN, dtype=np.float32) - radiograph.MARGIN - view.centre[1]) / view.unit)[:, None]
+    return radiograph._place(radiograph._bones(u, v, findings, np.asarray(traits, np.float32), np.random.default_rng(0)), view)
+
+
+@pytest.mark.parametrize("position", [0, 5, 13, 22])
+def test_the_knee_is_the_one_of_the_file(cohort_a, position):
+    row, truth, (findings, view, traits) = redrawn(cohort_a, position)
+    assert radiograph.joint_centre(view) == pytest.approx((truth["joint_x"], truth["joint_y"]), abs=1e-3) and view.unit == pytest.approx(truth["plateau"], abs=1e-3)
+    rng = np.random.default_rng([5, 3, regions._patients(12, 5)[int(row["group_id"])], "LR".index(row["side"])])
+    phantoms._crop_view(rng, row["side"]), rng.normal(size=radiograph.TRAITS)  # what was drawn before the film
+    image = radiograph.render([(findings, view, traits)], rng)
+    image = 1 - image if truth["defect"] == "inverted" else image
+    assert np.abs(image - pictures.read_gray(cohort_a[0] / row["path"])).mean() < 0.004  # 1/255 by storing, and findings with four digits
+
+
+@pytest.mark.parametrize("findings", [HEALTHY, Findings(0.5, 0.1, 0.4, 0.3, 0.1), Findings(0.2, 0.8, 0.9, 0.9, 0.8)])
+@pytest.mark.parametrize("side", "LR")
+def test_joint_line_is_the_darkest_gap_between_the_bones(findings, side):
+    view, traits = radiograph.View(224, 224, 90, (110, 126), 3.0, side), np.random.default_rng(1).normal(size=radiograph.TRAITS)
+    density = without_noise(findings, view, traits)
+    line, margins, dense = regions.drawn(findings, view, traits)
+    columns = np.flatnonzero(line.any(0))
+    wide = (columns < view.centre[0]) == (side == "L")  # the medial side: severe narrowing leaves no gap on the other one
+    columns = columns[wide] if findings.lateral_jsn > 0.5 else columns
+    near = slice(126 - 30, 126 + 30)
+    empty = np.clip(density, 0.001, None)  # turning the drawing overshoots a little below 0
+    gap = [np.flatnonzero(values == values.min()) + near.start for values in empty[near, columns].T]
+    assert np.mean([(line | margins)[rows, column].mean() for rows, column in zip(gap, columns, strict=True)]) > 0.95
+    if findings == HEALTHY:
+        assert density[line].mean() < 0.3 * density[dense].mean()
+
+
+@pytest.mark.parametrize("side", "LR")
+def test_regions_are_where_a_finding_changes_the_drawing(side):
+    view, traits = radiograph.View(224, 224, 90, (110, 126), -2.0, side), np.random.default_rng(2).normal(size=radiograph.TRAITS)
+    masks = dict(zip(regions.NAMES, regions.drawn(HEALTHY, view, traits), strict=True))
+    plain = without_noise(HEALTHY, view, traits)
+    for name, changed in {"joint line": {"medial_jsn": 1.0}, "margins": {"osteophytes": 1.0}, "subchondral bone": {"sclerosis": 1.0}}.items():
+        change = np.abs(without_noise(replace(HEALTHY, **changed), view, traits) - plain)
+        inside = {other: change[mask].mean() for other, mask in masks.items()}
+        rest = change[~np.any(list(masks.values()), axis=0)].mean()
+        assert inside[name] > 5 * rest, name
+        if name != "subchondral bone":  # a femur that comes down changes the bone at its end, too
+            assert max(inside, key=inside.get) == name
+
+
+def test_regions_are_apart_inside_the_picture_and_on_both_sides():
+    rng = np.random.default_rng(3)
+    for side in "LR":
+        view = phantoms._crop_view(rng, side)
+        masks = regions.drawn(Findings(0.3, 0.3, 0.5, 0.2, 0.2), view, rng.normal(size=radiograph.TRAITS))
+        assert masks.shape == (3, 224, 224) and masks.sum(0).max() == 1
+        x = round(view.centre[0])
+        assert masks[:, :, :x].any((1, 2)).all() and masks[:, :, x:].any((1, 2)).all() and 0.08 < masks.any(0).mean() < 0.25
+        assert not masks[:, 0].any() and not masks[:, -1].any()
+
+
+def test_regions_of_real_pictures_are_refused(easy_study):
+    with pytest.raises(StudyError, match="known for phantoms"):
+        regions.of_cohort(easy_study, None, 112)
+
+
+# Scores
+
+
+def test_share_inside_by_hand():
+    maps = np.zeros((1, 8, 8))
+    maps[0, 2, 2], maps[0, 0, 0] = 3, 1
+    assert attribution.inside(maps, square()) == pytest.approx([0.75])
+    assert attribution.inside(np.ones((1, 8, 8)), square()) == pytest.approx([16 / 64])  # chance is the area
+    assert np.isnan(attribution.inside(np.zeros((1, 8, 8)), square())).all()
+
+
+def test_pointing_game_hits_misses_and_ties():
+    maps = np.full((4, 8, 8), 0.1)
+    maps[0, 3, 3], maps[1, 0, 7] = 1, 1
+    maps[2, 3, 3], maps[2, 0, 0] = 1, 1
+    maps[3] = 0.5
+    hits = attribution.pointing(maps, np.repeat(square(), 4, axis=0))
+    assert hits == pytest.approx([1, 0, 0.5, 16 / 64])
+    assert np.isnan(attribution.pointing(np.zeros((1, 8, 8)), square())).all()
+
+
+def test_order_follows_the_map_and_breaks_ties_by_chance():
+    maps = np.zeros((200, 28, 28), np.float32)
+    maps[:, :2, :2] = 1  # one cell
+    found = attribution.order(maps, np.random.default_rng(0))
+    assert (found[:, 0] == 0).all() and all(sorted(row) == list(range(196)) for row in found.tolist())
+    assert abs(np.corrcoef(found[:, 1:].ravel(), np.tile(np.arange(195), 200))[0, 1]) < 0.05
+
+
+class Sum(torch.nn.Module):
+    """Grade 1 is the more probable the more of the sharp corner is left; grade 0 takes the rest, other grades nothing."""
+
+    low_precision = False
+
+    def __init__(self, scale=3.0):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale))
+
+    def forward(self, images):
+        logit = self.scale * images[:, 0, :8, :8].mean((1, 2))
+        return torch.stack([torch.zeros_like(logit), logit, *[torch.full_like(logit, -50.0)] * 3], dim=1)
+
+
+def corner(count, side=56):
+    images = np.zeros((count, side, side), np.uint8)
+    images[:, :8, :8] = 255
+    return images
+
+
+def test_deletion_by_the_right_map_falls_first_and_insertion_rises_first():
+    pictures_, right = corner(3), np.zeros((3, 56, 56), np.float32)
+    right[:, :8, :8] = 1
+    rng = np.random.default_rng(1)
+    orders = {"right": attribution.order(right, rng), "wrong": attribution.order(1 - right, rng)}
+    found = attribution.curves(Sum(), pictures_, "clip", orders, np.ones(3, int), 7)
+    areas = {name: attribution.area(values).mean() for name, values in found.items()}
+    assert areas["right", "deletion"] < areas["wrong", "deletion"] and areas["right", "insertion"] > areas["wrong", "insertion"]
+    for name in orders:
+        deletion, insertion = found[name, "deletion"], found[name, "insertion"]
+        assert deletion.shape == (3, 8) and np.allclose(deletion[:, 0], insertion[:, -1]) and np.allclose(deletion[:, -1], insertion[:, 0])
+
+
+def test_deletion_by_a_map_of_zeros_is_like_random_order():
+    rng, pictures_ = np.random.default_rng(2), corner(300)
+    orders = {"zeros": attribution.order(np.zeros((300, 56, 56), np.float32), rng), attribution.RANDOM: np.argsort(rng.random((300, 196)), axis=1)}
+    found = attribution.curves(Sum(), pictures_, "clip", orders, np.ones(300, int), 6)
+    zeros, random = (attribution.area(found[name, "deletion"]) for name in orders)
+    assert zeros.mean() == pytest.approx(random.mean(), abs=float(4 * np.sqrt((zeros.var() + random.var()) / 300)))
+    # A random order backwards is the insertion of another one: not computed twice.
+    assert np.array_equal(found[attribution.RANDOM, "insertion"], found[attribution.RANDOM, "deletion"][:, ::-1])
+    assert attribution.area(found["zeros", "insertion"]).mean() == pytest.approx(random.mean(), abs=0.02)
+
+
+def test_area_is_the_trapezoid():
+    assert attribution.area(np.array([[1.0, 0.5, 0.0], [1, 1, 1]])) == pytest.approx([0.5, 1])
+
+
+def test_similarities_of_maps():
+    rng = np.random.default_rng(4)
+    a, b = (rng.random((3, 28, 28)).astype(np.float32) for _ in range(2))
+    assert attribution.rank_correlation(a, a) == pytest.approx([1] * 3) and attribution.structural_similarity(a, a) == pytest.approx([1] * 3)
+    assert attribution.rank_correlation(a, a**3) == pytest.approx([1] * 3)
+    assert attribution.rank_correlation(a, b) == pytest.approx([spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a, b, strict=True)], abs=1e-6)
+    nothing = np.zeros_like(a)
+    assert np.isnan(attribution.rank_correlation(a, nothing)).all() and np.isnan(attribution.structural_similarity(a, nothing)).all()
+
+
+def test_interval_resamples_patients():
+    values = np.repeat([0.0, 1.0, 0.0, 1.0], 5)
+    together, alone = (attribution.mean_interval(values, groups, 2000, 0) for groups in (np.repeat(list("abcd"), 5), np.arange(20)))
+    assert together[0] == alone[0] == 0.5 and together[2] - together[1] > alone[2] - alone[1]
+    assert attribution.mean_interval([np.nan, 1.0, 2.0], list("abc"), 100, 0)[0] == 1.5
+    assert np.isnan(attribution.mean_interval([np.nan], ["a"], 10, 0)).all() and np.isnan(attribution.mean_interval([1.0, 2.0], ["a", "a"], 10, 0)[1])
+
+
+# Models of a study
+
+
+@pytest.fixture(scope="module")
+def looked(easy_study):
+    found, absent = explanations.subjects(easy_study)
+    return found, absent, [explanations.explained(easy_study, subject) for subject in found]
+
+
+def test_all_models_explain_the_same_unseen_pictures(easy_study, looked):
+    found, _, _ = looked
+    ids = [list(subject.part.rows["image_id"]) for subject in found]
+    assert {subject.name for subject in found} >= {"CLIP as printed", "CLIP by our protocol", "ResNet50"} and all(names == ids[0] for names in ids)
+    assert len(ids[0]) == easy_study.profile.systems.attention.pictures and found[0].part.rows["kl_grade"].value_counts().max() <= 2
+    ours = next(subject for subject in found if subject.arm.name == our_arm(easy_study).name)
+    assert not set(ours.part.rows["split"]) & {"train"} or ours.arm.recipe.folds
+
+
+def test_real_pictures_get_maps_without_scores_and_are_kept(easy_study, looked):
+    found, absent, results = looked
+    for one in results:
+        assert one.curves == {} and all(maps.shape == (len(one.grades), 112, 112) and maps.min() >= 0 and maps.max() <= 1 for maps in one.maps.values())
+        assert set(one.maps) == set(explain.methods(one.subject.trained()))
+    for subject in found:
+        one, two = subject.untrained().state_dict(), subject.untrained().state_dict()
+        assert all(torch.equal(one[key], two[key]) for key in one)  # the same check in every run
+    again = explanations.explained(easy_study, found[0])
+    assert np.array_equal(again.maps["Grad-CAM"], results[0].maps["Grad-CAM"])
+    table = localisation.sanity(results)
+    assert {"33 %", "67 %", "100 %"} <= set(table) and table["100 %"].dropna().between(-1, 1).all()
+    rows = localisation.mapped(results, {"VGG": "too slow"})
+    assert rows["reason"].iloc[-1] == "too slow" and rows["accuracy"].iloc[:-1].between(0, 1).all()
+
+
+def test_scores_tell_a_map_on_the_findings_from_chance(looked):
+    one = looked[2][0]
+    rng, n = np.random.default_rng(0), len(one.grades)
+    masks = np.zeros((n, 3, 112, 112), bool)
+    masks[:, 0, 50:60, 20:90], masks[:, 1, 40:70, 5:15], masks[:, 2, 60:70, 20:90] = True, True, True
+    good = replace(one, maps={"Grad-CAM": masks[:, 0] + 0.01, "attention rollout": rng.random((n, 112, 112))})
+    rows = localisation.shares([good], masks, 200, 0).set_index("method")
+    assert rows["verdict"]["Grad-CAM"] == "above chance" and rows["share"]["Grad-CAM"] > 0.8 and rows["joint line"]["Grad-CAM"] > 5
+    assert rows["share"]["attention rollout"] == pytest.approx(rows["area"]["attention rollout"], abs=0.01)
+    assert rows["model"]["bright in the middle"] == localisation.NO_MODEL
+    hits = localisation.pointing([good], masks, 200, 0).set_index("method")
+    assert hits["hits"]["Grad-CAM"] == 1 and hits["hits"]["bright in the middle"] in (0, 1)
+
+
+def test_figures_have_a_panel_for_each_picture_and_model(looked):
+    results = looked[2]
+    maps = {name: values[:3] for name, values in results[0].maps.items()}
+    pictures_ = results[0].subject.pictures[:3]
+    figure = overlays.over_pictures(pictures_, maps, None, ["a", "b", "c"])
+    assert len(figure.axes) == 3 * (1 + len(maps))
+    assert len(overlays.known(pictures_, np.zeros((3, 3, 112, 112), bool), list("abc")).axes) == 3
+    assert len(overlays.lost_weights(localisation.sanity(results)).axes) == 2 and overlays.curves(results).axes[0].texts  # no curves: it says so
+    curved = replace(results[0], curves={("Grad-CAM", kind): np.linspace(0, 1, 5)[None] for kind in ("deletion", "insertion")})
+    assert len(overlays.curves([curved]).axes) == 2
+
+
+def test_measured_on_a_phantom_like_study(easy_study, looked):
+    # The same steps as on phantoms, here on a model that knows brightness.
+    clip, _, tokenizer = load_clip("koa-tiny", seed=1)
+    grader, part = ClipGrader(clip, tokenizer, "full_image", "as_printed"), easy_dataset(10, role="report")
+    subject = replace(looked[0][0], part=part)
+    maps = {"Grad-CAM": np.random.default_rng(0).random((10, 112, 112)).astype(np.float32)}
+    made = explanations._curves(subject, grader, maps, np.zeros(10, int), 4, 0)
+    curves = {tuple(name.split("|")[1:]): values for name, values in made.items()}
+    one = explanations.Explained(subject, "", np.zeros(10, int), maps, curves, {})
+    row = localisation.faithfulness([one], 100, 0).iloc[0]
+    assert row["deletion_gain"] == pytest.approx(row["random"] - row["deletion"], abs=1e-6) and row["insertion_gain_low"] <= row["insertion_gain"] <= row["insertion_gain_high"]

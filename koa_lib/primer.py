@@ -152,9 +152,9 @@ def similarity(picture, table, title):
         for axis, column, limits in ((middle, "cosine", (low - room * (low < 0), high + room)), (right, "probability", (0, 1.25))):
             edges = [2 if place == rows[column].to_numpy().argmax() else 0 for place in range(len(GRADES))]
             bars = axis.barh(GRADES, rows[column], color=GRADE_COLOURS, edgecolor="black", linewidth=edges)
-            axis.bar_label(bars, [f"{value:.2f}" for value in rows[column]], padding=3, fontsize=8)
+            axis.bar_label(bars, [f"{value:.2f}".replace("-", "−") for value in rows[column]], padding=3, fontsize=8)
             axis.set(xlim=limits, yticks=GRADES, ylim=(4.6, -0.6))
-        middle.xaxis.set_major_locator(MaxNLocator(4))
+        middle.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))  # its last number would touch the next panel's first
         middle.set_yticklabels([f"{grade} {NAMES[grade]}" for grade in GRADES])
         right.set_yticklabels([])
         right.set_xticks([0, 0.5, 1])

@@ -85,7 +85,8 @@ def _gain(gap, name):
 
 def recipe_differences(arm, other):
     """Every setting in which the recipe of an arm differs from another's, in words, e.g. 'batch (64, here 32)'."""
-    pairs = ((item.name.replace("_", " "), getattr(other.recipe, item.name), getattr(arm.recipe, item.name)) for item in fields(arm.recipe))
+    names = {"part": "trained part"}
+    pairs = ((names.get(item.name, item.name.replace("_", " ")), getattr(other.recipe, item.name), getattr(arm.recipe, item.name)) for item in fields(arm.recipe))
     return ", ".join(f"{name} ({_setting(theirs)}, here {_setting(own)})" for name, theirs, own in pairs if theirs != own)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from koa_lib import exhibits, metrics, predictions, protocols, retrieval, shift, stats, subsets
+from koa_lib import exhibits, labels, metrics, predictions, protocols, retrieval, shift, stats, subsets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.harmonisation import EXPLORATORY, VIEWS
@@ -195,9 +195,17 @@ def views_in_words(views):
     """How far the way of showing moves the quadratic kappa, from `by_view`."""
     if views is None:
         return ABSENT
-    best, low = views.loc[views["qwk"].idxmax()], round(views["qwk"].min(), 3) + 0.0  # no minus before a zero
-    return (f"Quadratic kappa is {views['qwk'].iloc[0]:.3f} with stretched pictures and between {low:.3f} and {best.qwk:.3f} over all ways of showing; "
-            f"the highest is {best.status} ({best.geometry}, {best.intensity}). No setting of the model or of a view was chosen by these numbers.")
+    first, others = views.iloc[0], views[views["status"] == "sensitivity"]
+    best = [rows.loc[rows["qwk"].idxmax()] for rows in (others, views[views["status"] == "exploratory"]) if len(rows)]
+    said = [f"Quadratic kappa is {first.qwk:.3f} with {_view(first)} (confirmatory)", *(f"{row.qwk:.3f} at most with {_view(row)} ({row.status})" for row in best)]
+    torn = others[(others["accuracy"] > first.accuracy) & (others["qwk"] < first.qwk)]
+    gains = [f" With {_view(row)} accuracy rises from {first.accuracy:.3f} to {row.accuracy:.3f} while kappa falls to {row.qwk:.3f}: more answers agree with the grade, but not because "
+             "the grades are better ordered." for row in torn.itertuples()]
+    return "; ".join(said) + "." + "".join(gains) + " No setting of the model or of a view was chosen by these numbers."
+
+
+def _view(row):
+    return labels.words(row.geometry) + (f" and {labels.words(row.intensity)}" if row.intensity != "none" else "")
 
 
 def shift_in_words(parts):
@@ -213,11 +221,17 @@ def adaptation_in_words(rows, estimated, grades):
     """What adaptation gains, and the mix of grades it assumes beside the true one, from `adaptation_rows` and `adapted`."""
     if rows is None:
         return ABSENT
-    shot = rows.iloc[2:].dropna(subset=["accuracy"])
+    shot, floor = rows.iloc[2:].dropna(subset=["accuracy"]), _floor(grades)
     mixes = [", ".join(f"{share:.2f}" for share in mix) for mix in (estimated, np.bincount(grades, minlength=len(GRADES)) / len(grades))]
-    last = f"it is {shot['accuracy'].iloc[-1]:.3f} for \"{shot['adaptation'].iloc[-1]}\"" if len(shot) else "no K could be run"
-    return (f"Accuracy on single knees is {rows['accuracy'][0]:.3f} as it is and {rows['accuracy'][1]:.3f} with prior correction, which takes the mix "
-            f"of grades 0 to 4 to be {mixes[0]} where it is {mixes[1]}; {last}.")
+    every = "; ".join(f"{row.accuracy:.3f} with {row.adaptation} (n = {row.n:,})" for row in shot.itertuples()) or "no K could be run"
+    reached = "no row is above it" if rows["accuracy"].max() <= floor else f"{(rows['accuracy'] > floor).sum()} of {rows['accuracy'].notna().sum()} rows are above it"
+    return (f"Accuracy on single knees is {rows['accuracy'][0]:.3f} as it is (n = {rows['n'][0]:,}) and {rows['accuracy'][1]:.3f} with prior correction, which takes the mix "
+            f"of grades 0 to 4 to be {mixes[0]} where it is {mixes[1]}; for K-shot it is, as a mean of the draws, {every}. The best constant answer has {floor:.3f} on all of them: {reached}. "
+            "K-shot rows are tested on fewer pictures, because the groups that were labelled leave the test: a difference between rows is also one of test sets.")
+
+
+def _floor(grades):
+    return metrics.best_constant(np.asarray(grades))["accuracy"]
 
 
 def _with_interval(study, graded, column):

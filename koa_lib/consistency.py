@@ -14,7 +14,7 @@ from koa_lib.grades import GRADES
 from koa_lib.printed import Paper, attained, compare, slack, unpaired
 from koa_lib.sensitivities import per_grade
 
-__all__ = ["findings", "manifest_counts", "per_grade"]
+__all__ = ["findings", "manifest_counts", "per_grade", "whole_numbers"]
 
 BATCH = 64  # "a global batch size of 64", section 3.5 of the paper
 OUTER = [0, 3, 4]  # the grades whose share the balance of errors bounds
@@ -74,6 +74,17 @@ def findings(published, counts, matrices):
     table = pd.DataFrame(rows, columns=["check", "value", "expected", "tolerance", "note"])
     table.insert(4, "verdict", [_verdict(*row) for row in table[["value", "expected", "tolerance"]].to_numpy()])
     return table
+
+
+def whole_numbers(findings):
+    """The findings with counts as whole numbers, for showing: rows in which every number that is compared is whole."""
+    pair = findings[["value", "expected"]]
+    whole = (pair.fillna(0) % 1 == 0).all(axis=1)
+    shown = {
+        name: pd.Series([int(value) if exact and value == value else value for value, exact in zip(column, whole, strict=True)], column.index, object)
+        for name, column in pair.items()
+    }
+    return findings.assign(**shown)
 
 
 def _overall(paper, external):

@@ -216,6 +216,12 @@ def test_a_check_that_cannot_fail_is_left_out(findings):
     assert audit(counts=COUNTS | {"external": [160] * 5}).index.str.contains("VGG19 nearest").any()
 
 
+def test_counts_are_shown_whole(findings):
+    shown = consistency.whole_numbers(findings)
+    assert str(shown.loc["internal patients", "expected"]) == "4796" and shown.loc["interval width ratio, grade 0", "value"] == findings.loc["interval width ratio, grade 0", "value"]
+    assert pd.isna(shown.loc["intervals off-centre in the same direction", "expected"])
+
+
 def test_what_rounding_explains_agrees_and_what_it_does_not_is_said(findings):
     agreeing = set(findings.index[findings["verdict"] == "agrees"])
     assert agreeing == {

@@ -201,7 +201,7 @@ def metrics_in_words(every):
         return ABSENT
     single, constant = every.set_index("metric")["single knee"], every.set_index("metric")["best_constant"]
     return (f"On single knees accuracy is {single['accuracy']:.3f} where the best constant answer has {constant['accuracy']:.3f}; within one grade "
-            f"{single['within_one']:.3f} against {constant['within_one']:.3f}; {single['flip_disagreement']:.1%} of the grades change when a picture is mirrored.")
+            f"{single['within_one']:.3f} against {constant['within_one']:.3f}; {100 * single['flip_disagreement']:.1f} % of the grades change when a picture is mirrored.")
 
 
 def views_in_words(views):
@@ -226,8 +226,8 @@ def shift_in_words(parts):
     if parts is None:
         return ABSENT
     step = 100 * parts.set_index("part")["value"]
-    return (f"Accuracy changes by {step['external accuracy'] - step['internal accuracy']:+.1f} points, of which {step['label shift']:+.1f} are the mix "
-            f"of grades and {step['rest']:+.1f} the rest.")
+    whole, mix, rest = (f"{value:+.1f}".replace("-", "−") for value in (step["external accuracy"] - step["internal accuracy"], step["label shift"], step["rest"]))
+    return f"Accuracy changes by {whole} points, of which {mix} are the mix of grades and {rest} the rest."
 
 
 def adaptation_in_words(rows, estimated, grades):

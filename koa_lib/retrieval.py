@@ -104,7 +104,7 @@ def chance_in_words(table, luck):
     better, worse = (", ".join(map(str, luck["grade"][:-1][beyond[:-1]])) or "none" for beyond in (own > luck["high"], own < luck["average_precision"]))
     return (f"Mean average precision over the grades is {mean.average_precision:.2f}; a random order has {by_luck.average_precision:.2f} on average "
             f"({by_luck.low:.2f} to {by_luck.high:.2f} in 95 % of the shuffles). Above that range: grade {better}; worse than a random order has on average: grade {worse}. "
-            f"Of the first ten pictures {mean.precision_at_10:.0%} are right.")
+            f"Of the first ten pictures {100 * mean.precision_at_10:.0f} % are right.")
 
 
 def inverted_in_words(hits, inverted, queries):
@@ -119,7 +119,7 @@ def inverted_in_words(hits, inverted, queries):
               for k, query in enumerate(queries) if inverted[k].any()]
     if not marked:
         return "None of the pictures found is an inverted film."
-    return (f"Inverted films among the pictures found: {', '.join(marked)}. Where they are many, the query has found a gray-value polarity, and a hit among them says little "
+    return (f"Inverted films among the pictures found: {', '.join(marked)}. Where they are many, the query may have found a gray-value polarity, and a hit among them says little "
             "about the grade.")
 
 

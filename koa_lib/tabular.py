@@ -45,11 +45,11 @@ def table(frame, floats, percent, label, thumbnails):
 
     frame = _reasons_last(_without_empty(_joined_intervals(frame, decimals)))
     counts = {column for column in frame.columns if _is_count(column, frame[column])}
-    measures = next((list(frame[column]) for column in frame.columns if column in _MIXED), [None] * len(frame))
+    counted = _counted(frame)
     heads = "".join(_head(column, frame[column] if place else (), percent) for place, column in enumerate(frame.columns)) + "".join(f'<th scope="col">{escape(labels.column(name)[0])}</th>' for name in thumbnails)
     rows = []
-    for measure, values, *shown in zip(measures, frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
-        first, *cells = (_cell(_named(_whole(value, column in counts, measure), column, percent), decimals(column)) for value, column in zip(values, frame.columns, strict=True))
+    for whole, values, *shown in zip(counted, frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
+        first, *cells = (_cell(_named(_whole(value, whole or column in counts), column, percent), decimals(column)) for value, column in zip(values, frame.columns, strict=True))
         data = "".join(f"<td{_look(cell, value)}>{cell}</td>" for cell, value in zip(cells, values[1:], strict=True)) + "".join(f"<td>{picture}</td>" for picture in shown)
         rows.append(f'<tr><th scope="row">{first}</th>{data}</tr>')
     whole = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
@@ -75,12 +75,20 @@ def _is_count(column, values):
     return _bare(column) not in labels.SHARES and any(abs(number) > 1 for number in numbers) and all(number.is_integer() for number in numbers)
 
 
-def _whole(value, count, measure):
-    """A whole float as int where it is no rounded fraction: in a column of counts, or beside other units."""
-    if not isinstance(value, float) or not value.is_integer():
-        return value
-    mixed = measure is not None and measure not in labels.SHARES and abs(value) > 1
-    return int(value) if count or mixed or abs(value) >= LARGE else value
+def _counted(frame):
+    # Rows of a table of findings have units of their own: one whose numbers are all whole holds counts.
+    named = next((column for column in frame.columns if column in _MIXED), None)
+    if named is None:
+        return [False] * len(frame)
+    numbers = frame.drop(columns="tolerance", errors="ignore").select_dtypes("number")
+    rows = [[value for value in row if value == value] for row in numbers.itertuples(index=False, name=None)]
+    whole = [all(float(value).is_integer() for value in row) and any(abs(value) > 1 for value in row) for row in rows]
+    return [found and name not in labels.SHARES for found, name in zip(whole, frame[named], strict=True)]
+
+
+def _whole(value, count):
+    fits = isinstance(value, float) and value.is_integer() and (count or abs(value) >= LARGE)
+    return int(value) if fits else value
 
 
 def _reasons_last(frame):

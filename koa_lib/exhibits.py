@@ -61,7 +61,7 @@ def show_figure(study, name, figure, caption, alt):
         raise StudyError(f"{name} has no alternative text. Say in a sentence what it shows.")
     _anchor(name, "figure")
     inches, png = figure.get_size_inches()[0], _save_figure(study, name, figure)
-    return _exhibit(study, name, _picture(name, png, inches, labels.words(alt)), caption)
+    return _exhibit(study, name, _picture(name, png, inches, labels.typeset(labels.words(alt))), caption)
 
 
 def show_table(study, name, frame, caption, floats=None, pictures=None, undefined="", percent=None, hide=()):
@@ -119,7 +119,7 @@ def _exhibit(study, name, body, caption):
     stamp = escape(study.stamp()) + (" · synthetic phantoms" if study.synthetic else "")
     html = (
         f'<figure class="koa-exhibit" id="{anchor}" role="group" aria-labelledby="{anchor}-caption">{body}'
-        f'<figcaption id="{anchor}-caption"><strong>{_title(name)}.</strong> {_LINK.sub(_linked, escape(labels.words(caption)))}'
+        f'<figcaption id="{anchor}-caption"><strong>{_title(name)}.</strong> {_LINK.sub(_linked, escape(labels.typeset(labels.words(caption))))}'
         f'<br><span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
     )
     return Exhibit(name, html)

@@ -82,6 +82,7 @@ _CODES = {
 _CELLS = {"train": "training part", "val": "validation part", "test": "test part", "external": "external cohort", "auto_test": "automatic crops", "queries": "short queries",
           "audit": "arithmetic", "mcnemar": "McNemar's test", "macro": "mean of the grades", "corrected": "corrected numbers", "sd over seeds": "SD over seeds", "sd over folds": "SD over folds"}
 _CODE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})(?![\w/-]|\.\w)")
+_PER_CENT, _MINUS = re.compile(r"(?<=\d) ?%(?!\w)"), re.compile(r"(?:^|(?<=[\s(\[]))-(?=\.?\d)")
 _ITEM = re.compile(r"\b(table|figure)_(s?\d+)\b")
 
 
@@ -93,6 +94,11 @@ def words(text):
 def _coded(text):
     text = _ITEM.sub(lambda found: f"{found[1].capitalize()} {found[2].upper()}", text)
     return _CODE.sub(lambda found: _CODES[found[0]], text)
+
+
+def typeset(text):
+    """A text for reading with one style of numbers: "47%" becomes "47 %" that stays on one line, "-0.3" gets a minus sign."""
+    return _MINUS.sub("−", _PER_CENT.sub("\N{NO-BREAK SPACE}%", text))
 
 
 def column(name, percent=False):

@@ -60,6 +60,9 @@ def notebook(stem, items):
 
 
 STEMS = sorted({maker for _, maker in places.PAPER_ITEMS.values()})
+# Exhibits of the study's own that pages written by hand link to: (notebook, exhibit).
+LINKED = sorted({(stem, name.replace("-", "_")) for path in (ROOT / "reports").glob("*.md*")
+                 for stem, name in re.findall(r"notebooks/(\w+)\.ipynb#((?:table|figure)-s\d+)", path.read_text(encoding="utf-8"))})
 
 
 def write_run(folder, stems=STEMS):
@@ -68,9 +71,9 @@ def write_run(folder, stems=STEMS):
         (folder / name).mkdir(parents=True)
     for stem in stems:
         items = [name for name, (_, maker) in places.PAPER_ITEMS.items() if maker == stem]
-        items += ["table_s1"] * (stem == "06_statistics")
+        items += ["table_s1"] * (stem == "06_statistics") + [name for maker, name in LINKED if maker == stem and name != "table_s1"]
         nbformat.write(notebook(stem, items), folder / "nb" / f"{stem}.ipynb")
-    for name in (*places.PAPER_ITEMS, "table_s1"):
+    for name in (*places.PAPER_ITEMS, "table_s1", *(name for _, name in LINKED)):
         if name.startswith("table"):
             (folder / "tables" / f"{name}.csv").write_text("a,b\n1,2\n")
         else:

@@ -147,7 +147,7 @@ def similarity(picture, table, title):
     low, high = min(0, table["cosine"].min()), max(0, table["cosine"].max())
     room = 0.36 * (high - low)
     # None near the right end: its number would touch the first of the next panel.
-    ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low - room < tick < high + room / 2]
+    ticks = [tick for tick in MaxNLocator(4).tick_values(low - room, high + room) if low - room * (low < 0) <= tick < high + room / 2]
     for (left, middle, right), model in zip(axes, models, strict=True):
         rows = table[table["model"] == model]
         show(left, picture, f"{title}\n{model}")

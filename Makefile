@@ -104,6 +104,7 @@ strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
 
 verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
+	@test -f notebooks/profiles/$(PROFILE).yaml || $(KOA) verify $(RUN_ARGS)
 	@$(MAKE) -q ASK=1 $(EXECUTED) >/dev/null 2>&1 || \
 		{ echo "koa: the tables of $(RUN) are older than the code, data lists or notebooks that make them, or one is missing. Run '$(strip make reproduce $(NAMED))' first." >&2; exit 1; }
 	@$(KOA) verify $(RUN_ARGS)

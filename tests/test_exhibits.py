@@ -6,7 +6,9 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,7 +38,7 @@ def graded(n=80, seed=0, grades=range(5)):
 
 @pytest.fixture
 def study(tmp_path):
-    return SimpleNamespace(run_dir=tmp_path, synthetic=True, stamp=lambda: "commit 1a2b3c4 · data 5d6e7f8 · seed 42")
+    return SimpleNamespace(run_dir=tmp_path, shown_dir=tmp_path, synthetic=True, stamp=lambda: "commit 1a2b3c4 · data 5d6e7f8 · seed 42")
 
 
 class Tags(HTMLParser):
@@ -272,3 +274,12 @@ def test_pages_are_typeset_between_their_tags_alone():
     spec.loader.exec_module(typography)
     page = '<p title="5%"><em>KL 0</em>-4 <b>-3</b> 7% <code>x -1 <span>5%</span></code> &lt;-2 8%</p><pre>-1 5%</pre><img alt="-1">9%'
     assert typography.typeset_body(page) == '<p title="5%"><em>KL 0</em>-4 <b>−3</b> 7\u00a0% <code>x -1 <span>5%</span></code> &lt;-2 8\u00a0%</p><pre>-1 5%</pre><img alt="-1">9\u00a0%'
+
+
+def test_trying_things_out_in_a_session_of_its_own_never_changes_the_tables_of_the_run(easy_study):
+    exhibits.show_table(easy_study, "table_1", pd.DataFrame({"grade": [0, 1]}), "The study's own.")
+    session = replace(easy_study, step="interactive")
+    shown = exhibits.show_table(session, "table_1", pd.DataFrame({"grade": [4]}), "Mine.")
+    assert len(pd.read_csv(easy_study.run_dir / "tables" / "table_1.csv")) == 2
+    link = re.search(r'href="([^"]+table_1\.csv)"', shown.html)[1]
+    assert Path(link).resolve() == session.shown_dir / "tables" / "table_1.csv" and len(pd.read_csv(link)) == 1

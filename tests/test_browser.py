@@ -377,6 +377,6 @@ def test_print_shows_the_banner_and_no_code_in_dark_ink(browser, page, scheme):
 def test_a_solution_is_one_fold_that_says_so(browser, page, name):
     page(f"nb/{name}.html")
     folds = browser.execute_script("""return [...document.querySelectorAll('div.cell.tag_solution')].map(cell => [
-        [...cell.querySelectorAll('summary')].map(node => node.textContent.trim()),
+        [...cell.querySelectorAll('summary')].map(node => node.innerText.trim()),
         [...cell.querySelectorAll('pre, .cell_output')].some(node => node.checkVisibility())]);""")
     assert len(folds) >= 2 and all(summaries[:1] == ["Show solution"] and len(summaries) == 1 and not seen for summaries, seen in folds), folds

@@ -12,6 +12,7 @@ from PIL import Image
 
 from koa_lib import grading
 from koa_lib.errors import StudyError
+from koa_lib.listing import listing, short_names
 
 NO_DEVICE = "This is research software and no medical device: its grades must not be used for diagnosis or treatment."
 FEW = 3  # up to so many pictures are told in detail
@@ -36,13 +37,13 @@ def run(given, weights="", as_json=False, page=""):
     """
     from koa_lib import exported
 
-    paths = grading.listing(given, sys.stdin if "-" in given else ())
+    paths = listing(given, sys.stdin if "-" in given else ())
     if not paths:
         raise StudyError("The list names no picture. Give picture files, folders or lists of them.")
     target = _new(page)
     folder = Path(weights) if weights else exported.newest()
     model = grading.load(folder)
-    names = grading.short_names(paths)
+    names = short_names(paths)
     write = _json_writer(model) if as_json else _text_writer(model, len(paths))
     rows = [_told(write, name, row) for name, row in zip(names, _with_bar(grading.grade(model, paths), len(paths), "grading"), strict=True)]
     if target:

@@ -1,6 +1,8 @@
 """Grading picture files with exported weights, exactly as the run graded its cohorts: one row per file, whatever the file holds."""
 
 import logging
+import os
+import stat
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,6 +197,8 @@ def _read(model, row):
     try:
         row.warnings += _checked(row.path)
         image = pictures.read_gray(row.path)
+        if image.min() == image.max():
+            raise StudyError(f"nothing to see: {row.path} has one gray value everywhere. Give the radiograph itself.")
         return image, model.squares(image)
     except StudyError as error:
         row.problem = str(error).replace(str(row.path), row.path.name)
@@ -205,8 +209,11 @@ def _read(model, row):
 
 def _checked(path):
     """Warnings about a file that can be graded; StudyError for one that is too large or too small."""
-    if path.is_dir():
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
         raise StudyError(f"{path} is a folder without a picture that can be read. Give another folder, or look at its permissions.")
+    if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
+        raise StudyError(f"{path} is a pipe or a device. Give a regular file.")
     (width, height), frames, gray = _header(path)
     if width * height > MOST_PIXELS:
         raise StudyError(f"{path} has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}. Scale it down or cut the knee out.")
@@ -216,15 +223,36 @@ def _checked(path):
     return found + [f"file of {frames} pictures: the first was graded"] * (frames > 1)
 
 
+def _mode(path):
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise StudyError(f"{path}: there is no such file or folder. Correct the path.") from error
+    except OSError as error:
+        raise StudyError(f"{path} cannot be looked at ({error.strerror}). Correct the path or its permissions.") from error
+
+
 def _header(path):
     """(width, height), number of pictures and whether they are gray for sure, without decoding: a gigantic picture costs no memory."""
-    pictures.mislabelled(path)  # raises for what is no picture
     try:
-        with Image.open(path) as picture:
+        with _any_size():
+            pictures.mislabelled(path)  # raises for what is no picture
+            picture = Image.open(path)
+        with picture:
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             return picture.size, frames, picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I")
     except UnidentifiedImageError:
         return _dicom_size(path), 1, True
+
+
+@contextmanager
+def _any_size():
+    # Pillow refuses what is gigantic in its own words and by its own limit; opening alone decodes nothing.
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _dicom_size(path):

@@ -1,7 +1,9 @@
 """`koa grade`: the same grades as the run, whatever the files hold; the row says what was wrong and the exit code tells."""
 
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -122,12 +124,14 @@ BAD = {
     "thin.png": lambda path: Image.new("L", (9, 300)).save(path),
     "no.dcm": lambda path: path.write_bytes(bytes(128) + b"DICM" + bytes(20)),
     "folder": lambda path: path.mkdir(),
+    "flat.png": lambda path: Image.new("L", (200, 200), 90).save(path),
+    "pipe.png": os.mkfifo,
 }
 
 
 @pytest.mark.parametrize("name, words", [
-    ("empty.png", "empty"), ("text.png", "no picture"), ("cut.png", "truncated"), ("nan.tif", "nan"), ("huge.png", "pixels"), ("large.png", "9,000 x 8,000"),
-    ("thin.png", "too few"), ("no.dcm", "DICOM"), ("folder", "folder without a picture"), ("missing.png", "no such file")])
+    ("empty.png", "empty"), ("text.png", "no picture"), ("cut.png", "truncated"), ("nan.tif", "nan"), ("huge.png", "20,000 x 20,000 pixels, more than 50,000,000"), ("large.png", "9,000 x 8,000"),
+    ("thin.png", "too few"), ("no.dcm", "DICOM"), ("folder", "folder without a picture"), ("missing.png", "no such file or folder"), ("missing.txt", "no such file or folder"), ("flat.png", "nothing to see"), ("pipe.png", "pipe")])
 def test_bad_file_is_told_and_the_others_are_graded(koa, easy_study, tmp_path, name, words):
     path = tmp_path / name
     BAD.get(name, lambda path: None)(path)
@@ -196,13 +200,44 @@ def test_terminal_says_what_issue_5_asks_for(koa, easy_study, count):
     assert ("similarity" in out and "definite absence" in out) == (count == 1)
 
 
+def test_pipe_in_a_folder_does_not_hang(koa, easy_study, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    shutil.copy(good(easy_study, 1)[0], tmp_path / "a.png")
+    assert koa(tmp_path)[0] == 0
+
+
+def test_table_says_warnings_in_short_words_and_explains_them_once(koa, tmp_path):
+    for number in range(5):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (300, 200, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    out = koa(tmp_path)[1]
+    assert out.count("  ! colour, no knee") == 5 and out.count(grading.NO_KNEE) == out.count(grading.COLOUR) == 1
+    assert max(len(line) for line in out.splitlines() if line.startswith(tuple("01234"))) <= 80 and "\n\npicture " in out
+
+
+def test_descriptions_are_cut_to_the_terminal(koa, easy_study, monkeypatch):
+    monkeypatch.setattr(graded, "_columns", lambda: 70)
+    lines = [line for line in koa(*good(easy_study, 1))[1].splitlines() if line[2:3].isdigit() and " % " in line]
+    assert len(lines) == 5 and max(map(len, lines)) <= 70 and any(line.endswith("...") for line in lines)
+
+
+@pytest.mark.parametrize("raised, code, words", [(KeyboardInterrupt(), 130, "koa: stopped\n"), (OSError(errno.ENOSPC, "No space"), 2, "koa: The disk is full. Free some space.\n")])
+def test_stopped_grading_promises_nothing(koa, easy_study, monkeypatch, raised, code, words):
+    def stop(*_):
+        raise raised
+
+    monkeypatch.setattr(graded.grading, "grade", stop)
+    ended, _, err = koa(*good(easy_study, 1))
+    assert ended == code and err == words
+
+
 def test_file_name_cannot_command_the_terminal(koa, easy_study, tmp_path):
     path = tmp_path / "a\x1b[2J.png"
     shutil.copy(good(easy_study, 1)[0], path)
     assert "\x1b" not in koa(path)[1]
 
 
-@pytest.mark.parametrize("arguments, words", [(["--weights", "nowhere", "x.png"], "grader.json"), (["-"], "names no picture"), (["x.png", "--html", "."], "exists already"), ([], "pictures")])
+@pytest.mark.parametrize("arguments, words", [(["--weights", "nowhere", "x.png"], "grader.json"), (["-"], "names no picture"), (["x.png", "--html", "."], "exists already"), ([], "pictures"), ([""], "empty name"),
+    (["x.png", "--weights", ""], "--weights"), (["x.png", "--html", ""], "--html")])
 def test_wrong_use_is_exit_2(koa, arguments, words):
     code, out, err = koa(*arguments)
     assert code == 2 and words in err and out == "" and "Traceback" not in err

@@ -150,6 +150,8 @@ def _named(value, column, percent):
 
 
 def _cell(value, decimals):
+    if isinstance(value, _Bounds):
+        return value  # made of cells that are escaped already
     if value is None or value is pd.NA or value != value:
         return UNDEFINED
     if isinstance(value, (bool, np.bool_)):

@@ -283,3 +283,9 @@ def test_trying_things_out_in_a_session_of_its_own_never_changes_the_tables_of_t
     assert len(pd.read_csv(easy_study.run_dir / "tables" / "table_1.csv")) == 2
     link = re.search(r'href="([^"]+table_1\.csv)"', shown.html)[1]
     assert Path(link).resolve() == session.shown_dir / "tables" / "table_1.csv" and len(pd.read_csv(link)) == 1
+
+
+def test_a_tiny_bound_is_escaped_once(study):
+    frame = pd.DataFrame({"row": ["a"], "accuracy": [0.5], "accuracy_low": [0.0001], "accuracy_high": [0.9]})
+    html = exhibits.show_table(study, "table_s1", frame, "Accuracy.").html
+    assert "&lt;0.001 to 0.900" in html and "&amp;lt;" not in html

@@ -30,7 +30,7 @@ NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 # What only shapes the pages or talks to people does not make a notebook run again.
 PAGES := $(addprefix koa_lib/,report.py pages.py links.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
-TALK := $(addprefix koa_lib/,cli.py closing.py graded.py journal.py printing.py progress.py student.py terminal.py)
+TALK := $(addprefix koa_lib/,cli.py closing.py graded.py journal.py listing.py printing.py progress.py student.py terminal.py)
 LIB := $(filter-out $(PAGES) $(TALK),$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
@@ -92,7 +92,7 @@ $(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
 pdf: $(OUT)/html/index.html  ## print the report to one PDF with bookmarks (needs Chromium)
 	@$(KOA) pdf $(RUN_ARGS)
 
-test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 6 minutes)
+test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 10 minutes)
 	@$(PY) -m pytest
 
 test-all: $(READY)  ## also the slow tests
@@ -109,6 +109,7 @@ strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
 
 verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
+	@test -f notebooks/profiles/$(PROFILE).yaml || $(KOA) verify $(RUN_ARGS)
 	@$(MAKE) -q ASK=1 $(EXECUTED) >/dev/null 2>&1 || \
 		{ echo "koa: the tables of $(RUN) are older than the code, data lists or notebooks that make them, or one is missing. Run '$(strip make reproduce $(NAMED))' first." >&2; exit 1; }
 	@$(KOA) verify $(RUN_ARGS)

@@ -27,15 +27,22 @@ def measured(run):
     Returns
     -------
     list of dict
-        model, cohort, role ('fitted', 'unseen' or 'external'), part (in words), pictures, groups, and values: metric ->
-        ('0.612', '0.580 to 0.644'), the latter the 95 % group-bootstrap interval. Empty without predictions.
+        model, cohort, role ('fitted', 'unseen' or 'external'), part (in words), pictures, groups, constant (accuracy of the best
+        constant answer), shared (how many of the groups are patients with another knee in the fitted part; None where unknown), and
+        values: metric -> ('0.612', '0.580 to 0.644'), the latter the 95 % group-bootstrap interval. Empty without predictions.
     """
     rows = []
     for file in provenance.note(run.folder / "primary.json", {}).values():
         path = run.folder / "predictions" / file
         if path.is_file():
             rows += _parts(run, path)
-    return rows
+    return [_without_ids(row, rows) for row in rows]
+
+
+def _without_ids(row, rows):
+    fitted = [other["ids"] for other in rows if other["role"] == "fitted" and other["cohort"] == row["cohort"]]
+    known = row["role"] == "unseen" and fitted and cohorts.facts(row["cohort"]).group == "patient"
+    return {name: value for name, value in row.items() if name != "ids"} | {"shared": len(row["ids"] & fitted[0]) if known else None}
 
 
 def _parts(run, path):
@@ -48,7 +55,8 @@ def _parts(run, path):
         graded = _near_groups(run, cohort, graded)
         sets = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(subsets.subset(graded, name))] for name in subsets.SUBSETS}
     told = f"{SPLITS.get(split, split)}" + (f", {fold.replace('fold', 'fold ')}" if split in ("train", "external") and fold != "foldmean" else "")
-    return [{"model": model, "cohort": cohort, "role": role, "part": told + name, "pictures": len(part), "groups": part["group_id"].nunique(), "values": _values(run, part)}
+    return [{"model": model, "cohort": cohort, "role": role, "part": told + name, "pictures": len(part), "groups": part["group_id"].nunique(), "values": _values(run, part),
+             "constant": part["kl_grade"].value_counts(normalize=True).max(), "ids": set(part["group_id"])}
             for name, part in sets.items() if len(part)]
 
 
@@ -103,16 +111,16 @@ def model_card(run, results):
         ("Licence of the training pictures", start.licence),
     ]
     weights = [row for row in provenance.hashes(run) if "weights" in row[0].lower()]
-    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": results, "metrics": SHOWN, "grades": _per_grade(run), "weights": weights}
+    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": [row | {"cohort": labels.words(row["cohort"])} for row in results], "metrics": SHOWN, "grades": _per_grade(run), "weights": weights}
 
 
 def _recipe(recipe):
-    intensity = "unchanged" if recipe.intensity == "none" else recipe.intensity.replace("_", " ")
+    intensity = "unchanged" if recipe.intensity == "none" else labels.words(recipe.intensity)
     rows = [
         ("Loss", {"prototypes": "cross-entropy over five text prototypes", "infonce": "symmetric InfoNCE"}[recipe.loss]),
-        ("Prompts", recipe.prompts.replace("_", " ")),
+        ("Prompts", labels.words(recipe.prompts).replace("_", " ")),
         ("Normalisation", {"imagenet": "ImageNet statistics", "clip": "CLIP statistics"}[recipe.normalisation]),
-        ("Geometry and intensity", f"{recipe.geometry.replace('_', ' ')}, {intensity}"),
+        ("Geometry and intensity", f"{labels.words(recipe.geometry)}, {intensity}"),
         ("Augmentation", recipe.augmentation.replace("_", " ")),
         ("Epochs", recipe.epochs),
         ("Batch", recipe.batch),

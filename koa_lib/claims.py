@@ -171,9 +171,9 @@ def separated(graded):
     table = metrics.per_grade(graded["kl_grade"], graded[metrics.PROBABILITIES])
     values = {name: table[name].to_numpy() for name in ("sensitivity", "auc")}
     lead = float(min(column[[0, 4]].min() - column[1:4].max() for column in values.values()))
-    said = "; ".join(f"{name} {', '.join(f'{value:.2f}' for value in column)}" for name, column in values.items())
+    said = "; ".join(f"{'AUC' if name == 'auc' else name} {', '.join(f'{value:.2f}' for value in column)}" for name, column in values.items())
     verdict = "replicated" if lead > 0 else "not replicated" if lead < 0 else "inconclusive"
-    return Answer(lead, math.nan, math.nan, "ratio", verdict, f"grades 0 to 4: {said}; ours is the smaller lead of 0 and 4 over 1 to 3")
+    return Answer(lead, math.nan, math.nan, "ratio", verdict, f"grades 0 to 4: {said}; ours: how far both grade 0 and grade 4 lie above the best of 1 to 3, in sensitivity or AUC, whichever is less; below 0 they do not")
 
 
 def _difference(a, b, draws, seed):

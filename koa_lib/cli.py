@@ -97,12 +97,12 @@ def student_copies(folder: str = typer.Argument("", help="By default student/ of
 
 @app.command()
 def grade(pictures: list[str] = Pictures,
-          weights: str = typer.Option("", help="Folder of exported weights; by default those of the newest finished run."),
+          weights: str = typer.Option(None, help="Folder of exported weights; by default those of the newest finished run that is no test."),
           json: bool = typer.Option(False, "--json", help="JSON lines: first the model's card, then one line per picture."),
-          html: str = typer.Option("", help="Also write a page with pictures, probabilities and where the model looks.")):
+          html: str = typer.Option(None, help="Also write a page with pictures, probabilities and where the model looks.")):
     """Grade knee radiographs. No medical device.
 
-    Exit code 0: every picture was graded; 1: at least one could not be, its row says why; 2: wrong use. Warnings don't change it.
+    Exit code 0: every picture was graded; 1: at least one could not be, its row says why; 2: wrong use, or the system refused. Warnings don't change it.
     """
     from koa_lib.graded import run
 
@@ -110,6 +110,9 @@ def grade(pictures: list[str] = Pictures,
         sys.exit(run(pictures, weights, json, html))
     except StudyError as error:
         print(f"koa: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"koa: {_refused(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -202,7 +205,7 @@ def main():
         app()
     except SystemExit as done:  # typer ends so at a KeyboardInterrupt too
         if done.code == STOPPED:
-            print("koa: stopped. Finished work is kept: the same command goes on from there.", file=sys.stderr)
+            print(f"koa: stopped{'. Finished work is kept: the same command goes on from there.' * _goes_on()}", file=sys.stderr)
         raise
     except StudyError as error:
         print(f"koa: {error}", file=sys.stderr)
@@ -212,7 +215,11 @@ def main():
         sys.exit(1)
 
 
+def _goes_on():
+    return sys.argv[1:2] != ["grade"]  # grading begins anew
+
+
 def _refused(error):
     if error.errno == errno.ENOSPC:
-        return f"The disk is full{f' ({error.filename})' * bool(error.filename)}. Free some space; finished work is kept: the same command goes on from there."
+        return f"The disk is full{f' ({error.filename})' * bool(error.filename)}. Free some space{'; finished work is kept: the same command goes on from there' * _goes_on()}."
     return f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error}). Check the folder and the space left."

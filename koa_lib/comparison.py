@@ -1,5 +1,7 @@
 """Arms side by side: folds, seeds, paired tests, and what folds over single pictures leak."""
 
+from dataclasses import fields
+
 import pandas as pd
 
 from koa_lib import metrics, stats, subsets
@@ -35,8 +37,61 @@ def fold_sentence(table):
     sentences = []
     for part, rows in table[table["part"] != "train"].groupby("part", sort=False):
         spread = f" ± {rows['qwk'].std():.3f}" if len(rows) > 1 else ""
-        sentences.append(f"{part.replace('_', '-')}: accuracy {rows['accuracy'].mean():.3f}, quadratic kappa {rows['qwk'].mean():.3f}{spread} ({len(rows)} fold(s))")
+        sentences.append(f"{part.replace('_', '-')}: accuracy {rows['accuracy'].mean():.3f}, quadratic kappa {rows['qwk'].mean():.3f}{spread} ({len(rows)} fold{'s' * (len(rows) > 1)})")
     return "; ".join(sentences) + "."
+
+
+def before_training(study, runner, arm, results):
+    """An arm's model before any graded knee, on the pictures that its shown fold did not see.
+
+    Parameters
+    ----------
+    runner : Runner
+    results : dict
+        Of the arm, as from `Runner.run`.
+
+    Returns
+    -------
+    dict of str to list of DataFrame
+        Unseen part and 'external' to one graded frame with the number of the shown fold.
+    """
+    from koa_lib import predictions, primer, training
+
+    grader, found = primer.untrained(arm), {}
+    for part, (data, source) in ((unseen_split(results), runner.unseen(arm, grader)), ("external", runner.external(arm, grader))):
+        if data is not None:
+            graded = predictions.join(predictions.frame(data.rows["image_id"], training.predict(grader, source)), data.rows)
+            graded.attrs["fold"] = main_fold(study)
+            found[part] = [graded]
+    return found
+
+
+def gain_in_words(study, before, results):
+    """What training adds to the model of `before_training`, as paired differences on the pictures of the shown fold."""
+    sentences = []
+    for part, (untouched,) in before.items():
+        both = stats.paired(shown_fold(study, results, part), untouched)
+        told = [_gain(stats.difference(both, metric, study.profile.draws, study.seed), name)
+                for metric, name in (("accuracy", "accuracy"), ("qwk", "quadratic kappa"))]
+        sentences.append(f"{part.replace('_', '-')} (fold {main_fold(study)}, n = {len(both):,}): {' and '.join(told)}")
+    return "; ".join(sentences) + "."
+
+
+def _gain(gap, name):
+    verdict = "a gain" if gap["ci_low"] > 0 else "a loss" if gap["ci_high"] < 0 else "no clear gain"
+    interval = f"{gap['difference']:+.3f}, 95 % interval {gap['ci_low']:+.3f} to {gap['ci_high']:+.3f}".replace("-", "−")
+    return f"{name} {gap['b']:.3f} before and {gap['a']:.3f} after training ({interval}: {verdict})"
+
+
+def recipe_differences(arm, other):
+    """Every setting in which the recipe of an arm differs from another's, in words, e.g. 'batch (64, here 32)'."""
+    names = {"part": "trained part"}
+    pairs = ((names.get(item.name, item.name.replace("_", " ")), getattr(other.recipe, item.name), getattr(arm.recipe, item.name)) for item in fields(arm.recipe))
+    return ", ".join(f"{name} ({_setting(theirs)}, here {_setting(own)})" for name, theirs, own in pairs if theirs != own)
+
+
+def _setting(value):
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
 def _values(graded):

@@ -24,7 +24,7 @@ def figure_1(model_facts):
     """
     facts = _facts(model_facts)
     figure, axis = _board(5.6, f"{facts['name']}: {facts['parameters']} parameters", top=9.6)
-    _pile(axis, 0.05, 7.7, textwrap.shorten(TABLE_1[0], 20, placeholder="…"), TEXT)
+    _pile(axis, 0.05, 7.7, "Caption 1", TEXT)
     box(axis, 3.7, 7.6, 4.3, 1.8, f"Text encoder G\n{facts['text_tower']}\n{facts['context_length']} tokens", TEXT)
     _pile(axis, 0.05, 5.2, "Radiograph 1", IMAGE)
     box(axis, 0.05, 1.9, 2.65, 2.4, f"Image encoder F\n{facts['image_tower']}\n{facts['image_size']} px", IMAGE)
@@ -81,8 +81,8 @@ def figure_3(model_facts, probabilities, logits=None, picture=None):
 
 def _outcome(axis, probabilities, logits):
     # From the score past the embeddings down to the five probabilities.
-    axis.plot([7.8, 8.1, 8.1], [7.6, 7.6, 3.9], color=INK, lw=1.1)
-    arrow(axis, (8.1, 3.95), (8.1, 3.5))
+    axis.plot([7.8, 8.1, 8.1, 4.6, 4.6], [7.6, 7.6, 3.85, 3.85, 3.6], color=INK, lw=1.1)
+    arrow(axis, (4.6, 3.65), (4.6, 3.37))
     chances = np.nan_to_num(probabilities)
     for grade, chance in zip(GRADES, chances, strict=True):
         y = 2.9 - 0.65 * grade
@@ -117,7 +117,7 @@ def figure_4(parts):
     scale = "".join(f"\n{row.part}, {'trained' if row.trained else 'frozen'}" for row in parts[score].itertuples())
     box(axis, 2.2, 0.1, 3.8, 1.2, f"cosine, softmax{scale}", SCORE)
     for x, end in zip((2.0, 6.2), ends, strict=True):
-        axis.plot([x, x], [end, 1.7], color=INK, lw=1.1)
+        axis.plot([x, x], [end, 1.75], color=INK, lw=1.1)
         arrow(axis, (x, 1.75), (3.2 if x < 4 else 5.0, 1.3))
     return figure
 

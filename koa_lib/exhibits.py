@@ -43,7 +43,7 @@ def show_figure(study, name, figure, caption, alt):
     Parameters
     ----------
     study : Study
-        `run_dir`, `synthetic` and `stamp()` are used.
+        `run_dir`, `shown_dir`, `synthetic` and `stamp()` are used.
     name : str
         "figure_6" (item of the paper) or "figure_s1".
     figure : matplotlib Figure
@@ -61,7 +61,7 @@ def show_figure(study, name, figure, caption, alt):
         raise StudyError(f"{name} has no alternative text. Say in a sentence what it shows.")
     _anchor(name, "figure")
     inches, png = figure.get_size_inches()[0], _save_figure(study, name, figure)
-    return _exhibit(study, name, _picture(name, png, inches, labels.words(alt)), caption)
+    return _exhibit(study, name, _picture(name, png, inches, labels.typeset(labels.words(alt))), caption)
 
 
 def show_table(study, name, frame, caption, floats=None, pictures=None, undefined="", percent=None, hide=()):
@@ -115,11 +115,13 @@ def _exhibit(study, name, body, caption):
     anchor = name.replace("_", "-")
     kinds = ("csv",) if name.startswith("table") else ("png", "svg")
     folder = "tables" if name.startswith("table") else "figures"
-    links = " · ".join(f'<a href="../{folder}/{name}.{kind}" download>{kind.upper()}</a>' for kind in kinds)
+    # On a page the files lie beside the notebooks' folder; in JupyterLab the link leads from the notebook's folder to them.
+    place = ".." if study.shown_dir == study.run_dir else os.path.relpath(study.shown_dir)
+    links = " · ".join(f'<a href="{place}/{folder}/{name}.{kind}" download>{kind.upper()}</a>' for kind in kinds)
     stamp = escape(study.stamp()) + (" · synthetic phantoms" if study.synthetic else "")
     html = (
         f'<figure class="koa-exhibit" id="{anchor}" role="group" aria-labelledby="{anchor}-caption">{body}'
-        f'<figcaption id="{anchor}-caption"><strong>{_title(name)}.</strong> {_LINK.sub(_linked, escape(labels.words(caption)))}'
+        f'<figcaption id="{anchor}-caption"><strong>{_title(name)}.</strong> {_LINK.sub(_linked, escape(labels.typeset(labels.words(caption))))}'
         f'<br><span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
     )
     return Exhibit(name, html)
@@ -152,7 +154,7 @@ def _title(name):
 
 
 def _save_table(study, name, frame):
-    path = study.run_dir / "tables" / f"{name}.csv"
+    path = study.shown_dir / "tables" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
@@ -161,7 +163,7 @@ def _save_figure(study, name, figure):
     import matplotlib
     from matplotlib import pyplot
 
-    folder = study.run_dir / "figures"
+    folder = study.shown_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     # A fixed salt and no date: the same figure gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": name}):

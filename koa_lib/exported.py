@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.numpy import save_file
 
-from koa_lib import grading, novelty, predictions, stats, study
+from koa_lib import gradercard, grading, novelty, predictions, stats, study
 from koa_lib import model as models
 from koa_lib.device import autocast
 from koa_lib.errors import StudyError
@@ -49,7 +49,7 @@ def export(of):
         card = {**_model_facts(of, arm, number, fold), "performance": _performance(of, arm, number, fold), "novelty": facts}
         write(folder, grader, card, usual)
 
-    return of.store.make(FOLDER, key, build, ("exported", "novelty", "joint"))
+    return of.store.make(FOLDER, key, build, ("exported", "gradercard", "novelty", "joint"))
 
 
 def _checkpoint(run_dir, name, number, seed):
@@ -64,9 +64,10 @@ def write(folder, grader, card, usual):
     state = {name: value for name, value in grader.state_dict().items() if name in grading.needed(grader)} | {"fixed_prototypes": prototypes}
     arrays = {name: _short(value.cpu().numpy()) for name, value in state.items()}
     arrays |= {grading.NOVELTY + name: np.ascontiguousarray(getattr(usual, name), dtype=np.float32) for name in ("mean", "deviation", "precision")}
-    save_file(arrays, folder / grading.WEIGHTS)
-    card = {"format": grading.FORMAT, **card, "weights_sha256": file_sha256(folder / grading.WEIGHTS)}
-    (folder / grading.CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    card = json.loads(json.dumps({"format": gradercard.FORMAT, **card}))  # as it will be read
+    save_file(arrays, folder / grading.WEIGHTS, {gradercard.SEAL: gradercard.seal(card)})
+    card[gradercard.HASH] = file_sha256(folder / grading.WEIGHTS)
+    (folder / gradercard.CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
 def _short(values):
@@ -138,7 +139,9 @@ def _performance(of, arm, number, fold):
 
 
 def newest():
-    """The weights folder of the newest finished run, made now where the run has a model and no weights.
+    """The weights folder of the newest finished run that is no test of the software, made now where the run has a model and no weights.
+
+    A test is only taken where there is nothing else; a newer one that is passed over is told on stderr.
 
     Raises
     ------
@@ -148,8 +151,24 @@ def newest():
     runs = sorted((path.parent for path in study.BUILD.glob("*/headline.txt")), key=lambda run: (run / "headline.txt").stat().st_mtime)
     if not runs:
         raise StudyError("There is no finished run whose weights could be used. Run 'make reproduce', or give --weights FOLDER.")
-    folder = runs[-1] / FOLDER
-    return folder if (folder / grading.CARD).is_file() else _exported_now(runs[-1])
+    run = next((run for run in reversed(runs) if not _is_test(run)), runs[-1])
+    if run != runs[-1]:
+        print(f"koa: the newer run '{runs[-1].name}' is passed over, as it only tests the software; '{run.name}' grades", file=sys.stderr)
+    folder = run / FOLDER
+    return folder if (folder / gradercard.CARD).is_file() else _exported_now(run)
+
+
+def _is_test(run):
+    """Whether a run is dry or a smoke test, by its inputs, or else by the card of its weights."""
+    try:
+        inputs = yaml.safe_load((run / "inputs.yaml").read_text(encoding="utf-8"))
+        return bool(inputs.get("dry")) or inputs.get("profile") == "smoke"
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        pass
+    try:
+        return gradercard.read(run / FOLDER)["only_a_test"]
+    except StudyError:
+        return False
 
 
 def _exported_now(run):

@@ -1,11 +1,11 @@
 """The external result from all sides: by set and reader, by every metric, by the way of showing, and with adaptation."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
 
-from koa_lib import exhibits, metrics, predictions, protocols, retrieval, shift, stats, subsets
+from koa_lib import exhibits, labels, metrics, predictions, protocols, retrieval, shift, stats, subsets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.harmonisation import EXPLORATORY, VIEWS
@@ -158,7 +158,7 @@ def adaptation_rows(study, zero_shot, corrected, draws, missing):
     -------
     DataFrame
         adaptation, zero_shot (yes/no), labels, n, accuracy, ci_low, ci_high, macro_f1, qwk, reason. Intervals: group bootstrap; for K-shot
-        the middle 95 % of the draws.
+        the middle 95 % of the draws. `attrs["best_constant"]` holds the accuracy of the best constant answer on single knees.
     """
     rows = []
     for name, used, graded in (("none", "yes", zero_shot), ("prior correction (EM)", "no", corrected)):
@@ -168,7 +168,9 @@ def adaptation_rows(study, zero_shot, corrected, draws, missing):
         rows.append({"adaptation": f"{row.shots}-shot linear probe, {row.draws} draws", "zero_shot": "no", "labels": row.shots * len(GRADES), "n": round(row.n),
                      "accuracy": row.accuracy, "ci_low": row.accuracy_low, "ci_high": row.accuracy_high, "macro_f1": row.macro_f1, "qwk": row.qwk, "reason": ""})
     rows += [{"adaptation": f"{shots}-shot linear probe", "zero_shot": "no", "labels": shots * len(GRADES), "n": 0, "reason": f"not run: {why}"} for shots, why in missing.items()]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["best_constant"] = metrics.best_constant(kept["kl_grade"])["accuracy"]
+    return table
 
 
 # What the tables show, in words; without an external cohort (None), why there is nothing to say.
@@ -182,22 +184,41 @@ def sets_in_words(rows):
             f"quadratic kappa between {rows['qwk'].min():.3f} and {rows['qwk'].max():.3f}.")
 
 
+def protocols_in_words(study):
+    """All settings in which the two protocols differ, from the recipes: their rows compare bundles, not one change."""
+    printed, ours = study.profile.as_printed, study.profile.our_protocol
+    if printed is None:
+        return "Only our protocol was run."
+    pairs = {field.name: (getattr(printed, field.name), getattr(ours, field.name)) for field in fields(printed)}
+    apart = ["folds (single pictures, whole patients)", *(f"{name.replace('_', ' ')} ({labels.words(str(a))}, {labels.words(str(b))})" for name, (a, b) in pairs.items() if a != b)]
+    return (f"The two models differ in all of this, as printed first: {', '.join(apart)}; and only our protocol chooses the epoch on an inner part. "
+            "Their rows compare these bundles: no difference between them can be laid to the folds, or to any one setting.")
+
+
 def metrics_in_words(every):
     """The result on single knees beside the best constant answer, from `by_metric`."""
     if every is None:
         return ABSENT
     single, constant = every.set_index("metric")["single knee"], every.set_index("metric")["best_constant"]
     return (f"On single knees accuracy is {single['accuracy']:.3f} where the best constant answer has {constant['accuracy']:.3f}; within one grade "
-            f"{single['within_one']:.3f} against {constant['within_one']:.3f}; {single['flip_disagreement']:.1%} of the grades change when a picture is mirrored.")
+            f"{single['within_one']:.3f} against {constant['within_one']:.3f}; {100 * single['flip_disagreement']:.1f} % of the grades change when a picture is mirrored.")
 
 
 def views_in_words(views):
     """How far the way of showing moves the quadratic kappa, from `by_view`."""
     if views is None:
         return ABSENT
-    best, low = views.loc[views["qwk"].idxmax()], round(views["qwk"].min(), 3) + 0.0  # no minus before a zero
-    return (f"Quadratic kappa is {views['qwk'].iloc[0]:.3f} with stretched pictures and between {low:.3f} and {best.qwk:.3f} over all ways of showing; "
-            f"the highest is {best.status} ({best.geometry}, {best.intensity}). No setting of the model or of a view was chosen by these numbers.")
+    first, others = views.iloc[0], views[views["status"] == "sensitivity"]
+    best = [rows.loc[rows["qwk"].idxmax()] for rows in (others, views[views["status"] == "exploratory"]) if len(rows)]
+    said = [f"Quadratic kappa is {first.qwk:.3f} with {_view(first)} (confirmatory)", *(f"{row.qwk:.3f} at most with {_view(row)} ({row.status})" for row in best)]
+    torn = others[(others["accuracy"] > first.accuracy + 0.01) & (others["qwk"] < first.qwk - 0.01)]
+    gains = [f" With {_view(row)} accuracy rises from {first.accuracy:.3f} to {row.accuracy:.3f} while kappa falls to {row.qwk:.3f}: accuracy alone would "
+             "call that a gain." for row in torn.itertuples()]
+    return "; ".join(said) + "." + "".join(gains) + " No setting of the model or of a view was chosen by these numbers."
+
+
+def _view(row):
+    return f'"{labels.words(row.geometry)}"' + (f' and "{labels.words(row.intensity)}"' if row.intensity != "none" else "")
 
 
 def shift_in_words(parts):
@@ -205,19 +226,21 @@ def shift_in_words(parts):
     if parts is None:
         return ABSENT
     step = 100 * parts.set_index("part")["value"]
-    return (f"Accuracy changes by {step['external accuracy'] - step['internal accuracy']:+.1f} points, of which {step['label shift']:+.1f} are the mix "
-            f"of grades and {step['rest']:+.1f} the rest.")
+    whole, mix, rest = (f"{value:+.1f}".replace("-", "−") for value in (step["external accuracy"] - step["internal accuracy"], step["label shift"], step["rest"]))
+    return f"Accuracy changes by {whole} points, of which {mix} are the mix of grades and {rest} the rest."
 
 
 def adaptation_in_words(rows, estimated, grades):
     """What adaptation gains, and the mix of grades it assumes beside the true one, from `adaptation_rows` and `adapted`."""
     if rows is None:
         return ABSENT
-    shot = rows.iloc[2:].dropna(subset=["accuracy"])
+    shot, floor = rows.iloc[2:].dropna(subset=["accuracy"]), rows.attrs["best_constant"]
     mixes = [", ".join(f"{share:.2f}" for share in mix) for mix in (estimated, np.bincount(grades, minlength=len(GRADES)) / len(grades))]
-    last = f"it is {shot['accuracy'].iloc[-1]:.3f} for \"{shot['adaptation'].iloc[-1]}\"" if len(shot) else "no K could be run"
-    return (f"Accuracy on single knees is {rows['accuracy'][0]:.3f} as it is and {rows['accuracy'][1]:.3f} with prior correction, which takes the mix "
-            f"of grades 0 to 4 to be {mixes[0]} where it is {mixes[1]}; {last}.")
+    every = "; ".join(f"{row.accuracy:.3f} with {row.adaptation.partition(',')[0]} (n = {row.n:,})" for row in shot.itertuples()) or "no K could be run"
+    reached = "no row is above it" if rows["accuracy"].max() <= floor else f"{(rows['accuracy'] > floor).sum()} of {rows['accuracy'].notna().sum()} rows are above it"
+    return (f"Accuracy on single knees is {rows['accuracy'][0]:.3f} as it is (n = {rows['n'][0]:,}) and {rows['accuracy'][1]:.3f} with prior correction, which takes the mix "
+            f"of grades 0 to 4 to be {mixes[0]} where it is {mixes[1]}; for K-shot it is, as a mean of the draws, {every}. The best constant answer has {floor:.3f} on all single knees: {reached}. "
+            "K-shot rows are tested on fewer pictures, because the groups that were labelled leave the test: a difference between rows is also one of test sets.")
 
 
 def _with_interval(study, graded, column):

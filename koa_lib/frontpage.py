@@ -2,10 +2,11 @@
 
 import csv
 import math
+import re
 from collections import Counter
 
 from koa_lib import labels, provenance
-from koa_lib.scorecard import VERDICTS, WITHOUT_MODEL
+from koa_lib.scorecard import MODEL_RULE, TIMED, VERDICTS, WITHOUT_MODEL
 
 __all__ = ["headlines", "scores", "sources", "verdict", "verdicts"]
 
@@ -14,10 +15,12 @@ HEADLINES = (("table_2", "test", "accuracy"), ("table_2", "test", "macro_f1"), (
              ("text", "discussion", "train_test_drop"), ("text", "mcnemar", "p_value"))
 SOURCES = {"jpm2026": "The main paper", "arithmetic": "Arithmetic of its printed numbers"}
 METRICS = {"auc": "AUC", "macro_f1": "macro-F1", "f1": "F1", "p_value": "p value", "training_minutes": "training time", "inference_ms": "time per picture",
-           "train_test_drop": "train minus external accuracy", "train_images": "training pictures", "external_images": "external pictures"}
+           "train_test_drop": "train minus external accuracy", "train_images": "training pictures", "domain_drop_of_others_low": "smallest drop of others", "domain_drop_of_others_high": "largest drop of others",
+           "external_images": "external pictures"}
 UNITS = {"percent": "%", "milliseconds": "ms"}
 ROWS = {("text", "macro"): "Macro average", ("text", "mcnemar"): "McNemar's test", ("text", "data"): "Data", ("text", "runtime"): "Run time",
         ("text", "discussion"): "Discussion", ("text", "conclusion"): "Conclusion"}
+MINUS = "\N{MINUS SIGN}"
 
 
 def scores(run_dir):
@@ -45,10 +48,18 @@ def _readable(row):
         "model": row.get("rule") not in WITHOUT_MODEL,
         "label": _label(row),
         "what": ",\N{NO-BREAK SPACE}".join(part for part in (metric, unit) if part),
-        "interval": " to ".join(bounds) if all(bounds) else "",
+        "interval": f"{' to '.join(bounds)}, {_kind(row)}" if all(bounds) else "",
         "published": "<" * row.get("rule", "").startswith("below") + _short(row["published"]),
         "ours": _short(row["ours"], decimals),
     }
+
+
+def _kind(row):
+    # What an interval is: the rules of the scorecard and the claims say it, the file has one pair of columns for all.
+    if row.get("rule") == TIMED:
+        return "middle 95 % of repeats"
+    over_runs = row.get("rule", "").startswith(MODEL_RULE.split("{")[0]) or row.get("rule") == "train accuracy minus external accuracy"
+    return "t over runs" if over_runs else "group bootstrap"
 
 
 def _label(row):
@@ -72,7 +83,7 @@ def _short(text, decimals=None):
     if 0 < value < 0.0005:
         return "<0.001"
     if decimals is not None:
-        return f"{value:.{decimals}f}"
+        return f"{value:,.{decimals}f}".replace("-", MINUS)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
@@ -123,64 +134,107 @@ def verdict(run, rows, measured, items):
     items : list of dict
         As from `places.items`.
     """
-    model = [row for row in rows if row["model"]]
-    if model and not any(row["verdict"] == "not comparable" for row in model):
-        return [_replicated([row for row in model if row["source"] == "jpm2026"]), _main_number(rows), _without_model(rows)]
-    return [_shown(run, items), _result(measured), _not_shown(run, model)]
+    ours = [row for row in rows if row["model"] and row["source"] == "jpm2026"]
+    others = [row for row in rows if row["model"] and row["source"] != "jpm2026"]
+    if ours and not any(row["verdict"] == "not comparable" for row in ours):
+        return [_replicated(ours) + _others(others), _main_number(rows), _without_model(rows)]
+    return [_shown(run, items), _result(measured), _not_shown(run, ours) + _others(others)]
 
 
 def _replicated(rows):
-    return f"Of {len(rows)} published results and claims of the paper that need a trained model: {tally(rows)}."
+    return f"Of {_count(len(rows), 'published result or claim', 'published results and claims')} of the paper that need a trained model: {tally(rows)}."
+
+
+def _count(number, one, more):
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def _main_number(rows):
     row = next((row for row in rows if row["key"] == HEADLINES[0]), None)
     if row is None or not row["ours"]:
         return "The paper's main number, the external accuracy, was not measured in this run."
-    interval = f" (95 % interval over runs {row['interval']})" if row["interval"] else ""
+    interval = f" (95 % interval {row['interval']})" if row["interval"] else ""
     return (f"The paper's main number, the external accuracy, is {row['ours']} %{interval} here beside {row['published']} % published: "
             f"{row['verdict']}; {row['reason']}.")
 
 
 def _without_model(rows):
     rest = [row for row in rows if not row["model"]]
-    return (f"Of {len(rest)} rows that need no model (counts, repeated and cited numbers, timings, arithmetic): {tally(rest)}; "
+    return (f"Of {_count(len(rest), 'row that needs', 'rows that need')} no model (counts, repeated and cited numbers, timings, arithmetic): {tally(rest)}; "
             "these say nothing about how well the model grades.")
 
 
 def _shown(run, items):
-    made, total = sum(bool(item["page"]) and not item["reason"] for item in items), provenance.minutes(run.notebooks)
+    made = sum(bool(item["page"]) and not item["reason"] for item in items)
     pictures = "drawn knees (synthetic phantoms)" if run.synthetic else "real radiographs"
-    time = f" in {total:.1f} minutes" if total is not None else ""
-    return f"Shown: the study runs from the pictures to the report; {made} of {len(items)} tables and figures of the paper were made from {pictures}{time}."
+    time = dict(provenance.facts(run))
+    spent, anew = time["Time in notebooks"], time.get("Time when every step is built")
+    told = "" if spent == "unknown" else f" The last run took {spent}" + (f"; with every step built it takes {anew.split(',')[0]}." if anew else ".")
+    return (f"Shown: the study runs from the pictures to the report, on {pictures}; {made} of {len(items)} tables and figures of the paper have "
+            f"their counterpart in it.{told}")
 
 
 def _result(measured):
     inside = [part for part in measured if part["role"] == "unseen"]
     outside = [part for part in measured if part["role"] == "external"]
-    chosen = [("on unseen knees of its own cohort", part) for part in inside[-1:]] + [("on the external cohort", part) for part in outside[:1]]
-    told = [f"{_interval(part)} {place} (n = {part['pictures']:,})" for place, part in chosen]
+    chosen = [("on pictures of its own cohort that it was not fitted on", part) for part in inside[-1:]] + [("on the external cohort", part) for part in outside[:1]]
+    told = [f"{place} (n = {part['pictures']:,}{_shared(part)}) it reaches {_reached(part)}" for place, part in chosen]
     if not told:
         return "Its results are on the pages of the notebooks; no predictions of a main model are kept."
-    return f"The main model, {labels.words(measured[0]['model'])}, reaches accuracy {' and '.join(told)}, with 95 % intervals."
+    return f"The main model is {labels.words(measured[0]['model'])}: {'; '.join(told)}. Intervals are 95 %, group bootstrap."
 
 
-def _interval(part):
-    value, interval = part["values"]["accuracy"]
-    return f"{value} ({interval})" if interval else value
+def _shared(part):
+    return f"; {part['shared']:,} of {part['groups']:,} patients have another knee in training, see Table S20" if part["shared"] else ""
 
 
-def _not_shown(run, model):
-    if not model:
-        return "Not shown: anything about the paper's results; this run wrote no scorecard."
-    return (f"Not shown: how the paper's model grades patients. Its {len(model)} results and claims that need a trained model are not scored "
-            f"({tally(model)}), because {_why(run, model)}.")
+def _reached(part):
+    accuracy, kappa = (_interval(part, name) for name in ("accuracy", "qwk"))
+    return f"accuracy {accuracy}, {_floor(part)}, and quadratic kappa {kappa}"
 
 
-def _why(run, model):
+def _floor(part):
+    # Compared as they are printed, so that nobody reads 0.310 beside "below 0.310".
+    constant, (value, interval) = f"{part['constant']:.3f}", part["values"]["accuracy"]
+    if float(value) <= float(constant):
+        return f"no better than the {constant} of one grade for every knee" if value == constant else f"below the {constant} that one grade for every knee reaches"
+    unclear = interval and float(interval.split(" to ")[0]) <= float(constant)
+    return f"above the {constant} of one grade for every knee" + ", which its interval does not exclude" * bool(unclear)
+
+
+def _interval(part, name):
+    value, interval = part["values"][name]
+    return f"{value} ({interval})".replace("-", MINUS) if interval else value.replace("-", MINUS)
+
+
+def _not_shown(run, rows):
+    if not rows:
+        return "Not shown: anything about the paper's results; this run's scorecard has none of them."
+    return (f"Not shown: how the paper's model grades patients. {_count(len(rows), 'result or claim', 'results and claims')} of the paper that need a trained model are not scored "
+            f"({tally(rows)}), because {_why(run, rows)}.")
+
+
+def _others(rows):
+    # Each verdict with its own reasons; the rows of a system whose notebook was run speak for themselves.
+    if not rows:
+        return ""
+    counts = Counter((row["verdict"], _reason(row)) for row in rows)
+    told = "; ".join(f"{number} {verdict}" + f" ({reason})" * bool(reason) for (verdict, reason), number in counts.items())
+    systems = len({row["source"] for row in rows})
+    return f" Of {_count(len(rows), 'result or claim', 'results and claims')} of {_count(systems, 'other system', 'other systems')}: {told}."
+
+
+def _reason(row):
+    if row["verdict"] not in ("not run", "not comparable"):
+        return ""
+    reason = re.sub(r"^not run: ", "", row["reason"].split(";")[0])
+    return re.sub(r"^notebook \d+ is not", "their notebooks are not", reason)
+
+
+def _why(run, rows):
     if run.synthetic:
         return "the pictures are synthetic phantoms" + " and this is a dry run" * run.dry
     if run.dry:
         return "this is a dry run"
-    reasons = (row["reason"].split(";")[0] for row in model if row["verdict"] == "not comparable")
+    reasons = (row["reason"].split(";")[0] for row in rows if row["verdict"] == "not comparable")
     return next(reasons, "nothing was measured")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,16 +13,20 @@ from PIL import Image
 
 from koa_lib import grading
 from koa_lib.errors import StudyError
+from koa_lib.listing import listing, short_names
 
 NO_DEVICE = "This is research software and no medical device: its grades must not be used for diagnosis or treatment."
 FEW = 3  # up to so many pictures are told in detail
 MANY = 20  # from so many on a bar shows the progress
-NAME = 30  # columns of a file's name in the terminal
+SHORT = {grading.UNLIKE: "unlike", grading.NO_KNEE: "no knee", grading.COLOUR: "colour"}  # warnings in a table's row; explained once below
+SEVERAL = "several"
+LEAST = 20  # columns of a description, however narrow the terminal
+NAME = 26  # columns of a file's name in the terminal
 SIDE = 320  # pixels of a picture's longer side on the page
 TINT = np.array([255, 120, 0])  # orange: seen by most colour-blind readers, dark on white as on black
 
 
-def run(given, weights="", as_json=False, page=""):
+def run(given, weights=None, as_json=False, page=None):
     """What `koa grade` does; prints as it goes.
 
     Returns
@@ -32,24 +37,28 @@ def run(given, weights="", as_json=False, page=""):
     Raises
     ------
     StudyError
-        Wrong use: no such weights, an existing page, nothing to grade.
+        Wrong use: an empty name, no such weights, an existing page, nothing to grade.
     """
     from koa_lib import exported
 
-    paths = grading.listing(given, sys.stdin if "-" in given else ())
+    for option, value in (("--weights", weights), ("--html", page)):
+        if value is not None and not value.strip():
+            raise StudyError(f"{option} was given without a name. Name it, or leave {option} away.")
+    paths = listing(given, sys.stdin if "-" in given else ())
     if not paths:
         raise StudyError("The list names no picture. Give picture files, folders or lists of them.")
     target = _new(page)
     folder = Path(weights) if weights else exported.newest()
     model = grading.load(folder)
-    names = grading.short_names(paths)
+    names = short_names(paths)
     write = _json_writer(model) if as_json else _text_writer(model, len(paths))
     rows = [_told(write, name, row) for name, row in zip(names, _with_bar(grading.grade(model, paths), len(paths), "grading"), strict=True)]
     if target:
         write_page(target, model, names, rows)
         print(f"page written to {page}", file=sys.stderr)
     if not as_json:
-        print(f"\n{summary(rows)}\n{NO_DEVICE}")
+        told = explained(rows) if len(paths) > FEW else []
+        print("\n".join(["", *told, *[""] * bool(told), summary(rows), NO_DEVICE]))
     return int(any(row.problem for row in rows))
 
 
@@ -113,11 +122,21 @@ def summary(rows):
     return "; ".join(parts) + "."
 
 
+def explained(rows):
+    """The short words of a table's rows, a line for each that occurs."""
+    words = {_short(text): text if text in SHORT else "file of several pictures: the first was graded" for row in rows for text in row.warnings}
+    return [f"! {word + ':':8} {text}" for word, text in words.items()]
+
+
+def _short(warning):
+    return SHORT.get(warning, SEVERAL)
+
+
 def _text_writer(model, count):
     print("\n".join(f"{name + ':':11} {text}" for name, text in facts(model)[:3]))
     print("\n".join(["", *(f"CAUTION: {text}" for text in cautions(model)), *[""] * bool(cautions(model))]), end="")
     if count > FEW:
-        print(f"{'picture':{NAME}}  KL  {'':8}  probability of KL 0-4 in %")
+        print(f"\n{'picture':{NAME}}  KL  {'':8}  probability of KL 0-4 in %")
     return lambda name, row: _print((_lines if count > FEW else _details)(name, row, model.card))
 
 
@@ -131,7 +150,7 @@ def _lines(name, row, card):
     if row.problem:
         return f"{shown}   -  not graded: {_clean(row.problem)}"
     percent = " ".join(f"{100 * value:3.0f}" for value in row.probabilities)
-    warned = "".join(f"\n{'':{NAME}}      ! {text}" for text in row.warnings)
+    warned = f"  ! {', '.join(map(_short, row.warnings))}" if row.warnings else ""
     return f"{shown}   {row.grade}  {card['names'][row.grade]:8}  {percent}{warned}"
 
 
@@ -142,10 +161,20 @@ def _details(name, row, card):
              f"  {'KL':3} {'probability':18} {'similarity':10}  description"]
     for grade, (probability, cosine) in enumerate(zip(row.probabilities, row.similarities, strict=True)):
         bar = "#" * round(10 * probability)
-        lines.append(f"  {grade:<3} {100 * probability:5.1f} % {bar:10} {cosine:10.3f}  {card['descriptions'][grade]}")
+        numbers = f"  {grade:<3} {100 * probability:5.1f} % {bar:10} {cosine:10.3f}  "
+        lines.append(numbers + _cut(card["descriptions"][grade], _columns() - len(numbers)))
     if card["prompts"] == "as_printed":
         lines.append("  (descriptions as the paper prints them: it numbers them 1 to 5)")
     return "\n".join(lines)
+
+
+def _columns():
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000  # a file has no width
+
+
+def _cut(text, room):
+    room = max(room, LEAST)
+    return text if len(text) <= room else f"{text[: room - 3].rstrip()}..."
 
 
 def _fitted(name):
@@ -181,9 +210,12 @@ def write_page(target, model, names, rows):
     stream = environment.get_template("graded.html.jinja").stream(
         entries=entries, card=model.card, facts=facts(model), cautions=cautions(model), summary=summary(rows), no_device=NO_DEVICE)
     part = target.with_name(f".part-{os.getpid()}-{target.name}")
-    with open(part, "wb") as file:
-        stream.dump(file, encoding="utf-8", errors="replace")
-    os.replace(part, target)
+    try:
+        with open(part, "wb") as file:
+            stream.dump(file, encoding="utf-8", errors="replace")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)  # of a page that was stopped
 
 
 def _entry(model, name, row):

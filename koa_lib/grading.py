@@ -1,8 +1,8 @@
 """Grading picture files with exported weights, exactly as the run graded its cohorts: one row per file, whatever the file holds."""
 
-import json
 import logging
 import os
+import stat
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from koa_lib import explain, harmonisation, manifests, novelty, pictures
+from koa_lib import explain, gradercard, harmonisation, novelty, pictures
 from koa_lib import model as models
 from koa_lib.datasets import to_tensor
 from koa_lib.device import autocast, compute_device, device_of
 from koa_lib.errors import StudyError
 
-CARD, WEIGHTS = "grader.json", "grader.safetensors"
-FORMAT = 1
+WEIGHTS = "grader.safetensors"
 NOVELTY = "novelty."  # prefix of the arrays that are not the grader's
 MOST_PIXELS = 50_000_000  # a large radiograph has 20 million
 SMALLEST = 32  # pixels of the shorter side
@@ -82,30 +82,41 @@ def load(folder):
     Raises
     ------
     StudyError
-        When a file is missing, damaged, of another format or for another activation than this version builds.
+        When a file is missing, damaged, edited, of another format or for another activation than this version builds.
     """
     folder = Path(folder)
-    card, weights = _read_card(folder / CARD), folder / WEIGHTS
-    if not weights.is_file() or pictures.file_sha256(weights) != card["weights_sha256"]:
-        raise StudyError(f"{weights} is missing or not the file that {CARD} describes. Copy both files again.")
-    if card["quick_gelu"] != models.activation(card["name"]):
-        raise StudyError(f"{folder} was made with quick_gelu={card['quick_gelu']}, which '{card['name']}' does not build here: results would change silently.")
-    arrays = load_file(weights)
+    card = gradercard.read(folder)
+    arrays = _read_weights(folder / WEIGHTS, card)
     known = {name.removeprefix(NOVELTY): value for name, value in arrays.items() if name.startswith(NOVELTY)}
     state = {name: torch.as_tensor(value) for name, value in arrays.items() if not name.startswith(NOVELTY)}
-    return Model(_build(card, state, folder), card, novelty.Novelty(**known, threshold=card["novelty"]["threshold"]))
+    grader = _build(card, state, folder)
+    return Model(grader, card, _usual(grader, card, known, folder))
 
 
-def _read_card(path):
-    if not path.is_file():
-        raise StudyError(f"{path.parent} holds no {CARD}. Give the folder 'weights' of a finished run.")
+def _read_weights(path, card):
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StudyError(f"{path} is no JSON ({error}). Copy it again.") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise StudyError(f"{path} is not of format {FORMAT}, which this version reads. Export the weights again.")
-    return card
+        if not path.is_file() or pictures.file_sha256(path) != card[gradercard.HASH]:
+            raise StudyError(f"{path} is missing or not the file that {gradercard.CARD} describes. {gradercard.REMEDY}")
+        with safe_open(path, "numpy") as file:
+            sealed = (file.metadata() or {}).get(gradercard.SEAL)
+        if sealed != gradercard.seal(card):
+            raise StudyError(f"{path.parent / gradercard.CARD} was edited after the export: what it says need not be true. {gradercard.REMEDY}")
+        return load_file(path)
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read ({error.strerror or error}). Look at its permissions.") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StudyError(f"{path} is damaged ({error}). {gradercard.REMEDY}") from error
+
+
+def _usual(grader, card, known, folder):
+    """The `Novelty` of an exported folder; its arrays must fit what the grader gives of a picture."""
+    size = card["image_size"]
+    wide = forward(grader, np.zeros((1, size, size), np.uint8), card["statistics"])[2].shape[1]
+    shapes = {"mean": (wide,), "deviation": (wide,), "precision": (wide, wide)}
+    fine = {name: value.shape for name, value in known.items()} == shapes and all(np.isfinite(value).all() for value in known.values())
+    if not fine or not (known["deviation"] > 0).all():
+        raise StudyError(f"{folder} does not hold what is usual for the pictures of '{card['name']}'. {gradercard.EXPORT}")
+    return novelty.Novelty(**known, threshold=card["novelty"]["threshold"])
 
 
 def _build(card, state, folder):
@@ -116,10 +127,10 @@ def _build(card, state, folder):
     try:
         missing, unknown = grader.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()}, strict=False)
     except RuntimeError as error:
-        raise StudyError(f"{folder} holds weights of another shape than '{card['name']}' has. Export the weights again.") from error
+        raise StudyError(f"{folder} holds weights of another shape than '{card['name']}' has. {gradercard.EXPORT}") from error
     missing = [name for name in missing if name in needed(grader)]
     if missing or unknown:
-        raise StudyError(f"{folder} does not fit '{card['name']}': {[*missing, *unknown][0]} is missing or unknown. Export the weights again.")
+        raise StudyError(f"{folder} does not fit '{card['name']}': {[*missing, *unknown][0]} is missing or unknown. {gradercard.EXPORT}")
     return grader.eval().to(compute_device())
 
 
@@ -186,6 +197,8 @@ def _read(model, row):
     try:
         row.warnings += _checked(row.path)
         image = pictures.read_gray(row.path)
+        if image.min() == image.max():
+            raise StudyError(f"nothing to see: {row.path} has one gray value everywhere. Give the radiograph itself.")
         return image, model.squares(image)
     except StudyError as error:
         row.problem = str(error).replace(str(row.path), row.path.name)
@@ -196,8 +209,11 @@ def _read(model, row):
 
 def _checked(path):
     """Warnings about a file that can be graded; StudyError for one that is too large or too small."""
-    if path.is_dir():
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
         raise StudyError(f"{path} is a folder without a picture that can be read. Give another folder, or look at its permissions.")
+    if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
+        raise StudyError(f"{path} is a pipe or a device. Give a regular file.")
     (width, height), frames, gray = _header(path)
     if width * height > MOST_PIXELS:
         raise StudyError(f"{path} has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}. Scale it down or cut the knee out.")
@@ -207,15 +223,36 @@ def _checked(path):
     return found + [f"file of {frames} pictures: the first was graded"] * (frames > 1)
 
 
+def _mode(path):
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise StudyError(f"{path}: there is no such file or folder. Correct the path.") from error
+    except OSError as error:
+        raise StudyError(f"{path} cannot be looked at ({error.strerror}). Correct the path or its permissions.") from error
+
+
 def _header(path):
     """(width, height), number of pictures and whether they are gray for sure, without decoding: a gigantic picture costs no memory."""
-    pictures.mislabelled(path)  # raises for what is no picture
     try:
-        with Image.open(path) as picture:
+        with _any_size():
+            pictures.mislabelled(path)  # raises for what is no picture
+            picture = Image.open(path)
+        with picture:
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             return picture.size, frames, picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I")
     except UnidentifiedImageError:
         return _dicom_size(path), 1, True
+
+
+@contextmanager
+def _any_size():
+    # Pillow refuses what is gigantic in its own words and by its own limit; opening alone decodes nothing.
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _dicom_size(path):
@@ -260,62 +297,3 @@ def _quiet():
             yield
         finally:
             logger.setLevel(level)
-
-
-def listing(given, stdin=()):
-    """The picture files that are meant: files as they are, folders with all below them, lists line by line.
-
-    Parameters
-    ----------
-    given : sequence of str
-        Paths; a file with the suffix .txt is a list of paths, one per line, and '-' stands for such a list on stdin.
-    stdin : iterable of str
-        Lines of the standard input.
-
-    Returns
-    -------
-    list of Path
-        In the order given, folders sorted; a folder without a picture stays as itself, so that its row tells.
-    """
-    paths = []
-    for name in given:
-        if name == "-":
-            paths += _listed(stdin, Path())
-        elif Path(name).suffix.lower() == ".txt" and Path(name).is_file():
-            paths += _listed(Path(name).read_text(encoding="utf-8", errors="surrogateescape").splitlines(), Path(name).parent)
-        else:
-            paths += _expanded(Path(name))
-    return paths
-
-
-def _listed(lines, base):
-    # Paths of a list hold where the command runs, or else beside the list.
-    found = []
-    for line in filter(None, (line.strip() for line in lines)):
-        path = Path(line)
-        found += _expanded(base / path if not path.exists() and (base / path).exists() else path)
-    return found
-
-
-def _expanded(path):
-    if not path.is_dir():
-        return [path]
-    below = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if not name.startswith(".")]
-    found = [file for file in below if pictures.is_picture(file) or _is_dicom(file)]
-    return sorted(found, key=lambda file: manifests.natural(file.as_posix())) or [path]
-
-
-def _is_dicom(path):
-    # Scanners write DICOM under names without a suffix.
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def short_names(paths):
-    """Names to show: the file's name, with its folder where another file has the same."""
-    names = [path.name for path in paths]
-    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    return [f"{path.parent.name}/{path.name}" if path.name in twice and path.parent.name else path.name for path in paths]

@@ -34,7 +34,7 @@ COLUMNS = {
     "above_chance": ("Above chance", "the interval lies above chance"),
     "reader_1": ("Reader I", ""),
     "features": ("Known to the classifier", ""),
-    "zero_shot": ("Zero-shot", "no external label and no other external knowledge is used"),
+    "zero_shot": ("Without external data", "yes where no picture and no grade of the external cohort was used; the model itself is fine-tuned on the training cohort"),
     "labels": ("External labels", "graded external pictures that are learnt from"),
     "arm": ("Arm", "a model with one way of training it"),
     "clip_only": ("Only CLIP right", "pictures that CLIP grades rightly and the baseline wrongly"),
@@ -55,10 +55,10 @@ COLUMNS = {
     "attainable": ("Attainable", "the sensitivity can be a whole number of n pictures"),
     "share": ("Share of the grade", "what a random order of the pictures gives"),
     "average_precision": ("Average precision", "area under the precision-recall curve of a query"),
-    "published": ("Published", ""),
+    "published": ("Compared with", "the printed number or, in a row of arithmetic, what printed numbers and counts imply"),
     "ours": ("This run", ""),
     "item": ("Item", "where it is printed"),
-    "expected": ("Printed", ""),
+    "expected": ("Compared with", "the printed number, or what other printed numbers and counts imply"),
     "tolerance": ("Tolerance", "difference that rounding explains"),
     "inference_ms": ("Inference time (ms)", ""),
     "training_minutes": ("Training time (min)", ""),
@@ -80,8 +80,9 @@ _CODES = {
 }
 # Words of a file that need another only where they are all that a cell says.
 _CELLS = {"train": "training part", "val": "validation part", "test": "test part", "external": "external cohort", "auto_test": "automatic crops", "queries": "short queries",
-          "corrected": "corrected numbers", "sd over seeds": "SD over seeds", "sd over folds": "SD over folds"}
+          "audit": "arithmetic", "mcnemar": "McNemar's test", "macro": "mean of the grades", "corrected": "corrected numbers", "sd over seeds": "SD over seeds", "sd over folds": "SD over folds"}
 _CODE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})(?![\w/-]|\.\w)")
+_PER_CENT, _MINUS = re.compile(r"(?<=\d) ?%(?!\w)"), re.compile(r"(?:^|(?<=[\s(\[]))-(?=\.?\d)")
 _ITEM = re.compile(r"\b(table|figure)_(s?\d+)\b")
 
 
@@ -93,6 +94,11 @@ def words(text):
 def _coded(text):
     text = _ITEM.sub(lambda found: f"{found[1].capitalize()} {found[2].upper()}", text)
     return _CODE.sub(lambda found: _CODES[found[0]], text)
+
+
+def typeset(text):
+    """A text for reading with one style of numbers: "47%" becomes "47 %" that stays on one line, "-0.3" gets a minus sign."""
+    return _MINUS.sub("−", _PER_CENT.sub("\N{NO-BREAK SPACE}%", text))
 
 
 def column(name, percent=False):

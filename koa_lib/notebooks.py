@@ -121,7 +121,7 @@ def _left(folder, name, settings):
     started = journal.started()
     if None not in times:
         pages = next((line["seconds"] for line in reversed(lines) if line["step"] == "report"), 0)
-        return f"at most {_about(times[0])}" + (f"; to the end of the run at most {_about(sum(times) + pages)}" if started else "")
+        return f"about {_about(times[0])} when all of it is built" + (f"; to the end of the run about {_about(sum(times) + pages)}" if started else "")
     if settings.minutes and started and not is_dry():
         return f"about {_about(max(60, 60 * settings.minutes - (time.time() - started)))} left in all, as measured on two cores"
     return "time left unknown"
@@ -156,7 +156,7 @@ def _run(running, parameters, name, terminal):
     from papermill.exceptions import PapermillExecutionError
 
     source, log = FOLDER / f"{name}.ipynb", running.parents[1] / "logs" / f"{name}.log"
-    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in _read(source).cells) + 1  # the parameters
+    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in _read(source).cells)
     with open(log, "w", encoding="utf-8", errors="backslashreplace") as file, _stderr_to(file):
         watch = Watch(terminal, file, f"  {name[:2]} | ", cells)
         try:
@@ -190,7 +190,10 @@ def _papermill(source, running, parameters, name, watch):
 def _read(path):
     import nbformat
 
-    return nbformat.read(path, 4)
+    try:
+        return nbformat.read(path, 4)
+    except Exception as error:  # nbformat and json have several
+        raise StudyError(f"{path} is not a notebook ({type(error).__name__}). Restore it, e.g. with 'git checkout {path}'.") from None
 
 
 def _clean(running):

@@ -145,16 +145,18 @@ def similarity(picture, table, title):
     models = list(dict.fromkeys(table["model"]))
     figure, axes = canvas(0.4 + 1.9 * len(models), nrows=len(models), ncols=3, squeeze=False, width_ratios=(1.1, 1.4, 1.4))
     low, high = min(0, table["cosine"].min()), max(0, table["cosine"].max())
-    room = 0.28 * (high - low)
+    room = 0.36 * (high - low)
+    # None near the right end: its number would touch the first of the next panel.
+    ticks = [tick for tick in MaxNLocator(4).tick_values(low - room, high + room) if low - room * (low < 0) <= tick < high + room / 2]
     for (left, middle, right), model in zip(axes, models, strict=True):
         rows = table[table["model"] == model]
         show(left, picture, f"{title}\n{model}")
         for axis, column, limits in ((middle, "cosine", (low - room * (low < 0), high + room)), (right, "probability", (0, 1.25))):
             edges = [2 if place == rows[column].to_numpy().argmax() else 0 for place in range(len(GRADES))]
             bars = axis.barh(GRADES, rows[column], color=GRADE_COLOURS, edgecolor="black", linewidth=edges)
-            axis.bar_label(bars, [f"{value:.2f}" for value in rows[column]], padding=3, fontsize=8)
+            axis.bar_label(bars, [f"{value:.2f}".replace("-", "−") for value in rows[column]], padding=3, fontsize=8)
             axis.set(xlim=limits, yticks=GRADES, ylim=(4.6, -0.6))
-        middle.xaxis.set_major_locator(MaxNLocator(4))
+        middle.set_xticks(ticks)
         middle.set_yticklabels([f"{grade} {NAMES[grade]}" for grade in GRADES])
         right.set_yticklabels([])
         right.set_xticks([0, 0.5, 1])

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from koa_lib import journal
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT, Profile
 from koa_lib.study import stored_inputs
 
-__all__ = ["Run", "facts", "hashes", "html_outputs", "inputs", "is_synthetic", "machine", "minutes", "note", "packages", "seeds", "steps", "timings", "total"]
+__all__ = ["Run", "facts", "hashes", "html_outputs", "inputs", "is_synthetic", "machine", "minutes", "note", "packages", "seeds", "steps", "timings", "total", "whole"]
 
 _STAMP = re.compile(r"commit (\S+) · data ([^·<]+) · seed (\d+)")
 
@@ -87,7 +88,7 @@ def facts(run):
     stamps = [match.groups() for text in texts for match in _STAMP.finditer(text)] or [("unknown",) * 3]
     # More than one value means that parts of the run were made from different code or data: show them all.
     commits, data, printed = (", ".join(sorted(set(values))) for values in zip(*stamps, strict=True))
-    content, total = run.inputs, minutes(run.notebooks)
+    content = run.inputs
     return [
         ("Profile", run.settings.name + " (dry run)" * run.dry),
         ("Training data", "synthetic phantoms, cohort A" if run.synthetic else _folder(content["data"])),
@@ -96,9 +97,42 @@ def facts(run):
         ("Seed", content.get("seed") or printed),
         ("Commit", commits),
         ("Finished", max((row["finished"] for row in timings(run.notebooks) if row["finished"]), default="unknown")),
-        ("Time in notebooks", f"{total:.1f} minutes" if total is not None else "unknown"),
+        *_times(run),
+        *_trainings(run.settings),
         ("Machine", ", ".join(str(value) + " cores" * (name == "Cores") for name, value in machine() if name != "Python")),
     ]
+
+
+def _times(run):
+    rows = steps(run.folder)
+    done = total(rows)
+    # The journal's times where it has them all, as on the page of the environment; else papermill's.
+    seconds = done["seconds"] if rows and all(row["seconds"] is not None for row in rows) else None
+    spent = seconds / 60 if seconds is not None else minutes(run.notebooks)
+    count = done["built"] + done["reused"]
+    told = [("Time in notebooks", "unknown" if spent is None else f"{spent:.1f} minutes" + f", {done['reused']:,} of {count:,} steps reused" * bool(count))]
+    anew = whole(run.folder)
+    return told + ([("Time when every step is built", f"{anew:.1f} minutes, added up from the building of each")] if anew is not None else [])
+
+
+def whole(run_dir):
+    """Minutes that the notebooks take when each step of their last execution is built once; None where the journal does not tell.
+
+    The notebooks' own time, and for each step, however often reused, the time of its building; what is part of another step counts there.
+    """
+    executions, lines = steps(run_dir), journal.read(run_dir)
+    own = {line["step"]: line.get("own") for line in lines if line["step"] == line["notebook"]}
+    inner = {line["step"] for line in lines if line.get("nested")}
+    built = {step["step"]: step["seconds"] or 0 for row in executions for step in row["steps"] if step["step"] not in inner}
+    parts = [own.get(row["notebook"]) for row in executions]
+    return (sum(parts) + sum(built.values())) / 60 if parts and None not in parts else None
+
+
+def _trainings(settings):
+    recipe = settings.as_printed
+    if recipe is None or not recipe.folds:
+        return []
+    return [("Trainings of the main model", f"{recipe.folds * settings.seeds} ({recipe.folds} folds, {settings.seeds} seed{'s' * (settings.seeds > 1)})")]
 
 
 def _folder(path):

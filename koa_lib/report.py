@@ -172,7 +172,11 @@ def _for_reading(notebook):
         if cell.cell_type == "code":
             tags = cell.metadata.setdefault("tags", [])
             hidden = "injected-parameters" in tags or (injected and "parameters" in tags)
-            tags.append("remove-cell" if hidden else "hide-input")
+            solution = "solution" in tags
+            tags.append("remove-cell" if hidden else "hide-cell" if solution else "hide-input")
+            if solution:
+                # Code and answer in one fold, named for what it gives away.
+                cell.metadata["mystnb"] = {"code_prompt_show": "Show solution", "code_prompt_hide": "Hide solution"}
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 

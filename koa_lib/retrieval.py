@@ -78,6 +78,51 @@ def ranking(cosine, grades, ks=(5, 10, 20)):
     return table.astype(dict.fromkeys(table.columns[2:], float))
 
 
+def chance(cosine, grades, shuffles=200, seed=0):
+    """Average precision in a random order, which is above the share of a grade where its pictures are few: the grades are shuffled.
+
+    Returns
+    -------
+    DataFrame
+        grade, then "mean" for mAP; average_precision (mean over the shuffles), low, high (their middle 95 %).
+    """
+    from sklearn.metrics import average_precision_score
+
+    rng, held = np.random.default_rng(seed), [grade for grade in GRADES if (np.asarray(grades) == grade).any()]
+    drawn = np.full((shuffles, len(GRADES)), np.nan)
+    for row in drawn:
+        shuffled = rng.permutation(grades)
+        row[held] = [average_precision_score(shuffled == grade, np.asarray(cosine)[:, grade]) for grade in held]
+    drawn = np.column_stack([drawn, np.nanmean(drawn, axis=1)])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return pd.DataFrame({"grade": [*GRADES, "mean"], "average_precision": drawn.mean(0), "low": low, "high": high})
+
+
+def chance_in_words(table, luck):
+    """Mean average precision beside that of a random order, and the grades on either side of it, from `ranking` and `chance`."""
+    own, mean, by_luck = table["average_precision"], table.iloc[-1], luck.iloc[-1]
+    better, worse = (", ".join(map(str, luck["grade"][:-1][beyond[:-1]])) or "none" for beyond in (own > luck["high"], own < luck["average_precision"]))
+    return (f"Mean average precision over the grades is {mean.average_precision:.2f}; a random order has {by_luck.average_precision:.2f} on average "
+            f"({by_luck.low:.2f} to {by_luck.high:.2f} in 95 % of the shuffles). Above that range: grade {better}; worse than a random order has on average: grade {worse}. "
+            f"Of the first ten pictures {100 * mean.precision_at_10:.0f} % are right.")
+
+
+def inverted_in_words(hits, inverted, queries):
+    """How many of the pictures found, and of the right ones among them, are inverted films.
+
+    Parameters
+    ----------
+    hits, inverted : bool arrays (5, m)
+        Per query, of the pictures nearest to it: of its grade; inverted.
+    """
+    marked = [f"{inverted[k].sum()} of {inverted.shape[1]} for \"{query}\" ({(hits[k] & inverted[k]).sum()} of its {hits[k].sum()} hits)"
+              for k, query in enumerate(queries) if inverted[k].any()]
+    if not marked:
+        return "None of the pictures found is an inverted film."
+    return (f"Inverted films among the pictures found: {', '.join(marked)}. Where they are many, the query may have found a gray-value polarity, and a hit among them says little "
+            "about the grade.")
+
+
 def nearest(cosine, number):
     """Positions of the pictures nearest to each query, nearest first; ties by position.
 

@@ -108,7 +108,7 @@ def _bootstrap(item, row, graded):
     else:
         draws = {(item, row, name): values for name, values in metrics.from_confusion(drawn).items()}
     intervals = {key: stats.interval(100 * values) for key, values in draws.items()}
-    return {key: f"group bootstrap of the first run: {low:.1f} to {high:.1f}" for key, (low, high) in intervals.items() if math.isfinite(low)}
+    return {key: f"group bootstrap of the first training alone: {low:.1f} to {high:.1f}" for key, (low, high) in intervals.items() if math.isfinite(low)}
 
 
 def agreement(value, published, tolerance):
@@ -142,15 +142,29 @@ def same_as_printed(found, printed, count):
     A count from 1,000 on is taken as rounded or cut at its last digit that is not zero (1,251,655 may be printed as
     1,200,000); any other number as rounded at its last printed decimal.
     """
-    step = 10.0 ** Decimal(str(printed)).normalize().as_tuple().exponent
+    step = _step(printed)
     if count and printed >= LARGE_COUNT:
         return bool(printed - step / 2 <= found < printed + step)
     return bool(abs(found - printed) <= min(step, 1) / 2 + 1e-9)
 
 
+def _step(printed):
+    # The unit of the last digit that is not zero.
+    return 10.0 ** Decimal(str(printed)).normalize().as_tuple().exponent
+
+
 def needs_model(scorecard):
     """Whether each row needs a trained model; the others compare printed numbers, counts and timings."""
     return ~scorecard["rule"].isin(WITHOUT_MODEL)
+
+
+def whole_counts(rows):
+    """The scorecard with counts as whole numbers, for showing; other numbers stay as they are."""
+    def number(value, unit):
+        return int(value) if unit == "count" and math.isfinite(value) and value == int(value) else value
+
+    shown = {column: pd.Series([number(*pair) for pair in zip(rows[column], rows["unit"], strict=True)], rows.index, object) for column in ("published", "ours")}
+    return rows.assign(**shown)
 
 
 def sentence(scorecard):
@@ -201,8 +215,17 @@ def _judged(row, value, comparable, reason):
     elif row.kind == "model" and row.relation != "<":
         verdict, why = agreement(value, row.value, TOLERANCE.get(row.unit, 0.0))
     else:
-        verdict, why = ("replicated" if _holds(row, value.value) else "not replicated"), ""
+        verdict, why = ("replicated" if _holds(row, value.value) else "not replicated"), _caution(row, value.value)
     return *value[:3], rule, verdict, _joined(why, value.note, f"the paper's: {_note(row)}" if row.kind == "speed" else "")
+
+
+def _caution(row, found):
+    # What the verdict alone would hide.
+    if row.kind == "speed":
+        return "the hardware differs, so neither time confirms or contradicts the other"
+    if _rule(row) == CITED and _holds(row, found) and row.unit == "count" and found - row.value >= _step(row.value) / 2:
+        return f"holds only with the digits cut: rounded, {found:,.0f} is {row.value + _step(row.value):,.0f}"
+    return ""
 
 
 def _rule(row):

@@ -18,7 +18,7 @@ def per_grade(published, counts):
     DataFrame
         kl_grade, n, sensitivity, specificity, implied_precision, implied_f1, ci_low, ci_high (as printed), wilson_low,
         wilson_high (percent), width_ratio (printed over expected interval width), n_of_width (pictures that give the
-        printed width), attainable ("yes" when the sensitivity can be k of n); five rows.
+        printed width), attainable ("yes" when the sensitivity can be k of n rounded, "only if cut" when it can with decimals cut); five rows.
     """
     paper, n = Paper(published), np.asarray(counts["external"], dtype=float)
     sensitivity, specificity = paper.grades("sensitivity"), paper.grades("specificity").value
@@ -40,9 +40,15 @@ def per_grade(published, counts):
             "wilson_high": wilson[:, 1],
             "width_ratio": arithmetic.ci_width_ratio(sensitivity.value, low, high, n),
             "n_of_width": arithmetic.pictures_of_width(sensitivity.value, low, high),
-            "attainable": ["yes" if arithmetic.grim(*share, 1, sensitivity.decimals) else "no" for share in shares],
+            "attainable": [_possible(*share, sensitivity.decimals) for share in shares],
         }
     )
+
+
+def _possible(percent, n, decimals):
+    if arithmetic.grim(percent, n, 1, decimals):
+        return "yes"
+    return "only if cut" if arithmetic.grim(percent, n, 1, decimals, truncated=True) else "no"
 
 
 def attainable(paper, external):

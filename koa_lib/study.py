@@ -19,6 +19,7 @@ from koa_lib.store import Store, write_text
 
 BUILD = ROOT / "reports" / "_build"
 MANIFESTS = ROOT / "data_manifests"
+INTERACTIVE = "interactive"  # the step of a session in JupyterLab
 DRY = "KOA_DRY"  # the environment variable by which `make` tells a notebook that it is a dry run
 
 
@@ -71,12 +72,17 @@ class Study:
         settings = profiles.dry(settings, real=bool(inputs.data)) if dry else settings
         for folder in (".locks", "tables", "figures", "predictions", "history", "similarities", "checkpoints", "features"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
-        return cls(settings, seed, inputs, run_dir, step or os.environ.get("KOA_STEP", "interactive"))
+        return cls(settings, seed, inputs, run_dir, step or os.environ.get("KOA_STEP", INTERACTIVE))
 
     @cached_property
     def store(self):
         """The artefact store of this run."""
         return Store(self.run_dir, self.step)
+
+    @property
+    def shown_dir(self):
+        """Where tables and figures are written: the run folder, or its `interactive` folder in a session that make did not start, so that trying things out never changes the study's own."""
+        return self.run_dir / INTERACTIVE if self.step == INTERACTIVE else self.run_dir
 
     @property
     def published(self):

@@ -10,6 +10,8 @@ from koa_lib import labels
 
 UNDEFINED = "–"
 LONG = 40  # characters of a cell that is a sentence
+LARGE = 1000  # whole numbers from here on are counts, whatever stands beside them
+_MIXED = ("metric", "check")  # columns that name what each row of a table of findings measures
 _RIGHT = ' style="text-align:right"'  # also in JupyterLab, which has no style sheet of ours
 
 
@@ -41,11 +43,13 @@ def table(frame, floats, percent, label, thumbnails):
         usual = 0 if column in labels.WHOLE else 1 if percent and (_bare(column) in labels.SHARES or _bare(column) in ("ci", "wilson")) else 3
         return floats.get(column, usual) if isinstance(floats, dict) else usual if floats is None or not usual else floats
 
-    frame = _without_empty(_joined_intervals(frame, decimals))
+    frame = _reasons_last(_without_empty(_joined_intervals(frame, decimals)))
+    counts = {column for column in frame.columns if _is_count(column, frame[column])}
+    counted = _counted(frame)
     heads = "".join(_head(column, frame[column] if place else (), percent) for place, column in enumerate(frame.columns)) + "".join(f'<th scope="col">{escape(labels.column(name)[0])}</th>' for name in thumbnails)
     rows = []
-    for values, *shown in zip(frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
-        first, *cells = (_cell(_named(value, column, percent), decimals(column)) for value, column in zip(values, frame.columns, strict=True))
+    for whole, values, *shown in zip(counted, frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
+        first, *cells = (_cell(_named(_whole(value, whole or column in counts), column, percent), decimals(column)) for value, column in zip(values, frame.columns, strict=True))
         data = "".join(f"<td{_look(cell, value)}>{cell}</td>" for cell, value in zip(cells, values[1:], strict=True)) + "".join(f"<td>{picture}</td>" for picture in shown)
         rows.append(f'<tr><th scope="row">{first}</th>{data}</tr>')
     whole = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
@@ -65,6 +69,34 @@ def _head(column, values, percent):
     return f'<th scope="col"{_RIGHT * bool(numbers)}>{text}</th>'
 
 
+def _is_count(column, values):
+    # Counts beside an undefined one are floats in a frame.
+    numbers = [value for value in values if isinstance(value, float) and value == value]
+    return _bare(column) not in labels.SHARES and any(abs(number) > 1 for number in numbers) and all(number.is_integer() for number in numbers)
+
+
+def _counted(frame):
+    # Rows of a table of findings have units of their own: one whose numbers are all whole holds counts.
+    named = next((column for column in frame.columns if column in _MIXED), None)
+    if named is None:
+        return [False] * len(frame)
+    numbers = frame.drop(columns="tolerance", errors="ignore").select_dtypes("number")
+    rows = [[value for value in row if value == value] for row in numbers.itertuples(index=False, name=None)]
+    whole = [all(float(value).is_integer() for value in row) and any(abs(value) > 1 for value in row) for row in rows]
+    return [found and name not in labels.SHARES for found, name in zip(whole, frame[named], strict=True)]
+
+
+def _whole(value, count):
+    fits = isinstance(value, float) and value.is_integer() and (count or abs(value) >= LARGE)
+    return int(value) if fits else value
+
+
+def _reasons_last(frame):
+    # A reader of a narrow page meets the numbers first.
+    late = [column for column in frame.columns[1:] if column in ("note", "reason")]
+    return frame[[column for column in frame.columns if column not in late] + late]
+
+
 def _without_empty(frame):
     # A reason or a note that no row has; in a table of metrics it is a row.
     texts = frame.iloc[:, 1:].map(lambda value: isinstance(value, str) and not value)
@@ -77,16 +109,27 @@ def _without_empty(frame):
 def _joined_intervals(frame, decimals):
     # "ci_low" and "ci_high" become one column "0.12 to 0.20": half as wide, and the pair is read as one thing.
     shown = frame.copy()
-    for low in [column for column in frame.columns if str(column).endswith("low")]:
+    lows = [column for column in frame.columns if str(column).endswith("low") and f"{column[:-3]}high" in frame.columns]
+    for low in lows:
         high = f"{low[:-3]}high"
-        if high in frame.columns:
-            bounds = zip(frame[low].astype(float), frame[high].astype(float), strict=True)
-            texts = [np.nan if math.isnan(a + b) else _Bounds(f"{_cell(a, decimals(low))} to {_cell(b, decimals(low))}") for a, b in bounds]
-            shown[low] = pd.Series(texts, index=frame.index, dtype=object)
-            name = _Interval(low)
-            name.head = labels.interval_column(low[:-3].rstrip("_ "))
-            shown = shown.drop(columns=high).rename(columns={low: name})
+        bounds = zip(frame[low].astype(float), frame[high].astype(float), strict=True)
+        texts = [np.nan if math.isnan(a + b) else _Bounds(f"{_cell(a, decimals(low))} to {_cell(b, decimals(low))}") for a, b in bounds]
+        shown[low] = pd.Series(texts, index=frame.index, dtype=object)
+        name = _Interval(low)
+        name.head = labels.interval_column(_belongs_to(frame, low) if len(lows) > 1 else low[:-3].rstrip("_ "))
+        shown = shown.drop(columns=high).rename(columns={low: name})
     return shown
+
+
+def _belongs_to(frame, low):
+    """Of several intervals each names its column: "ci" that of the last number before it, "published_ci" the last published one."""
+    name = low[:-3].rstrip("_ ")
+    if _bare(low) != "ci":
+        return name
+    published = name.startswith("published_")
+    before = [column for column in frame.columns[: frame.columns.get_loc(low)]
+              if pd.api.types.is_numeric_dtype(frame[column]) and column not in labels.WHOLE and str(column).startswith("published_") == published and not str(column).endswith(("low", "high"))]
+    return before[-1] if before else name
 
 
 def _is_text(value):
@@ -107,6 +150,8 @@ def _named(value, column, percent):
 
 
 def _cell(value, decimals):
+    if isinstance(value, _Bounds):
+        return value  # made of cells that are escaped already
     if value is None or value is pd.NA or value != value:
         return UNDEFINED
     if isinstance(value, (bool, np.bool_)):
@@ -117,4 +162,4 @@ def _cell(value, decimals):
         if 0 < value < 0.5 * 10**-decimals:
             return f"&lt;{10**-decimals:.{decimals}f}"
         return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")  # + 0.0: no minus before a zero
-    return escape(str(value))
+    return escape(labels.typeset(str(value)))

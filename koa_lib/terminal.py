@@ -102,7 +102,9 @@ class Watch:
         self.stdout, self.stderr = _Lines(self._printed), _Lines(lambda line: self.write(f"! {line}"))
 
     def start_cell(self, cell, cell_index):
-        """Note the code cell that starts; called by nbclient."""
+        """Note the code cell that starts; called by nbclient. The cell with the run's parameters is not one of the notebook's own."""
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            return
         self._close_group()
         self.cell = self.cell[0] + 1, cell.source.strip().splitlines()[0]
         self.write(f"code cell {self.cell[0]} of {self.cells}: {self.cell[1]}")

@@ -14,7 +14,7 @@ language = "en"
 html_title = f"koa-clip, run {RUN['run']}"
 html_short_title = "koa-clip"
 
-extensions = ["myst_nb", "sphinxcontrib.bibtex", "mathml", "roles"]
+extensions = ["myst_nb", "sphinxcontrib.bibtex", "mathml", "roles", "typography"]
 exclude_patterns = ["jupyter_execute"]
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"

@@ -97,6 +97,12 @@ def resize(browser, width, scheme="light"):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
+# A code cell that opens fades in: measured half way, its colours have too little contrast.
+STILL = """const style = document.createElement('style');
+style.textContent = '*, *::before, *::after { animation: none !important; transition: none !important; }';
+document.head.append(style);"""
+
+
 def inspect(browser, path):
     """Open a page and list its faults by check; also its ids and links."""
     for log in ("browser", "performance"):
@@ -110,6 +116,7 @@ def inspect(browser, path):
         "width": browser.execute_script(WIDE),
         "requests": requests_of(browser),
     }
+    browser.execute_script(STILL)
     resize(browser, PHONE)
     found["width"] += browser.execute_script(WIDE)
     browser.execute_script(SAMPLE)
@@ -371,3 +378,12 @@ def test_print_shows_the_banner_and_no_code_in_dark_ink(browser, page, scheme):
     assert state["banner"] and state["title"]
     assert not (state["code"] or state["twice"] or state["navigation"] or state["hidden"])
     assert max(max(ink) for ink in state["inks"]) < 110
+
+
+@pytest.mark.parametrize("name", ["00_start_here", "05_external_evaluation"])
+def test_a_solution_is_one_fold_that_says_so(browser, page, name):
+    page(f"nb/{name}.html")
+    folds = browser.execute_script("""return [...document.querySelectorAll('div.cell.tag_solution')].map(cell => [
+        [...cell.querySelectorAll('summary')].map(node => node.innerText.trim()),
+        [...cell.querySelectorAll('pre, .cell_output')].some(node => node.checkVisibility())]);""")
+    assert len(folds) >= 2 and all(summaries[:1] == ["Show solution"] and len(summaries) == 1 and not seen for summaries, seen in folds), folds

@@ -95,7 +95,7 @@ def test_a_run_without_predictions_has_cards_without_results(tmp_path):
     assert [card["read"] for card in cards.data_cards(empty)] == [False, False]
 
 
-def row(verdict, reason="ours differs by -1", rule="within 3", **more):
+def row(verdict, reason="ours differs by -1", rule="within 3, and inside the 95 % interval over at least 5 runs (half-width up to 3)", **more):
     base = {"source": "jpm2026", "item": "table_2", "row": "test", "metric": "accuracy", "unit": "percent", "published": "76.94", "ours": "75.5", "ci_low": "74", "ci_high": "77"}
     return base | {"rule": rule, "verdict": verdict, "reason": reason} | more
 
@@ -110,15 +110,54 @@ def test_the_verdict_of_a_replication_counts_and_holds_the_main_number(run):
     rows = written(run, [row("replicated"), *other])
     first, second, third = frontpage.verdict(run, rows, [], [])
     assert "2 published results" in first and "1 replicated, 1 not replicated" in first
-    assert "75.50 % (95 % interval over runs 74.00 to 77.00)" in second and "76.94 % published: replicated" in second
-    assert third.startswith("Of 1 rows that need no model") and "1 replicated" in third
+    assert "75.50 % (95 % interval 74.00 to 77.00, t over runs)" in second and "76.94 % published: replicated" in second
+    assert third.startswith("Of 1 row that needs no model") and "1 replicated" in third
 
 
 def test_the_verdict_of_phantoms_says_what_is_not_shown(run):
     rows = written(run, [row("not comparable", "synthetic phantoms; x"), row("not run", "no notebook", source="CLIP-KOA", item="abstract")])
     sentences = frontpage.verdict(run, rows, cards.measured(run), [{"page": "a", "reason": ""}, {"page": None, "reason": "not run"}])
     assert len(sentences) == 3 and "1 of 2 tables and figures" in sentences[0] and "(n = 24)" in sentences[1]
-    assert "1 not comparable, 1 not run" in sentences[2] and "synthetic phantoms" in sentences[2] and "replicated" not in " ".join(sentences)
+    paper, other = sentences[2].split(" Of ")
+    assert "1 result or claim of the paper" in paper and "(1 not comparable), because the pictures are synthetic phantoms" in paper
+    assert other == "1 result or claim of 1 other system: 1 not run (no notebook)." and "replicated" not in " ".join(sentences)
+
+
+def test_other_systems_are_counted_by_verdict_and_reason(run):
+    rows = written(run, [row("not comparable", "synthetic phantoms; x"), *(row("not run", f"notebook {n} is not part of the study yet", source=source, item="abstract") for n, source in (("08", "A"), ("09", "B"))),
+                         row("not replicated", "ours differs by -9", source="B", item="abstract")])
+    told = frontpage.verdict(run, rows, [], [])[2].split(" Of ")[1]
+    assert told == "3 results and claims of 2 other systems: 2 not run (their notebooks are not part of the study yet); 1 not replicated."
+
+
+@pytest.mark.parametrize("right, said", [(0.2, "below the 0.417 that one grade for every knee reaches"), (0.417, "no better than the 0.417"), (0.45, "which its interval does not exclude"), (0.9, "above the 0.417 of one grade for every knee, and")])
+def test_an_accuracy_stands_beside_the_best_constant_answer(right, said):
+    values = {"accuracy": (f"{right:.3f}", f"{right - 0.1:.3f} to {right + 0.1:.3f}"), "qwk": ("-0.100", "")}
+    part = {"model": MODEL, "role": "external", "pictures": 24, "groups": 12, "shared": None, "constant": 5 / 12, "values": values}
+    told = frontpage._result([part])
+    assert said in told and "quadratic kappa \N{MINUS SIGN}0.100" in told
+
+
+def test_the_floor_and_the_shared_patients_are_counted(run, cohort_a):
+    part = next(row for row in cards.measured(run) if row["role"] == "unseen")
+    assert part["constant"] == cohort_a[1]["kl_grade"].value_counts().max() / len(cohort_a[1]) and part["shared"] is None
+    files = json.loads((run.folder / "primary.json").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "note", lambda path, default: files | {"phantom_a-train": f"{MODEL}__phantom_a-train__stretch-none__fold2__seed42.csv"})
+        kept = run.folder / "predictions" / f"{MODEL}__phantom_a-train__stretch-none__fold2__seed42.csv"
+        predict(cohort_a[1], 3)[0].head(5).to_csv(kept, index=False)
+        shared = next(row["shared"] for row in cards.measured(run) if row["role"] == "unseen")
+        kept.unlink()
+    assert shared == cohort_a[1].head(5)["group_id"].nunique()
+
+
+@pytest.mark.parametrize("more, kind", [({"rule": "within 3, and inside the 95 % interval over at least 5 runs (half-width up to 3)"}, "t over runs"),
+                                        ({"rule": "no longer than the published time; the hardware differs"}, "middle 95 % of repeats"),
+                                        ({"rule": "share of errors with distance 1; the two largest off-diagonal cells", "metric": "claim"}, "group bootstrap"),
+                                        ({"rule": "train accuracy minus external accuracy", "metric": "claim"}, "t over runs")])
+def test_an_interval_names_its_kind(run, more, kind):
+    (found,) = written(run, [row("not comparable", **more)])
+    assert found["interval"] == f"74.00 to 77.00, {kind}"
 
 
 def test_the_scorecard_folds_without_losing_a_row(run):

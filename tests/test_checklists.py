@@ -86,3 +86,12 @@ def test_smoke_report_has_every_place(smoke_run, name):
         assert place["href"] or place["label"] in absent, f"item {number}: {place['label']} is not in the report"
         page, _, anchor = (place["href"] or "index.html").partition("#")
         assert page in built and (not anchor or anchor in built[page]), f"item {number} links to {place['href']}"
+
+
+def test_the_glossary_jumps_to_the_first_term_of_each_letter():
+    text = (ROOT / "reports" / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^([^\s`#].*)$", text.split("```{glossary}")[1].split("```")[0], re.MULTILINE)
+    first = {}
+    for term in terms:
+        first.setdefault(term[0].upper(), "term-" + re.sub(r"\W+", "-", term).strip("-"))
+    assert terms == sorted(terms, key=str.lower) and {letter: anchor for anchor, letter in re.findall(r'<a href="#([^"]+)">(\w)</a>', text)} == first

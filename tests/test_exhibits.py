@@ -1,10 +1,14 @@
 """Exhibits, figures and tables: accessible, faithful to their data, and whole when the data are not."""
 
 import base64
+import importlib.util
 import io
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,7 +38,7 @@ def graded(n=80, seed=0, grades=range(5)):
 
 @pytest.fixture
 def study(tmp_path):
-    return SimpleNamespace(run_dir=tmp_path, synthetic=True, stamp=lambda: "commit 1a2b3c4 · data 5d6e7f8 · seed 42")
+    return SimpleNamespace(run_dir=tmp_path, shown_dir=tmp_path, synthetic=True, stamp=lambda: "commit 1a2b3c4 · data 5d6e7f8 · seed 42")
 
 
 class Tags(HTMLParser):
@@ -228,3 +232,60 @@ def test_no_module_of_ours_pulls_in_heavy_libraries():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     heavy = {"torch", "sklearn", "statsmodels", "seaborn", "scipy.stats", "matplotlib.pyplot"}
     assert not heavy & set(done.stdout.split())
+
+
+def shown_rows(html):
+    """The cells of a table's body, row by row, without markup."""
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in re.findall(r"<tr>(.*?)</tr>", html)[1:]]
+
+
+def test_counts_have_no_decimals_and_fractions_beside_them_keep_theirs(study):
+    frame = pd.DataFrame({"check": ["pictures", "interval shifts", "accuracy", "ratio"], "value": [8260.0, 5.0, 63.03, 1.0], "expected": [4796.0, np.nan, 63.0, 0.5], "found": [1.2e6, 2, 0.5, 0.5]})
+    rows = shown_rows(exhibits.show_table(study, "table_s1", frame, "c", floats=2).html)
+    assert [row[1:] for row in rows] == [["8,260", "4,796", "1,200,000"], ["5", "–", "2"], ["63.03", "63.00", "0.50"], ["1.00", "0.50", "0.50"]]
+    frame = pd.DataFrame({"arm": ["a", "b"], "steps": [31.0, np.nan], "accuracy": [1.0, 1.0], "qwk": [1.0, 0.25]})
+    assert shown_rows(exhibits.show_table(study, "table_s1", frame, "c").html) == [["a", "31", "1.000", "1.000"], ["b", "–", "1.000", "0.250"]]
+
+
+def test_two_intervals_say_what_they_belong_to_and_one_need_not(study):
+    names = ["kl_grade", "n", "sensitivity", "published_sensitivity", "ci_low", "published_ci_low", "ci_high", "published_ci_high", "specificity"]
+    frame = pd.DataFrame([[0, 5, 80.0, 81.2, 70.0, 78.4, 90.0, 83.9, 50.0]], columns=names)
+    page = Tags(exhibits.show_table(study, "table_3", frame, "c", percent=True).html).text
+    assert "Sensitivity, 95 % interval" in page and "Published sensitivity, 95 % interval" in page
+    page = Tags(exhibits.show_table(study, "table_3", frame.drop(columns=["published_ci_low", "published_ci_high"]), "c", percent=True).html).text
+    assert "95 % interval" in page and "ensitivity, 95" not in page
+
+
+def test_reasons_stand_last_on_the_page_and_where_they_were_in_the_file(study):
+    frame = pd.DataFrame({"row": ["a"], "reason": ["because"], "source": ["x"]})
+    assert shown_rows(exhibits.show_table(study, "table_s1", frame, "c").html) == [["a", "x", "because"]]
+    assert list(pd.read_csv(study.run_dir / "tables/table_s1.csv")) == ["row", "reason", "source"]
+
+
+@pytest.mark.parametrize(("text", "typeset"), [("47% of them", "47\u00a0% of them"), ("95 % interval", "95\u00a0% interval"), ("by -33.6 (-0.3 to 1), -.5", "by −33.6 (−0.3 to 1), −.5"), ("-9", "−9"),
+                                               ("KL 0-4, 2026-11-22, 1e-5, a -b, data-1", "KL 0-4, 2026-11-22, 1e-5, a -b, data-1"), ("%20 and 5%20", "%20 and 5%20")])
+def test_numbers_in_texts_have_one_style(text, typeset):
+    assert labels.typeset(text) == labels.typeset(typeset) == typeset
+
+
+def test_pages_are_typeset_between_their_tags_alone():
+    spec = importlib.util.spec_from_file_location("typography", ROOT / "reports/_ext/typography.py")
+    typography = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(typography)
+    page = '<p title="5%"><em>KL 0</em>-4 <b>-3</b> 7% <code>x -1 <span>5%</span></code> &lt;-2 8%</p><pre>-1 5%</pre><img alt="-1">9%'
+    assert typography.typeset_body(page) == '<p title="5%"><em>KL 0</em>-4 <b>−3</b> 7\u00a0% <code>x -1 <span>5%</span></code> &lt;-2 8\u00a0%</p><pre>-1 5%</pre><img alt="-1">9\u00a0%'
+
+
+def test_trying_things_out_in_a_session_of_its_own_never_changes_the_tables_of_the_run(easy_study):
+    exhibits.show_table(easy_study, "table_1", pd.DataFrame({"grade": [0, 1]}), "The study's own.")
+    session = replace(easy_study, step="interactive")
+    shown = exhibits.show_table(session, "table_1", pd.DataFrame({"grade": [4]}), "Mine.")
+    assert len(pd.read_csv(easy_study.run_dir / "tables" / "table_1.csv")) == 2
+    link = re.search(r'href="([^"]+table_1\.csv)"', shown.html)[1]
+    assert Path(link).resolve() == session.shown_dir / "tables" / "table_1.csv" and len(pd.read_csv(link)) == 1
+
+
+def test_a_tiny_bound_is_escaped_once(study):
+    frame = pd.DataFrame({"row": ["a"], "accuracy": [0.5], "accuracy_low": [0.0001], "accuracy_high": [0.9]})
+    html = exhibits.show_table(study, "table_s1", frame, "Accuracy.").html
+    assert "&lt;0.001 to 0.900" in html and "&amp;lt;" not in html

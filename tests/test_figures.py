@@ -167,6 +167,10 @@ def written(figure):
     return [text for text, _, _ in drawn(figure)]
 
 
+def test_captions_of_the_pre_training_name_no_grade():
+    assert not any("grade" in text.lower() for text in written(figures.figure_1(FACTS)))
+
+
 def test_figure_4_needs_parts_and_figure_1_facts():
     with pytest.raises(StudyError):
         figures.figure_4(PARTS.head(0))

@@ -1,7 +1,9 @@
 """`koa grade`: the same grades as the run, whatever the files hold; the row says what was wrong and the exit code tells."""
 
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -9,9 +11,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from koa_lib import cli, exported, graded, grading, predictions, profile, protocols, study
+from koa_lib import (
+    cli,
+    exported,
+    graded,
+    gradercard,
+    grading,
+    listing,
+    pictures,
+    predictions,
+    profile,
+    protocols,
+    study,
+)
 from koa_lib.errors import StudyError
 from koa_lib.runner import Runner
 
@@ -86,8 +100,8 @@ def test_weights_of_every_reading_grade_alike_without_the_text_tower(part, tmp_p
     with torch.no_grad():
         for value in grader.parameters():  # also what was frozen, so that nothing can come from a fresh start
             value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
-    usual = grading.load(weights).novelty
-    exported.write(tmp_path / "w", grader, {**exported.architecture("koa-tiny", recipe), "residual": 0.3, "novelty": {"threshold": 1.0}}, usual)
+    known = grading.load(weights)
+    exported.write(tmp_path / "w", grader, {**known.card, **exported.architecture("koa-tiny", recipe), "residual": 0.3}, known.novelty)
     squares = np.random.default_rng(0).integers(0, 256, (3, 112, 112), dtype=np.uint8)
     again = grading.forward(grading.load(tmp_path / "w").grader, squares, "clip")
     for one, two in zip(grading.forward(grader, squares, "clip")[:2], again[:2], strict=True):
@@ -110,12 +124,14 @@ BAD = {
     "thin.png": lambda path: Image.new("L", (9, 300)).save(path),
     "no.dcm": lambda path: path.write_bytes(bytes(128) + b"DICM" + bytes(20)),
     "folder": lambda path: path.mkdir(),
+    "flat.png": lambda path: Image.new("L", (200, 200), 90).save(path),
+    "pipe.png": os.mkfifo,
 }
 
 
 @pytest.mark.parametrize("name, words", [
-    ("empty.png", "empty"), ("text.png", "no picture"), ("cut.png", "truncated"), ("nan.tif", "nan"), ("huge.png", "pixels"), ("large.png", "9,000 x 8,000"),
-    ("thin.png", "too few"), ("no.dcm", "DICOM"), ("folder", "folder without a picture"), ("missing.png", "no such file")])
+    ("empty.png", "empty"), ("text.png", "no picture"), ("cut.png", "truncated"), ("nan.tif", "nan"), ("huge.png", "20,000 x 20,000 pixels, more than 50,000,000"), ("large.png", "9,000 x 8,000"),
+    ("thin.png", "too few"), ("no.dcm", "DICOM"), ("folder", "folder without a picture"), ("missing.png", "no such file or folder"), ("missing.txt", "no such file or folder"), ("flat.png", "nothing to see"), ("pipe.png", "pipe")])
 def test_bad_file_is_told_and_the_others_are_graded(koa, easy_study, tmp_path, name, words):
     path = tmp_path / name
     BAD.get(name, lambda path: None)(path)
@@ -174,7 +190,7 @@ def test_lists_folders_and_stdin_mean_the_same_files(koa, easy_study, tmp_path):
 
 
 def test_same_names_are_told_apart(tmp_path):
-    assert grading.short_names([tmp_path / "one" / "k.png", tmp_path / "two" / "k.png", tmp_path / "l.png"]) == ["one/k.png", "two/k.png", "l.png"]
+    assert listing.short_names([tmp_path / "one" / "k.png", tmp_path / "two" / "k.png", tmp_path / "l.png"]) == ["one/k.png", "two/k.png", "l.png"]
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -184,13 +200,44 @@ def test_terminal_says_what_issue_5_asks_for(koa, easy_study, count):
     assert ("similarity" in out and "definite absence" in out) == (count == 1)
 
 
+def test_pipe_in_a_folder_does_not_hang(koa, easy_study, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    shutil.copy(good(easy_study, 1)[0], tmp_path / "a.png")
+    assert koa(tmp_path)[0] == 0
+
+
+def test_table_says_warnings_in_short_words_and_explains_them_once(koa, tmp_path):
+    for number in range(5):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (300, 200, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    out = koa(tmp_path)[1]
+    assert out.count("  ! colour, no knee") == 5 and out.count(grading.NO_KNEE) == out.count(grading.COLOUR) == 1
+    assert max(len(line) for line in out.splitlines() if line.startswith(tuple("01234"))) <= 80 and "\n\npicture " in out
+
+
+def test_descriptions_are_cut_to_the_terminal(koa, easy_study, monkeypatch):
+    monkeypatch.setattr(graded, "_columns", lambda: 70)
+    lines = [line for line in koa(*good(easy_study, 1))[1].splitlines() if line[2:3].isdigit() and " % " in line]
+    assert len(lines) == 5 and max(map(len, lines)) <= 70 and any(line.endswith("...") for line in lines)
+
+
+@pytest.mark.parametrize("raised, code, words", [(KeyboardInterrupt(), 130, "koa: stopped\n"), (OSError(errno.ENOSPC, "No space"), 2, "koa: The disk is full. Free some space.\n")])
+def test_stopped_grading_promises_nothing(koa, easy_study, monkeypatch, raised, code, words):
+    def stop(*_):
+        raise raised
+
+    monkeypatch.setattr(graded.grading, "grade", stop)
+    ended, _, err = koa(*good(easy_study, 1))
+    assert ended == code and err == words
+
+
 def test_file_name_cannot_command_the_terminal(koa, easy_study, tmp_path):
     path = tmp_path / "a\x1b[2J.png"
     shutil.copy(good(easy_study, 1)[0], path)
     assert "\x1b" not in koa(path)[1]
 
 
-@pytest.mark.parametrize("arguments, words", [(["--weights", "nowhere", "x.png"], "grader.json"), (["-"], "names no picture"), (["x.png", "--html", "."], "exists already"), ([], "pictures")])
+@pytest.mark.parametrize("arguments, words", [(["--weights", "nowhere", "x.png"], "grader.json"), (["-"], "names no picture"), (["x.png", "--html", "."], "exists already"), ([], "pictures"), ([""], "empty name"),
+    (["x.png", "--weights", ""], "--weights"), (["x.png", "--html", ""], "--html")])
 def test_wrong_use_is_exit_2(koa, arguments, words):
     code, out, err = koa(*arguments)
     assert code == 2 and words in err and out == "" and "Traceback" not in err
@@ -198,18 +245,59 @@ def test_wrong_use_is_exit_2(koa, arguments, words):
 
 @pytest.mark.parametrize("spoil, words", [
     (lambda folder: (folder / grading.WEIGHTS).write_bytes(b"x"), "not the file"), (lambda folder: (folder / grading.WEIGHTS).unlink(), "missing"),
-    (lambda folder: (folder / grading.CARD).write_text("{"), "no JSON"), (lambda folder: change(folder, format=9), "format"),
-    (lambda folder: change(folder, quick_gelu=True), "quick_gelu"), (lambda folder: change(folder, part="adapter"), "does not fit"), (lambda folder: change(folder, name="koa-conv"), "shape|does not fit")])
-def test_damaged_or_foreign_weights_are_refused(weights, tmp_path, spoil, words):
+    (lambda folder: damage(folder, b"x"), "damaged"), (lambda folder: damage(folder, (folder / grading.WEIGHTS).read_bytes()[:-99]), "damaged"),
+    (lambda folder: (folder / gradercard.CARD).write_text("{"), "no JSON"), (lambda folder: (folder / gradercard.CARD).write_text("[" * 99999), "no JSON"),
+    (lambda folder: change(folder, format=9), "format 9"), (lambda folder: change(folder, format=1), "make reproduce"), (lambda folder: change(folder, quick_gelu=True), "quick_gelu"),
+    (lambda folder: change(folder, True, part="adapter"), "does not fit"), (lambda folder: change(folder, True, name="koa-conv", image_size=grading.models.open_clip.get_model_config("koa-conv")["vision_cfg"]["image_size"]), "shape|does not fit"),
+    (lambda folder: spoil_novelty(folder, mean=np.zeros(3, np.float32)), "usual"), (lambda folder: spoil_novelty(folder, more=np.zeros(3, np.float32)), "usual"),
+    (lambda folder: change(folder, synthetic=True), "edited"), (lambda folder: change(folder, only_a_test=False, commit="0"), "edited")])
+def test_damaged_or_foreign_weights_are_refused(koa, weights, tmp_path, spoil, words):
     shutil.copytree(weights, tmp_path / "w")
     spoil(tmp_path / "w")
     with pytest.raises(StudyError, match=words):
         grading.load(tmp_path / "w")
+    code, out, err = koa("x.png", "--weights", tmp_path / "w")
+    assert code == 2 and out == "" and err.startswith("koa: ") and len(err.splitlines()) == 1
 
 
-def change(folder, **facts):
-    card = json.loads((folder / grading.CARD).read_text())
-    (folder / grading.CARD).write_text(json.dumps(card | facts))
+@pytest.mark.parametrize("value", ["missing", None, True, -1, 10**400, float("nan"), "no such", [], [1, "a"], {}, {"threshold": "a"}, {"metrics": [{}]}, {"metrics": 3}])
+def test_every_key_of_the_card_is_checked(weights, tmp_path, value):
+    card = json.loads((weights / gradercard.CARD).read_text())
+    shutil.copytree(weights, tmp_path / "w")
+    for key in card:
+        changed = {**card, key: value}
+        if value == "missing":
+            del changed[key]
+        (tmp_path / "w" / gradercard.CARD).write_text(json.dumps(changed))
+        if changed.get(key, "missing") != card[key]:
+            with pytest.raises(StudyError, match="json|quick_gelu"):
+                grading.load(tmp_path / "w")
+
+
+def test_card_may_be_laid_out_anew(weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "w")
+    card = json.loads((weights / gradercard.CARD).read_text())
+    (tmp_path / "w" / gradercard.CARD).write_text(json.dumps(dict(reversed(card.items()))))
+    assert grading.load(tmp_path / "w").card == card
+
+
+def change(folder, sealed=False, **facts):
+    """Edit a card; sealed as if an export had written it, to reach the checks behind the seal."""
+    card = json.loads((folder / gradercard.CARD).read_text()) | facts
+    if sealed:
+        save_file(load_file(folder / grading.WEIGHTS), folder / grading.WEIGHTS, {gradercard.SEAL: gradercard.seal(card)})
+        card[gradercard.HASH] = pictures.file_sha256(folder / grading.WEIGHTS)
+    (folder / gradercard.CARD).write_text(json.dumps(card))
+
+
+def damage(folder, content):
+    (folder / grading.WEIGHTS).write_bytes(content)
+    change(folder, **{gradercard.HASH: pictures.file_sha256(folder / grading.WEIGHTS)})
+
+
+def spoil_novelty(folder, **arrays):
+    save_file(load_file(folder / grading.WEIGHTS) | {grading.NOVELTY + name: value for name, value in arrays.items()}, folder / grading.WEIGHTS)
+    change(folder, True)
 
 
 def test_card_tells_what_the_model_is(weights, easy_study):
@@ -226,7 +314,7 @@ def test_export_is_kept_while_the_model_is_the_same(weights, easy_study):
     assert exported.export(easy_study) == weights and (weights / grading.WEIGHTS).stat().st_mtime_ns == before
 
 
-def test_newest_run_is_taken_and_none_is_told(weights, tmp_path, monkeypatch):
+def test_newest_run_that_is_no_test_is_taken_and_none_is_told(weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "BUILD", tmp_path)
     with pytest.raises(StudyError, match="make reproduce.*--weights"):
         exported.newest()
@@ -234,6 +322,10 @@ def test_newest_run_is_taken_and_none_is_told(weights, tmp_path, monkeypatch):
         shutil.copytree(weights, tmp_path / name / "weights")
         (tmp_path / name / "headline.txt").write_text("")
         exported.os.utime(tmp_path / name / "headline.txt", (when, when))
+    assert exported.newest() == tmp_path / "new" / "weights" and capsys.readouterr().err == ""
+    (tmp_path / "old" / "inputs.yaml").write_text("profile: demo\ndry: false\n")
+    assert exported.newest() == tmp_path / "old" / "weights" and "'new' is passed over" in capsys.readouterr().err
+    (tmp_path / "old" / "inputs.yaml").write_text("profile: demo\ndry: true\n")
     assert exported.newest() == tmp_path / "new" / "weights"
 
 

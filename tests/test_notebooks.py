@@ -129,7 +129,7 @@ def test_second_make_does_nothing(smoke_run):
 def test_smoke_run_told_little_and_logged_everything(smoke_run):
     for source in SOURCES:
         log = (smoke_run / "logs" / f"{source.stem}.log").read_text()
-        assert all(f"code cell {number} of" in log for number in range(1, len([cell for cell in cells(source) if cell.source.strip()]) + 2)), source.stem
+        assert all(f"code cell {number} of" in log for number in range(1, len([cell for cell in cells(source) if cell.source.strip()]) + 1)), source.stem
         made = [ROOT / line for line in (smoke_run / "logs" / f"{source.stem}.made").read_text().splitlines()]
         assert all(path.is_file() and path.parent.name in ("tables", "figures") for path in made)
     assert "checkpoints/clip-as_printed__fold1__seed42: " in (smoke_run / "logs" / "03_fine_tune.log").read_text()
@@ -198,7 +198,7 @@ def failure(code, own):
 
 def test_failing_notebook_is_five_lines_is_kept_for_reading_and_goes_when_it_works(own):
     lines, folder = failure('from koa_lib.errors import StudyError\nraise StudyError("Row 7 of the manifest has no grade.")', own)
-    assert lines == ["01_own failed in code cell 3: from koa_lib.errors import StudyError", "  Row 7 of the manifest has no grade.",
+    assert lines == ["01_own failed in code cell 2: from koa_lib.errors import StudyError", "  Row 7 of the manifest has no grade.",
                      f"  full log: {folder.parent / 'logs' / '01_own.log'}", f"  the notebook as far as it came: {folder / '01_own.failed.ipynb'}",
                      "  Finished work is kept: the same command goes on from there."]
     assert "Traceback" in (folder.parent / "logs" / "01_own.log").read_text() and [path.name for path in folder.iterdir()] == ["01_own.failed.ipynb"]
@@ -219,7 +219,7 @@ def test_why_it_failed_is_said_in_plain_words_and_five_lines(own, code, words):
 def test_log_holds_prints_warnings_and_what_processes_say(own, capsys):
     _, folder = failure("import os, sys, warnings\nprint('loss 1.2')\nwarnings.warn('odd')\nos.system('echo native >&2')\n1 / 0", own)
     log = (folder.parent / "logs" / "01_own.log").read_text()
-    assert all(word in log for word in ("loss 1.2", "UserWarning: odd", "native", "ZeroDivisionError", "code cell 3 of 3"))
+    assert all(word in log for word in ("loss 1.2", "UserWarning: odd", "native", "ZeroDivisionError", "code cell 2 of 2"))
     assert "odd" not in capsys.readouterr().out
 
 
@@ -234,7 +234,7 @@ def test_what_is_shown_of_a_notebook(own, capsys, monkeypatch):
     assert [output.text for cell in made.cells for output in cell.get("outputs", [])] == ["kept\n"]
     notebooks.execute("01_own", "smoke", because="reports/x.py FORCE koa_lib/y.py")
     why = capsys.readouterr().out.splitlines()[1]
-    assert "because reports/x.py and 1 more file changed; at most " in why
+    assert "because reports/x.py and 1 more file changed; about " in why
 
 
 def test_a_notebook_that_lost_a_table_says_so(own, capsys):
@@ -246,7 +246,7 @@ def test_a_notebook_that_lost_a_table_says_so(own, capsys):
 
 
 def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
-    folder = own("import time\nprint('here', flush=True)\ntime.sleep(60)")
+    folder = own("import time\nprint('here', flush=True)\ntime.sleep(300)")
     program = (f"import sys; from pathlib import Path; from koa_lib import notebooks; notebooks.FOLDER = Path({str(tmp_path)!r}); notebooks.BUILD = notebooks.FOLDER / 'build'\n"
                "from koa_lib.cli import main; sys.argv = ['koa', 'notebook', '01_own', '--profile', 'smoke']; main()")
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -254,7 +254,7 @@ def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
     while time.time() < end and not (log.is_file() and " here" in log.read_text()):
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)  # a loaded machine takes its time to end the kernel
     assert process.returncode == 130 and err == "koa: stopped. Finished work is kept: the same command goes on from there.\n" and "Traceback" not in out
     assert list(folder.iterdir()) == []
 

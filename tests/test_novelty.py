@@ -9,7 +9,7 @@ import skimage.data
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from koa_lib import anatomy, grading, novelty, phantoms, pictures, study
+from koa_lib import anatomy, gradercard, grading, novelty, phantoms, pictures, study
 from koa_lib.errors import StudyError
 from koa_lib.model import ClipGrader, load_clip
 
@@ -42,7 +42,7 @@ def traits(model, images):
 def demo():
     """The demo run's weights, which know several hundred knees."""
     folder = study.BUILD / "demo" / "weights"
-    if not (folder / grading.CARD).is_file():
+    if not (folder / gradercard.CARD).is_file():
         pytest.skip("no weights of a finished demo run: make reproduce, then koa grade once")
     return grading.load(folder)
 

@@ -1,6 +1,7 @@
 """What the first notebook shows is true: the typical knees have their grades, the bars are the model's, the drawings draw."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import TINY
@@ -34,6 +35,15 @@ def test_compared_gives_cosines_and_the_softmax_of_the_scaled_ones():
     assert table["probability"].to_numpy() == pytest.approx(expected, abs=1e-6) and table["cosine"].abs().max() <= 1
     scaled = np.exp(grader.scale.item() * table["cosine"].to_numpy())
     assert table["probability"].to_numpy() == pytest.approx(scaled / scaled.sum(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.41, 0.55), (0.0, 0.31), (-0.9, -0.1), (0.1, 1.0)])
+def test_numbers_on_the_axes_of_neighbouring_panels_keep_apart(low, high):
+    table = pd.DataFrame({"model": "a", "grade": range(5), "cosine": np.linspace(low, high, 5), "probability": 0.2})
+    middle = primer.similarity(np.zeros((9, 9)), table, "KL 0").axes[1]
+    start, end = middle.get_xlim()
+    assert len(middle.get_xticks()) >= 2 and all(start <= tick < end - 0.05 * (end - start) for tick in middle.get_xticks())
+    assert start <= min(low, 0) and end > max(high, 0)
 
 
 def test_drawings_cope_with_missing_grades_and_cohorts():

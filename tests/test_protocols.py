@@ -254,7 +254,30 @@ def test_fold_table_has_the_metrics_of_each_fold(finished):
     assert row["n"] == 40 and row["accuracy"] == pytest.approx(sk.accuracy_score(graded["kl_grade"], predicted))
     assert row["qwk"] == pytest.approx(sk.cohen_kappa_score(graded["kl_grade"], predicted, weights="quadratic", labels=range(5)))
     sentence = comparison.fold_sentence(table)
-    assert "train" not in sentence and "held-out" in sentence and "(2 fold(s))" in sentence
+    assert "train" not in sentence and "held-out" in sentence and "(2 folds)" in sentence
+    one = comparison.fold_sentence(table[table["fold"] == 1])
+    assert "(1 fold)" in one and "±" not in one
+
+
+def test_what_training_adds_is_told_on_the_same_pictures(easy_study, finished):
+    runner, arm, results = finished
+    before = comparison.before_training(easy_study, runner, arm, results)
+    assert set(before) == {"held_out", "external"} and before["held_out"][0].attrs["fold"] == protocols.main_fold(easy_study)
+    after = comparison.shown_fold(easy_study, results, "held_out")
+    assert list(before["held_out"][0]["image_id"]) == list(after["image_id"])
+    told = comparison.gain_in_words(easy_study, before, results)
+    right = (after[predictions.PROBABILITIES].to_numpy().argmax(1) == after["kl_grade"]).mean()
+    assert f"{right:.3f} after training" in told and f"n = {len(after)}" in told
+    itself = {"held_out": [after]}
+    assert comparison.gain_in_words(easy_study, itself, results).count("no clear gain") == 2
+
+
+def test_arms_name_every_setting_in_which_they_differ(easy_study, finished):
+    arm = finished[1]
+    assert comparison.recipe_differences(arm, arm) == ""
+    other = replace(arm, recipe=replace(arm.recipe, learning_rate=0.5, part="last_blocks"))
+    told = comparison.recipe_differences(other, arm)
+    assert "here last blocks" in told and "here 0.5" in told and told.count("here") == 2
 
 
 def test_external_rows_cover_set_and_reader(easy_study, finished):

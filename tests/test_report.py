@@ -60,6 +60,9 @@ def notebook(stem, items):
 
 
 STEMS = sorted({maker for _, maker in places.PAPER_ITEMS.values()})
+# Exhibits of the study's own that pages written by hand link to: (notebook, exhibit).
+LINKED = sorted({(stem, name.replace("-", "_")) for path in (ROOT / "reports").glob("*.md*")
+                 for stem, name in re.findall(r"notebooks/(\w+)\.ipynb#((?:table|figure)-s\d+)", path.read_text(encoding="utf-8"))})
 
 
 def write_run(folder, stems=STEMS):
@@ -68,9 +71,9 @@ def write_run(folder, stems=STEMS):
         (folder / name).mkdir(parents=True)
     for stem in stems:
         items = [name for name, (_, maker) in places.PAPER_ITEMS.items() if maker == stem]
-        items += ["table_s1"] * (stem == "06_statistics")
+        items += ["table_s1"] * (stem == "06_statistics") + [name for maker, name in LINKED if maker == stem and name != "table_s1"]
         nbformat.write(notebook(stem, items), folder / "nb" / f"{stem}.ipynb")
-    for name in (*places.PAPER_ITEMS, "table_s1"):
+    for name in (*places.PAPER_ITEMS, "table_s1", *(name for _, name in LINKED)):
         if name.startswith("table"):
             (folder / "tables" / f"{name}.csv").write_text("a,b\n1,2\n")
         else:
@@ -152,6 +155,18 @@ def test_steps_are_those_of_the_last_execution(tmp_path):
     assert (found["seconds"], found["peak_mib"], found["built"], found["reused"]) == (7.5, 1000, 1, 1)
     assert provenance.total([found, found | {"peak_mib": None, "seconds": None}]) == {"seconds": 7.5, "peak_mib": 1000, "built": 2, "reused": 2}
     assert provenance.steps(tmp_path / "nowhere") == []
+
+
+def test_the_time_of_building_everything_counts_each_step_once(tmp_path):
+    def line(step, status, seconds, notebook, **more):
+        return json.dumps({"step": step, "status": status, "seconds": seconds, "notebook": notebook, "time": "2026-02-03T04:04:10", **more})
+
+    first = [line("features/old", "built", 500.0, "03_x"), line("features/a", "built", 60.0, "03_x"), line("03_x", "built", 570.0, "03_x", own=10.0)]
+    last = [line("features/a", "reused", 60.0, "03_x"), line("03_x", "built", 12.0, "03_x", own=12.0)]
+    other = [line("features/a", "reused", 60.0, "04_y"), line("features/inner", "built", 20.0, "04_y", nested=True), line("features/b", "built", 30.0, "04_y"), line("04_y", "built", 48.0, "04_y", own=18.0)]
+    (tmp_path / "run.jsonl").write_text("\n".join([*first, *last, *other]))
+    assert provenance.whole(tmp_path) == (12 + 18 + 60 + 30) / 60  # neither what is no longer used nor what is part of another step
+    assert provenance.whole(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("text", ["profile: [", "just words", "- a\n- b", "key: \x00"])

@@ -60,6 +60,29 @@ def test_reversed_order_is_worse_than_chance():
     assert (table[PRECISIONS] == 0).all(axis=None) and (table["average_precision"] < table["share"]).all()
 
 
+def test_chance_is_what_shuffled_grades_reach():
+    """Of few pictures a random order finds more than their share; with 1 of n it is the mean of 1/rank."""
+    grades, cosine = np.repeat(np.arange(5), [20, 10, 5, 4, 1]), np.random.default_rng(0).normal(size=(40, 5))
+    luck = retrieval.chance(cosine, grades, shuffles=2000).set_index("grade")
+    assert luck.loc[4, "average_precision"] == pytest.approx((1 / np.arange(1, 41)).mean(), abs=0.01) and list(luck.index) == [0, 1, 2, 3, 4, "mean"]
+    assert luck.loc["mean", "average_precision"] == pytest.approx(luck["average_precision"][:5].mean())
+    assert (luck["low"] <= luck["average_precision"]).all() and (luck["average_precision"] <= luck["high"]).all()
+    assert retrieval.chance(cosine[:39], grades[:39], shuffles=5).set_index("grade").loc[4].isna().all()
+
+
+def test_words_name_the_grades_that_are_worse_than_chance():
+    grades = np.repeat(np.arange(5), 12)
+    cosine = np.eye(5)[grades] * [1, 1, 1, 1, -1]
+    said = retrieval.chance_in_words(retrieval.ranking(cosine, grades), retrieval.chance(cosine, grades))
+    assert "Above that range: grade 0, 1, 2, 3;" in said and "on average: grade 4." in said
+
+
+def test_words_count_inverted_films_among_the_hits():
+    hits, inverted = np.array([[True, True, False]] * 2), np.array([[False] * 3, [True, False, True]])
+    assert '2 of 3 for "b" (1 of its 2 hits)' in retrieval.inverted_in_words(hits, inverted, ["a", "b"])
+    assert "None" in retrieval.inverted_in_words(hits, inverted & False, ["a", "b"])
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), held=st.integers(1, 5), digits=st.sampled_from([1, 8]))
 def test_ranking_agrees_with_scikit_learn(seed, n, held, digits):

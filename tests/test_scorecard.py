@@ -117,7 +117,11 @@ def test_rows_that_need_no_model(study):
     absent = line(table, "table_5", "Antony 2017", "accuracy")
     assert absent["verdict"] == "not run" and "not found" in absent["reason"]
     assert line(table, "table_5", "Tiulpin 2018", "accuracy")[["verdict"]].item() == "replicated"
-    assert line(table, "abstract", "pre-training", "images")["verdict"] == "replicated"
+    pretraining = line(table, "abstract", "pre-training", "images")
+    assert pretraining["verdict"] == "replicated" and "digits cut: rounded, 1,251,655 is 1,300,000" in pretraining["reason"]
+    assert "digits cut" not in line(table, "text", "data", "train_images")["reason"]
+    shown = scorecard.whole_counts(table)
+    assert str(line(shown, "text", "data", "participants")["published"]) == "4796" and line(shown, "table_5", "Chen 2019", "accuracy")["ours"] == 69.7
     assert list(table.loc[table["source"] == "arithmetic", "verdict"]) == ["replicated", "not replicated"]
 
 
@@ -246,7 +250,7 @@ def test_measured_speaks_the_published_units():
     overall, grade = scorecard.measured("table_2", "test", six), scorecard.measured("table_3", "", six)
     accuracy = [metrics.summary(run["kl_grade"], run[metrics.PROBABILITIES])["accuracy"] for run in six]
     assert overall["table_2", "test", "accuracy"][:3] == pytest.approx(stats.run_interval(100 * np.array(accuracy)))
-    assert "group bootstrap of the first run" in overall["table_2", "test", "accuracy"].note and "group bootstrap" in grade["table_3", "4", "specificity"].note
+    assert "group bootstrap of the first training alone" in overall["table_2", "test", "accuracy"].note and "group bootstrap" in grade["table_3", "4", "specificity"].note
     assert grade["table_3", "0", "sensitivity"][0] > 1 > grade["table_3", "0", "auc"][0]
     known = set(map(tuple, TABLES["jpm2026"][KEY].astype(str).to_numpy()))
     assert {*overall, *grade, *scorecard.measured("table_4", "ViT", six)} <= known

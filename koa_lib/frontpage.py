@@ -228,7 +228,7 @@ def _reason(row):
     if row["verdict"] not in ("not run", "not comparable"):
         return ""
     reason = re.sub(r"^not run: ", "", row["reason"].split(";")[0])
-    return re.sub(r"^notebook \d+ is not", "their notebooks are not", reason)
+    return re.sub(r"^notebook \d+ has not", "their notebooks have not", reason)
 
 
 def _why(run, rows):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from koa_lib import cohorts, labels, predictions, provenance, subsets
+from koa_lib import cohorts, labels, metrics, predictions, provenance, subsets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES
 
@@ -56,7 +56,7 @@ def _parts(run, path):
         sets = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(subsets.subset(graded, name))] for name in subsets.SUBSETS}
     told = f"{SPLITS.get(split, split)}" + (f", {fold.replace('fold', 'fold ')}" if split in ("train", "external") and fold != "foldmean" else "")
     return [{"model": model, "cohort": cohort, "role": role, "part": told + name, "pictures": len(part), "groups": part["group_id"].nunique(), "values": _values(run, part),
-             "constant": part["kl_grade"].value_counts(normalize=True).max(), "ids": set(part["group_id"])}
+             "constant": metrics.best_constant(part["kl_grade"])["accuracy"], "ids": set(part["group_id"])}
             for name, part in sets.items() if len(part)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from koa_lib.errors import StudyError
+from koa_lib.errors import GOES_ON, StudyError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="koa-clip: grade knee osteoarthritis with CLIP, and rebuild the study.")
@@ -106,14 +106,7 @@ def grade(pictures: list[str] = Pictures,
     """
     from koa_lib.graded import run
 
-    try:
-        sys.exit(run(pictures, weights, json, html))
-    except StudyError as error:
-        print(f"koa: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"koa: {_refused(error)}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(pictures, weights, json, html))
 
 
 @data_app.command()
@@ -198,28 +191,26 @@ def _check_writable(path):
 
 
 def main():
-    """Entry point: a `StudyError` becomes one line on stderr and exit code 1, as does what the system refuses; Ctrl-C one line and 130."""
+    """Entry point: a `StudyError` becomes one line on stderr and exit code 1 (2 when grading), as does what the system refuses; Ctrl-C one line and 130."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         app()
     except SystemExit as done:  # typer ends so at a KeyboardInterrupt too
         if done.code == STOPPED:
-            print(f"koa: stopped{'. Finished work is kept: the same command goes on from there.' * _goes_on()}", file=sys.stderr)
+            print("koa: stopped" + ("" if _grading() else f". {GOES_ON}"), file=sys.stderr)
         raise
-    except StudyError as error:
-        print(f"koa: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        print(f"koa: {_refused(error)}", file=sys.stderr)
-        sys.exit(1)
+    except (StudyError, OSError) as error:
+        print(f"koa: {_refused(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        sys.exit(2 if _grading() else 1)
 
 
-def _goes_on():
-    return sys.argv[1:2] != ["grade"]  # grading begins anew
+def _grading():
+    # It begins anew when it was stopped, and its exit code 1 is that of a picture.
+    return sys.argv[1:2] == ["grade"]
 
 
 def _refused(error):
     if error.errno == errno.ENOSPC:
-        return f"The disk is full{f' ({error.filename})' * bool(error.filename)}. Free some space{'; finished work is kept: the same command goes on from there' * _goes_on()}."
+        return f"The disk is full{f' ({error.filename})' * bool(error.filename)}. Free some space{'' if _grading() else '; finished work is kept: the same command goes on from there'}."
     return f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error}). Check the folder and the space left."

@@ -3,7 +3,7 @@
 import time
 
 from koa_lib import journal, labels
-from koa_lib.errors import StudyError
+from koa_lib.errors import GOES_ON, StudyError
 from koa_lib.progress import duration
 from koa_lib.store import write_text
 from koa_lib.terminal import Terminal
@@ -32,7 +32,7 @@ def build_pages(folder):
             raise
         log.parent.mkdir(parents=True, exist_ok=True)
         write_text(log, str(error) + "\n")
-        raise StudyError("\n".join([*lines[:FAILED_LINES], f"  full log: {log}", "  Finished work is kept: the same command goes on from there."])) from None
+        raise StudyError("\n".join([*lines[:FAILED_LINES], f"  full log: {log}", f"  {GOES_ON}"])) from None
     seconds = time.perf_counter() - clock
     journal.append(folder, "report", "built", seconds, "pages built", "report", children=True)
     terminal.line(f"report: pages built in {duration(seconds)}", "head")

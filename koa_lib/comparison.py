@@ -41,6 +41,14 @@ def fold_sentence(table):
     return "; ".join(sentences) + "."
 
 
+def untrained(arm):
+    """The arm's grader before any graded knee: an adapter is switched off, everything else has its start weights."""
+    grader = arm.build()
+    if grader.adapter is not None:
+        grader.adapter.residual = 0.0
+    return grader.eval()
+
+
 def before_training(study, runner, arm, results):
     """An arm's model before any graded knee, on the pictures that its shown fold did not see.
 
@@ -55,9 +63,9 @@ def before_training(study, runner, arm, results):
     dict of str to list of DataFrame
         Unseen part and 'external' to one graded frame with the number of the shown fold.
     """
-    from koa_lib import predictions, primer, training
+    from koa_lib import predictions, training
 
-    grader, found = primer.untrained(arm), {}
+    grader, found = untrained(arm), {}
     for part, (data, source) in ((unseen_split(results), runner.unseen(arm, grader)), ("external", runner.external(arm, grader))):
         if data is not None:
             graded = predictions.join(predictions.frame(data.rows["image_id"], training.predict(grader, source)), data.rows)
@@ -86,8 +94,14 @@ def _gain(gap, name):
 def recipe_differences(arm, other):
     """Every setting in which the recipe of an arm differs from another's, in words, e.g. 'batch (64, here 32)'."""
     names = {"part": "trained part"}
-    pairs = ((names.get(item.name, item.name.replace("_", " ")), getattr(other.recipe, item.name), getattr(arm.recipe, item.name)) for item in fields(arm.recipe))
-    return ", ".join(f"{name} ({_setting(theirs)}, here {_setting(own)})" for name, theirs, own in pairs if theirs != own)
+    pairs = differing(other.recipe, arm.recipe).items()
+    return ", ".join(f"{names.get(name, name.replace('_', ' '))} ({_setting(theirs)}, here {_setting(own)})" for name, (theirs, own) in pairs)
+
+
+def differing(recipe, other):
+    """The settings in which two recipes differ: name to (value, other value)."""
+    pairs = {item.name: (getattr(recipe, item.name), getattr(other, item.name)) for item in fields(recipe)}
+    return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
 def _setting(value):

@@ -1,4 +1,6 @@
-"""The one exception of the library that is meant for people."""
+"""The one exception of the library that is meant for people, and what an unfinished run is told."""
+
+GOES_ON = "Finished work is kept: the same command goes on from there."
 
 
 class StudyError(Exception):

@@ -149,8 +149,7 @@ def _anchor(name, kind):
 
 
 def _title(name):
-    kind, number = name.split("_")
-    return f"{kind.capitalize()} {number.upper()}" + ("" if number.startswith("s") else " of the paper")
+    return labels.words(name) + ("" if "_s" in name else " of the paper")
 
 
 def _save_table(study, name, frame):

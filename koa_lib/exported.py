@@ -7,7 +7,6 @@ from contextlib import redirect_stdout
 
 import numpy as np
 import torch
-import yaml
 from safetensors.numpy import save_file
 
 from koa_lib import gradercard, grading, novelty, predictions, stats, study
@@ -38,8 +37,7 @@ def export(of):
     Path
         Folder with `grader.safetensors` and `grader.json`.
     """
-    runner, arm = Runner(of), our_arm(of)
-    number = min(main_fold(of), max(1, arm.recipe.folds))
+    runner, (arm, number) = Runner(of), _exported(of)
     grader = runner.grader(arm, number)
     fold = next(fold for fold in folds(runner.data("training", arm.recipe), arm, of.seed) if fold.number == number)
     key = {"checkpoint": json.loads((_checkpoint(of.run_dir, arm.name, number, of.seed).with_suffix(".json")).read_text())["key"], "dry": of.dry}
@@ -50,6 +48,11 @@ def export(of):
         write(folder, grader, card, usual)
 
     return of.store.make(FOLDER, key, build, ("exported", "gradercard", "novelty", "joint"))
+
+
+def _exported(of):
+    arm = our_arm(of)
+    return arm, min(main_fold(of), max(1, arm.recipe.folds))
 
 
 def _checkpoint(run_dir, name, number, seed):
@@ -161,9 +164,9 @@ def newest():
 def _is_test(run):
     """Whether a run is dry or a smoke test, by its inputs, or else by the card of its weights."""
     try:
-        inputs = yaml.safe_load((run / "inputs.yaml").read_text(encoding="utf-8"))
+        inputs = study.stored_inputs(run / "inputs.yaml")
         return bool(inputs.get("dry")) or inputs.get("profile") == "smoke"
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except (OSError, StudyError):
         pass
     try:
         return gradercard.read(run / FOLDER)["only_a_test"]
@@ -172,12 +175,11 @@ def _is_test(run):
 
 
 def _exported_now(run):
-    inputs = yaml.safe_load((run / "inputs.yaml").read_text(encoding="utf-8"))
+    inputs = study.stored_inputs(run / "inputs.yaml")
     if inputs.get("dry"):
         os.environ[study.DRY] = "1"
     of = study.Study.open(inputs["profile"], inputs["seed"], "koa grade")
-    arm = our_arm(of)
-    number = min(main_fold(of), max(1, arm.recipe.folds))
+    arm, number = _exported(of)
     note = _checkpoint(run, arm.name, number, of.seed).with_suffix(".json")
     if not note.is_file() or json.loads(note.read_text())["key"]["code"] != code_hash(_CODE):
         raise StudyError(f"The run '{run.name}' has no weights folder, and its model was not made by this version of the code. "

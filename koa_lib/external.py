@@ -1,11 +1,11 @@
 """The external result from all sides: by set and reader, by every metric, by the way of showing, and with adaptation."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from koa_lib import exhibits, labels, metrics, predictions, protocols, retrieval, shift, stats, subsets
+from koa_lib import comparison, exhibits, labels, metrics, predictions, protocols, retrieval, shift, stats, subsets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.harmonisation import EXPLORATORY, VIEWS
@@ -189,8 +189,8 @@ def protocols_in_words(study):
     printed, ours = study.profile.as_printed, study.profile.our_protocol
     if printed is None:
         return "Only our protocol was run."
-    pairs = {field.name: (getattr(printed, field.name), getattr(ours, field.name)) for field in fields(printed)}
-    apart = ["folds (single pictures, whole patients)", *(f"{name.replace('_', ' ')} ({labels.words(str(a))}, {labels.words(str(b))})" for name, (a, b) in pairs.items() if a != b)]
+    pairs = comparison.differing(printed, ours).items()
+    apart = ["folds (single pictures, whole patients)", *(f"{name.replace('_', ' ')} ({labels.words(str(a))}, {labels.words(str(b))})" for name, (a, b) in pairs)]
     return (f"The two models differ in all of this, as printed first: {', '.join(apart)}; and only our protocol chooses the epoch on an inner part. "
             "Their rows compare these bundles: no difference between them can be laid to the folds, or to any one setting.")
 

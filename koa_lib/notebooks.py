@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from koa_lib import journal
 from koa_lib import profile as profiles
-from koa_lib.errors import StudyError
+from koa_lib.errors import GOES_ON, StudyError
 from koa_lib.profile import ROOT
 from koa_lib.progress import WATCHED, duration, without_events
 from koa_lib.store import write_text
@@ -16,7 +16,6 @@ from koa_lib.study import BUILD, is_dry, run_name
 from koa_lib.terminal import Terminal, Watch
 
 FOLDER = ROOT / "notebooks"
-GOES_ON = "Finished work is kept: the same command goes on from there."
 LONGEST = 100  # letters of a question or an error in one line
 # What an error's text holds, and what it means.
 _MEANINGS = {"No space left on device": "The disk is full: free some space.", "PytorchStreamWriter failed": "The disk may be full: free some space.",

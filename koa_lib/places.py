@@ -3,6 +3,7 @@
 import re
 from html import unescape
 
+from koa_lib import labels
 from koa_lib.provenance import html_outputs
 
 __all__ = ["PAGES", "PAPER_ITEMS", "Places", "exhibits", "items", "others", "title"]
@@ -62,18 +63,12 @@ class Places:
         ('deviations#d4').
         """
         if _NAME.fullmatch(target):
-            return {"label": label(target), "href": self.exhibits.get(target, {}).get("page")}
+            return {"label": labels.words(target), "href": self.exhibits.get(target, {}).get("page")}
         page, _, anchor = target.partition("#")
         if page in PAGES:
             told = f"Deviation {anchor.upper()}" if re.fullmatch(r"d\d+", anchor) else PAGES[page] + f": {anchor.replace('-', ' ')}" * bool(anchor)
             return {"label": told, "href": f"{page}.html" + f"#{anchor}" * bool(anchor)}
         return {"label": f"Notebook {int(page[:2])}", "href": f"nb/{page}.html" if page in self.notebooks else None}
-
-
-def label(name):
-    """'Table S2' for table_s2."""
-    kind, number = name.split("_")
-    return f"{kind.capitalize()} {number.upper()}"
 
 
 def title(notebook, stem):
@@ -98,7 +93,7 @@ def items(run_dir, notebooks, found):
     """A row for each item of the paper: name, title, page, reason, and where made: notebook, heading, download, files."""
     rows = []
     for name, (shows, maker) in PAPER_ITEMS.items():
-        row = {"name": label(name), "title": shows, "page": None, "reason": ""}
+        row = {"name": labels.words(name), "title": shows, "page": None, "reason": ""}
         if name in found:
             place = found[name]
             stem = place["notebook"]
@@ -120,7 +115,7 @@ def others(notebooks, found):
 def _exhibit(stem, anchor, body):
     caption, missing = _TITLE.search(body), _MISSING.search(body)
     return {
-        "name": label(anchor.replace("-", "_")),
+        "name": labels.words(anchor.replace("-", "_")),
         "notebook": stem,
         "page": f"nb/{stem}.html#{anchor}",
         "title": _first_sentence(caption[1]) if caption else "",

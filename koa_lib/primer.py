@@ -91,14 +91,6 @@ def cohorts(examples):
     return figure
 
 
-def untrained(arm):
-    """The arm's grader before any graded knee: an adapter is switched off, everything else has its start weights."""
-    grader = arm.build()
-    if grader.adapter is not None:
-        grader.adapter.residual = 0.0
-    return grader.eval()
-
-
 def compared(graders, picture, normalisation):
     """One picture against the five descriptions, by several graders.
 

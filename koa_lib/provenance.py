@@ -120,7 +120,8 @@ def whole(run_dir):
 
     The notebooks' own time, and for each step, however often reused, the time of its building; what is part of another step counts there.
     """
-    executions, lines = steps(run_dir), journal.read(run_dir)
+    lines = journal.read(run_dir)
+    executions = _executions(lines)
     own = {line["step"]: line.get("own") for line in lines if line["step"] == line["notebook"]}
     inner = {line["step"] for line in lines if line.get("nested")}
     built = {step["step"]: step["seconds"] or 0 for row in executions for step in row["steps"] if step["step"] not in inner}
@@ -164,7 +165,12 @@ def steps(run_dir):
         notebook, seconds, peak_mib (None where not recorded), built, reused (numbers of steps), steps; each step has
         step, status, time, reason, seconds (of its building) and peak_mib.
     """
-    return [_execution(name, lines) for name, lines in sorted(_last_lines(run_dir).items())]
+    return _executions(journal.read(run_dir))
+
+
+def _executions(lines):
+    # Names of other kinds are the pages, or somebody's own work in this run's store.
+    return [_execution(name, [lines[place] for place in places]) for name, places in sorted(journal.executions(lines).items()) if re.match(r"\d\d_", name)]
 
 
 def total(executions):
@@ -173,36 +179,19 @@ def total(executions):
     return {"seconds": sum(seconds) if seconds else None, "peak_mib": max(peaks, default=None), **{key: sum(row[key] for row in executions) for key in ("built", "reused")}}
 
 
-def _last_lines(run_dir):
-    path, lines = run_dir / "run.jsonl", {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(text)
-            name, step = entry.get("notebook", ""), entry["step"]
-        except (ValueError, KeyError, AttributeError):
-            continue  # half a line of a killed run
-        if entry.get("earlier") or not re.match(r"\d\d_", name):
-            continue  # somebody's own work in this run's store
-        if lines.get(name) and lines[name][-1]["step"] == name:
-            lines[name] = []  # a notebook's own line closes an execution: what follows is the next one
-        lines.setdefault(name, []).append(entry | {"step": step})
-    return lines
-
-
 def _execution(name, lines):
     rows, closing = {}, [line for line in lines if line["step"] == name]
     for line in lines:
         if line["step"] == name:
             continue
         row = rows.setdefault(line["step"], {"step": line["step"], "status": "", "seconds": None, "reason": "", "peak_mib": None})
-        first, built = row["seconds"] is None, line.get("status") == "built"
-        row |= {"time": line.get("time", "").replace("T", " "), "peak_mib": _largest(row, line)}
+        first, built = row["seconds"] is None, line["status"] == "built"
+        row |= {"time": line["time"].replace("T", " "), "peak_mib": _largest(row, line)}
         if first or built:  # what was built keeps the reason and the time of its building
-            row |= {"status": line.get("status", ""), "seconds": line.get("seconds"), "reason": line.get("reason", "")}
+            row |= {"status": line["status"], "seconds": line["seconds"], "reason": line.get("reason", "")}
     built = sum(row["status"] == "built" for row in rows.values())
-    peaks = [line["peak_mib"] for line in lines if line.get("peak_mib") is not None]
-    return {"notebook": name, "seconds": closing[-1].get("seconds") if closing else None, "peak_mib": max(peaks, default=None),
-            "time": lines[-1].get("time", "").replace("T", " "), "built": built, "reused": len(rows) - built, "steps": list(rows.values())}
+    return {"notebook": name, "seconds": closing[-1]["seconds"] if closing else None, "peak_mib": _largest(*lines),
+            "time": lines[-1]["time"].replace("T", " "), "built": built, "reused": len(rows) - built, "steps": list(rows.values())}
 
 
 def _largest(*lines):

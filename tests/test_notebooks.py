@@ -247,7 +247,9 @@ def test_a_notebook_that_lost_a_table_says_so(own, capsys):
 
 def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
     folder = own("import time\nprint('here', flush=True)\ntime.sleep(300)")
-    program = (f"import sys; from pathlib import Path; from koa_lib import notebooks; notebooks.FOLDER = Path({str(tmp_path)!r}); notebooks.BUILD = notebooks.FOLDER / 'build'\n"
+    # Tests that a shell runs in the background inherit "ignore" for this signal.
+    program = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+               f"import sys; from pathlib import Path; from koa_lib import notebooks; notebooks.FOLDER = Path({str(tmp_path)!r}); notebooks.BUILD = notebooks.FOLDER / 'build'\n"
                "from koa_lib.cli import main; sys.argv = ['koa', 'notebook', '01_own', '--profile', 'smoke']; main()")
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log, end = folder.parent / "logs" / "01_own.log", time.time() + 60

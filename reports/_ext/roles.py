@@ -7,5 +7,6 @@ def _mend(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
+    """Register the roles of list entries with Sphinx."""
     app.connect("html-page-context", _mend)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,10 +2,12 @@
 
 import time
 
-from koa_lib import journal, labels
+from koa_lib import budget, journal, labels
+from koa_lib import profile as profiles
 from koa_lib.errors import GOES_ON, StudyError
 from koa_lib.progress import duration
 from koa_lib.store import write_text
+from koa_lib.study import stored_inputs
 from koa_lib.terminal import Terminal
 
 FAILED_LINES = 3  # of a failed build are shown; all are in its log
@@ -59,8 +61,15 @@ def summarise(folder, options=""):
     path = folder / "headline.txt"
     headline = path.read_text(encoding="utf-8").strip() if path.exists() else "no headline was written"
     tables, figures = (len(list((folder / kind).glob(pattern))) for kind, pattern in (("tables", "[!.]*.csv"), ("figures", "[!.]*.png")))
+    spent = _spent(folder, lines)
     return "\n".join([f"result: {labels.words(headline)}", f"made: {tables} tables, {figures} figures in {folder}", f"time: {_time(lines)}",
-                      f"next: {_next(folder, options)}", f"report: {(folder / 'html' / 'index.html').as_uri()}"])
+                      *([f"budget: {spent}"] if spent else []), f"next: {_next(folder, options)}", f"report: {(folder / 'html' / 'index.html').as_uri()}"])
+
+
+def _spent(folder, lines):
+    path = folder / "inputs.yaml"
+    inputs = stored_inputs(path) if path.is_file() else {"dry": True}
+    return "" if inputs["dry"] else budget.sentence(budget.spent(profiles.load(inputs["profile"]), lines))  # a dry run is no measure
 
 
 def _time(lines):

@@ -116,7 +116,7 @@ def _more(count):
 
 def _left(folder, name, settings):
     lines, known = journal.read(folder), names()
-    times = [journal.whole(lines, other) for other in known[known.index(name):]]
+    times = [journal.whole(lines, [other]) for other in known[known.index(name):]]
     started = journal.started()
     if None not in times:
         pages = next((line["seconds"] for line in reversed(lines) if line["step"] == "report"), 0)

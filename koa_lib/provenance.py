@@ -15,7 +15,7 @@ from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT, Profile
 from koa_lib.study import stored_inputs
 
-__all__ = ["Run", "facts", "hashes", "html_outputs", "inputs", "is_synthetic", "machine", "minutes", "note", "packages", "seeds", "steps", "timings", "total", "whole"]
+__all__ = ["Run", "facts", "hashes", "html_outputs", "inputs", "is_synthetic", "machine", "minutes", "note", "packages", "seeds", "steps", "timings", "total"]
 
 _STAMP = re.compile(r"commit (\S+) · data ([^·<]+) · seed (\d+)")
 
@@ -111,22 +111,8 @@ def _times(run):
     spent = seconds / 60 if seconds is not None else minutes(run.notebooks)
     count = done["built"] + done["reused"]
     told = [("Time in notebooks", "unknown" if spent is None else f"{spent:.1f} minutes" + f", {done['reused']:,} of {count:,} steps reused" * bool(count))]
-    anew = whole(run.folder)
-    return told + ([("Time when every step is built", f"{anew:.1f} minutes, added up from the building of each")] if anew is not None else [])
-
-
-def whole(run_dir):
-    """Minutes that the notebooks take when each step of their last execution is built once; None where the journal does not tell.
-
-    The notebooks' own time, and for each step, however often reused, the time of its building; what is part of another step counts there.
-    """
-    lines = journal.read(run_dir)
-    executions = _executions(lines)
-    own = {line["step"]: line.get("own") for line in lines if line["step"] == line["notebook"]}
-    inner = {line["step"] for line in lines if line.get("nested")}
-    built = {step["step"]: step["seconds"] or 0 for row in executions for step in row["steps"] if step["step"] not in inner}
-    parts = [own.get(row["notebook"]) for row in executions]
-    return (sum(parts) + sum(built.values())) / 60 if parts and None not in parts else None
+    anew = journal.whole(journal.read(run.folder), [row["notebook"] for row in rows])
+    return told + ([("Time when every step is built", f"{anew / 60:.1f} minutes, added up from the building of each")] if anew is not None else [])
 
 
 def _trainings(settings):
@@ -165,10 +151,7 @@ def steps(run_dir):
         notebook, seconds, peak_mib (None where not recorded), built, reused (numbers of steps), steps; each step has
         step, status, time, reason, seconds (of its building) and peak_mib.
     """
-    return _executions(journal.read(run_dir))
-
-
-def _executions(lines):
+    lines = journal.read(run_dir)
     # Names of other kinds are the pages, or somebody's own work in this run's store.
     return [_execution(name, [lines[place] for place in places]) for name, places in sorted(journal.executions(lines).items()) if re.match(r"\d\d_", name)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from koa_lib import cards, checklists, frontpage, links, pages, places, provenance
+from koa_lib import budget, cards, checklists, frontpage, journal, links, pages, places, provenance
 from koa_lib.errors import StudyError
 from koa_lib.places import PAPER_ITEMS
 from koa_lib.profile import ROOT
@@ -153,7 +153,7 @@ def _render_front_page(run, source, found, results, common):
 def _render_environment(run, source, common):
     steps = provenance.steps(run.folder)
     _render("environment.md", source, machine=provenance.machine(), seeds=provenance.seeds(run), hashes=provenance.hashes(run), steps=steps, total=provenance.total(steps),
-            packages=provenance.packages(), **common)
+            budget=budget.sentence(budget.spent(run.settings, journal.read(run.folder))), packages=provenance.packages(), **common)
 
 
 def _render(name, target, **values):

@@ -169,14 +169,21 @@ class Attention:
 
 @dataclass(frozen=True)
 class Systems:
-    """Settings of the other papers' systems, notebooks 08 to 12; `seconds` is what they may take together on two cores."""
+    """Settings of the other papers' systems, notebooks 08 to 12."""
 
-    seconds: int
     symmetry: Symmetry
     heads: Heads
     embeddings: Embeddings
     labels: Labels
     attention: Attention
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds that notebooks 00 to 07 (`study`) and 08 to 12 (`systems`) may take on two cores when every step is built; 0 for no budget."""
+
+    study: int
+    systems: int
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,7 @@ class Profile:
     purpose: str
     seed: int
     minutes: float
+    budget: Budget
     training: Cohort
     external: Cohort
     model: Model

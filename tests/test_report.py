@@ -157,18 +157,6 @@ def test_steps_are_those_of_the_last_execution(tmp_path):
     assert provenance.steps(tmp_path / "nowhere") == []
 
 
-def test_the_time_of_building_everything_counts_each_step_once(tmp_path):
-    def line(step, status, seconds, notebook, **more):
-        return json.dumps({"step": step, "status": status, "seconds": seconds, "notebook": notebook, "time": "2026-02-03T04:04:10", **more})
-
-    first = [line("features/old", "built", 500.0, "03_x"), line("features/a", "built", 60.0, "03_x"), line("03_x", "built", 570.0, "03_x", own=10.0)]
-    last = [line("features/a", "reused", 60.0, "03_x"), line("03_x", "built", 12.0, "03_x", own=12.0)]
-    other = [line("features/a", "reused", 60.0, "04_y"), line("features/inner", "built", 20.0, "04_y", nested=True), line("features/b", "built", 30.0, "04_y"), line("04_y", "built", 48.0, "04_y", own=18.0)]
-    (tmp_path / "run.jsonl").write_text("\n".join([*first, *last, *other]))
-    assert provenance.whole(tmp_path) == (12 + 18 + 60 + 30) / 60  # neither what is no longer used nor what is part of another step
-    assert provenance.whole(tmp_path / "nowhere") is None
-
-
 @pytest.mark.parametrize("text", ["profile: [", "just words", "- a\n- b", "key: \x00"])
 def test_damaged_inputs_are_a_sentence(tmp_path, text):
     (tmp_path / "inputs.yaml").write_text(text)

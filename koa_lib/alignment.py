@@ -5,21 +5,22 @@ import math
 import numpy as np
 import pandas as pd
 
-from koa_lib import stats, texts
+from koa_lib import exhibits, stats, texts
 from koa_lib.claims import Answer, not_run
 from koa_lib.heads import HEADS, LOSSES
 from koa_lib.losses import chance_loss
-from koa_lib.metrics import best_constant
-from koa_lib.predictions import joined_mean
+from koa_lib.metrics import best_constant, confusion, from_confusion
+from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import START
 from koa_lib.published import read as read_published
 from koa_lib.scorecard import Ours
-from koa_lib.style import INK, PLAIN_COLOURS, canvas, message, styled
 
 SYSTEM = "LumbarCLIP"
 SHOWN = ("accuracy", "macro_f1", "qwk")
 OTHER_DATA = "knee radiographs, not the paper's axial lumbar MRI with reports: other data, so the two numbers do not compare"
-_LOOK = dict(zip(HEADS, (("o", "-", -0.13), ("s", "--", 0.13)), strict=True))  # mark, line and place of a head in the charts
+LEVEL = 0.95
+_BOUNDS = (("", 0), ("_low", 1), ("_high", 2))
+_STANDS_IN = {"random": " (stand-in, untrained)", "start": " (stand-in)", "trained": " (stand-in)"}
 
 
 def as_run(study):
@@ -45,6 +46,24 @@ def _described(study, spec):
             "timm": f"{network}, {'random' if study.dry else 'published'} weights"}[spec.source]
 
 
+def shown(study, spec):
+    """An encoder's name wherever a number of it stands, e.g. 'Swin (stand-in, untrained)'."""
+    return spec.name + _STANDS_IN.get(spec.source, " (random weights)" if study.dry else "")
+
+
+def show(study, name, made, caption, **look):
+    """Show a table or figure; where the profile runs no encoder (None), its place says why."""
+    if made is None:
+        return exhibits.not_available(study, name, caption, none_run(study))
+    return (exhibits.show_table if name.startswith("table") else exhibits.show_figure)(study, name, made, caption, **look)
+
+
+def none_run(study):
+    """Why a profile runs no encoder."""
+    reasons = [f"{spec.name} ({spec.reason})" for spec in study.profile.systems.heads.encoders if spec.reason]
+    return f"not run, because this profile runs none of the encoders: {', '.join(reasons)}"
+
+
 def grid(study, trained):
     """Each encoder, head and loss on the reported split: mean probabilities of its seeds, 95 % group-bootstrap intervals.
 
@@ -55,11 +74,10 @@ def grid(study, trained):
         (ratios), each with _low and _high.
     """
     rows = []
-    for (encoder, head, loss), runs in _cells(trained).items():
+    for (_, head, loss), runs in _cells(trained).items():
         graded = _mean(runs)
-        summary = stats.bootstrap_summary(graded, study.profile.draws, study.seed).set_index("metric")
-        values = {f"{name}{end}": summary[column][name] for name in SHOWN for end, column in (("", "value"), ("_low", "ci_low"), ("_high", "ci_high"))}
-        rows.append({"encoder": encoder, "head": head, "loss": loss, "seeds": len(runs), "epoch": int(runs[0].history["epoch"][runs[0].history["qwk"].idxmax()]),
+        values = {f"{name}{end}": found[place] for name, found in _measured(study, graded).items() for end, place in _BOUNDS}
+        rows.append({"encoder": shown(study, runs[0].encoder), "head": head, "loss": loss, "seeds": len(runs), "epoch": int(runs[0].history["epoch"][runs[0].history["qwk"].idxmax()]),
                      "inner_qwk": np.mean([run.best for run in runs]), "n": len(graded), **values})
     return pd.DataFrame(rows)
 
@@ -70,22 +88,30 @@ def differences(study, trained):
     Returns
     -------
     DataFrame
-        encoder, loss, n, then accuracy, macro_f1, qwk (differences of ratios), each with _low and _high.
+        encoder, loss, n, then gap_accuracy, simultaneous, gap_qwk, gap_macro_f1 (differences of ratios), with _low and _high; 'simultaneous' is the
+        interval of the accuracy by which all of them hold at once (Bonferroni).
     """
-    cells, rows = _cells(trained), []
-    for encoder, loss in dict.fromkeys((encoder, loss) for encoder, _, loss in cells):
-        both = stats.paired(*(_mean(cells[encoder, head, loss]) for head in HEADS))
-        gaps = {name: stats.difference(both, name, study.profile.draws, study.seed) for name in SHOWN}
-        values = {f"{name}{end}": gap[column] for name, gap in gaps.items() for end, column in (("", "difference"), ("_low", "ci_low"), ("_high", "ci_high"))}
-        rows.append({"encoder": encoder, "loss": loss, "n": len(both), **values})
-    return pd.DataFrame(rows)
+    cells = _cells(trained)
+    pairs = list(dict.fromkeys((encoder, loss) for encoder, _, loss in cells))
+    return pd.DataFrame([_difference(study, [cells[encoder, head, loss] for head in HEADS], len(pairs)) for encoder, loss in pairs])
+
+
+def _difference(study, runs, number):
+    both = stats.paired(*map(_mean, runs))
+    asked = {"gap_accuracy": ("accuracy", LEVEL), "simultaneous": ("accuracy", 1 - (1 - LEVEL) / number), "gap_qwk": ("qwk", LEVEL), "gap_macro_f1": ("macro_f1", LEVEL)}
+    row = {"encoder": shown(study, runs[0][0].encoder), "loss": runs[0][0].loss, "n": len(both)}
+    for name, (metric, level) in asked.items():
+        gap = stats.difference(both, metric, study.profile.draws, study.seed, level)
+        row |= {name: gap["difference"]} if name != "simultaneous" else {}
+        row |= {f"{name}_low": gap["ci_low"], f"{name}_high": gap["ci_high"]}
+    return row
 
 
 def linear_better(table):
     """The answer to "linear projection heads align better than non-linear ones", by accuracy as the paper measures it.
 
-    *Replicated* when the intervals of all differences lie above 0, *not replicated* when any lies below, else *inconclusive*. Ours is the smallest
-    difference, in points. Intervals are not corrected for their number.
+    *Replicated* when the 95 % intervals of all differences lie above 0, *not replicated* when any lies below, else *inconclusive*. Ours is the smallest
+    difference, in points. The intervals of the rule are not corrected for their number; the reason says what is left of them when they are.
 
     Parameters
     ----------
@@ -94,11 +120,17 @@ def linear_better(table):
     """
     if table.empty:
         return not_run("this profile runs none of the encoders")
-    points = 100 * table[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy(float)
-    above, below = (points[:, 1] > 0).sum(), (points[:, 2] < 0).sum()
+    points = 100 * table[["gap_accuracy", "gap_accuracy_low", "gap_accuracy_high"]].to_numpy(float)
+    (above, below), (sure_above, sure_below) = (clear(table, name) for name in ("gap_accuracy", "simultaneous"))
     verdict = "not replicated" if below else "replicated" if above == len(points) else "inconclusive"
-    reason = f"of {len(points)} paired differences (encoder x loss) {above} lie clearly above 0 and {below} clearly below; ours is the smallest"
+    reason = (f"of {len(points)} paired differences (encoder x loss) {above} lie clearly above 0 and {below} clearly below; "
+              f"{sure_above} and {sure_below} after correction for their number; ours is the smallest")
     return Answer(*(float(value) for value in points[points[:, 0].argmin()]), "points", verdict, reason)
+
+
+def clear(table, name):
+    """How many intervals of a column of `differences` lie above 0, and how many below."""
+    return int((table[f"{name}_low"] > 0).sum()), int((table[f"{name}_high"] < 0).sum())
 
 
 def chosen(trained):
@@ -114,13 +146,14 @@ def answers(study, trained):
         missing = linear_better(pd.DataFrame())
         return {key: Ours(math.nan, note=missing.reason) for key in keys} | {claim: missing}
     runs = chosen(trained)
-    tables = [stats.bootstrap_summary(run.graded, study.profile.draws, study.seed).set_index("metric") for run in runs]
-    said = f"{runs[0].encoder.name}, {runs[0].head} head, {runs[0].loss} loss, chosen on the inner part"
+    measured = [_measured(study, run.graded) for run in runs]
+    said = f"{shown(study, runs[0].encoder)}, {runs[0].head} head, {runs[0].loss} loss, chosen on the inner part"
     found = {}
     for key, name in keys.items():
-        low, high = (100 * tables[0][column][name] for column in ("ci_low", "ci_high"))
+        values = [100 * each[name][0] for each in measured]
+        low, high = (100 * bound for bound in measured[0][name][1:])
         note = f"{OTHER_DATA}; {said}; group bootstrap of the first run: {low:.1f} to {high:.1f}"
-        found[key] = Ours(*stats.run_interval([100 * table["value"][name] for table in tables]), note)
+        found[key] = Ours(*stats.run_interval(values), note)
     return found | {claim: linear_better(differences(study, trained))}
 
 
@@ -138,25 +171,83 @@ def beside_published(study, found):
         metric, published, ours, ci_low, ci_high (per cent), note.
     """
     table = read_published(study.published, "other_systems")
-    rows = [(row.metric, row.value, *found[row.system, row.item, row.row, row.metric]) for row in table[table["system"] == SYSTEM].itertuples()]
+    ours = {key: value for key, value in found.items() if isinstance(value, Ours)}
+    said = {key: value._replace(note=value.note.removeprefix(f"{OTHER_DATA}; ")) for key, value in ours.items()}
+    rows = [(row.metric, row.value, *said[row.system, row.item, row.row, row.metric]) for row in table[table["system"] == SYSTEM].itertuples()]
     return pd.DataFrame(rows, columns=["metric", "published", "ours", "ci_low", "ci_high", "note"])
 
 
-def curves(trained):
+def curves(study, trained):
     """Each loss over the grid: where the training ends, what it cannot undercut there, and what equal scores cost.
 
     Returns
     -------
     DataFrame
-        loss, trainings, batch, lowest (smallest mean loss of a last epoch), floor (of that epoch's batches), uniform (every text equally likely), nats.
+        loss, trainings, encoder, head (of the training with the lowest loss), batch, lowest_loss (its mean over the last epoch), loss_floor (of that
+        epoch's batches), uniform_loss (every text equally likely), nats.
     """
     rows = []
     for loss in LOSSES:
-        lasts = [run.history.iloc[-1] for run in trained if run.loss == loss]
-        if lasts:
-            last = min(lasts, key=lambda row: row["loss"])
-            rows.append((loss, len(lasts), int(last["batch"]), last["loss"], last["floor"], chance_loss(last["batch"])))
-    return pd.DataFrame(rows, columns=["loss", "trainings", "batch", "lowest", "floor", "uniform"])
+        runs = [run for run in trained if run.loss == loss]
+        if runs:
+            best = min(runs, key=lambda run: run.history["loss"].iloc[-1])
+            last = best.history.iloc[-1]
+            rows.append((loss, len(runs), shown(study, best.encoder), best.head, int(last["batch"]), last["loss"], last["floor"], chance_loss(last["batch"])))
+    return pd.DataFrame(rows, columns=["loss", "trainings", "encoder", "head", "batch", "lowest_loss", "loss_floor", "uniform_loss"])
+
+
+def grid_in_words(table, grades):
+    """The span of accuracy and kappa of each encoder, beside one grade for every picture, as text."""
+    spans = [f"{name} {rows['accuracy'].min():.3f} to {rows['accuracy'].max():.3f} (quadratic kappa {rows['qwk'].min():.2f} to {rows['qwk'].max():.2f})"
+             for name, rows in table.groupby("encoder", sort=False)]
+    constant = best_constant(grades)["accuracy"]
+    above = int((table["accuracy_low"] > constant).sum())
+    return (f"Accuracy over heads and losses: {'; '.join(spans)}. One grade for every picture reaches {constant:.3f}; "
+            f"of {len(table)} combinations {above} {'lies' if above == 1 else 'lie'} above it with the whole interval.")
+
+
+def rule_in_words(study, table):
+    """What the rule of `linear_better` says, how far chance alone could carry it, and whose differences these are, as text."""
+    answer, number = linear_better(table), len(table)
+    above, below = clear(table, "gap_accuracy")
+    chance = min(1, number * (1 - LEVEL) / 2)
+    return (f"By the rule the claim is **{answer.verdict}** on this run's data. Of {number} differences {above} lie above 0 with the whole 95 % interval and "
+            f"{below} below; they go from {answer.ours:+.1f} points ({answer.ci_low:+.1f} to {answer.ci_high:+.1f}) to {100 * table['gap_accuracy'].max():+.1f}. "
+            f"If the heads did not differ, at least one of {number} such intervals would lie below 0 by chance in up to {100 * chance:.0f} % of studies; of the "
+            "intervals that hold all at once, {} lie above 0 and {} below. ".format(*clear(table, "simultaneous")) + panels_in_words(study))
+
+
+def ends_in_words(table):
+    """The lowest loss of each kind and its floor, as text."""
+    ends = "; ".join(f"{row.loss} {row.lowest_loss:.2f} ({row.encoder}, {row.head}) above a floor of {row.loss_floor:.2f}" for row in table.itertuples())
+    return f"At the last epoch the lowest losses are, in nats: {ends}."
+
+
+def encoders_in_words(study):
+    """How many image encoders are run, which are not, and what stands in, as text."""
+    encoders = study.profile.systems.heads.encoders
+    absent = [spec.name for spec in encoders if spec.reason]
+    rest = f"; {', '.join(absent)} not, for the reason in the table" if absent else ""
+    return f"Of {len(encoders)} image encoders {len(encoders) - len(absent)} are run{rest}. {panels_in_words(study)}"
+
+
+def panels_in_words(study):
+    """What numbers of different encoders do not say, as text: most of all those of stand-ins."""
+    run = [spec for spec in study.profile.systems.heads.encoders if not spec.reason]
+    stand_ins = [spec.name for spec in run if spec.source in _STANDS_IN]
+    untrained = [spec.name for spec in run if spec.source == "random" or study.dry and spec.source == "timm"]
+    told = f"What is called {', '.join(stand_ins)} is a [stand-in](../reports/glossary.md#term-Stand-in): its numbers say nothing about the published network of that name. " if stand_ins else ""
+    told += f"{' and '.join(untrained)} {'has' if len(untrained) == 1 else 'have'} random weights that were never trained. " if untrained else ""
+    return told + ("The encoders differ in what they have learnt before, so a comparison between them is none of architectures." if len(run) > 1 else "")
+
+
+def _measured(study, graded):
+    # (value, low, high) of each metric of SHOWN; `stats.bootstrap_summary` would draw the slower AUC too.
+    grades, probabilities = arrays(graded)
+    predicted = probabilities.argmax(1)
+    values = from_confusion(confusion(grades, predicted))
+    samples = from_confusion(stats.group_bootstrap(grades, predicted, graded["group_id"], study.profile.draws, study.seed))
+    return {name: (float(values[name]), *stats.interval(samples[name])) for name in SHOWN}
 
 
 def _cells(trained):
@@ -168,91 +259,3 @@ def _cells(trained):
 
 def _mean(runs):
     return joined_mean([run.graded for run in runs])
-
-
-@styled
-def grid_chart(table, grades):
-    """Accuracy of each head and loss, one panel per encoder; the dashed line is one grade for every picture.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From `grid`.
-    grades : int array (n,)
-        Reference grades of the reported split.
-    """
-    if table.empty:
-        return message("This profile runs none of the encoders.")
-    figure, axes = canvas(2.9, ncols=table["encoder"].nunique(), sharex=True, sharey=True, squeeze=False)
-    constant = best_constant(grades)["accuracy"]
-    for axis, (encoder, rows) in zip(axes[0], table.groupby("encoder", sort=False), strict=True):
-        for colour, (head, found) in zip(PLAIN_COLOURS, rows.groupby("head", sort=False), strict=False):
-            _intervals(axis, found, "accuracy", colour, _LOOK[head], f"{head} head")
-        axis.axvline(constant, color=INK, ls="--", lw=1, label="one grade for every picture")
-        axis.set(title=encoder, xlabel="accuracy (95 % interval)")
-    _finish(figure, axes[0, 0])
-    return figure
-
-
-@styled
-def difference_chart(table):
-    """Linear minus non-linear head: accuracy in points with paired intervals, one panel per encoder.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From `differences`.
-    """
-    if table.empty:
-        return message("This profile runs none of the encoders.")
-    figure, axes = canvas(2.6, ncols=table["encoder"].nunique(), sharex=True, sharey=True, squeeze=False)
-    for axis, (encoder, rows) in zip(axes[0], table.groupby("encoder", sort=False), strict=True):
-        _intervals(axis, rows, "accuracy", PLAIN_COLOURS[0], ("o", "-", 0), "linear minus non-linear", 100)
-        axis.axvline(0, color=INK, lw=1)
-        axis.set(title=encoder, xlabel="points of accuracy")
-    _finish(figure, axes[0, 0])
-    return figure
-
-
-@styled
-def loss_chart(trained):
-    """Training loss of each arm (first seed) over the epochs, one panel per loss, with the floor of its batches as a dotted line.
-
-    Parameters
-    ----------
-    trained : list of Trained
-    """
-    if not trained:
-        return message("This profile runs none of the encoders.")
-    figure, axes = canvas(3.3, ncols=len(LOSSES), sharey=True)
-    names = list(dict.fromkeys(run.encoder.name for run in trained))
-    for axis, loss in zip(axes, LOSSES, strict=True):
-        runs = [run for run in trained if run.loss == loss and run.seed == trained[0].seed]
-        mark = "o" if len(runs[0].history) < 3 else None
-        for run in runs:
-            colour = PLAIN_COLOURS[names.index(run.encoder.name)]
-            axis.plot(run.history["epoch"], run.history["loss"], _LOOK[run.head][1], color=colour, marker=mark, markersize=3, lw=1.3, label=f"{run.encoder.name}, {run.head}")
-        for run in runs:
-            axis.plot(run.history["epoch"], run.history["floor"], ":", color=INK, lw=1, marker=mark, markersize=2, label="floor: lowest possible")
-        axis.axhline(chance_loss(trained[0].history["batch"][0]), color=INK, ls="-.", lw=0.8, label="every text equally likely")
-        axis.set(title=loss, xlabel="epoch")
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("loss (nats)")
-    _finish(figure, axes[0])
-    return figure
-
-
-def _intervals(axis, rows, metric, colour, look, label, factor=1):
-    mark, _, aside = look
-    places = [LOSSES.index(loss) + aside for loss in rows["loss"]]
-    middle, low, high = (factor * rows[f"{metric}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
-    axis.errorbar(middle, places, xerr=np.nan_to_num(np.maximum([middle - low, high - middle], 0)), fmt=mark, color=colour, capsize=3, markersize=5, label=label)
-    axis.set_yticks(range(len(LOSSES)), LOSSES)
-    axis.set_ylim(len(LOSSES) - 0.5, -0.5)
-    axis.grid(axis="x", alpha=0.25)
-
-
-def _finish(figure, axis):
-    keys = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=3)
-

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -95,6 +96,18 @@ def loss_and_floor(model, features, grades, kind):
     return soft_clip(images, captions, model.scale, targets), soft_clip_floor(targets, grades)
 
 
+@contextmanager
+def _one_thread():
+    # On matrices this small threads wait for each other longer than they work, and on a busy machine very much longer.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def train(model, fit, select, settings, kind, weight_decay, seed):
     """Train the heads and keep the epoch that the inner part likes best (quadratic kappa).
 

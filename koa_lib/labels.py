@@ -66,6 +66,15 @@ COLUMNS = {
     "test_set": ("Test set", ""),
     "option": ("Reading", "one way to read what the paper leaves open"),
     "sd over seeds": ("SD over seeds", ""),
+    # Notebook 9.
+    "inner_qwk": ("Quadratic κ, inner part", "on the tenth of the training patients that chose the epoch; mean over the seeds"),
+    "gap_accuracy": ("Accuracy, difference", "linear minus non-linear head on the same pictures"),
+    "gap_qwk": ("Quadratic κ, difference", "linear minus non-linear head on the same pictures"),
+    "gap_macro_f1": ("Macro-F1, difference", "linear minus non-linear head on the same pictures"),
+    "simultaneous": ("Accuracy, all differences at once", "Bonferroni's correction for the number of differences"),
+    "lowest_loss": ("Lowest loss (nats)", "mean over the last epoch of the training that ends lowest"),
+    "loss_floor": ("Floor (nats)", "what no model can undercut on the same batches"),
+    "uniform_loss": ("Equally likely (nats)", "the loss of finding every text of a batch equally likely"),
 }
 # Held as shares; a frame in per cent says so in its heads.
 SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",

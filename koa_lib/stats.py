@@ -75,7 +75,7 @@ def bootstrap_summary(graded, draws=1000, seed=0, level=0.95):
     return pd.DataFrame(rows, columns=["metric", "value", "ci_low", "ci_high"])
 
 
-def paired_difference(grades, predicted_a, predicted_b, groups, metric, draws=1000, seed=0):
+def paired_difference(grades, predicted_a, predicted_b, groups, metric, draws=1000, seed=0, level=0.95):
     """Metric of A minus metric of B on the same pictures, with a paired group-bootstrap interval.
 
     Returns
@@ -91,7 +91,7 @@ def paired_difference(grades, predicted_a, predicted_b, groups, metric, draws=10
     # The same seed and groups give both models the same resampled patients.
     drawn = [group_bootstrap(grades, predicted, groups, draws, seed) for predicted in both]
     samples = [metrics.from_confusion(matrices)[metric] for matrices in drawn]
-    low, high = interval(samples[0] - samples[1])
+    low, high = interval(samples[0] - samples[1], level)
     return {"metric": metric, "a": a, "b": b, "difference": a - b, "ci_low": low, "ci_high": high}
 
 
@@ -139,9 +139,9 @@ def predicted(both):
     return tuple(probabilities.argmax(1) for probabilities in paired_probabilities(both))
 
 
-def difference(both, metric, draws=1000, seed=0):
+def difference(both, metric, draws=1000, seed=0, level=0.95):
     """`paired_difference` of a frame made by `paired`, its groups resampled."""
-    return paired_difference(both["kl_grade"], *predicted(both), both["group_id"], metric, draws, seed)
+    return paired_difference(both["kl_grade"], *predicted(both), both["group_id"], metric, draws, seed, level)
 
 
 def pool(frames):

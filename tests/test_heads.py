@@ -10,7 +10,7 @@ import torch
 from conftest import easy_dataset
 from torch import nn
 
-from koa_lib import alignment, answers, claims, heads, settings, splits
+from koa_lib import alignment, answers, claims, gridcharts, heads, settings, splits, stats
 from koa_lib.errors import StudyError
 from koa_lib.sources import Features
 
@@ -148,11 +148,19 @@ def test_the_table_has_each_cell_and_its_interval(headed, trained):
     gaps, wide = alignment.differences(headed, trained), table.pivot(index=["encoder", "loss"], columns="head", values="qwk")
     for row in gaps.itertuples():
         cell = wide.loc[row.encoder, row.loss]
-        assert row.qwk == pytest.approx(cell["linear"] - cell["non-linear"])
+        assert row.gap_qwk == pytest.approx(cell["linear"] - cell["non-linear"])
+        assert row.simultaneous_low <= row.gap_accuracy_low and row.gap_accuracy_high <= row.simultaneous_high
 
 
-def gaps(*intervals):
-    return pd.DataFrame([((low + high) / 2, low, high) for low, high in intervals], columns=["accuracy", "accuracy_low", "accuracy_high"])
+def test_metrics_of_the_table_are_those_of_the_summary(headed, trained):
+    summary = stats.bootstrap_summary(trained[0].graded, headed.profile.draws, headed.seed).set_index("metric")
+    for name, found in alignment._measured(headed, trained[0].graded).items():
+        assert found == pytest.approx(tuple(summary.loc[name, ["value", "ci_low", "ci_high"]]), nan_ok=True)
+
+
+def gaps(*intervals, wider=0.0):
+    rows = [((low + high) / 2, low, high, low - wider, high + wider) for low, high in intervals]
+    return pd.DataFrame(rows, columns=["gap_accuracy", "gap_accuracy_low", "gap_accuracy_high", "simultaneous_low", "simultaneous_high"])
 
 
 @pytest.mark.parametrize("intervals, verdict, ours", [
@@ -164,6 +172,13 @@ def gaps(*intervals):
 def test_the_rule_of_the_claim(intervals, verdict, ours):
     answer = alignment.linear_better(gaps(*intervals))
     assert answer.verdict == verdict and answer.ours == pytest.approx(ours) and answer.unit == "points"
+
+
+def test_the_answer_says_what_is_left_when_the_number_of_differences_is_corrected_for(headed):
+    table = gaps((0.01, 0.05), (0.03, 0.07), (-0.06, -0.01), wider=0.02)
+    assert "2 lie clearly above 0 and 1 clearly below; 1 and 0 after correction" in alignment.linear_better(table).reason
+    said = alignment.rule_in_words(headed, table)
+    assert "up to 8 %" in said and "Of 3 differences 2 lie above" in said and "1 lie above 0 and 0 below" in said
 
 
 def test_the_combination_of_the_scorecard_is_chosen_without_the_test_split(headed, trained):
@@ -179,7 +194,8 @@ def test_the_answers_are_rows_of_the_published_tables(headed, trained):
     answers.keep(headed, alignment.SYSTEM, found)
     assert answers.read(headed).keys() >= found.keys()
     table = alignment.beside_published(headed, found)
-    assert list(table["metric"]) == ["accuracy", "f1"] and table["ours"].between(0, 100).all() and table["note"].str.contains("knee").all()
+    assert list(table["metric"]) == ["accuracy", "f1"] and table["ours"].between(0, 100).all() and table["note"].str.contains("chosen on the inner part").all()
+    assert all(alignment.OTHER_DATA in value.note and "(stand-in, untrained)" in value.note for value in found.values() if not isinstance(value, claims.Answer))
 
 
 def test_a_profile_that_runs_no_encoder_says_why(headed):
@@ -190,8 +206,9 @@ def test_a_profile_that_runs_no_encoder_says_why(headed):
     claim = next(value for value in found.values() if isinstance(value, claims.Answer))
     assert claim.verdict == "not run" and all(math.isnan(value[0]) and "none of the encoders" in value[-1] for value in found.values())
     assert alignment.as_run(study)["status"].tolist() == ["not run, because no weights", "run"]
-    for figure in (alignment.grid_chart(pd.DataFrame(), []), alignment.difference_chart(pd.DataFrame()), alignment.loss_chart([])):
-        assert figure.axes
+    place = alignment.show(study, "table_s33", None, "The grid.").html
+    assert "not run, because this profile runs none of the encoders: Absent (no weights)" in place
+    assert "1 image encoders 0 are run; Absent not" in alignment.encoders_in_words(study)
 
 
 def test_stand_ins_are_named_as_such(headed):
@@ -200,11 +217,70 @@ def test_stand_ins_are_named_as_such(headed):
     assert "stand-in for BioClinicalBERT" in rows["text"]
 
 
+@pytest.mark.parametrize("source, dry, shown", [("random", False, "A (stand-in, untrained)"), ("start", False, "A (stand-in)"), ("trained", False, "A (stand-in)"),
+                                                ("timm", False, "A"), ("timm", True, "A (random weights)")])
+def test_a_stand_in_is_named_beside_every_number(headed, source, dry, shown):
+    study = replace(headed, inputs=replace(headed.inputs, dry=dry))
+    assert alignment.shown(study, replace(ENCODER, name="A", source=source)) == shown
+
+
+def test_tables_and_texts_of_a_stand_in_say_so(headed, trained):
+    table, gaps = alignment.grid(headed, trained), alignment.differences(headed, trained)
+    curves = alignment.curves(headed, trained)
+    assert all(set(frame["encoder"]) == {"Stand-in (stand-in, untrained)"} for frame in (table, gaps, curves))
+    for said in (alignment.grid_in_words(table, trained[0].graded["kl_grade"]), alignment.ends_in_words(curves)):
+        assert "(stand-in, untrained)" in said
+    assert "never trained" in alignment.rule_in_words(headed, gaps)
+
+
+def test_training_leaves_the_number_of_threads_as_it_was(monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(heads, "_update", lambda *arguments: seen.append(torch.get_num_threads()) or (1.0, 0.5))
+    torch.set_num_threads(2)
+    try:
+        fit, select = toy()
+        heads.train(model_of(fit), fit, select, HEADS, "ordinal", 0.0, 0)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_charts_show_every_cell(headed, trained):
     table = alignment.grid(headed, trained)
-    chart = alignment.grid_chart(table, trained[0].graded["kl_grade"])
-    assert [axis.get_title() for axis in chart.axes] == ["Stand-in"] and len(chart.axes[0].containers) == 2
-    assert len(alignment.difference_chart(alignment.differences(headed, trained)).axes[0].containers) == 1
-    curves = alignment.loss_chart(trained)
-    assert [axis.get_title() for axis in curves.axes] == list(heads.LOSSES)
-    assert alignment.curves(trained)["floor"].between(0, math.log(16)).all()
+    name = "Stand-in (stand-in, untrained)"
+    chart = gridcharts.grid_chart(table, trained[0].graded["kl_grade"])
+    assert [axis.get_title(loc="left") for axis in chart.axes] == [name] and len(chart.axes[0].containers) == 2
+    assert len(gridcharts.difference_chart(alignment.differences(headed, trained)).axes[0].containers) == 1
+    curves = gridcharts.loss_chart(headed, trained)
+    assert [axis.get_title(loc="left") for axis in curves.axes] == [f"{loss} loss" for loss in heads.LOSSES]
+    said = [text.get_text() for text in curves.legends[0].get_texts()]
+    assert {f"{name}, linear", f"{name}, non-linear", "floor of the same batches"} <= set(said)
+    assert alignment.curves(headed, trained)["loss_floor"].between(0, math.log(16)).all()
+
+
+@pytest.mark.parametrize("kind", heads.HEADS)
+@pytest.mark.parametrize("loss", ["label-aware", "ordinal"])
+def test_gradients_of_the_heads(kind, loss, monkeypatch):
+    monkeypatch.setattr(heads, "DIMENSIONS", 3)
+    torch.manual_seed(0)
+    features, grades = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 0, 2, 4])
+    model = heads.PairModel(kind, torch.randn(20, 5), torch.randn(5, 4)).double()
+    names = [name for name, _ in model.named_parameters()]
+
+    def value(*parameters):
+        state = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(Loss(model), {f"model.{name}": given for name, given in state.items()}, (features, grades, loss))
+
+    assert torch.autograd.gradcheck(value, tuple(model.parameters()))
+
+
+class Loss(nn.Module):
+    """The loss of a model as a function of its parameters."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features, grades, kind):
+        return heads.loss_and_floor(self.model, features, grades, kind)[0]
+

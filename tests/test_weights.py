@@ -149,3 +149,28 @@ def test_damaged_weights_are_found_before_the_run_and_named(tmp_path, hub_file, 
     with pytest.raises(StudyError) as error:
         weights.check(only, str(tmp_path))
     assert MOBILE in str(error.value) and str(place) in str(error.value) and len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage, said", [("", ""), ("cut", "weights of Small .* cannot be used"), ("other", "no weights of Small"), ("vocabulary", "3 pieces, not the 60")])
+def test_a_bert_is_opened_before_the_run_and_a_damaged_one_named(tmp_path, monkeypatch, damage, said):
+    from transformers import BertConfig, BertModel
+
+    from koa_lib import texts
+
+    config = {**texts.BERTS["tiny"].config, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 60}
+    monkeypatch.setitem(texts.BERTS, "Small", texts.Bert("somewhere/Small_BERT", True, config))
+    place = tmp_path / "Small"
+    place.mkdir()
+    BertModel(BertConfig(**{**config, "hidden_size": 32 if damage == "other" else 16}), add_pooling_layer=False).save_pretrained(place)
+    weight = place / "model.safetensors"
+    weight.write_bytes(weight.read_bytes()[: 500 if damage == "cut" else None])
+    (place / "vocab.txt").write_text("\n".join(f"w{number}" for number in range(3)) if damage == "vocabulary" else "\n".join([*texts.SPECIAL, *(f"w{number}" for number in range(55))]))
+    settings = profiles.load("demo")
+    only = replace(settings, systems=replace(settings.systems, heads=replace(settings.systems.heads, text="Small")))
+    assert weights.needed(only) == [(weights.bert, "Small")]
+    if not damage:
+        weights.check(only, str(tmp_path))
+        return
+    with pytest.raises(StudyError, match=said) as error:
+        weights.check(only, str(tmp_path))
+    assert str(place) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600

@@ -33,7 +33,7 @@ def as_run(study):
     """
     settings = study.profile.systems.heads
     rows = [(spec.name, _described(study, spec), f"not run, because {spec.reason}" if spec.reason else "run") for spec in settings.encoders]
-    return pd.DataFrame([*rows, ("text", texts.described(study, settings.text), "run")], columns=["encoder", "as_run", "status"])
+    return pd.DataFrame([*rows, ("Text", texts.described(study, settings.text), "run")], columns=["encoder", "as_run", "status"])
 
 
 def _described(study, spec):
@@ -214,7 +214,7 @@ def rule_in_words(study, table):
     return (f"By the rule the claim is **{answer.verdict}** on this run's data. Of {number} differences {above} lie above 0 with the whole 95 % interval and "
             f"{below} below; they go from {answer.ours:+.1f} points ({answer.ci_low:+.1f} to {answer.ci_high:+.1f}) to {100 * table['gap_accuracy'].max():+.1f}. "
             f"If the heads did not differ, at least one of {number} such intervals would lie below 0 by chance in up to {100 * chance:.0f} % of studies; of the "
-            "intervals that hold all at once, {} lie above 0 and {} below. ".format(*clear(table, "simultaneous")) + panels_in_words(study))
+            "intervals that hold all at once, {} lie above 0 and {} below. ".format(*clear(table, "simultaneous")) + stand_ins_in_words(study))
 
 
 def ends_in_words(table):
@@ -228,17 +228,30 @@ def encoders_in_words(study):
     encoders = study.profile.systems.heads.encoders
     absent = [spec.name for spec in encoders if spec.reason]
     rest = f"; {', '.join(absent)} not, for the reason in the table" if absent else ""
-    return f"Of {len(encoders)} image encoders {len(encoders) - len(absent)} are run{rest}. {panels_in_words(study)}"
+    return f"Of {len(encoders)} image encoders {len(encoders) - len(absent)} are run{rest}. {_meaning(study)}"
 
 
-def panels_in_words(study):
-    """What numbers of different encoders do not say, as text: most of all those of stand-ins."""
+def stand_ins_in_words(study):
+    """How many of the encoders that are run stand in for a published one or have random weights, as text; empty when none does."""
     run = [spec for spec in study.profile.systems.heads.encoders if not spec.reason]
-    stand_ins = [spec.name for spec in run if spec.source in _STANDS_IN]
-    untrained = [spec.name for spec in run if spec.source == "random" or study.dry and spec.source == "timm"]
-    told = f"What is called {', '.join(stand_ins)} is a [stand-in](../reports/glossary.md#term-Stand-in): its numbers say nothing about the published network of that name. " if stand_ins else ""
-    told += f"{' and '.join(untrained)} {'has' if len(untrained) == 1 else 'have'} random weights that were never trained. " if untrained else ""
-    return told + ("The encoders differ in what they have learnt before, so a comparison between them is none of architectures." if len(run) > 1 else "")
+    stand_ins, untrained = sum(spec.source in _STANDS_IN for spec in run), sum(_is_random(study, spec) for spec in run)
+    if not stand_ins + untrained:
+        return ""
+    return f"Of the {len(run)} encoders {stand_ins} stand in for the named network and {untrained} {'has' if untrained == 1 else 'have'} random weights ([Table S32](#table-s32))."
+
+
+def _is_random(study, spec):
+    return spec.source == "random" or study.dry and spec.source == "timm"
+
+
+def _meaning(study):
+    # What numbers of different encoders do not say, most of all those of stand-ins.
+    run = [spec for spec in study.profile.systems.heads.encoders if not spec.reason]
+    stand_ins, untrained = [spec.name for spec in run if spec.source in _STANDS_IN], [spec.name for spec in run if _is_random(study, spec)]
+    told = [f"Of {', '.join(stand_ins)} a [stand-in](../reports/glossary.md#term-Stand-in) is run, whose numbers say nothing about the published network."] if stand_ins else []
+    told += [f"Random weights that were never trained: {', '.join(untrained)}."] if untrained else []
+    told += ["The encoders differ in what they have learnt before, so a comparison between them is none of architectures."] if len(run) > 1 else []
+    return " ".join(told)
 
 
 def _measured(study, graded):

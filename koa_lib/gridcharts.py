@@ -62,9 +62,10 @@ def loss_chart(study, trained):
         runs = [run for run in trained if run.loss == loss and run.seed == trained[0].seed]
         mark = "o" if len(runs[0].history) < 3 else None
         for run in runs:
-            name, epochs = shown(study, run.encoder), run.history["epoch"]
-            axis.plot(epochs, run.history["loss"], _LOOK[run.head][1], color=PLAIN_COLOURS[names.index(name)], marker=mark, markersize=3, lw=1.3, label=f"{name}, {run.head}")
-            axis.plot(epochs, run.history["floor"], ":", color=INK, lw=1, marker=mark, markersize=2, label="floor of the same batches")
+            name = shown(study, run.encoder)
+            axis.plot(run.history["epoch"], run.history["loss"], _LOOK[run.head][1], color=PLAIN_COLOURS[names.index(name)], marker=mark, markersize=3, lw=1.3, label=f"{name}, {run.head}")
+        for run in runs:
+            axis.plot(run.history["epoch"], run.history["floor"], ":", color=INK, lw=1, marker=mark, markersize=2, label="floor of the same batches")
         axis.axhline(chance_loss(trained[0].history["batch"][0]), color=INK, ls="-.", lw=0.8, label="every text equally likely")
         axis.set_title(f"{loss} loss", loc="left")
         axis.set_ylabel("nats")

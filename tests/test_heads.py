@@ -214,7 +214,7 @@ def test_a_profile_that_runs_no_encoder_says_why(headed):
 def test_stand_ins_are_named_as_such(headed):
     rows = alignment.as_run(headed).set_index("encoder")["as_run"]
     assert rows["Stand-in"] == "stand-in for Stand-in: resnet18, 32 px, width x 0.25, random weights, untrained"
-    assert "stand-in for BioClinicalBERT" in rows["text"]
+    assert "stand-in for BioClinicalBERT" in rows["Text"]
 
 
 @pytest.mark.parametrize("source, dry, shown", [("random", False, "A (stand-in, untrained)"), ("start", False, "A (stand-in)"), ("trained", False, "A (stand-in)"),
@@ -230,7 +230,7 @@ def test_tables_and_texts_of_a_stand_in_say_so(headed, trained):
     assert all(set(frame["encoder"]) == {"Stand-in (stand-in, untrained)"} for frame in (table, gaps, curves))
     for said in (alignment.grid_in_words(table, trained[0].graded["kl_grade"]), alignment.ends_in_words(curves)):
         assert "(stand-in, untrained)" in said
-    assert "never trained" in alignment.rule_in_words(headed, gaps)
+    assert "Of the 1 encoders 1 stand in for the named network and 1 has random weights" in alignment.rule_in_words(headed, gaps)
 
 
 def test_training_leaves_the_number_of_threads_as_it_was(monkeypatch):

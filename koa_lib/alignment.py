@@ -9,7 +9,7 @@ from koa_lib import exhibits, stats, texts
 from koa_lib.claims import Answer, not_run
 from koa_lib.heads import HEADS, LOSSES
 from koa_lib.losses import chance_loss
-from koa_lib.metrics import best_constant, confusion, from_confusion
+from koa_lib.metrics import confusion, from_confusion
 from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import START
 from koa_lib.published import read as read_published
@@ -20,7 +20,7 @@ SHOWN = ("accuracy", "macro_f1", "qwk")
 OTHER_DATA = "knee radiographs, not the paper's axial lumbar MRI with reports: other data, so the two numbers do not compare"
 LEVEL = 0.95
 _BOUNDS = (("", 0), ("_low", 1), ("_high", 2))
-_STANDS_IN = {"random": " (stand-in, untrained)", "start": " (stand-in)", "trained": " (stand-in)"}
+STANDS_IN = {"random": " (stand-in, untrained)", "start": " (stand-in)", "trained": " (stand-in)"}
 
 
 def as_run(study):
@@ -48,7 +48,7 @@ def _described(study, spec):
 
 def shown(study, spec):
     """An encoder's name wherever a number of it stands, e.g. 'Swin (stand-in, untrained)'."""
-    return spec.name + _STANDS_IN.get(spec.source, " (random weights)" if study.dry else "")
+    return spec.name + STANDS_IN.get(spec.source, " (random weights)" if study.dry else "")
 
 
 def show(study, name, made, caption, **look):
@@ -194,64 +194,6 @@ def curves(study, trained):
             last = best.history.iloc[-1]
             rows.append((loss, len(runs), shown(study, best.encoder), best.head, int(last["batch"]), last["loss"], last["floor"], chance_loss(last["batch"])))
     return pd.DataFrame(rows, columns=["loss", "trainings", "encoder", "head", "batch", "lowest_loss", "loss_floor", "uniform_loss"])
-
-
-def grid_in_words(table, grades):
-    """The span of accuracy and kappa of each encoder, beside one grade for every picture, as text."""
-    spans = [f"{name} {rows['accuracy'].min():.3f} to {rows['accuracy'].max():.3f} (quadratic kappa {rows['qwk'].min():.2f} to {rows['qwk'].max():.2f})"
-             for name, rows in table.groupby("encoder", sort=False)]
-    constant = best_constant(grades)["accuracy"]
-    above = int((table["accuracy_low"] > constant).sum())
-    return (f"Accuracy over heads and losses: {'; '.join(spans)}. One grade for every picture reaches {constant:.3f}; "
-            f"of {len(table)} combinations {above} {'lies' if above == 1 else 'lie'} above it with the whole interval.")
-
-
-def rule_in_words(study, table):
-    """What the rule of `linear_better` says, how far chance alone could carry it, and whose differences these are, as text."""
-    answer, number = linear_better(table), len(table)
-    above, below = clear(table, "gap_accuracy")
-    chance = min(1, number * (1 - LEVEL) / 2)
-    return (f"By the rule the claim is **{answer.verdict}** on this run's data. Of {number} differences {above} lie above 0 with the whole 95 % interval and "
-            f"{below} below; they go from {answer.ours:+.1f} points ({answer.ci_low:+.1f} to {answer.ci_high:+.1f}) to {100 * table['gap_accuracy'].max():+.1f}. "
-            f"If the heads did not differ, at least one of {number} such intervals would lie below 0 by chance in up to {100 * chance:.0f} % of studies; of the "
-            "intervals that hold all at once, {} lie above 0 and {} below. ".format(*clear(table, "simultaneous")) + stand_ins_in_words(study))
-
-
-def ends_in_words(table):
-    """The lowest loss of each kind and its floor, as text."""
-    ends = "; ".join(f"{row.loss} {row.lowest_loss:.2f} ({row.encoder}, {row.head}) above a floor of {row.loss_floor:.2f}" for row in table.itertuples())
-    return f"At the last epoch the lowest losses are, in nats: {ends}."
-
-
-def encoders_in_words(study):
-    """How many image encoders are run, which are not, and what stands in, as text."""
-    encoders = study.profile.systems.heads.encoders
-    absent = [spec.name for spec in encoders if spec.reason]
-    rest = f"; {', '.join(absent)} not, for the reason in the table" if absent else ""
-    return f"Of {len(encoders)} image encoders {len(encoders) - len(absent)} are run{rest}. {_meaning(study)}"
-
-
-def stand_ins_in_words(study):
-    """How many of the encoders that are run stand in for a published one or have random weights, as text; empty when none does."""
-    run = [spec for spec in study.profile.systems.heads.encoders if not spec.reason]
-    stand_ins, untrained = sum(spec.source in _STANDS_IN for spec in run), sum(_is_random(study, spec) for spec in run)
-    if not stand_ins + untrained:
-        return ""
-    return f"Of the {len(run)} encoders {stand_ins} stand in for the named network and {untrained} {'has' if untrained == 1 else 'have'} random weights ([Table S32](#table-s32))."
-
-
-def _is_random(study, spec):
-    return spec.source == "random" or study.dry and spec.source == "timm"
-
-
-def _meaning(study):
-    # What numbers of different encoders do not say, most of all those of stand-ins.
-    run = [spec for spec in study.profile.systems.heads.encoders if not spec.reason]
-    stand_ins, untrained = [spec.name for spec in run if spec.source in _STANDS_IN], [spec.name for spec in run if _is_random(study, spec)]
-    told = [f"Of {', '.join(stand_ins)} a [stand-in](../reports/glossary.md#term-Stand-in) is run, whose numbers say nothing about the published network."] if stand_ins else []
-    told += [f"Random weights that were never trained: {', '.join(untrained)}."] if untrained else []
-    told += ["The encoders differ in what they have learnt before, so a comparison between them is none of architectures."] if len(run) > 1 else []
-    return " ".join(told)
 
 
 def _measured(study, graded):

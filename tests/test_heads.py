@@ -10,7 +10,7 @@ import torch
 from conftest import easy_dataset
 from torch import nn
 
-from koa_lib import alignment, answers, claims, gridcharts, heads, settings, splits, stats
+from koa_lib import alignment, answers, claims, gridcharts, gridwords, heads, settings, splits, stats
 from koa_lib.errors import StudyError
 from koa_lib.sources import Features
 
@@ -177,7 +177,7 @@ def test_the_rule_of_the_claim(intervals, verdict, ours):
 def test_the_answer_says_what_is_left_when_the_number_of_differences_is_corrected_for(headed):
     table = gaps((0.01, 0.05), (0.03, 0.07), (-0.06, -0.01), wider=0.02)
     assert "2 lie clearly above 0 and 1 clearly below; 1 and 0 after correction" in alignment.linear_better(table).reason
-    said = alignment.rule_in_words(headed, table)
+    said = gridwords.rule_in_words(headed, table)
     assert "up to 8 %" in said and "Of 3 differences 2 lie above" in said and "1 lie above 0 and 0 below" in said
 
 
@@ -208,7 +208,7 @@ def test_a_profile_that_runs_no_encoder_says_why(headed):
     assert alignment.as_run(study)["status"].tolist() == ["not run, because no weights", "run"]
     place = alignment.show(study, "table_s33", None, "The grid.").html
     assert "not run, because this profile runs none of the encoders: Absent (no weights)" in place
-    assert "1 image encoders 0 are run; Absent not" in alignment.encoders_in_words(study)
+    assert "1 image encoders 0 are run; Absent not" in gridwords.encoders_in_words(study)
 
 
 def test_stand_ins_are_named_as_such(headed):
@@ -228,9 +228,9 @@ def test_tables_and_texts_of_a_stand_in_say_so(headed, trained):
     table, gaps = alignment.grid(headed, trained), alignment.differences(headed, trained)
     curves = alignment.curves(headed, trained)
     assert all(set(frame["encoder"]) == {"Stand-in (stand-in, untrained)"} for frame in (table, gaps, curves))
-    for said in (alignment.grid_in_words(table, trained[0].graded["kl_grade"]), alignment.ends_in_words(curves)):
+    for said in (gridwords.grid_in_words(table, trained[0].graded["kl_grade"]), gridwords.ends_in_words(curves)):
         assert "(stand-in, untrained)" in said
-    assert "Of the 1 encoders 1 stand in for the named network and 1 has random weights" in alignment.rule_in_words(headed, gaps)
+    assert "Of the 1 encoders 1 stand in for the named network and 1 has random weights" in gridwords.rule_in_words(headed, gaps)
 
 
 def test_training_leaves_the_number_of_threads_as_it_was(monkeypatch):

@@ -66,6 +66,14 @@ COLUMNS = {
     "test_set": ("Test set", ""),
     "option": ("Reading", "one way to read what the paper leaves open"),
     "sd over seeds": ("SD over seeds", ""),
+    # Notebook 8
+    "symmetry_weight": ("Weight of symmetry", "λ₁ of the symmetry loss"),
+    "consistency_weight": ("Weight of consistency", "λ₂ of the consistency loss"),
+    "less": ("Less", "the arm that is subtracted"),
+    "accuracy_sd": ("SD of accuracy", "standard deviation over the seeds"),
+    "macro_f1_sd": ("SD of macro-F1", "standard deviation over the seeds"),
+    "qwk_sd": ("SD of quadratic κ", "standard deviation over the seeds"),
+    "flip_disagreement_sd": ("SD of flip disagreement", "standard deviation over the seeds"),
 }
 # Held as shares; a frame in per cent says so in its heads.
 SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",

@@ -1,5 +1,6 @@
 """Training on pictures together with their mirror images, from cached features: CLIP-KOA's losses and what they are compared with."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -17,7 +18,19 @@ from koa_lib.settings import Recipe
 from koa_lib.store import code_hash
 
 PARTS = ("cross_entropy", "symmetry", "consistency")
+VECTORS = ("pooled", "embedding")  # stages at which a picture is one vector
 INNER = ("inner.csv", "inner__mirrored.csv")  # predictions of the inner part, beside the trained weights
+
+
+@contextmanager
+def one_thread(small=True):
+    """Compute in one thread where the products are small: two threads would wait for each other far longer than they calculate."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if small else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -128,6 +141,10 @@ class PairRunner(Runner):
         frames = (self._predict(trained.as_seen(arm, way, **shown), split, replace(part, mirrored=bool(way))) for way in ("", MIRRORED))
         return stats.paired(*frames)
 
+    def _features(self, arm, grader, role, whole):
+        with one_thread(not grader.low_precision):  # a narrow ViT
+            return super()._features(arm, grader, role, whole)
+
     def _trained_once(self, arm):
         data = self.data("training", arm.recipe)
         if self._fold is None:
@@ -143,7 +160,8 @@ class PairRunner(Runner):
             fit, select = self._sources(arm, grader, "training", data, fold.fit, fold.select)
             fit_mirrored, select_mirrored = self._sources(arm, grader, "training", data, *(replace(part, mirrored=True) for part in (fold.fit, fold.select)))
             source = Pairs(fit, fit_mirrored, arm.recipe.seen == "either")
-            history = training.fit(grader, source, select, replace(arm.recipe, loss=loss), arm.seed, f"{arm.name} seed {arm.seed}")
+            with one_thread(grader.stage in VECTORS):
+                history = training.fit(grader, source, select, replace(arm.recipe, loss=loss), arm.seed, f"{arm.name} seed {arm.seed}")
             folder.mkdir()
             training.save_state(grader, folder / "state.safetensors")
             history.to_csv(folder / "history.csv", index=False)

@@ -69,7 +69,7 @@ COLUMNS = {
     # Notebook 8
     "symmetry_weight": ("Weight of symmetry", "λ₁ of the symmetry loss"),
     "consistency_weight": ("Weight of consistency", "λ₂ of the consistency loss"),
-    "less": ("Less", "the arm that is subtracted"),
+    "comparison": ("Arm − other arm", "difference of the two on the same pictures"),
     "accuracy_sd": ("SD of accuracy", "standard deviation over the seeds"),
     "macro_f1_sd": ("SD of macro-F1", "standard deviation over the seeds"),
     "qwk_sd": ("SD of quadratic κ", "standard deviation over the seeds"),

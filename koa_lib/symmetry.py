@@ -24,7 +24,7 @@ PAIRS, SYMMETRY, CONSISTENCY, BOTH = "pairs", "symmetry loss", "consistency loss
 WITH_LOSS = (SYMMETRY, CONSISTENCY, BOTH)
 ARMS = (STANDARD, FLIPPED, AT_TEST, PAIRS, *WITH_LOSS)
 TRAINED = tuple(name for name in ARMS if name != AT_TEST)
-METRICS = ("accuracy", "macro_f1", "qwk", "flip_disagreement")
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "qwk": "quadratic kappa", "flip_disagreement": "flip disagreement"}  # and what texts call them
 SYSTEM = "CLIP-KOA"
 _SECOND = [f"{name}_b" for name in PROBABILITIES]
 
@@ -157,7 +157,7 @@ def measured(both, draws, seed):
     plain, mirrored = stats.predicted(both)
     pairs = ((both["kl_grade"], plain), (plain, mirrored))  # the second: the mirror image's grade against the picture's
     of_grades, of_flips = ([metrics.from_confusion(cm) for cm in (metrics.confusion(*pair), stats.group_bootstrap(*pair, both["group_id"], draws, seed))] for pair in pairs)
-    return {**{name: tuple(values[name] for values in of_grades) for name in METRICS[:3]}, "flip_disagreement": tuple(1 - values["accuracy"] for values in of_flips)}
+    return {**{name: tuple(values[name] for values in of_grades) for name in list(METRICS)[:3]}, "flip_disagreement": tuple(1 - values["accuracy"] for values in of_flips)}
 
 
 def table(study, frames):
@@ -182,14 +182,14 @@ def differences(study, parts):
     Returns
     -------
     DataFrame
-        arm, less, part, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
+        comparison, arm, less, part, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
     """
     rows, pairs = [], [(name, STANDARD) for name in ARMS[1:]] + [(name, PAIRS) for name in WITH_LOSS]
     for part, frames in parts.items():
         found = {name: measured(both, study.profile.draws, study.seed) for name, both in frames.items()}
         for name, less in pairs:
             gaps = {metric: tuple(a - b for a, b in zip(found[name][metric], found[less][metric], strict=True)) for metric in METRICS}
-            rows.append({"arm": name, "less": less, "part": part, "n": len(frames[name]), **_with_intervals(gaps)})
+            rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part, "n": len(frames[name]), **_with_intervals(gaps)})
     return pd.DataFrame(rows)
 
 
@@ -238,7 +238,7 @@ def answers(study, runs):
     frames, key = runs[study.seed][part], (SYSTEM, "abstract")
     accuracies = {name: [_values(parts[part][name])["accuracy"] for parts in runs.values()] for name in (STANDARD, BOTH)}
     gap = differences(study, {part: frames}).query("arm == @BOTH and less == @STANDARD").iloc[0]
-    seeds = f"{part} split, n = {len(frames[BOTH])}, {len(runs)} seed(s)"
+    seeds = f"{part} split, n = {len(frames[BOTH])}, {len(runs)} seed{'s' * (len(runs) > 1)}"
     low, high = (100 * value for value in stats.interval(measured(frames[BOTH], study.profile.draws, study.seed)["accuracy"][1]))
     without, with_losses = (100 * _values(frames[name])["flip_disagreement"] for name in (STANDARD, BOTH))
     gains = 100 * (np.array(accuracies[BOTH]) - np.array(accuracies[STANDARD]))

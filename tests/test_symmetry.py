@@ -109,18 +109,17 @@ def test_each_loss_pulls_down_what_it_measures(study, found):
     assert last["symmetry"]["symmetry"] < last["none"]["symmetry"] and last["consistency"]["consistency"] < last["none"]["consistency"]
 
 
-def test_small_products_are_computed_in_one_thread_and_threads_come_back():
-    threads = torch.get_num_threads()
+def test_small_products_are_computed_in_one_thread_and_threads_come_back(study, found, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(training, "predict", lambda grader, data: seen.append(torch.get_num_threads()) or probabilities(0, len(data)))
     torch.set_num_threads(2)
     try:
-        with pairs.one_thread(small=False):
-            assert torch.get_num_threads() == 2
-        with pytest.raises(ValueError), pairs.one_thread():
-            assert torch.get_num_threads() == 1
-            raise ValueError
-        assert torch.get_num_threads() == 2
+        runner, made = pairs.PairRunner(study), symmetry.arm(study, "picture", seed=7)
+        runner.both_ways(made)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+        assert runner._for(replace(made, recipe=replace(made.recipe, part="last_blocks"))) == 2
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 # Choice and protocol
@@ -211,6 +210,7 @@ def test_differences_are_paired(study):
     frames = {name: pair_frame(60, seed) for seed, name in enumerate(symmetry.ARMS)}
     frames = {name: both.assign(kl_grade=frames[symmetry.STANDARD]["kl_grade"]) for name, both in frames.items()}
     gaps = symmetry.differences(study, {"test": frames})
+    assert list(gaps["comparison"]) == [f"{row.arm} − {row.less}" for row in gaps.itertuples()]
     assert len(gaps) == 9 and not gaps.duplicated(["arm", "less"]).any()
     gap = gaps.query("arm == @symmetry.BOTH and less == @symmetry.PAIRS").iloc[0]
     for metric in ("accuracy", "macro_f1", "qwk"):
@@ -219,7 +219,7 @@ def test_differences_are_paired(study):
     rates = [metrics.flip_disagreement(*stats.paired_probabilities(frames[name])) for name in (symmetry.BOTH, symmetry.PAIRS)]
     assert gap["flip_disagreement"] == pytest.approx(rates[0] - rates[1])
     same = symmetry.differences(study, {"test": dict.fromkeys(symmetry.ARMS, frames[symmetry.BOTH])})
-    assert (same.drop(columns=["part", "arm", "less", "n"]) == 0).all().all()
+    assert (same.drop(columns=["comparison", "part", "arm", "less", "n"]) == 0).all().all()
 
 
 def test_seeds_have_a_spread_and_one_seed_has_none(found):

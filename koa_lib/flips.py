@@ -7,33 +7,33 @@ from matplotlib.ticker import MaxNLocator
 
 from koa_lib.grades import GRADES
 from koa_lib.sheets import show
-from koa_lib.style import INK, PLAIN_COLOURS, canvas, message, styled
+from koa_lib.style import INK, PLAIN_COLOURS, message, narrow, styled
 from koa_lib.symmetry import ARMS
 
-LOOK = {arm: {"color": colour, "marker": mark} for arm, colour, mark in zip(ARMS, PLAIN_COLOURS, "osD^vP", strict=True)}
+LOOK = {arm: {"color": colour, "marker": mark} for arm, colour, mark in zip(ARMS, (*PLAIN_COLOURS[:3], "#777777", *PLAIN_COLOURS[3:]), "osDX^vP", strict=True)}
 PANELS = {"cross_entropy": "cross-entropy (nats)", "symmetry": "symmetry loss", "consistency": "consistency loss (nats)"}
 
 
 @styled
 def trade_off(tables):
-    """Quadratic kappa against flip disagreement of each arm, with both 95 % intervals: one panel per part; best is top left.
+    """Quadratic kappa against flip disagreement of each arm, with both 95 % intervals: one panel per part, one below the other; best is top left.
 
     Parameters
     ----------
     tables : dict of str to DataFrame
         Panel title -> arm, qwk, flip_disagreement and their ..._low, ..._high, as from `symmetry.table`.
     """
-    figure, axes = canvas(3.9, ncols=len(tables), squeeze=False)
-    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+    figure, axes = narrow(1.1 + 2.5 * len(tables), nrows=len(tables), squeeze=False)
+    for axis, (title, table) in zip(axes[:, 0], tables.items(), strict=True):
         for row in table.itertuples():
             reach = [[[value - low], [high - value]] for value, low, high in
                      ((row.flip_disagreement, row.flip_disagreement_low, row.flip_disagreement_high), (row.qwk, row.qwk_low, row.qwk_high))]
             xerr, yerr = (np.nan_to_num(np.maximum(ends, 0)) for ends in reach)
             axis.errorbar([row.flip_disagreement], [row.qwk], yerr, xerr, ls="", capsize=2, lw=1, markersize=6.5, mec="white", mew=0.6, label=row.arm, **LOOK[row.arm])
-        axis.set(title=title, xlabel="flip disagreement (share of pictures)")
+        axis.set(title=title, ylabel="quadratic kappa")
         axis.grid(alpha=0.25)
-    axes[0, 0].set_ylabel("quadratic kappa")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes[-1, 0].set_xlabel("flip disagreement (share of pictures)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1, handletextpad=0.3)
     return figure
 
 
@@ -46,15 +46,16 @@ def loss_curves(curves):
     curves : DataFrame
         arm, epoch, cross_entropy, symmetry, consistency, as from `symmetry.curves`.
     """
-    figure, axes = canvas(3.0, ncols=3)
+    figure, axes = narrow(6.2, nrows=3, sharex=True)
     for axis, (column, label) in zip(axes, PANELS.items(), strict=True):
         for arm, rows in curves.groupby("arm", sort=False):
             axis.plot(rows["epoch"], rows[column], markersize=3.5, lw=1.2, label=arm, **LOOK[arm])
-        axis.set(xlabel="epoch", ylabel=label)
+        axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.grid(alpha=0.25)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes[-1].set_xlabel("epoch")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1, handletextpad=0.3)
     return figure
 
 
@@ -73,18 +74,21 @@ def changed(pictures, probabilities, grades, ids):
     """
     if not len(pictures):
         return message("No picture changes its grade when it is mirrored.")
-    figure, axes = canvas(1.9 + 1.5 * len(probabilities), nrows=1 + len(probabilities), ncols=max(4, len(pictures)), squeeze=False, height_ratios=[1.3] + [1] * len(probabilities))
+    columns = max(3, len(pictures))
+    figure, axes = narrow(2.2 + 1.35 * len(probabilities), nrows=1 + len(probabilities), ncols=columns, squeeze=False, height_ratios=[1.2] + [1] * len(probabilities))
     for axis in axes[:, len(pictures):].flat:
         axis.set_axis_off()
     for axis, picture, grade, name in zip(axes[0], pictures, grades, ids, strict=False):
-        show(axis, picture, f"{textwrap.fill(str(name), 15)}\ntrue grade {grade}")
+        show(axis, picture, f"{textwrap.fill(str(name), 16)}\ntrue grade {grade}")
     for line, (arm, (plain, mirrored)) in zip(axes[1:], probabilities.items(), strict=True):
         line[0].set_ylabel(f"{arm}\nprobability")
         for axis, one, other in zip(line, plain, mirrored, strict=False):
             _two_bars(axis, one, other)
-    figure.supxlabel("KL grade", fontsize=9, color=INK)
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        for axis in line[1:]:
+            axis.set_yticklabels([])
+    for axis in axes[-1, : len(pictures)]:
+        axis.set_xlabel("KL grade")
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -93,4 +97,4 @@ def _two_bars(axis, plain, mirrored):
     axis.bar(places - 0.2, plain, color=PLAIN_COLOURS[0], label="picture", **look)
     axis.bar(places + 0.2, mirrored, color="white", hatch="////", label="mirror image", **look)
     axis.set_title(f"{np.argmax(plain)} → {np.argmax(mirrored)}", fontsize=8.5)
-    axis.set(ylim=(0, 1), xticks=GRADES)
+    axis.set(ylim=(0, 1), xticks=GRADES, yticks=(0, 0.5, 1))

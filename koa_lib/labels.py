@@ -75,6 +75,14 @@ COLUMNS = {
     "lowest_loss": ("Lowest loss (nats)", "mean over the last epoch of the training that ends lowest"),
     "loss_floor": ("Floor (nats)", "what no model can undercut on the same batches"),
     "uniform_loss": ("Equally likely (nats)", "the loss of finding every text of a batch equally likely"),
+    # Notebook 8
+    "symmetry_weight": ("Weight of symmetry", "λ₁ of the symmetry loss"),
+    "consistency_weight": ("Weight of consistency", "λ₂ of the consistency loss"),
+    "comparison": ("Arm − other arm", "difference of the two on the same pictures"),
+    "accuracy_sd": ("SD of accuracy", "standard deviation over the seeds"),
+    "macro_f1_sd": ("SD of macro-F1", "standard deviation over the seeds"),
+    "qwk_sd": ("SD of quadratic κ", "standard deviation over the seeds"),
+    "flip_disagreement_sd": ("SD of flip disagreement", "standard deviation over the seeds"),
 }
 # Held as shares; a frame in per cent says so in its heads.
 SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",

@@ -1,5 +1,6 @@
 """Training on pictures together with their mirror images, from cached features: CLIP-KOA's losses and what they are compared with."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -17,7 +18,19 @@ from koa_lib.settings import Recipe
 from koa_lib.store import code_hash
 
 PARTS = ("cross_entropy", "symmetry", "consistency")
+ON_VECTORS = ("projection", "adapter")  # parts whose training sees a picture as one vector
 INNER = ("inner.csv", "inner__mirrored.csv")  # predictions of the inner part, beside the trained weights
+
+
+@contextmanager
+def threads(number):
+    """Compute in so many threads: one where the products are small, because two would wait for each other far longer than they calculate."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ class PairRunner(Runner):
     def __init__(self, study):
         super().__init__(study)
         self._fold = None  # parted once for all arms
+        self._threads = torch.get_num_threads()
 
     def inner(self, arm):
         """Predictions of the inner part, on which an arm may be chosen: `stats.paired` frame, the mirror image's in p0_b..p4_b."""
@@ -128,6 +142,17 @@ class PairRunner(Runner):
         frames = (self._predict(trained.as_seen(arm, way, **shown), split, replace(part, mirrored=bool(way))) for way in ("", MIRRORED))
         return stats.paired(*frames)
 
+    def _features(self, arm, grader, role, whole):
+        with threads(self._threads if grader.low_precision else 1):  # in full precision: a narrow ViT
+            return super()._features(arm, grader, role, whole)
+
+    def _predict(self, trained, split, part):
+        with threads(self._for(trained.arm)):
+            return super()._predict(trained, split, part)
+
+    def _for(self, arm):
+        return 1 if arm.recipe.part in ON_VECTORS else self._threads
+
     def _trained_once(self, arm):
         data = self.data("training", arm.recipe)
         if self._fold is None:
@@ -151,5 +176,6 @@ class PairRunner(Runner):
             for name, part in zip(INNER, (select, select_mirrored), strict=True):
                 predictions.write(predictions.frame(fold.select.rows["image_id"], training.predict(grader, part)), folder / name)
 
-        checkpoint = self.study.store.make(f"checkpoints/{arm.name}__fold{fold.number}__seed{arm.seed}", key, build, _CODE)
+        with threads(self._for(arm)):
+            checkpoint = self.study.store.make(f"checkpoints/{arm.name}__fold{fold.number}__seed{arm.seed}", key, build, _CODE)
         return _Trained(arm, fold, checkpoint, key, cache(lambda: training.load_state(arm.build(), checkpoint / "state.safetensors").eval()))

@@ -18,10 +18,13 @@ from koa_lib.predictions import PROBABILITIES
 from koa_lib.runner import Runner
 from koa_lib.scorecard import Ours
 
-STANDARD, FLIPPED, AT_TEST, SYMMETRY, CONSISTENCY, BOTH = "standard CLIP", "+ flip augmentation", "+ flip at test time", "+ symmetry", "+ consistency", "+ both"
-ARMS = (STANDARD, FLIPPED, AT_TEST, SYMMETRY, CONSISTENCY, BOTH)
+STANDARD, FLIPPED, AT_TEST = "standard CLIP", "flip augmentation", "flip at test time"
+# PAIRS has the cross-entropy of both pictures, as the arms with a loss have, and no loss: the fair comparison for what a loss adds.
+PAIRS, SYMMETRY, CONSISTENCY, BOTH = "pairs", "symmetry loss", "consistency loss", "both losses"
+WITH_LOSS = (SYMMETRY, CONSISTENCY, BOTH)
+ARMS = (STANDARD, FLIPPED, AT_TEST, PAIRS, *WITH_LOSS)
 TRAINED = tuple(name for name in ARMS if name != AT_TEST)
-METRICS = ("accuracy", "macro_f1", "qwk", "flip_disagreement")
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "qwk": "quadratic kappa", "flip_disagreement": "flip disagreement"}  # and what texts call them
 SYSTEM = "CLIP-KOA"
 _SECOND = [f"{name}_b" for name in PROBABILITIES]
 
@@ -84,11 +87,11 @@ def choice(study, runner):
     Returns
     -------
     DataFrame
-        arm ('no further loss' or an arm of `ARMS`), symmetry_weight, consistency_weight, accuracy, qwk, flip_disagreement (ratios), chosen ('yes' for
+        arm (`PAIRS` or one of `WITH_LOSS`), symmetry_weight, consistency_weight, accuracy, qwk, flip_disagreement (ratios), chosen ('yes' for
         the highest quadratic kappa of an arm with a loss, the smallest weights among equals).
     """
     weights = settings_of(study).weights
-    grid = [("no further loss", 0.0, 0.0), *((SYMMETRY, weight, 0.0) for weight in weights), *((CONSISTENCY, 0.0, weight) for weight in weights),
+    grid = [(PAIRS, 0.0, 0.0), *((SYMMETRY, weight, 0.0) for weight in weights), *((CONSISTENCY, 0.0, weight) for weight in weights),
             *((BOTH, *pair) for pair in product(weights, repeat=2))]
     rows = []
     for name, symmetry, consistency in grid:
@@ -96,15 +99,15 @@ def choice(study, runner):
         rows.append({"arm": name, "symmetry_weight": symmetry, "consistency_weight": consistency, **{metric: values[metric] for metric in ("accuracy", "qwk", "flip_disagreement")}})
     table = pd.DataFrame(rows)
     order = table.assign(total=table["symmetry_weight"] + table["consistency_weight"]).sort_values(["qwk", "total"], ascending=[False, True], kind="stable")
-    first = order[order["arm"] != "no further loss"].drop_duplicates("arm").index
+    first = order[order["arm"] != PAIRS].drop_duplicates("arm").index
     return table.assign(chosen=np.where(table.index.isin(first), "yes", ""))
 
 
 def arms(study, chosen, seed=None):
     """The trained arms of the ablation, with the weights that `choice` found: name -> Arm."""
     found = chosen[chosen["chosen"] == "yes"].set_index("arm")[["symmetry_weight", "consistency_weight"]]
-    plain = {STANDARD: arm(study, "picture", seed=seed), FLIPPED: arm(study, "either", seed=seed)}
-    return plain | {name: arm(study, "both", *map(float, found.loc[name]), seed=seed) for name in (SYMMETRY, CONSISTENCY, BOTH)}
+    plain = {name: arm(study, seen, seed=seed) for name, seen in ((STANDARD, "picture"), (FLIPPED, "either"), (PAIRS, "both"))}
+    return plain | {name: arm(study, "both", *map(float, found.loc[name]), seed=seed) for name in WITH_LOSS}
 
 
 def ablation(study, runner, chosen):
@@ -154,11 +157,11 @@ def measured(both, draws, seed):
     plain, mirrored = stats.predicted(both)
     pairs = ((both["kl_grade"], plain), (plain, mirrored))  # the second: the mirror image's grade against the picture's
     of_grades, of_flips = ([metrics.from_confusion(cm) for cm in (metrics.confusion(*pair), stats.group_bootstrap(*pair, both["group_id"], draws, seed))] for pair in pairs)
-    return {**{name: tuple(values[name] for values in of_grades) for name in METRICS[:3]}, "flip_disagreement": tuple(1 - values["accuracy"] for values in of_flips)}
+    return {**{name: tuple(values[name] for values in of_grades) for name in list(METRICS)[:3]}, "flip_disagreement": tuple(1 - values["accuracy"] for values in of_flips)}
 
 
 def table(study, frames):
-    """The six arms on one part: arm, n, then each metric with its 95 % group-bootstrap interval (..._low, ..._high).
+    """The arms on one part: arm, n, then each metric with its 95 % group-bootstrap interval (..._low, ..._high).
 
     Parameters
     ----------
@@ -169,7 +172,7 @@ def table(study, frames):
 
 
 def differences(study, parts):
-    """Paired differences of the arms: each to standard CLIP, and those with a loss to flip augmentation, which sees mirror images without a loss.
+    """Paired differences of the arms: each to standard CLIP, and those with a loss to `PAIRS`, which lacks nothing but the loss.
 
     Parameters
     ----------
@@ -179,14 +182,14 @@ def differences(study, parts):
     Returns
     -------
     DataFrame
-        arm, less, part, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
+        comparison, arm, less, part, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
     """
-    rows, pairs = [], [(name, STANDARD) for name in ARMS[1:]] + [(name, FLIPPED) for name in (SYMMETRY, CONSISTENCY, BOTH)]
+    rows, pairs = [], [(name, STANDARD) for name in ARMS[1:]] + [(name, PAIRS) for name in WITH_LOSS]
     for part, frames in parts.items():
         found = {name: measured(both, study.profile.draws, study.seed) for name, both in frames.items()}
         for name, less in pairs:
             gaps = {metric: tuple(a - b for a, b in zip(found[name][metric], found[less][metric], strict=True)) for metric in METRICS}
-            rows.append({"arm": name, "less": less, "part": part, "n": len(frames[name]), **_with_intervals(gaps)})
+            rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part, "n": len(frames[name]), **_with_intervals(gaps)})
     return pd.DataFrame(rows)
 
 
@@ -235,13 +238,13 @@ def answers(study, runs):
     frames, key = runs[study.seed][part], (SYSTEM, "abstract")
     accuracies = {name: [_values(parts[part][name])["accuracy"] for parts in runs.values()] for name in (STANDARD, BOTH)}
     gap = differences(study, {part: frames}).query("arm == @BOTH and less == @STANDARD").iloc[0]
-    seeds = f"{part} split, n = {len(frames[BOTH])}, {len(runs)} seed(s)"
+    seeds = f"{part} split, n = {len(frames[BOTH])}, {len(runs)} seed{'s' * (len(runs) > 1)}"
     low, high = (100 * value for value in stats.interval(measured(frames[BOTH], study.profile.draws, study.seed)["accuracy"][1]))
     without, with_losses = (100 * _values(frames[name])["flip_disagreement"] for name in (STANDARD, BOTH))
     gains = 100 * (np.array(accuracies[BOTH]) - np.array(accuracies[STANDARD]))
     relative = gains.mean() / np.mean(accuracies[STANDARD]) / 100
     return {
-        (*key, "CLIP-KOA", "accuracy"): Ours(*stats.run_interval(100 * np.array(accuracies[BOTH])), f"{BOTH.removeprefix('+ ')} losses, our reading; {seeds}; group bootstrap of the first seed: {low:.1f} to {high:.1f}"),
+        (*key, "CLIP-KOA", "accuracy"): Ours(*stats.run_interval(100 * np.array(accuracies[BOTH])), f"{BOTH}, our reading; {seeds}; group bootstrap of the first seed: {low:.1f} to {high:.1f}"),
         (*key, "gain over standard CLIP", "accuracy_gain"): Ours(*stats.run_interval(gains), f"read as percentage points; as a relative gain ours is {relative:+.2%}; {seeds}; paired group bootstrap of the first seed: {100 * gap['accuracy_low']:+.1f} to {100 * gap['accuracy_high']:+.1f}"),
         (*key, "symmetry and consistency losses raise accuracy over standard CLIP"): _claim(gap, "accuracy", 1, f"accuracy of standard CLIP {100 * accuracies[STANDARD][0]:.1f} %, with both losses {100 * accuracies[BOTH][0]:.1f} %; first of {seeds}"),
         (*key, "predictions agree between original and flipped image"): _claim(gap, "flip_disagreement", -1, f"the grade changes for {without:.1f} % of the pictures with standard CLIP, for {with_losses:.1f} % with both losses; first of {seeds}"),

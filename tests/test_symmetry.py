@@ -109,6 +109,19 @@ def test_each_loss_pulls_down_what_it_measures(study, found):
     assert last["symmetry"]["symmetry"] < last["none"]["symmetry"] and last["consistency"]["consistency"] < last["none"]["consistency"]
 
 
+def test_small_products_are_computed_in_one_thread_and_threads_come_back(study, found, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(training, "predict", lambda grader, data: seen.append(torch.get_num_threads()) or probabilities(0, len(data)))
+    torch.set_num_threads(2)
+    try:
+        runner, made = pairs.PairRunner(study), symmetry.arm(study, "picture", seed=7)
+        runner.both_ways(made)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+        assert runner._for(replace(made, recipe=replace(made.recipe, part="last_blocks"))) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 # Choice and protocol
 
 
@@ -118,10 +131,10 @@ def test_weights_are_chosen_on_the_inner_part_alone(study, found):
     fitted = runner.fitted(symmetry.arm(study, "both"))
     assert set(inner["split"]) == {"train"} and not set(inner["group_id"]) & set(fitted.rows["group_id"])
     assert not before  # nothing was predicted for a report before the choice was made
-    assert list(choice["arm"]) == ["no further loss"] + [symmetry.SYMMETRY] * 2 + [symmetry.CONSISTENCY] * 2 + [symmetry.BOTH] * 4
+    assert list(choice["arm"]) == [symmetry.PAIRS] + [symmetry.SYMMETRY] * 2 + [symmetry.CONSISTENCY] * 2 + [symmetry.BOTH] * 4
     for name, rows in choice.groupby("arm"):
         picked = rows[rows["chosen"] == "yes"]
-        assert len(picked) == (name != "no further loss") and (picked["qwk"] == rows["qwk"].max()).all()
+        assert len(picked) == (name != symmetry.PAIRS) and (picked["qwk"] == rows["qwk"].max()).all()
         best = rows[rows["qwk"] == rows["qwk"].max()]
         assert not len(picked) or picked.iloc[0][["symmetry_weight", "consistency_weight"]].sum() == (best["symmetry_weight"] + best["consistency_weight"]).min()
 
@@ -197,15 +210,16 @@ def test_differences_are_paired(study):
     frames = {name: pair_frame(60, seed) for seed, name in enumerate(symmetry.ARMS)}
     frames = {name: both.assign(kl_grade=frames[symmetry.STANDARD]["kl_grade"]) for name, both in frames.items()}
     gaps = symmetry.differences(study, {"test": frames})
-    assert len(gaps) == 8 and not gaps.duplicated(["arm", "less"]).any()
-    gap = gaps.query("arm == @symmetry.BOTH and less == @symmetry.FLIPPED").iloc[0]
+    assert list(gaps["comparison"]) == [f"{row.arm} − {row.less}" for row in gaps.itertuples()]
+    assert len(gaps) == 9 and not gaps.duplicated(["arm", "less"]).any()
+    gap = gaps.query("arm == @symmetry.BOTH and less == @symmetry.PAIRS").iloc[0]
     for metric in ("accuracy", "macro_f1", "qwk"):
-        reference = stats.difference(stats.paired(frames[symmetry.BOTH], frames[symmetry.FLIPPED]), metric, study.profile.draws, study.seed)
+        reference = stats.difference(stats.paired(frames[symmetry.BOTH], frames[symmetry.PAIRS]), metric, study.profile.draws, study.seed)
         assert tuple(gap[[metric, f"{metric}_low", f"{metric}_high"]]) == pytest.approx((reference["difference"], reference["ci_low"], reference["ci_high"]))
-    rates = [metrics.flip_disagreement(*stats.paired_probabilities(frames[name])) for name in (symmetry.BOTH, symmetry.FLIPPED)]
+    rates = [metrics.flip_disagreement(*stats.paired_probabilities(frames[name])) for name in (symmetry.BOTH, symmetry.PAIRS)]
     assert gap["flip_disagreement"] == pytest.approx(rates[0] - rates[1])
     same = symmetry.differences(study, {"test": dict.fromkeys(symmetry.ARMS, frames[symmetry.BOTH])})
-    assert (same.drop(columns=["part", "arm", "less", "n"]) == 0).all().all()
+    assert (same.drop(columns=["comparison", "part", "arm", "less", "n"]) == 0).all().all()
 
 
 def test_seeds_have_a_spread_and_one_seed_has_none(found):
@@ -257,7 +271,7 @@ def test_figures_hold_every_arm_and_survive_no_picture(study, found):
     curves = symmetry.curves(study, runner, choice)
     assert len(flips.loss_curves(curves).axes[0].lines) == len(symmetry.TRAINED) and len(curves) == SETTINGS.epochs * len(symmetry.TRAINED)
     one = {arm: (probabilities(0, 2), probabilities(1, 2)) for arm in ("a", "b")}
-    assert len(flips.changed([np.zeros((8, 8))] * 2, one, [0, 1], ["x", "y"]).axes) == 12
+    assert len(flips.changed([np.zeros((8, 8))] * 2, one, [0, 1], ["x", "y"]).axes) == 9
     assert "No picture" in flips.changed([], {}, [], []).axes[0].texts[0].get_text()
 
 

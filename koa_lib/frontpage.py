@@ -5,10 +5,14 @@ import math
 import re
 from collections import Counter
 
+from markupsafe import Markup
+
 from koa_lib import labels, provenance
+from koa_lib.places import title
+from koa_lib.published import SYSTEMS
 from koa_lib.scorecard import MODEL_RULE, TIMED, VERDICTS, WITHOUT_MODEL
 
-__all__ = ["headlines", "scores", "sources", "verdict", "verdicts"]
+__all__ = ["headlines", "papers", "scores", "sources", "verdict", "verdicts"]
 
 # The rows that carry the paper's conclusions, by item, row and metric.
 HEADLINES = (("table_2", "test", "accuracy"), ("table_2", "test", "macro_f1"), ("table_2", "train", "accuracy"), ("text", "macro", "auc"),
@@ -20,6 +24,7 @@ METRICS = {"auc": "AUC", "macro_f1": "macro-F1", "f1": "F1", "p_value": "p value
 UNITS = {"percent": "%", "milliseconds": "ms"}
 ROWS = {("text", "macro"): "Macro average", ("text", "mcnemar"): "McNemar's test", ("text", "data"): "Data", ("text", "runtime"): "Run time",
         ("text", "discussion"): "Discussion", ("text", "conclusion"): "Conclusion"}
+OF_A_SHARE = ("quality measures of failures against successes",)  # claims whose interval is that of a proportion
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -58,6 +63,8 @@ def _kind(row):
     # What an interval is: the rules of the scorecard and the claims say it, the file has one pair of columns for all.
     if row.get("rule") == TIMED:
         return "middle 95 % of repeats"
+    if row.get("rule") in OF_A_SHARE:
+        return "Wilson"
     over_runs = row.get("rule", "").startswith(MODEL_RULE.split("{")[0]) or row.get("rule") == "train accuracy minus external accuracy"
     return "t over runs" if over_runs else "group bootstrap"
 
@@ -102,6 +109,39 @@ def verdicts(rows):
     return {"columns": columns, "rows": [(name, [counts[column] for column in columns]) for name, counts in counted if counts]}
 
 
+def papers(rows, notebooks, found, readings):
+    """The other papers, one row each, in the order of their notebooks.
+
+    Parameters
+    ----------
+    rows : list of dict
+        As from `scores`.
+    notebooks : dict of str to notebook
+        The executed ones.
+    found : dict
+        As from `places.exhibits`.
+    readings : list of dict
+        As from `checklists.readings`; those of a paper name its system.
+
+    Returns
+    -------
+    list of dict
+        system, reference (key of references.bib), notebook, heading and page (None where it has not been run), exhibits ('Tables' or 'Figures', each with
+        numbers and pages), readings (their numbers), tally (verdicts of its rows that need a trained model).
+    """
+    return [{"system": name, "reference": system.reference, "notebook": system.notebook, "readings": [row["number"] for row in readings if row.get("system") == name],
+             "heading": title(notebooks[system.notebook], system.notebook) if system.notebook in notebooks else "",
+             "page": f"nb/{system.notebook}.html" if system.notebook in notebooks else None,
+             "exhibits": _numbers(place for place in found.values() if place["notebook"] == system.notebook),
+             "tally": tally([row for row in rows if row["model"] and row["source"] == name])} for name, system in SYSTEMS.items()]
+
+
+def _numbers(exhibits):
+    named = [(*place["name"].split(), place["page"]) for place in exhibits]
+    kinds = ((f"{kind}s", [(number, page) for what, number, page in named if what == kind]) for kind in ("Table", "Figure"))
+    return [(kind, places) for kind, places in kinds if places]
+
+
 def sources(rows):
     """The whole scorecard in parts that can be unfolded: (anchor, name, word for our value, tally, rows)."""
     parts = []
@@ -135,10 +175,10 @@ def verdict(run, rows, measured, items):
         As from `places.items`.
     """
     ours = [row for row in rows if row["model"] and row["source"] == "jpm2026"]
-    others = [row for row in rows if row["model"] and row["source"] != "jpm2026"]
+    others = _others([row for row in rows if row["model"] and row["source"] != "jpm2026"], run.notebooks)
     if ours and not any(row["verdict"] == "not comparable" for row in ours):
-        return [_replicated(ours) + _others(others), _main_number(rows), _without_model(rows)]
-    return [_shown(run, items), _result(measured), _not_shown(run, ours) + _others(others)]
+        return [_replicated(ours) + others, _main_number(rows), _without_model(rows)]
+    return [_shown(run, items), _result(measured), _not_shown(run, ours) + others]
 
 
 def _replicated(rows):
@@ -214,21 +254,27 @@ def _not_shown(run, rows):
             f"({tally(rows)}), because {_why(run, rows)}.")
 
 
-def _others(rows):
-    # Each verdict with its own reasons; the rows of a system whose notebook was run speak for themselves.
+def _others(rows, notebooks):
+    # Each verdict with its own reasons, and the notebooks to look it up in.
     if not rows:
         return ""
     counts = Counter((row["verdict"], _reason(row)) for row in rows)
     told = "; ".join(f"{number} {verdict}" + f" ({reason})" * bool(reason) for (verdict, reason), number in counts.items())
-    systems = len({row["source"] for row in rows})
-    return f" Of {_count(len(rows), 'result or claim', 'results and claims')} of {_count(systems, 'other system', 'other systems')}: {told}."
+    systems = dict.fromkeys(row["source"] for row in rows)
+    stems = sorted(SYSTEMS[system].notebook for system in systems if system in SYSTEMS and SYSTEMS[system].notebook in notebooks)
+    where = Markup(" (notebook{} {})").format("s" * (len(stems) > 1), Markup(", ").join(_page(stem, int(stem[:2])) for stem in stems)) if stems else ""
+    return Markup(" Of {} of {}{}: {}.").format(_count(len(rows), "result or claim", "results and claims"), _count(len(systems), "other system", "other systems"), where, told)
+
+
+def _page(stem, words):
+    return Markup('<a href="nb/{}.html">{}</a>').format(stem, words)
 
 
 def _reason(row):
     if row["verdict"] not in ("not run", "not comparable"):
         return ""
     reason = re.sub(r"^not run: ", "", row["reason"].split(";")[0])
-    return re.sub(r"^notebook \d+ has not", "their notebooks have not", reason)
+    return re.sub(r"^notebook \w+ has not", "their notebooks have not", reason)
 
 
 def _why(run, rows):

@@ -1,5 +1,7 @@
 """The tables of published numbers, read with every cell checked: a slip in one of them must not become a verdict."""
 
+from typing import NamedTuple
+
 import pandas as pd
 
 from koa_lib.errors import StudyError
@@ -16,6 +18,22 @@ TABLES = {
 }
 LIMITS = {"percent": (0, 100), "ratio": (0, 1), "points": (-100, 100), "count": (0, float("inf")), "minutes": (0, float("inf")), "milliseconds": (0, float("inf"))}
 RATIOS = {"accuracy": (0, 1), "macro_f1": (0, 1), "qwk": (-1, 1)}  # of peers.csv
+
+
+class System(NamedTuple):
+    """Another paper's system: the notebook that runs its method, and the paper's key in `reports/references.bib`."""
+
+    notebook: str
+    reference: str
+
+
+# As other_systems.csv and claims.csv name them.
+SYSTEMS = {
+    "CLIP-KOA": System("08_symmetry_consistency", "jeong2025"),
+    "LumbarCLIP": System("09_projection_heads", "le2025"),
+    "JIIM-2025": System("10_foundation_embeddings", "chavoshi2025"),
+    "OrthoFoundation": System("11_label_efficiency", "yu2026"),
+}
 
 
 def read(folder, name):

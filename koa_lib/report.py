@@ -135,11 +135,12 @@ def _write_sources(run_dir, notebooks, source):
     where, common = places.Places(notebooks, found), {"synthetic": run.synthetic, "facts": provenance.facts(run), "notebooks": list(notebooks)}
     for name in checklists.NAMES:
         _render("checklist.md", source / f"{name}.md", list=checklists.linked(checklists.read(name), where), **common)
-    _render("deviations.md", source, readings=checklists.readings(where))
+    readings = checklists.readings(where)
+    _render("deviations.md", source, readings=readings)
     _render("model_card.md", source, card=cards.model_card(run, results), **common)
     _render("data_cards.md", source, cards=cards.data_cards(run), has_findings="01_data_audit" in notebooks)
     _render_environment(run, source, common)
-    _render_front_page(run, source, found, results, common)
+    _render_front_page(run, source, found, results, common | {"papers": frontpage.papers(frontpage.scores(run.folder), notebooks, found, readings)})
     links.in_pages(source, notebooks, shown)
 
 

@@ -46,7 +46,7 @@ def scorecard(published, ours, comparable, reason=""):
         `published/jpm2026.csv`, or a table of that form with a `system` column.
     ours : dict
         (item, row, metric), with the system before them where the table has systems, -> `Ours` or a tuple like it;
-        or a str that says why there is no value.
+        or a str that says why there is no value. An infinite value of a model row was measured, but nothing that was tried reaches it.
     comparable : bool
         Whether model rows may be scored (real data, the settings as printed).
     reason : str
@@ -206,6 +206,8 @@ def _values(item, row, graded):
 
 def _judged(row, value, comparable, reason):
     rule = _rule(row)
+    if row.kind == "model" and not isinstance(value, str) and math.isinf(value[0]):
+        return np.nan, np.nan, np.nan, rule, *(("not replicated", Ours(*value).note) if comparable else ("not comparable", _joined(reason, Ours(*value).note)))
     if isinstance(value, str) or not math.isfinite(value[0]):
         missing = value if isinstance(value, str) else Ours(*value).note or "undefined in this run"
         return np.nan, np.nan, np.nan, rule, "not run", missing.removeprefix("not run: ")

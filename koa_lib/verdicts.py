@@ -10,11 +10,11 @@ from koa_lib import scorecard as rules
 from koa_lib.comparison import shown_fold
 from koa_lib.errors import StudyError
 from koa_lib.printed import Paper
+from koa_lib.published import SYSTEMS
 from koa_lib.published import read as read_published
 from koa_lib.scorecard import COLUMNS, DERIVED, Ours
 
 MAIN = "jpm2026"
-NOTEBOOKS = {"CLIP-KOA": "08_symmetry_consistency", "LumbarCLIP": "09_projection_heads", "JIIM-2025": "10_foundation_embeddings", "OrthoFoundation": "11_label_efficiency"}
 DROP = ("text", "discussion", "train_test_drop")
 P_VALUE = ("text", "mcnemar", "p_value")
 _ROWS_OF_THEIR_OWN = " repeated: |^internal pictures$|^internal patients$|^external pictures$|^train minus external accuracy$"
@@ -196,7 +196,7 @@ def _absent(row):
 
 
 def _notebook(system):
-    return f"notebook {NOTEBOOKS[system]} has not been run" if system in NOTEBOOKS else "no notebook of the study covers it"
+    return f"notebook {SYSTEMS[system].notebook} has not been run" if system in SYSTEMS else "no notebook of the study covers it"
 
 
 def _of_systems(published, given):

@@ -1,15 +1,20 @@
 """Model card, data cards and the front page's verdict: every number comes from a file of the run."""
 
+import dataclasses
 import hashlib
 import json
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from sklearn.metrics import cohen_kappa_score
 
-from koa_lib import cards, cohorts, frontpage, provenance
+from koa_lib import cards, checklists, cohorts, frontpage, places, provenance, scorecard
+from koa_lib.profile import ROOT
+from koa_lib.published import SYSTEMS
+from koa_lib.published import read as read_published
 
 MODEL = "clip-as_printed"
 
@@ -124,10 +129,32 @@ def test_the_verdict_of_phantoms_says_what_is_not_shown(run):
 
 
 def test_other_systems_are_counted_by_verdict_and_reason(run):
-    rows = written(run, [row("not comparable", "synthetic phantoms; x"), *(row("not run", f"notebook {n} is not part of the study yet", source=source, item="abstract") for n, source in (("08", "A"), ("09", "B"))),
+    rows = written(run, [row("not comparable", "synthetic phantoms; x"), *(row("not run", f"notebook {n} has not been run", source=source, item="abstract") for n, source in (("08_a", "A"), ("09_b", "B"))),
                          row("not replicated", "ours differs by -9", source="B", item="abstract")])
     told = frontpage.verdict(run, rows, [], [])[2].split(" Of ")[1]
-    assert told == "3 results and claims of 2 other systems: 2 not run (their notebooks are not part of the study yet); 1 not replicated."
+    assert told == "3 results and claims of 2 other systems: 2 not run (their notebooks have not been run); 1 not replicated."
+
+
+def test_the_other_papers_stand_with_notebook_readings_and_verdicts(run):
+    stem = "08_symmetry_consistency"
+    notebooks = {stem: nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 8 · The mirror image: CLIP-KOA")])}
+    found = {"table_s28": {"name": "Table S28", "notebook": stem, "page": f"nb/{stem}.html#table-s28"}, "table_2": {"name": "Table 2", "notebook": "05_x", "page": "nb/05_x.html"}}
+    rows = written(run, [row("not replicated", source="CLIP-KOA", item="abstract"), row("replicated"), row("replicated", rule=scorecard.CITED, source="CLIP-KOA", item="abstract")])
+    listed = frontpage.papers(rows, notebooks, found, [{"number": "D1"}, {"number": "D29", "system": "CLIP-KOA"}])
+    first, second, *_ = listed
+    assert (first["heading"], first["page"], first["readings"], first["tally"]) == ("The mirror image: CLIP-KOA", f"nb/{stem}.html", ["D29"], "1 not replicated")
+    assert first["exhibits"] == [("Tables", [("S28", f"nb/{stem}.html#table-s28")])] and second["page"] is None and second["exhibits"] == [] and second["notebook"] == "09_projection_heads"
+    told = frontpage.verdict(dataclasses.replace(run, notebooks=notebooks), rows, [], [])[0]
+    assert 'of 1 other system (notebook <a href="nb/08_symmetry_consistency.html">8</a>): 1 not replicated.' in told
+
+
+def test_every_other_paper_has_a_notebook_readings_and_a_reference():
+    listed = {row.get("system") for row in checklists.readings(places.Places({}, {}))} - {None}
+    named = {*read_published(cohorts.MANIFESTS / "published", "other_systems")["system"], *read_published(cohorts.MANIFESTS / "published", "claims")["source"]} - {"jpm2026"}
+    assert listed == set(SYSTEMS) == named
+    bib = (ROOT / "reports" / "references.bib").read_text(encoding="utf-8")
+    for system in SYSTEMS.values():
+        assert (ROOT / "notebooks" / f"{system.notebook}.ipynb").is_file() and f"{{{system.reference}," in bib
 
 
 @pytest.mark.parametrize("right, said", [(0.2, "below the 0.417 that one grade for every knee reaches"), (0.417, "no better than the 0.417"), (0.45, "which its interval does not exclude"), (0.9, "above the 0.417 of one grade for every knee, and")])
@@ -154,6 +181,7 @@ def test_the_floor_and_the_shared_patients_are_counted(run, cohort_a):
 @pytest.mark.parametrize("more, kind", [({"rule": "within 3, and inside the 95 % interval over at least 5 runs (half-width up to 3)"}, "t over runs"),
                                         ({"rule": "no longer than the published time; the hardware differs"}, "middle 95 % of repeats"),
                                         ({"rule": "share of errors with distance 1; the two largest off-diagonal cells", "metric": "claim"}, "group bootstrap"),
+                                        ({"rule": "quality measures of failures against successes", "metric": "claim"}, "Wilson"),
                                         ({"rule": "train accuracy minus external accuracy", "metric": "claim"}, "t over runs")])
 def test_an_interval_names_its_kind(run, more, kind):
     (found,) = written(run, [row("not comparable", **more)])

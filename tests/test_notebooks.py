@@ -17,6 +17,7 @@ from conftest import make
 from koa_lib import closing, journal, manifests, notebooks, predictions, profile
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from koa_lib.published import SYSTEMS
 
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 EXTRA_KEYS = "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution"
@@ -33,7 +34,8 @@ def tagged(path, tag):
 
 def test_the_study_has_its_notebooks():
     names = {path.stem for path in SOURCES}
-    assert {"00_start_here", "01_data_audit", "02_zero_shot_baseline", "03_fine_tune", "04_baselines", "05_external_evaluation", "06_statistics", "07_similarity_retrieval"} <= names
+    assert {"00_start_here", "01_data_audit", "02_zero_shot_baseline", "03_fine_tune", "04_baselines", "05_external_evaluation", "06_statistics", "07_similarity_retrieval",
+            "08_symmetry_consistency", "09_projection_heads", "10_foundation_embeddings", "11_label_efficiency", "12_explainability"} <= names
 
 
 def test_notebooks_are_stripped():
@@ -92,6 +94,10 @@ def test_smoke_run_executed_every_notebook(smoke_run):
 def test_smoke_run_made_every_paper_item(smoke_run, name):
     content = (smoke_run / name).read_bytes()
     assert content.startswith(b"\x89PNG") if name.endswith("png") else len(content.splitlines()) > 1
+
+
+def test_smoke_run_answered_every_other_system(smoke_run):
+    assert {path.stem for path in (smoke_run / "answers").glob("*.json")} == set(SYSTEMS)
 
 
 def test_smoke_run_left_its_inputs_and_log(smoke_run):

@@ -283,3 +283,12 @@ def test_a_part_of_the_pictures_or_lossy_copies_are_not_the_papers_data(tmp_path
     assert judged() == (True, "")
     assert judged(pictures=78) == (False, "78 of 8,260 training pictures")
     assert judged(re_encoded=3)[1] == "3 re-encoded training pictures" and not judged(re_encoded=3)[0]
+
+
+def test_what_nothing_reaches_was_measured_all_the_same():
+    published = pd.DataFrame([{"item": "abstract", "row": "label efficiency", "metric": "label_fraction", "relation": "=", "value": 0.5, "unit": "ratio", "kind": "model", "note": ""}])
+    ours = {("abstract", "label efficiency", "label_fraction"): Ours(math.inf, note="none that was tried")}
+    (scored,) = scorecard.scorecard(published, ours, True).itertuples()
+    (shown,) = scorecard.scorecard(published, ours, False, "synthetic phantoms").itertuples()
+    assert (scored.verdict, scored.reason) == ("not replicated", "none that was tried") and np.isnan(scored.ours)
+    assert (shown.verdict, shown.reason) == ("not comparable", "synthetic phantoms; none that was tried")

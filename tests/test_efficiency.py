@@ -101,7 +101,7 @@ def test_the_curve_is_the_mean_over_seeds_and_its_difference_is_paired(easy_stud
     table = equivalence.curve(easy_study, own, reference)
     full, line = table.iloc[0], table.iloc[1]
     each = equivalence.seeds(own)["qwk"]
-    assert line.qwk == pytest.approx(each.mean()) == pytest.approx(full.qwk) and line.sd_over_seeds == pytest.approx(each.std())
+    assert line.qwk == pytest.approx(each.mean()) == pytest.approx(full.qwk) and line.sd_over_draws == pytest.approx(each.std())
     assert (line.difference, line.difference_low, line.difference_high) == pytest.approx((0, 0, 0)) and line.ci_low < line.qwk < line.ci_high
     assert np.isnan(full.difference)
 

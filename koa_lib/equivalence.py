@@ -102,20 +102,20 @@ def starts_in_words(here):
     ends = "; ".join(f"{start} {line[METRIC].iloc[0]:.2f} and {line[METRIC].iloc[-1]:.2f}" for start, line in lines.items())
     own = lines[SELF_SUPERVISED]
     gained, last = own[own["fraction"] < 1], own.iloc[-1]
-    count = f"of the {len(gained)} smaller fractions that interval lies above 0 in {(gained['against_random_low'] > 0).sum()} and below 0 in {(gained['against_random_high'] < 0).sum()}"
+    count = f"among the smaller fractions ({len(gained)}) it lies above 0 in {(gained['against_random_low'] > 0).sum()} and below 0 in {(gained['against_random_high'] < 0).sum()}"
     return (f"Quadratic kappa with {own['fraction'].iloc[0]:.0%} of the labels and with all, by start: {ends}. CLIP fine-tuned with all labels has {full[METRIC]:.2f}. "
-            f"With all labels the self-supervised start differs from the random one by {last.against_random:+.2f} ({last.against_random_low:+.2f} to {last.against_random_high:+.2f}): "
-            f"{_side(last.against_random_low, last.against_random_high)}; {count}.")
+            f"With all labels the self-supervised start differs from the random one by {last.against_random:+.2f} ({last.against_random_low:+.2f} to {last.against_random_high:+.2f}). "
+            f"{_side(last.against_random_low, last.against_random_high)}; {count}. All this is for one pre-training.")
 
 
 def _side(low, high):
-    return "it is better" if low > 0 else "it is worse" if high < 0 else "no difference is shown, in either direction"
+    return f"The interval {'lies above 0: it is better' if low > 0 else 'lies below 0: it is worse' if high < 0 else 'holds 0: no difference is shown, in either direction'}"
 
 
 def equal_in_words(equal):
     """From which fraction on each start equals the supervised result, one cohort of `equal`."""
-    said = [f"{row.start}: {share(row.within_margin)}, no loss shown from {share(row.not_below)}" for row in equal.itertuples()]
-    return f"Equal within {MARGIN:g} from, by start: {'; '.join(said)}."
+    within, shown = ("; ".join(f"{start} {_since(fraction)}" for start, fraction in zip(equal["start"], equal[name], strict=True)) for name in ("within_margin", "not_below"))
+    return f"Equal within {MARGIN:g} of the supervised result: {within}. No loss shown: {shown}."
 
 
 def equal(table):
@@ -157,13 +157,12 @@ def answers(table):
     half, reached = inside[inside["fraction"] <= HALF].sort_values("fraction").iloc[-1], equal(inside).iloc[0]
     verdict = "replicated" if half.against_supervised_low > -MARGIN else "not replicated" if half.against_supervised_high < 0 else "inconclusive"
     said = (f"with {half.fraction:.0%} of the labels quadratic kappa is {half.against_supervised:+.3f} ({half.against_supervised_low:+.3f} to {half.against_supervised_high:+.3f}) "
-            f"against CLIP fine-tuned with all; the fraction from which on a loss of more than {MARGIN:g} can be excluded is {share(reached.within_margin)}; "
-            f"from which on a loss can't be shown, {share(reached.not_below)}; from which on the value is as high, {share(reached.as_high)}")
+            f"against CLIP fine-tuned with all; a loss of more than {MARGIN:g} can be excluded {_since(reached.within_margin)}; "
+            f"no loss is shown {_since(reached.not_below)}; the value is as high {_since(reached.as_high)}")
     source = ("OrthoFoundation", "abstract")
     return {(*source, "label efficiency", "label_fraction"): Ours(reached.within_margin, note=said),
             (*source, "half of the labels match the supervised full-label result"): Answer(reached.within_margin, np.nan, np.nan, "ratio", verdict, said)}
 
 
-def share(fraction):
-    """A fraction in words; NaN is that no fraction suffices."""
-    return "none that was tried" if np.isnan(fraction) else f"{fraction:.0%}"
+def _since(fraction):
+    return "not even with all labels" if np.isnan(fraction) else f"from {fraction:.0%} of the labels on" if fraction < 1 else "with all labels alone"

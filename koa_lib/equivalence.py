@@ -11,6 +11,7 @@ from koa_lib.scorecard import Ours
 METRIC, SUPERVISED = "qwk", "supervised"
 MARGIN = 0.03  # quadratic kappa: what may be lost by a start that still equals the supervised result; the scorecard's tolerance for ratios
 HALF = 0.5
+CHANCE = "the supervised result is itself not shown to be above chance, so equality with it means little"
 
 
 def curve(study, found, reference, labelled):
@@ -103,7 +104,7 @@ def starts_in_words(here):
     own = lines[SELF_SUPERVISED]
     gained, last = own[own["fraction"] < 1], own.iloc[-1]
     count = f"among the smaller fractions ({len(gained)}) it lies above 0 in {(gained['against_random_low'] > 0).sum()} and below 0 in {(gained['against_random_high'] < 0).sum()}"
-    return (f"Quadratic kappa with {own['fraction'].iloc[0]:.0%} of the labels and with all, by start: {ends}. CLIP fine-tuned with all labels has {full[METRIC]:.2f}. "
+    return (f"Quadratic kappa with {own['fraction'].iloc[0]:.0%} of the labels and with all, by start: {ends}. CLIP fine-tuned with all labels has {full[METRIC]:.2f}{f' ({CHANCE})' if full.ci_low <= 0 else ''}. "
             f"With all labels the self-supervised start differs from the random one by {last.against_random:+.2f} ({last.against_random_low:+.2f} to {last.against_random_high:+.2f}). "
             f"{_side(last.against_random_low, last.against_random_high)}; {count}. All this is for one pre-training.")
 
@@ -151,14 +152,17 @@ def answers(table):
     """The study's answers to OrthoFoundation's rows, from the unseen pictures of the training cohort.
 
     The claim is decided by one comparison, with the largest fraction that is at most half: *replicated* when the interval of the difference stays above minus `MARGIN`,
-    *not replicated* when it lies below 0, else *inconclusive*. The number is the fraction from which on that interval stays above minus `MARGIN`.
+    *not replicated* when it lies below 0, else, or where the supervised result is not above chance, *inconclusive*. The number is the fraction from which on that interval stays above minus `MARGIN`.
     """
     inside = table[(table["cohort"] != "external") & (table["start"] == SELF_SUPERVISED)]
     half, reached = inside[inside["fraction"] <= HALF].sort_values("fraction").iloc[-1], equal(inside).iloc[0]
     verdict = "replicated" if half.against_supervised_low > -MARGIN else "not replicated" if half.against_supervised_high < 0 else "inconclusive"
     said = (f"with {half.fraction:.0%} of the labels quadratic kappa is {half.against_supervised:+.3f} ({half.against_supervised_low:+.3f} to {half.against_supervised_high:+.3f}) "
-            f"against CLIP fine-tuned with all; a loss of more than {MARGIN:g} can be excluded {_since(reached.within_margin)}; "
-            f"no loss is shown {_since(reached.not_below)}; the value is as high {_since(reached.as_high)}")
+            f"against CLIP fine-tuned with all; equal within {MARGIN:g}: {_since(reached.within_margin)}; "
+            f"no loss shown: {_since(reached.not_below)}; value as high: {_since(reached.as_high)}")
+    full = table[(table["cohort"] != "external") & (table["start"] == SUPERVISED)]
+    if len(full) and full["ci_low"].iloc[0] <= 0:
+        verdict, said = "inconclusive", f"{said}; {CHANCE}"
     source = ("OrthoFoundation", "abstract")
     return {(*source, "label efficiency", "label_fraction"): Ours(reached.within_margin, note=said),
             (*source, "half of the labels match the supervised full-label result"): Answer(reached.within_margin, np.nan, np.nan, "ratio", verdict, said)}

@@ -144,6 +144,8 @@ def test_the_claim_about_half_of_the_labels_has_three_ends(half, verdict):
     number, claim = equivalence.answers(table).values()
     assert claim.verdict == verdict and "50%" in claim.reason
     assert number.value == (0.25 if verdict == "replicated" else 1.0) == claim.ours
+    chance = pd.concat([table, pd.DataFrame([{"cohort": "test", "start": "supervised", "fraction": 1.0, "ci_low": -0.01}])])
+    assert list(equivalence.answers(chance).values())[1].verdict == "inconclusive"
 
 
 def test_a_profile_without_contrastive_weights_says_why(easy_study):

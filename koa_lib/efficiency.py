@@ -12,11 +12,10 @@ from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.harmonisation import VIEWS
 from koa_lib.protocols import START, our_arm, unseen_split
-from koa_lib.runner import Runner
 from koa_lib.settings import Encoder
 
 STRENGTHS = (0.01, 0.1, 1.0)  # of the logistic regression, inverse regularisation from strong to weak
-SELF_SUPERVISED = "self-supervised"
+RANDOM, SELF_SUPERVISED = "random", "self-supervised"
 
 
 def starts(study):
@@ -24,7 +23,7 @@ def starts(study):
     chosen, model = study.profile.systems.labels, study.profile.model
     none = "" if model.start != "random" or study.dry else "this profile's CLIP starts from random weights: no contrastive weights are there before it is fine-tuned"
     own = (chosen.architecture, chosen.image_size, 1.0, "")
-    return (Encoder("random", "random", *own), Encoder("contrastive", "start", "", model.image_size, 1.0, none), Encoder(SELF_SUPERVISED, "dino", *own))
+    return (Encoder(RANDOM, "random", *own), Encoder("contrastive", "start", "", model.image_size, 1.0, none), Encoder(SELF_SUPERVISED, "dino", *own))
 
 
 def towers(study):
@@ -33,22 +32,30 @@ def towers(study):
     Returns
     -------
     DataFrame
-        start, tower, weights (or why it is not run), pictures (of the training split), dimensions, spread, effective_rank (`selfsupervised.spread`).
+        start, tower, learned_from (or why it is not run), pictures (of the training split), dimensions, spread, effective_rank (`selfsupervised.spread`).
     """
     chosen, rows = study.profile.systems.labels, []
     own = chosen.architecture or f"image tower of {study.profile.model.name}"
-    learned = {"random": "random", "contrastive": START[study.profile.model.start], SELF_SUPERVISED: "DINO on the training split"}
+    learned = _learned_from(study)
     for spec in starts(study):
         tower = f"image tower of {study.profile.model.name}" if spec.source == "start" else own
-        row = {"start": spec.name, "tower": f"{tower}, {spec.image_size} px", "weights": learned[spec.name], "pictures": pd.NA, "dimensions": pd.NA, "spread": np.nan, "effective_rank": np.nan}
+        row = {"start": spec.name, "tower": f"{tower}, {spec.image_size} px", "learned_from": learned[spec.name], "pictures": pd.NA, "dimensions": pd.NA, "spread": np.nan, "effective_rank": np.nan}
         if not spec.reason:
             part = splits.official(encoders.pictures_of(study, spec, "training"), "train", "fit")
             values = encoders.embed(study, spec, "training")
             row |= {"pictures": len(part), "dimensions": values.shape[1], **selfsupervised.spread(values[part.index])}
         else:
-            row["weights"] = f"not run: {spec.reason}"
+            row["learned_from"] = f"not run: {spec.reason}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _learned_from(study):
+    # On phantoms the sentences name findings, from which a grade follows: such a start knows more than pictures alone.
+    start, published = study.profile.model.start, study.profile.systems.labels.published
+    contrastive = {"pretrain": "other phantoms with sentences about their findings (stand-in for OpenAI's weights)", "openai": "OpenAI's pairs of pictures and texts"}
+    dino = "the training split's pictures, without grades (DINO)"
+    return {RANDOM: "nothing: random weights", "contrastive": contrastive.get(start, START[start]), SELF_SUPERVISED: f"timm's published weights, then {dino}" if published else dino}
 
 
 def draw(rows, fraction, seed):
@@ -190,13 +197,21 @@ def _reported(graded, cohort):
 
 
 def supervised(study):
-    """Our protocol's CLIP, fine-tuned with all labels: cohort to the graded frames of its folds, on the same pictures as `run`."""
-    runner, arm = Runner(study), our_arm(study)
+    """Our protocol's CLIP, fine-tuned with all labels.
+
+    Returns
+    -------
+    (dict, DataFrame)
+        Cohort to the graded frames of the folds, on the same pictures as `run`; and what each fold was fitted on and chose its epoch with, one row each:
+        patients, pictures.
+    """
+    runner, arm = selfsupervised.opened(study), our_arm(study)
     results = runner.run(arm)
+    labelled = pd.DataFrame([{"patients": graded["group_id"].nunique(), "pictures": len(graded)} for graded in results["train"]])
     name = unseen_split(results)
     frames = {name: results[name]}
     if "external" in results:
         trained = (arm.recipe.geometry, arm.recipe.intensity)
         shown = results["external"] if trained == VIEWS[0] else [runner.external_views(arm)[VIEWS[0]]]
         frames["external"] = [_reported(graded, "external") for graded in shown]
-    return frames
+    return frames, labelled

@@ -131,7 +131,7 @@ def clip_of(study, spec, sentences):
 
 def pictures_of(study, spec, role, geometry=None):
     """The `KneeDataset` of a cohort as an encoder sees it; None when the study has no such cohort."""
-    return Runner(study).data(role, _recipe(study, spec, geometry))
+    return selfsupervised.opened(study).data(role, _recipe(study, spec, geometry))
 
 
 def _recipe(study, spec, geometry=None):

@@ -5,46 +5,52 @@ import pandas as pd
 
 from koa_lib import metrics, predictions, stats
 from koa_lib.claims import Answer
-from koa_lib.efficiency import SELF_SUPERVISED
+from koa_lib.efficiency import RANDOM, SELF_SUPERVISED
 from koa_lib.scorecard import Ours
 
-METRIC = "qwk"
+METRIC, SUPERVISED = "qwk", "supervised"
 MARGIN = 0.03  # quadratic kappa: what may be lost by a start that still equals the supervised result; the scorecard's tolerance for ratios
 HALF = 0.5
+CHANCE = "the supervised result is itself not shown to be above chance, so equality with it means little"
 
 
-def curve(study, found, reference):
-    """The result for each start and fraction, held against the supervised result on the same pictures.
+def curve(study, found, reference, labelled):
+    """The result for each start and fraction, held against the supervised result and against the random start on the same pictures.
 
     A value is the mean over the seeds (over the folds, for the supervised result). Its interval resamples the patients of the reported pictures, the same
-    for all seeds, folds and starts, and holds nothing of the draw of the labels, which `sd_over_seeds` shows.
+    for all seeds, folds and starts, and holds neither the draw of the labels, which `sd_over_draws` shows, nor the training of the towers.
 
     Parameters
     ----------
     found : DataFrame
         As from `efficiency.run`.
-    reference : dict
+    reference, labelled
         As from `efficiency.supervised`.
 
     Returns
     -------
     DataFrame
-        cohort, start, fraction, patients, pictures (means over seeds, rounded), n, qwk, ci_low, ci_high, sd_over_seeds, accuracy, difference, difference_low,
-        difference_high (qwk minus the supervised); the supervised rows have the start 'supervised' and fraction 1.
+        cohort, start, fraction, patients, pictures (means over seeds or folds, rounded), n, qwk, ci_low, ci_high, sd_over_draws, accuracy; against_supervised and
+        against_random (differences of qwk, the latter at the same fraction), each with _low and _high. The supervised rows have the start 'supervised' and fraction 1.
     """
     rows = []
     for cohort, frames in reference.items():
         full = _Mean(study, frames)
-        rows.append({"cohort": cohort, "start": "supervised", "fraction": 1.0, **full.row()})
-        for (start, fraction), group in found[found["cohort"] == cohort].groupby(["start", "fraction"], sort=False):
-            mean = _Mean(study, [_in_order(graded, frames[0]) for graded in group["graded"]])
-            low, high = stats.interval(mean.draws - full.draws)
-            rows.append({"cohort": cohort, "start": start, "fraction": fraction, "patients": round(group["patients"].mean()), "pictures": round(group["pictures"].mean()),
-                         **mean.row(), "difference": mean.value - full.value, "difference_low": low, "difference_high": high})
+        rows.append({"cohort": cohort, "start": SUPERVISED, "fraction": 1.0, **_sizes(labelled), **full.row(), "sd_over_draws": np.nan})
+        own = found[found["cohort"] == cohort]
+        means = {key: _Mean(study, [_in_order(graded, frames[0]) for graded in group["graded"]]) for key, group in own.groupby(["start", "fraction"], sort=False)}
+        for (start, fraction), mean in means.items():
+            group = own[(own["start"] == start) & (own["fraction"] == fraction)]
+            other = None if start == RANDOM else means.get((RANDOM, fraction))
+            rows.append({"cohort": cohort, "start": start, "fraction": fraction, **_sizes(group), **mean.row(),
+                         **mean.against(full, "against_supervised"), **mean.against(other, "against_random")})
+    order = [f"against_{one}{bound}" for one in (SUPERVISED, RANDOM) for bound in ("", "_low", "_high")]
     table = pd.DataFrame(rows)
-    order = ["cohort", "start", "fraction", "patients", "pictures", "n", METRIC, "ci_low", "ci_high", "sd_over_seeds", "accuracy"]
-    table = table[[*order, "difference", "difference_low", "difference_high"]]
-    return table.astype({"patients": "Int64", "pictures": "Int64"})
+    return table[[*table.columns.drop(order, errors="ignore"), *order]].astype({"patients": "Int64", "pictures": "Int64"})
+
+
+def _sizes(rows):
+    return {name: round(rows[name].mean()) for name in ("patients", "pictures")}
 
 
 class _Mean:
@@ -63,7 +69,12 @@ class _Mean:
     def row(self):
         low, high = stats.interval(self.draws)
         sd = self.each.std(ddof=1) if len(self.each) > 1 else np.nan
-        return {"n": self.n, METRIC: self.value, "ci_low": low, "ci_high": high, "sd_over_seeds": sd, "accuracy": self.accuracy}
+        return {"n": self.n, METRIC: self.value, "ci_low": low, "ci_high": high, "sd_over_draws": sd, "accuracy": self.accuracy}
+
+    def against(self, other, name):
+        """Value minus another's, paired: the same patients are drawn for both."""
+        low, high = (np.nan, np.nan) if other is None else stats.interval(self.draws - other.draws)
+        return {name: np.nan if other is None else self.value - other.value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _in_order(graded, like):
@@ -74,47 +85,89 @@ def _in_order(graded, like):
 
 def seeds(found):
     """Quadratic kappa of each seed: cohort, start, fraction, seed, qwk."""
-    rows = found.drop(columns=["graded", "patients", "pictures"])
+    rows = found[["cohort", "start", "fraction", "seed"]]
     values = [metrics.from_confusion(metrics.confusion(grades, given.argmax(1)))[METRIC] for grades, given in map(predictions.arrays, found["graded"])]
     return rows.assign(**{METRIC: np.array(values, dtype=float)})
 
 
+def starts_in_words(here):
+    """Each start with the fewest and with all labels, and whether the self-supervised one is better than the random one.
+
+    Parameters
+    ----------
+    here : DataFrame
+        One cohort of `curve`.
+    """
+    lines = {start: line.sort_values("fraction") for start, line in here.groupby("start", sort=False)}
+    full = lines.pop(SUPERVISED).iloc[0]
+    ends = "; ".join(f"{start} {line[METRIC].iloc[0]:.2f} and {line[METRIC].iloc[-1]:.2f}" for start, line in lines.items())
+    own = lines[SELF_SUPERVISED]
+    gained, last = own[own["fraction"] < 1], own.iloc[-1]
+    count = f"among the smaller fractions ({len(gained)}) it lies above 0 in {(gained['against_random_low'] > 0).sum()} and below 0 in {(gained['against_random_high'] < 0).sum()}"
+    return (f"Quadratic kappa with {own['fraction'].iloc[0]:.0%} of the labels and with all, by start: {ends}. CLIP fine-tuned with all labels has {full[METRIC]:.2f}{f' ({CHANCE})' if full.ci_low <= 0 else ''}. "
+            f"With all labels the self-supervised start differs from the random one by {last.against_random:+.2f} ({last.against_random_low:+.2f} to {last.against_random_high:+.2f}). "
+            f"{_side(last.against_random_low, last.against_random_high)}; {count}. All this is for one pre-training.")
+
+
+def _side(low, high):
+    return f"The interval {'lies above 0: it is better' if low > 0 else 'lies below 0: it is worse' if high < 0 else 'holds 0: no difference is shown, in either direction'}"
+
+
+def equal_in_words(equal):
+    """From which fraction on each start equals the supervised result, one cohort of `equal`."""
+    within, shown = ("; ".join(f"{start} {_since(fraction)}" for start, fraction in zip(equal["start"], equal[name], strict=True)) for name in ("within_margin", "not_below"))
+    return f"Equal within {MARGIN:g} of the supervised result: {within}. No loss shown: {shown}."
+
+
 def equal(table):
-    """From which fraction each start equals the supervised result.
+    """From which fraction on each start equals the supervised result: there and with every larger fraction.
 
     Returns
     -------
     DataFrame
-        cohort, start, not_below (the smallest fraction whose interval of the difference reaches 0 or above: less can't be shown), within_margin (whose interval
-        stays above minus `MARGIN`: much less can be excluded), as_high (whose value itself is as high); NaN where none is.
+        cohort, start, and fractions: within_margin (the interval of the difference stays above minus `MARGIN`: a larger loss can be excluded), not_below (that
+        interval reaches 0: a loss can't be shown), as_high (the value itself is as high); NaN where not even all labels suffice.
     """
     rows = []
-    for (cohort, start), curve in table[table["start"] != "supervised"].groupby(["cohort", "start"], sort=False):
-        rows.append({"cohort": cohort, "start": start, "not_below": _first(curve, curve["difference_high"] >= 0),
-                     "within_margin": _first(curve, curve["difference_low"] > -MARGIN), "as_high": _first(curve, curve["difference"] >= 0)})
+    for (cohort, start), line in table[table["start"] != SUPERVISED].groupby(["cohort", "start"], sort=False):
+        value, low, high = (line[f"against_supervised{bound}"] for bound in ("", "_low", "_high"))
+        rows.append({"cohort": cohort, "start": start, "within_margin": _from(line, low > -MARGIN), "not_below": _from(line, high >= 0), "as_high": _from(line, value >= 0)})
     return pd.DataFrame(rows)
 
 
-def _first(curve, holds):
-    return float(curve.loc[holds, "fraction"].min())
+def _from(line, holds):
+    # One lucky fraction is not enough: what holds must hold with all larger ones too.
+    falling = holds[line["fraction"].sort_values(ascending=False).index]
+    return float(line.loc[falling.index[falling.cummin()], "fraction"].min())
+
+
+def in_per_cent(table):
+    """A table of `curve` or `equal` for reading: its fractions become per cent of the labels."""
+    fractions = {"fraction": "label_percent", "within_margin": "within_margin_percent", "not_below": "not_below_percent", "as_high": "as_high_percent"}
+    there = {name: said for name, said in fractions.items() if name in table.columns}
+    return table.assign(**{name: 100 * table[name] for name in there}).rename(columns=there)
 
 
 def answers(table):
     """The study's answers to OrthoFoundation's rows, from the unseen pictures of the training cohort.
 
-    The claim is *replicated* when with at most half of the labels the interval of the difference stays above minus `MARGIN`, *not replicated* when with each such
-    fraction it lies below 0, else *inconclusive*.
+    The claim is decided by one comparison, with the largest fraction that is at most half: *replicated* when the interval of the difference stays above minus `MARGIN`,
+    *not replicated* when it lies below 0, else, or where the supervised result is not above chance, *inconclusive*. The number is the fraction from which on that interval stays above minus `MARGIN`,
+    infinite where no fraction does.
     """
     inside = table[(table["cohort"] != "external") & (table["start"] == SELF_SUPERVISED)]
-    half, reached = inside[inside["fraction"] <= HALF], equal(inside).iloc[0]
-    best = half.iloc[-1]
-    verdict = "replicated" if (half["difference_low"] > -MARGIN).any() else "not replicated" if (half["difference_high"] < 0).all() else "inconclusive"
-    said = (f"with {best.fraction:.0%} of the labels quadratic kappa is {best.difference:+.3f} ({best.difference_low:+.3f} to {best.difference_high:+.3f}) against CLIP fine-tuned with all; "
-            f"the fraction is the smallest at which that interval reaches 0, {_share(reached.not_below)}; for the value itself it is {_share(reached.as_high)}")
+    half, reached = inside[inside["fraction"] <= HALF].sort_values("fraction").iloc[-1], equal(inside).iloc[0]
+    verdict = "replicated" if half.against_supervised_low > -MARGIN else "not replicated" if half.against_supervised_high < 0 else "inconclusive"
+    said = (f"with {half.fraction:.0%} of the labels quadratic kappa is {half.against_supervised:+.3f} ({half.against_supervised_low:+.3f} to {half.against_supervised_high:+.3f}) "
+            f"against CLIP fine-tuned with all; equal within {MARGIN:g}: {_since(reached.within_margin)}; "
+            f"no loss shown: {_since(reached.not_below)}; value as high: {_since(reached.as_high)}")
+    full = table[(table["cohort"] != "external") & (table["start"] == SUPERVISED)]
+    if len(full) and full["ci_low"].iloc[0] <= 0:
+        verdict, said = "inconclusive", f"{said}; {CHANCE}"
     source = ("OrthoFoundation", "abstract")
-    return {(*source, "label efficiency", "label_fraction"): Ours(reached.not_below, note=said),
-            (*source, "half of the labels match the supervised full-label result"): Answer(reached.not_below, np.nan, np.nan, "ratio", verdict, said)}
+    return {(*source, "label efficiency", "label_fraction"): Ours(np.inf if np.isnan(reached.within_margin) else reached.within_margin, note=said),
+            (*source, "half of the labels match the supervised full-label result"): Answer(reached.within_margin, np.nan, np.nan, "ratio", verdict, said)}
 
 
-def _share(fraction):
-    return "none that was tried" if np.isnan(fraction) else f"{fraction:.0%}"
+def _since(fraction):
+    return "not even with all labels" if np.isnan(fraction) else f"from {fraction:.0%} of the labels on" if fraction < 1 else "with all labels alone"

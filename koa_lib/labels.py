@@ -83,6 +83,17 @@ COLUMNS = {
     "macro_f1_sd": ("SD of macro-F1", "standard deviation over the seeds"),
     "qwk_sd": ("SD of quadratic κ", "standard deviation over the seeds"),
     "flip_disagreement_sd": ("SD of flip disagreement", "standard deviation over the seeds"),
+    # Notebook 11
+    "learned_from": ("Learned from", "before the classifier saw a grade"),
+    "spread": ("Spread", "0 when all pictures get the same embedding, 1 when the embeddings point everywhere alike"),
+    "effective_rank": ("Effective rank", "in how many directions the embeddings differ"),
+    "label_percent": ("Labels (%)", "share of the training patients whose grades are used"),
+    "sd_over_draws": ("SD over draws", "standard deviation over the seeds, each of which draws other patients; the towers stay the same"),
+    "against_supervised": ("Against supervised", "quadratic kappa minus that of CLIP fine-tuned with all labels, paired"),
+    "against_random": ("Against random", "quadratic kappa minus that of the random start with as many labels, paired"),
+    "within_margin_percent": ("Equal within the margin from (%)", "there and with more labels the interval excludes a loss of more than the margin"),
+    "not_below_percent": ("No loss shown from (%)", "there and with more labels the interval reaches 0"),
+    "as_high_percent": ("Value as high from (%)", "there and with more labels, whatever the interval"),
 }
 # Held as shares; a frame in per cent says so in its heads.
 SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",

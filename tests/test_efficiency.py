@@ -94,34 +94,58 @@ def found(levels, cohort="test"):
     return pd.DataFrame(rows)
 
 
-def test_the_curve_is_the_mean_over_seeds_and_its_difference_is_paired(easy_study):
+LABELLED = pd.DataFrame({"patients": [10, 11], "pictures": [20, 22]})
+
+
+def test_the_curve_is_the_mean_over_seeds_and_its_differences_are_paired(easy_study):
     reference = {"test": [graded(0.8, 7), graded(0.8, 17)]}
-    own = found({"self-supervised": {1.0: 0.8}})
-    own["graded"] = [frame.sample(frac=1, random_state=1) for frame in reference["test"]]  # the same answers in another order
-    table = equivalence.curve(easy_study, own, reference)
-    full, line = table.iloc[0], table.iloc[1]
-    each = equivalence.seeds(own)["qwk"]
-    assert line.qwk == pytest.approx(each.mean()) == pytest.approx(full.qwk) and line.sd_over_seeds == pytest.approx(each.std())
-    assert (line.difference, line.difference_low, line.difference_high) == pytest.approx((0, 0, 0)) and line.ci_low < line.qwk < line.ci_high
-    assert np.isnan(full.difference)
+    own = found({"random": {1.0: 0.8}, "self-supervised": {1.0: 0.8}})
+    own["graded"] = [frame.sample(frac=1, random_state=1) for frame in reference["test"] * 2]  # the same answers in another order
+    full, other, line = equivalence.curve(easy_study, own, reference, LABELLED).itertuples()
+    each = equivalence.seeds(own).query("start == 'random'")["qwk"]
+    assert line.qwk == pytest.approx(each.mean()) == pytest.approx(full.qwk) and line.sd_over_draws == pytest.approx(each.std())
+    for values in ((line.against_supervised, line.against_supervised_low, line.against_supervised_high), (line.against_random, line.against_random_low, line.against_random_high)):
+        assert values == pytest.approx((0, 0, 0))
+    assert line.ci_low < line.qwk < line.ci_high and np.isnan([full.against_supervised, full.against_random, other.against_random, full.sd_over_draws]).all()
+    assert (full.patients, full.pictures, line.patients, line.pictures) == (10, 21, 10, 20)
 
 
-def test_a_start_equals_the_supervised_result_from_the_first_fraction_that_is_not_below():
-    columns = ["cohort", "start", "fraction", "difference", "difference_low", "difference_high"]
+def test_a_start_that_learned_something_is_above_the_random_one(easy_study):
+    own = found({"random": {0.5: 0.1, 1.0: 0.1}, "self-supervised": {0.5: 0.9, 1.0: 0.9}})
+    table = equivalence.curve(easy_study, own, {"test": [graded(0.9, 3)]}, LABELLED)
+    ahead = table[table["start"] == "self-supervised"]
+    assert (ahead["against_random_low"] > 0).all() and "it is better; among the smaller fractions (1) it lies above 0 in 1" in equivalence.starts_in_words(table)
+    swapped = table.replace({"start": {"random": "self-supervised", "self-supervised": "random"}})
+    behind = ["against_random", "against_random_low", "against_random_high"]
+    swapped.loc[swapped["start"] == "self-supervised", behind] = -ahead[behind[:1] + behind[:0:-1]].to_numpy()
+    assert "it is worse" in equivalence.starts_in_words(swapped)
+
+
+COLUMNS = ["cohort", "start", "fraction", "against_supervised", "against_supervised_low", "against_supervised_high"]
+
+
+def test_a_start_equals_the_supervised_result_from_where_that_holds_for_all_larger_fractions():
     lines = [(0.1, -0.2, -0.3, -0.1), (0.25, -0.05, -0.11, 0.0), (0.5, -0.01, -0.02, 0.03), (1.0, 0.02, -0.01, 0.05)]
-    table = pd.DataFrame([("test", "self-supervised", *line) for line in lines] + [("test", "random", 1.0, -0.2, -0.3, -0.1)], columns=columns)
-    equal = equivalence.equal(table).set_index("start")
-    assert list(equal.loc["self-supervised", ["not_below", "within_margin", "as_high"]]) == [0.25, 0.5, 1.0]
-    assert equal.loc["random", ["not_below", "within_margin", "as_high"]].isna().all()
+    lucky = [(0.1, 0.01, -0.01, 0.1), (0.5, -0.2, -0.3, -0.1), (1.0, -0.05, -0.1, 0.0)]
+    table = pd.DataFrame([("test", "self-supervised", *line) for line in lines[::-1]] + [("test", "contrastive", *line) for line in lucky]
+                         + [("test", "random", 1.0, -0.2, -0.3, -0.1)], columns=COLUMNS)
+    equal = equivalence.equal(table).set_index("start")[["not_below", "within_margin", "as_high"]]
+    assert list(equal.loc["self-supervised"]) == [0.25, 0.5, 1.0]
+    assert equal.loc["contrastive", "not_below"] == 1.0 and equal.loc["contrastive", ["within_margin", "as_high"]].isna().all()
+    assert equal.loc["random"].isna().all()
+    assert "random not even with all labels. No loss shown: self-supervised from 25% of the labels on; contrastive with all labels alone" in equivalence.equal_in_words(equivalence.equal(table))
+    assert list(equivalence.in_per_cent(equivalence.equal(table)).query("start == 'self-supervised'")["within_margin_percent"]) == [50.0]
 
 
 @pytest.mark.parametrize(("half", "verdict"), [((-0.01, -0.02, 0.03), "replicated"), ((-0.05, -0.2, 0.1), "inconclusive"), ((-0.2, -0.3, -0.1), "not replicated")])
 def test_the_claim_about_half_of_the_labels_has_three_ends(half, verdict):
-    columns = ["cohort", "start", "fraction", "difference", "difference_low", "difference_high"]
-    table = pd.DataFrame([("test", "self-supervised", 0.5, *half), ("test", "self-supervised", 1.0, 0.1, 0.05, 0.2)], columns=columns)
+    lucky = ("test", "self-supervised", 0.25, 0.0, -0.01, 0.01)  # another fraction decides nothing
+    table = pd.DataFrame([lucky, ("test", "self-supervised", 0.5, *half), ("test", "self-supervised", 1.0, 0.1, 0.05, 0.2)], columns=COLUMNS)
     number, claim = equivalence.answers(table).values()
     assert claim.verdict == verdict and "50%" in claim.reason
-    assert number.value == (1.0 if verdict == "not replicated" else 0.5) == claim.ours
+    assert number.value == (0.25 if verdict == "replicated" else 1.0) == claim.ours
+    chance = pd.concat([table, pd.DataFrame([{"cohort": "test", "start": "supervised", "fraction": 1.0, "ci_low": -0.01}])])
+    assert list(equivalence.answers(chance).values())[1].verdict == "inconclusive"
 
 
 def test_a_profile_without_contrastive_weights_says_why(easy_study):
@@ -139,6 +163,15 @@ def test_each_start_grades_the_unseen_and_the_external_pictures_with_equal_draws
     again = efficiency.run(study)
     assert all(a.equals(b) for a, b in zip(table["graded"], again["graded"], strict=True))
     assert len(list((study.run_dir / "predictions").glob("labels-*"))) == len(table)
+
+
+def test_contrastive_weights_of_phantoms_are_named_a_stand_in(easy_study):
+    study = replace(easy_study, profile=replace(easy_study.profile, model=replace(easy_study.profile.model, start="pretrain")))
+    learned = efficiency._learned_from(study)
+    assert "stand-in" in learned["contrastive"] and "timm" not in learned["self-supervised"]
+    own = replace(study.profile.systems.labels, published=True)
+    published = replace(study, profile=replace(study.profile, systems=replace(study.profile.systems, labels=own)))
+    assert "timm's published weights" in efficiency._learned_from(published)["self-supervised"]
 
 
 def test_every_profile_can_answer_for_half_of_the_labels_or_less():

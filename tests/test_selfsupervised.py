@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import conftest
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -143,6 +144,17 @@ def test_a_study_pretrains_on_its_training_split_alone(easy_study):
     part = selfsupervised.unlabelled(replace(easy_study, profile=replace(easy_study.profile, systems=few)))
     assert set(all_of_it.rows["split"]) == {"train"} and all_of_it.role == "fit"
     assert len(part) == 10 and set(part.rows["image_id"]) < set(all_of_it.rows["image_id"])
+
+
+def test_a_cohort_is_opened_once_for_a_study_and_again_for_another(easy_study):
+    first = selfsupervised.opened(easy_study)
+    assert selfsupervised.opened(easy_study) is first and selfsupervised.opened(replace(easy_study, seed=easy_study.seed + 1)) is not first
+
+
+@pytest.mark.parametrize(("loss", "entropy", "said"), [(5.5, 5.54, "have collapsed"), (5.6, 3.0, "little has been learned"), (3.0, 2.0, "better than one that answers")])
+def test_the_loss_is_read_against_its_floor_and_ln_k(loss, entropy, said):
+    rows = pd.DataFrame({"epoch": [1], "loss": [loss], "teacher_entropy": [entropy], "seconds": [2.0]})
+    assert said in selfsupervised.history_in_words(rows, 256) and "1 epoch the loss" in selfsupervised.history_in_words(rows, 256)
 
 
 def test_crops_are_two_large_and_the_small_ones_of_each_picture():

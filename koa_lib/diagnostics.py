@@ -104,7 +104,7 @@ def degraded(table):
     return figure
 
 
-_QUALITY = {"sharpness": "sharpness (variance of the Laplacian)", "exposure": "exposure (mean gray)", "contrast": "contrast (standard deviation of gray)"}
+QUALITY = {"sharpness": "sharpness (variance of the Laplacian)", "exposure": "exposure (mean gray)", "contrast": "contrast (standard deviation of gray)"}
 
 
 @styled
@@ -118,7 +118,7 @@ def failure_quality(found):
     """
     figure, axes = narrow(4.2, nrows=3)
     groups = {f"recognised\n(n = {(~found['failed']).sum():,})": found[~found["failed"]], f"not recognised\n(n = {found['failed'].sum():,})": found[found["failed"]]}
-    for axis, (name, label) in zip(axes, _QUALITY.items(), strict=True):
+    for axis, (name, label) in zip(axes, QUALITY.items(), strict=True):
         filled = {title: rows[name].to_numpy() for title, rows in groups.items() if len(rows)}
         boxes = axis.boxplot(list(filled.values()), orientation="horizontal", widths=0.5, patch_artist=True, medianprops={"color": INK}, flierprops={"markersize": 2.5})
         for box, colour in zip(boxes["boxes"], (PLAIN_COLOURS[4], PLAIN_COLOURS[5]), strict=False):

@@ -257,3 +257,13 @@ def test_one_fold_serves_all_systems_of_a_size(study, monkeypatch):
     monkeypatch.setattr(embeddings, "folds", lambda *given: calls.append(given) or folds(*given))
     embeddings.Comparison(study).run()
     assert len(calls) == 1
+
+
+def test_stand_ins_say_what_they_have_met(study):
+    told = " ".join(embeddings.cautions(study))
+    assert "BiomedCLIP has random weights" in told and "stand-ins stand for" in told
+    for name in ("smoke", "demo", "oai"):
+        profile = load(name)
+        sentences = embeddings.cautions(replace(study, profile=profile))
+        assert len(sentences) == 1 + len(profile.systems.embeddings.encoders) and not any("None" in one for one in sentences)
+    assert embeddings.cautions(replace(study, profile=load("paper"))) == []

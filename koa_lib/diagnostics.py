@@ -98,7 +98,8 @@ def degraded(table):
         axis.set_xticks(range(len(rows)), [f"{strength:g}" for strength in rows["strength"]])
         axis.set(title=kind, ylim=(-0.05, 1.05), xlim=(-0.4, len(rows) - 0.6))
         axis.grid(axis="y", alpha=0.25)
-    figure.supxlabel("strength", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("strength")
     figure.supylabel("share answered rightly", fontsize=9)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

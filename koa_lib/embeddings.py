@@ -6,23 +6,19 @@ Everything is fitted on the official training split, chosen on its inner patient
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
-import torch
 
-from koa_lib import encoders, manifests, metrics, predictions, sources, training, weights
-from koa_lib.baselines import ImageGrader, classify, described
-from koa_lib.device import compute_device
+from koa_lib import encoders, manifests, predictions, sources, supervised, weights
+from koa_lib.baselines import classify, described
 from koa_lib.protocols import START, Arm, BaselineRecipe, folds
 from koa_lib.runner import Runner
 from koa_lib.store import write_text
 from koa_lib.tasks import TASKS, for_task
 
 CLASSIFIERS = ("XGBoost", "logistic regression")
-CODE = ("embeddings", "tasks", "baselines", "training", "losses", "splits", "protocols", "metrics", *encoders.CODE)
+CODE = ("embeddings", "tasks", *supervised.CODE)
 
 
 class Comparison:
@@ -33,7 +29,7 @@ class Comparison:
 
     def __init__(self, study):
         self.study, self.settings, self.runner = study, study.profile.systems.embeddings, Runner(study)
-        self.frames, self.chosen, self.absent = {}, [], {}
+        self.frames, self.chosen, self.absent, self._views = {}, [], {}, {}
 
     def run(self):
         """Fill `frames`, `chosen` and `absent`; expensive parts are kept in the store."""
@@ -48,27 +44,30 @@ class Comparison:
                 self._network(spec)
         return self
 
+    def network(self, spec):
+        """A network as it was trained on KL grades (`supervised.Trained`), and the unseen part of the training cohort (`KneeDataset`)."""
+        fold = self._fold(spec.image_size, "kl_grade")
+        return supervised.trained(self.study, spec, fold, "kl_grade"), fold.reported["test" if "test" in fold.reported else "val"]
+
     def _encoder(self, spec):
         arrays = cache(lambda: {role: encoders.embed(self.study, spec, role) for role in ("training", "external")})
-        view = encoders.pictures_of(self.study, spec, "training"), encoders.pictures_of(self.study, spec, "external")
         for kind in CLASSIFIERS:
             for task in TASKS:
-                self._report(f"{label(spec)} + {kind}", task, {"encoder": spec}, view, lambda fold, kind=kind: self._classified(kind, fold, arrays()))
+                self._report(f"{label(spec)} + {kind}", task, {"encoder": spec}, spec.image_size, lambda fold, kind=kind: self._classified(kind, fold, arrays()))
 
     def _network(self, spec):
-        recipe = self._recipe(spec)
-        view = self.runner.data("training", recipe), self.runner.data("external", recipe)
-        shared = cache(lambda: self._trained(spec, recipe, self._fold(view[0], "kl_grade")))
-        features = cache(lambda: {role: data and _penultimate(shared()[0], data, recipe) for role, data in zip(("training", "external"), view, strict=True)})
+        recipe, (whole, external) = supervised.recipe_of(self.study, spec), self._view(spec.image_size)
+        trained = cache(lambda: self.network(spec)[0])
+        features = cache(lambda: {"training": trained().features(whole[0]), "external": external and trained().features(external)})
 
         def fit(fold, task):
-            if self.settings.per_task or task == "kl_grade":
-                grader, epoch, kappa = shared() if task == "kl_grade" else self._trained(spec, recipe, fold)
-                return {"epochs": epoch}, kappa, lambda part: _within(training.predict(grader, sources.Pictures(part, recipe)), fold.fit.grades)
-            return self._classified("logistic regression", fold, features())
+            if not self.settings.per_task and task != "kl_grade":
+                return self._classified("logistic regression", fold, features())
+            network = trained() if task == "kl_grade" else supervised.trained(self.study, spec, fold, task)
+            return {"best epoch of": spec.epochs}, network.kappa, lambda part: network.probabilities(part, fold.fit.grades)
 
         for task in TASKS:
-            self._report(spec.name, task, {"network": spec, "recipe": recipe, "per_task": self.settings.per_task}, view, lambda fold, task=task: fit(fold, task))
+            self._report(spec.name, task, {"network": spec, "recipe": recipe, "per_task": self.settings.per_task}, spec.image_size, lambda fold, task=task: fit(fold, task))
 
     def _classified(self, kind, fold, arrays):
         # `reported` parts know by their index where their embeddings lie in the array of their cohort.
@@ -82,31 +81,23 @@ class Comparison:
     def _role(part):
         return "external" if part.rows["split"].iloc[0] == "external" else "training"
 
-    def _trained(self, spec, recipe, fold):
-        start = weights.network(spec.timm, self.study.inputs.weights) if spec.weights == "imagenet" else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.study.seed)
-            grader = ImageGrader(spec, start).to(compute_device())
-        parts = (sources.Pictures(part, recipe) for part in (fold.fit, fold.select))
-        history = training.fit(grader, *parts, recipe, self.study.seed, spec.name)
-        inner = metrics.confusion(fold.select.grades, training.predict(grader, sources.Pictures(fold.select, recipe)).argmax(1))
-        return grader, int(history["epoch"].max()), float(metrics.from_confusion(inner)["qwk"])
+    def _view(self, size):
+        # The training cohort with its fold, and the external one, at a size; parting patients takes a while, so once.
+        if size not in self._views:
+            recipe = BaselineRecipe(**{**self.study.profile.our_protocol.__dict__, "folds": 0, "views": 1, "image_size": size})
+            data, external = (self.runner.data(role, recipe) for role in ("training", "external"))
+            self._views[size] = (data, folds(data, Arm("official", recipe, None, self.study.seed, "official"), self.study.seed)[0]), external
+        return self._views[size]
 
-    def _recipe(self, spec):
-        own = {name: getattr(spec, name) for name in ("learning_rate", "epochs", "batch", "image_size")}
-        ours = {**self.study.profile.our_protocol.__dict__, "part": "full_image", "folds": 0, "views": 1}
-        return BaselineRecipe(**{**ours, **({"normalisation": "imagenet"} if spec.weights == "imagenet" else {}), **own})
-
-    def _fold(self, data, task):
+    def _fold(self, size, task):
         # One inner part for all tasks; pictures without a grade of the task leave afterwards.
-        arm = Arm("official", replace(self.study.profile.our_protocol, folds=0), None, self.study.seed, "official")
-        whole = folds(data, arm, self.study.seed)[0]
+        whole = self._view(size)[0][1]
         reported = {split: for_task(part, task) for split, part in whole.reported.items() if split != "train"}
         return replace(whole, fit=for_task(whole.fit, task), select=for_task(whole.select, task), reported={split: part for split, part in reported.items() if part})
 
-    def _report(self, system, task, key, view, fit):
-        data, external = view
-        fold = self._fold(data, task)
+    def _report(self, system, task, key, size, fit):
+        (data, _), external = self._view(size)
+        fold = self._fold(size, task)
         if fold.fit is None or fold.select is None:
             self.absent[TASKS[task]] = "the manifest does not grade it"
             return
@@ -139,24 +130,6 @@ def _said(path):
     return {"chosen": ", ".join(f"{name} {value:g}" for name, value in note["settings"].items()), "inner_qwk": note["kappa"]}
 
 
-def _penultimate(grader, data, recipe):
-    # Features that a trained network's last layer reads.
-    network = grader.network
-    encoder = encoders.Encoder(torch.nn.Identity(), {}, low_precision=grader.low_precision)
-    encoder.network = network.eval()
-    encoder.trunk = lambda images: network.forward_head(network.forward_features(images), pre_logits=True)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "features.npy"
-        sources.extract(encoder, data, recipe, 0, path)
-        return np.load(path)[0].astype(np.float32)
-
-
-def _within(probabilities, grades):
-    # Five outputs serve every task: what a finding has no level for counts nothing.
-    known = np.isin(np.arange(probabilities.shape[1]), grades)
-    return np.where(known, probabilities, 0) / probabilities[:, known].sum(1, keepdims=True)
-
-
 def label(spec):
     """An encoder's name in a row: a stand-in is never called by the bare name."""
     return spec.name if spec.source in weights.FOUNDATIONS else f"{spec.name} stand-in"
@@ -184,3 +157,18 @@ def _encoder_said(study, spec):
     if spec.source in told:
         return f"stand-in for {spec.name}: {told[spec.source]}, {size}"
     return f"{spec.name}, {'random weights (dry run)' if study.dry else 'published weights'}, {size}"
+
+
+def cautions(study):
+    """What the stand-ins have met before, one sentence each, and what a dry run is: nobody may take them for blind foundation models."""
+    found, labelled = [], study.profile.systems.labels
+    met = {"start": f"has learnt from {study.profile.pretraining.pictures:,} other phantoms with captions that tell their findings" if study.profile.model.start == "pretrain" else "",
+           "trained": "has itself been trained on KL grades of the same training split: it is a supervised network",
+           "dino": f"has seen at most {labelled.pictures:,} pictures of the same training split, without labels, for {labelled.epochs} epoch{'s' * (labelled.epochs != 1)}",
+           "random": "has random weights"}
+    for spec in study.profile.systems.embeddings.encoders:
+        if not spec.reason and met.get(spec.source):
+            found.append(f"The stand-in for {spec.name} {met[spec.source]}.")
+    if any(label(spec) != spec.name for spec in study.profile.systems.embeddings.encoders):
+        found.append("Nothing below is a statement about the models that stand-ins stand for.")
+    return found + ["Weights are random in a dry run: its numbers mean nothing."] * study.dry

@@ -66,8 +66,8 @@ COLUMNS = {
     "test_set": ("Test set", ""),
     "option": ("Reading", "one way to read what the paper leaves open"),
     "sd over seeds": ("SD over seeds", ""),
-    # Notebook 9.
-    "inner_qwk": ("Quadratic κ, inner part", "on the tenth of the training patients that chose the epoch; mean over the seeds"),
+    # Notebook 9
+    "inner_qwk": ("Quadratic κ, inner part", "on the tenth of the training patients that made the choice, so it is flattered"),
     "gap_accuracy": ("Accuracy, difference", "linear minus non-linear head on the same pictures"),
     "gap_qwk": ("Quadratic κ, difference", "linear minus non-linear head on the same pictures"),
     "gap_macro_f1": ("Macro-F1, difference", "linear minus non-linear head on the same pictures"),
@@ -94,6 +94,21 @@ COLUMNS = {
     "within_margin_percent": ("Equal within the margin from (%)", "there and with more labels the interval excludes a loss of more than the margin"),
     "not_below_percent": ("No loss shown from (%)", "there and with more labels the interval reaches 0"),
     "as_high_percent": ("Value as high from (%)", "there and with more labels, whatever the interval"),
+    # Notebook 10
+    "how": ("How it is run", "network, picture size, epochs and start weights in this run; stand-ins are named"),
+    "not_run": ("Run in this profile", "or the reason why not"),
+    "levels_auc": ("AUC, mean of levels", "each level of the task against the rest"),
+    "fitted_on": ("Fitted on (n)", "pictures that the classifier or network learns from"),
+    "chosen_on": ("Chosen on (n)", "pictures of other patients that choose its settings"),
+    "qwk_difference": ("Difference of quadratic κ", "first minus second, on the same pictures"),
+    "linear_kappa_difference": ("Difference of linear κ", "first minus second, on the same pictures"),
+    "right": ("Right", "pictures that are answered rightly"),
+    "rate": ("Share", "right answers among the pictures"),
+    "failures_called": ("Wrong ones mostly called", "the commonest wrong answer"),
+    "failures": ("Not recognised", "mean of the knees that are not called knee"),
+    "successes": ("Recognised", "mean of the knees that are called knee"),
+    "mean_difference": ("Difference of means", "not recognised minus recognised"),
+    "worse_auc": ("AUC of worse quality", "chance that a knee that is not recognised is of worse quality than one that is; 0.5 is chance"),
 }
 # Held as shares; a frame in per cent says so in its heads.
 SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",

@@ -1,5 +1,7 @@
 """Is this a knee radiograph? A CLIP is asked in words, and its failures are held against the quality of the pictures (METHODS 3)."""
 
+from functools import cached_property
+
 import numpy as np
 import pandas as pd
 import torch
@@ -95,12 +97,12 @@ class Check:
         """
         parts = []
         for role in ("training", "external"):
-            data = encoders.pictures_of(self.study, self.spec, role)
+            data = self._data if role == "training" else encoders.pictures_of(self.study, self.spec, role)
             if data is not None:
                 rows = data.rows[["image_id", "group_id"]].assign(cohort=getattr(self.study.profile, role).name, kind=KNEE)
                 parts.append(self._asked(rows, encoders.embed(self.study, self.spec, role), data.images(np.arange(len(data)))))
         if self.study.synthetic:
-            images, kinds = others(self.study, self.spec.image_size)
+            images, kinds = self._others
             rows = pd.DataFrame({"image_id": [f"other{k}" for k in range(len(kinds))], "kind": kinds, "cohort": "phantoms of other anatomy"}).assign(group_id=lambda rows: rows["image_id"])
             parts.append(self._asked(rows, self._embed(lambda: images, "others"), images))
         return pd.concat(parts, ignore_index=True)
@@ -133,19 +135,24 @@ class Check:
         """The pictures that are spoilt: knees (n, size, size), and other anatomies likewise or None."""
         number, strange = self.study.profile.systems.embeddings.degraded, None
         if self.study.synthetic:
-            strange = others(self.study, self.spec.image_size)[0][:number]
-        data, chosen = self._chosen()
-        return data.images(chosen), strange
+            strange = self._others[0][:number]
+        return self._data.images(self._chosen()), strange
 
     def sample_ids(self):
         """The image ids of the knees of `samples`."""
-        data, chosen = self._chosen()
-        return data.rows["image_id"].iloc[chosen]
+        return self._data.rows["image_id"].iloc[self._chosen()]
 
     def _chosen(self):
-        data = encoders.pictures_of(self.study, self.spec, "training")
-        unseen = np.flatnonzero(data.rows["split"] == "test")
-        return data, (unseen if len(unseen) else np.arange(len(data)))[: self.study.profile.systems.embeddings.degraded]
+        unseen = np.flatnonzero(self._data.rows["split"] == "test")
+        return (unseen if len(unseen) else np.arange(len(self._data)))[: self.study.profile.systems.embeddings.degraded]
+
+    @cached_property
+    def _data(self):
+        return encoders.pictures_of(self.study, self.spec, "training")
+
+    @cached_property
+    def _others(self):
+        return others(self.study, self.spec.image_size)
 
 
 def _degraded_row(kind, strength, called, knees):

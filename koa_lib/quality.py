@@ -7,7 +7,7 @@ from koa_lib import stats
 from koa_lib.arithmetic import wilson
 from koa_lib.claims import Answer, not_run
 
-MEASURES = ("sharpness", "exposure_error", "contrast")
+MEASURES = {"sharpness": "sharpness", "exposure_error": "distance from the median exposure", "contrast": "contrast"}  # column: in words
 POOR = 0.1  # share of the pictures, at the bad end of each measure, that count as of low quality
 FEWEST_FAILURES = 5
 # What a degraded picture has lost: standard deviation of a Gaussian blur as a share of the side, of added noise, and shares of the exposure.
@@ -73,20 +73,20 @@ def failures(found, draws, seed):
     Returns
     -------
     DataFrame
-        measure, failures, successes (means), difference, difference_low, difference_high, auc (chance that a failure is of worse quality),
-        auc_low, auc_high; NaN where all or no pictures fail.
+        measure, failures, successes (means), mean_difference, worse_auc (chance that a failure is of worse quality), both with _low
+        and _high; NaN where all or no pictures fail.
     """
     failed, rows = found["failed"].to_numpy(), []
     picks = _resampled(found["group_id"], draws, seed)
-    for name in MEASURES:
+    for name, title in MEASURES.items():
         values = found[name].to_numpy(float)
         worse = values if name == "exposure_error" else -values
         drawn = np.array([_compared(values[pick], worse[pick], failed[pick]) for pick in picks])
         one = _compared(values, worse, failed)
         means = [float(values[chosen].mean()) if chosen.any() else np.nan for chosen in (failed, ~failed)]
         ends = [stats.interval(drawn[:, k]) for k in (0, 1)]
-        rows.append((name, *means, one[0], *ends[0], one[1], *ends[1]))
-    return pd.DataFrame(rows, columns="measure failures successes difference difference_low difference_high auc auc_low auc_high".split())
+        rows.append((title, *means, one[0], *ends[0], one[1], *ends[1]))
+    return pd.DataFrame(rows, columns="measure failures successes mean_difference mean_difference_low mean_difference_high worse_auc worse_auc_low worse_auc_high".split())
 
 
 def _resampled(groups, draws, seed):

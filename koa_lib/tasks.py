@@ -12,7 +12,7 @@ from koa_lib.scorecard import Ours
 
 TASKS = {"kl_grade": "KL grade", "osteophytes": "osteophytes", "jsn": "joint-space narrowing", "sclerosis": "sclerosis"}
 MARGIN = 0.05  # of quadratic kappa: two encoders are alike when the interval of their difference lies inside it
-_METRICS = ("linear_kappa", "qwk", "macro_auc")
+_METRICS = {"linear_kappa": "linear_kappa", "qwk": "qwk", "macro_auc": "levels_auc"}  # of `stats`: column here; a finding has other levels than five grades
 
 
 def for_task(part, task):
@@ -31,17 +31,17 @@ def results(study, frames, split):
     Returns
     -------
     DataFrame
-        task, system, n, accuracy, then linear_kappa, qwk, macro_auc each with _low and _high; ratios.
+        task, system, n, accuracy, then linear_kappa, qwk, levels_auc (mean over the levels, each against the rest) each with _low and _high; ratios.
     """
     rows = []
     for (system, task, part), graded in frames.items():
         if part == split:
             summary = stats.bootstrap_summary(graded, study.profile.draws, study.seed).set_index("metric")
             row = {"task": TASKS[task], "system": system, "n": len(graded), "accuracy": summary.value["accuracy"]}
-            for name in _METRICS:
-                row |= {name: summary.value[name], f"{name}_low": summary.ci_low[name], f"{name}_high": summary.ci_high[name]}
+            for metric, name in _METRICS.items():
+                row |= {name: summary.value[metric], f"{name}_low": summary.ci_low[metric], f"{name}_high": summary.ci_high[metric]}
             rows.append(row)
-    table = pd.DataFrame(rows, columns=["task", "system", "n", "accuracy", *(name + end for name in _METRICS for end in ("", "_low", "_high"))])
+    table = pd.DataFrame(rows, columns=["task", "system", "n", "accuracy", *(name + end for name in _METRICS.values() for end in ("", "_low", "_high"))])
     return table.sort_values("task", key=lambda column: column.map(list(TASKS.values()).index), kind="stable").reset_index(drop=True)
 
 
@@ -56,19 +56,19 @@ def differences(study, frames, pairs, split):
     Returns
     -------
     DataFrame
-        task, a, b, n, then qwk and linear_kappa (differences) each with _low and _high.
+        task, first, second, n, then qwk_difference and linear_kappa_difference each with _low and _high.
     """
     rows = []
     for task, title in TASKS.items():
         for a, b in pairs:
             if (a, task, split) in frames and (b, task, split) in frames:
                 both = stats.paired(frames[a, task, split], frames[b, task, split])
-                row = {"task": title, "a": a, "b": b, "n": len(both)}
+                row = {"task": title, "first": a, "second": b, "n": len(both)}
                 for name in ("qwk", "linear_kappa"):
                     gap = stats.difference(both, name, study.profile.draws, study.seed)
-                    row |= {name: gap["difference"], f"{name}_low": gap["ci_low"], f"{name}_high": gap["ci_high"]}
+                    row |= {f"{name}_difference": gap["difference"], f"{name}_difference_low": gap["ci_low"], f"{name}_difference_high": gap["ci_high"]}
                 rows.append(row)
-    return pd.DataFrame(rows, columns=["task", "a", "b", "n", *(name + end for name in ("qwk", "linear_kappa") for end in ("", "_low", "_high"))])
+    return pd.DataFrame(rows, columns=["task", "first", "second", "n", *(name + end for name in ("qwk_difference", "linear_kappa_difference") for end in ("", "_low", "_high"))])
 
 
 def beaten(table, absent):
@@ -79,11 +79,11 @@ def beaten(table, absent):
     """
     if table.empty:
         return not_run("; ".join(dict.fromkeys(absent.values())) or "no pair of systems has been run")
-    least = table.loc[table["qwk"].idxmin()]
-    holds, fails = (table["qwk_low"] > 0).all() and not absent, (table["qwk_high"] < 0).any()
-    verdict = "replicated" if holds else "not replicated" if fails else "inconclusive"
-    reason = f"{(table['qwk_low'] > 0).sum()} of {len(table)} intervals lie above 0, {(table['qwk_high'] < 0).sum()} below; smallest: {least.a} minus {least.b}, {least.task}"
-    return Answer(least.qwk, least.qwk_low, least.qwk_high, "kappa", verdict, "; ".join([reason, *_missing(absent)]))
+    above, below = table["qwk_difference_low"] > 0, table["qwk_difference_high"] < 0
+    verdict = "replicated" if above.all() and not absent else "not replicated" if below.any() else "inconclusive"
+    least = table.loc[table["qwk_difference"].idxmin()]
+    reason = f"{above.sum()} of {len(table)} intervals lie above 0, {below.sum()} below; smallest: {_pair(least)}"
+    return _answer(least, verdict, reason, absent)
 
 
 def alike(table, absent):
@@ -94,26 +94,32 @@ def alike(table, absent):
     """
     if table.empty:
         return not_run("; ".join(dict.fromkeys(absent.values())) or "no pair of encoders has been run")
-    inside = (table["qwk_low"] > -MARGIN) & (table["qwk_high"] < MARGIN)
-    outside = (table["qwk_low"] > MARGIN) | (table["qwk_high"] < -MARGIN)
-    most = table.loc[table["qwk"].abs().idxmax()]
+    low, high = table["qwk_difference_low"], table["qwk_difference_high"]
+    inside, outside = (low > -MARGIN) & (high < MARGIN), (low > MARGIN) | (high < -MARGIN)
     verdict = "not replicated" if outside.any() else "replicated" if inside.all() and not absent else "inconclusive"
-    reason = f"{inside.sum()} of {len(table)} intervals lie inside ±{MARGIN:g}, {outside.sum()} outside it; largest: {most.task}"
-    return Answer(most.qwk, most.qwk_low, most.qwk_high, "kappa", verdict, "; ".join([reason, *_missing(absent)]))
+    most = table.loc[table["qwk_difference"].abs().idxmax()]
+    reason = f"{inside.sum()} of {len(table)} intervals lie inside ±{MARGIN:g}, {outside.sum()} outside it; largest: {_pair(most)}"
+    return _answer(most, verdict, reason, absent)
 
 
-def _missing(absent):
-    return [f"{name} not run: {reason}" for name, reason in absent.items()]
+def _pair(row):
+    return f"{row['first']} minus {row['second']}, {row.task}"
 
 
-def kappa_row(table, system, absent):
+def _answer(row, verdict, reason, absent):
+    missing = [f"{name} not run: {why}" for name, why in absent.items()]
+    return Answer(row.qwk_difference, row.qwk_difference_low, row.qwk_difference_high, "kappa", verdict, "; ".join([reason, *missing]))
+
+
+def kappa_row(table, system, absent, how):
     """A system's weighted kappa of KL grades for the scorecard, from `results`: `scorecard.Ours`, or why there is none.
 
-    The paper does not say which weights: the quadratic kappa stands in the row, the linear one and both intervals in its note.
+    The paper does not say which weights: the quadratic kappa stands in the row; both, their intervals and how the
+    network was run stand in its note.
     """
     found = table[(table["system"] == system) & (table["task"] == TASKS["kl_grade"])]
     if found.empty:
         return absent.get(system, f"this run has no {system}")
     row = found.iloc[0]
     said = ", ".join(f"{name} {row[key]:.3f} (group bootstrap {row[key + '_low']:.3f} to {row[key + '_high']:.3f})" for name, key in (("quadratic", "qwk"), ("linear", "linear_kappa")))
-    return Ours(float(row.qwk), math.nan, math.nan, f"{said}; another test set than the paper's, whose weights are not stated")
+    return Ours(float(row.qwk), math.nan, math.nan, f"{how}: {said}; another test set than the paper's, whose weights are not stated")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from koa_lib import answers, baselines, embeddings, sources, tasks
+from koa_lib import answers, baselines, embeddings, explain, sources, supervised, tasks
 from koa_lib.errors import StudyError
 from koa_lib.metrics import PROBABILITIES
 from koa_lib.profile import load
@@ -113,9 +113,7 @@ def test_a_manifest_without_findings_runs_on_kl_grades_alone_and_says_so(compari
 
 
 def test_fitted_chosen_and_reported_patients_are_apart(study):
-    run = embeddings.Comparison(study)
-    data = run.runner.data("training", run._recipe(study.profile.systems.embeddings.networks[0]))
-    fold = run._fold(data, "kl_grade")
+    fold = embeddings.Comparison(study)._fold(32, "kl_grade")
     groups = [set(part.rows["group_id"]) for part in (fold.fit, fold.select, *fold.reported.values())]
     assert sum(map(len, groups)) == len(set().union(*groups))
     assert set(fold.fit.rows["split"]) == set(fold.select.rows["split"]) == {"train"} and set(fold.reported) == {"val", "test"}
@@ -133,7 +131,7 @@ def test_all_systems_report_the_same_pictures(comparison, study):
 
 def test_a_second_run_reuses_everything(study, comparison, monkeypatch):
     monkeypatch.setattr(embeddings, "classify", None)
-    monkeypatch.setattr(embeddings.training, "fit", None)
+    monkeypatch.setattr(supervised.training, "fit", None)
     again = embeddings.Comparison(study).run()
     assert again.chosen == comparison.chosen and all(again.frames[key].equals(frame) for key, frame in comparison.frames.items())
 
@@ -146,16 +144,16 @@ def test_results_agree_with_scikit_learn(comparison, study):
     assert row["linear_kappa"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="linear"))
     present = sorted(set(frame["kl_grade"]))
     aucs = [roc_auc_score(frame["kl_grade"] == grade, frame[f"p{grade}"]) for grade in present]
-    assert row["macro_auc"] == pytest.approx(np.mean(aucs)) and row["n"] == len(frame)
+    assert row["levels_auc"] == pytest.approx(np.mean(aucs)) and row["n"] == len(frame)
     assert row["qwk_low"] <= row["qwk"] <= row["qwk_high"]
 
 
 def test_a_system_does_not_differ_from_itself(comparison, study):
     pair = [("ResNet18", "ResNet18"), ("ResNet18", "BiomedCLIP stand-in + XGBoost")]
     table = tasks.differences(study, comparison.frames, pair, "test")
-    assert table.loc[0, ["qwk", "qwk_low", "qwk_high"]].tolist() == [0, 0, 0]
+    assert table.loc[0, ["qwk_difference", "qwk_difference_low", "qwk_difference_high"]].tolist() == [0, 0, 0]
     results = tasks.results(study, comparison.frames, "test").set_index("system")["qwk"]
-    assert table.loc[1, "qwk"] == pytest.approx(results["ResNet18"] - results["BiomedCLIP stand-in + XGBoost"])
+    assert table.loc[1, "qwk_difference"] == pytest.approx(results["ResNet18"] - results["BiomedCLIP stand-in + XGBoost"])
 
 
 def test_findings_are_read_from_one_network_where_networks_are_shared(study):
@@ -166,7 +164,7 @@ def test_findings_are_read_from_one_network_where_networks_are_shared(study):
     run.runner.data = lambda role, recipe: replace(open_data(role, recipe), rows=open_data(role, recipe).rows.assign(jsn=lambda rows: rows["kl_grade"].clip(upper=3)))
     run.run()
     chosen = {row["task"]: row["chosen"] for row in run.chosen}
-    assert chosen["KL grade"].startswith("epochs") and chosen["joint-space narrowing"].startswith("C ")
+    assert chosen["KL grade"] == "best epoch of 2" and chosen["joint-space narrowing"].startswith("C ")
     assert (run.frames["ResNet18", "jsn", "test"]["p4"] == 0).all()
     assert "one network, trained on KL grades" in embeddings.systems(shared)["how"].iloc[0]
 
@@ -178,7 +176,7 @@ def test_stand_ins_are_named_as_such(study):
 
 
 def gaps(*rows):
-    return pd.DataFrame([{"task": "KL grade", "a": "A", "b": "B", "qwk": (low + high) / 2, "qwk_low": low, "qwk_high": high} for low, high in rows])
+    return pd.DataFrame([{"task": "KL grade", "first": "A", "second": "B", "qwk_difference": (low + high) / 2, "qwk_difference_low": low, "qwk_difference_high": high} for low, high in rows])
 
 
 @pytest.mark.parametrize("rows, absent, verdict", [
@@ -209,9 +207,9 @@ def test_encoders_are_alike_by_the_rule(rows, absent, verdict):
 
 def test_the_scorecard_gets_a_number_or_a_reason(comparison, study):
     table = tasks.results(study, comparison.frames, "test")
-    ours = tasks.kappa_row(table, "ResNet18", comparison.absent)
-    assert isinstance(ours, Ours) and "linear" in ours.note and np.isnan(ours.ci_low)
-    assert tasks.kappa_row(table, "ConvNeXt-Small", comparison.absent) == "too slow here"
+    ours = tasks.kappa_row(table, "ResNet18", comparison.absent, "narrowed")
+    assert isinstance(ours, Ours) and "linear" in ours.note and ours.note.startswith("narrowed: ") and np.isnan(ours.ci_low)
+    assert tasks.kappa_row(table, "ConvNeXt-Small", comparison.absent, "") == "too slow here"
 
 
 def test_a_reason_survives_being_kept(study):
@@ -230,3 +228,42 @@ def test_convnext_is_narrowed_and_keeps_its_depth():
         whole, narrow = (baselines.create("convnext_small", 32, width) for width in (1.0, 0.25))
     assert len(list(whole.modules())) == len(list(narrow.modules()))
     assert sum(p.numel() for p in narrow.parameters()) < 0.1 * sum(p.numel() for p in whole.parameters())
+
+
+def test_a_network_is_kept_and_grades_as_it_did(study, comparison):
+    spec = study.profile.systems.embeddings.networks[0]
+    network, part = embeddings.Comparison(study).network(spec)
+    frame = comparison.frames["ResNet18", "kl_grade", "test"]
+    assert part.rows["image_id"].tolist() == frame["image_id"].tolist()
+    assert network.probabilities(part, part.grades) == pytest.approx(frame[PROBABILITIES].to_numpy(), abs=1e-4)
+    assert next(row["inner_qwk"] for row in comparison.chosen if row["system"] == "ResNet18") == network.kappa
+
+
+def test_a_look_is_grad_cam_over_the_first_picture_of_each_grade(study, comparison):
+    network, part = embeddings.Comparison(study).network(study.profile.systems.embeddings.networks[0])
+    look = supervised.look(network, part)
+    firsts = [part.rows.loc[part.rows["kl_grade"] == grade, "image_id"].iloc[0] for grade in sorted(set(part.grades))]
+    assert look.rows["image_id"].tolist() == firsts and look.layer.startswith("output of layer")
+    graded = comparison.frames["ResNet18", "kl_grade", "test"].set_index("image_id").loc[firsts]
+    assert look.answers.tolist() == graded[PROBABILITIES].to_numpy().argmax(1).tolist()
+    images = supervised.to_tensor(look.pictures, network.recipe.normalisation)
+    own, true = look.maps.values()
+    assert own == pytest.approx(explain.heatmap(network.grader, images, look.answers)) and true.shape == own.shape == look.pictures.shape
+    assert np.ptp(own) > 0 and own.min() >= 0 and own.max() <= 1
+
+
+def test_one_fold_serves_all_systems_of_a_size(study, monkeypatch):
+    calls, folds = [], embeddings.folds
+    monkeypatch.setattr(embeddings, "folds", lambda *given: calls.append(given) or folds(*given))
+    embeddings.Comparison(study).run()
+    assert len(calls) == 1
+
+
+def test_stand_ins_say_what_they_have_met(study):
+    told = " ".join(embeddings.cautions(study))
+    assert "BiomedCLIP has random weights" in told and "stand-ins stand for" in told
+    for name in ("smoke", "demo", "oai"):
+        profile = load(name)
+        sentences = embeddings.cautions(replace(study, profile=profile))
+        assert len(sentences) == 1 + len(profile.systems.embeddings.encoders) and not any("None" in one for one in sentences)
+    assert embeddings.cautions(replace(study, profile=load("paper"))) == []

@@ -84,15 +84,15 @@ def test_the_auc_of_a_measure_is_scikit_learns():
     table = failing().assign(sharpness=np.random.default_rng(3).random(40))
     found = quality.judged(table, "plain")
     row = quality.failures(found, 50, 0).set_index("measure").loc["sharpness"]
-    assert row["auc"] == pytest.approx(roc_auc_score(found["failed"], -found["sharpness"]))
-    assert row["auc_low"] <= row["auc"] <= row["auc_high"]
-    assert row["difference"] == pytest.approx(row["failures"] - row["successes"])
+    assert row["worse_auc"] == pytest.approx(roc_auc_score(found["failed"], -found["sharpness"]))
+    assert row["worse_auc_low"] <= row["worse_auc"] <= row["worse_auc_high"]
+    assert row["mean_difference"] == pytest.approx(row["failures"] - row["successes"])
 
 
 def test_blurred_failures_are_of_low_quality_and_others_are_not():
     worse = quality.failures(quality.judged(failing(), "plain"), 100, 0).set_index("measure").loc["sharpness"]
     better = quality.failures(quality.judged(failing(poor=False), "plain"), 100, 0).set_index("measure").loc["sharpness"]
-    assert worse["auc"] == 1 and better["auc"] == 0 and worse["difference"] < 0 < better["difference"]
+    assert worse["worse_auc"] == 1 and better["worse_auc"] == 0 and worse["mean_difference"] < 0 < better["mean_difference"]
 
 
 def judged(poor_failures, failures=20, number=200):
@@ -113,7 +113,7 @@ def test_a_handful_of_failures_decides_nothing():
 
 def test_without_failures_nothing_is_compared():
     found = quality.failures(quality.judged(answers(["knee"] * 10).assign(sharpness=np.arange(10.0), exposure=0.5, contrast=0.1), "plain"), 20, 0)
-    assert found[["difference", "auc"]].isna().all(axis=None)
+    assert found[["mean_difference", "worse_auc"]].isna().all(axis=None)
 
 
 def test_a_clip_of_knees_alone_is_not_asked(easy_study):

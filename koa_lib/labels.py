@@ -66,6 +66,16 @@ COLUMNS = {
     "test_set": ("Test set", ""),
     "option": ("Reading", "one way to read what the paper leaves open"),
     "sd over seeds": ("SD over seeds", ""),
+    # Notebook 12.
+    "layer": ("Mapped layer", "what Grad-CAM maps, and its cells"),
+    "inside": ("Inside", "share of the map that lies in the regions of the findings"),
+    "hits": ("Hits", "share of pictures whose brightest pixel lies in a region of the findings"),
+    "chance_area": ("Chance", "share of the picture that the regions cover"),
+    "other_patients": ("Others' maps", "the same for the maps of other patients in place of the picture's own"),
+    "own_gain": ("Own − others'", "how much more the picture's own map reaches than those of other patients"),
+    "curve_area": ("Area", "mean height of the curve: probability of the model's own grade"),
+    "random_gain": ("Over random", "how much lower (deletion) or higher (insertion) the area is than in random order"),
+    "centre_gain": ("Over centre-out", "how much lower (deletion) or higher (insertion) the area is than in centre-out order"),
 }
 # Held as shares; a frame in per cent says so in its heads.
 SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",

@@ -84,7 +84,7 @@ def _against_chance(name, maps, whole, groups, draws, seed):
     row = {"n": int(np.isfinite(value).sum())}
     row[name], row["ci_low"], row["ci_high"] = attribution.mean_interval(value, groups, draws, seed)
     row |= {"chance_area": float(area.mean()), "other_patients": attribution.mean_interval(others, groups, draws, seed)[0]}
-    return row | _gain("own", value - others, groups, draws, seed) | {"excess": value - area, "groups": groups, "seed": seed}
+    return row | _gain("own", np.round(value - others, 12), groups, draws, seed) | {"excess": value - area, "groups": groups, "seed": seed}
 
 
 def _gain(name, values, groups, draws, seed):
@@ -104,7 +104,7 @@ def _judged(rows):
 def _verdict(excess, p):
     if not np.isfinite(p):
         return "undefined"
-    return "not told from chance" if p >= LEVEL else "above chance" if np.nanmean(excess) > 0 else "below chance"
+    return "unclear" if p >= LEVEL else "above chance" if np.nanmean(excess) > 0 else "below chance"
 
 
 def faithfulness(found, draws, seed):

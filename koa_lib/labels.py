@@ -75,7 +75,7 @@ COLUMNS = {
     "own_gain": ("Own − others'", "how much more the picture's own map reaches than those of other patients"),
     "curve_area": ("Area", "mean height of the curve: probability of the model's own grade"),
     "random_gain": ("Over random", "how much lower (deletion) or higher (insertion) the area is than in random order"),
-    "centre_gain": ("Over centre-out", "how much lower (deletion) or higher (insertion) the area is than in centre-out order"),
+    "centre_gain": ("Over centre", "how much lower (deletion) or higher (insertion) the area is than in centre-out order"),
 }
 # Held as shares; a frame in per cent says so in its heads.
 SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",

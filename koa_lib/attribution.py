@@ -12,7 +12,8 @@ CELLS = 14  # per side: what is deleted or inserted at once, and the grid on whi
 BLUR = 0.1  # of the picture's side: hides joint space, spurs and bone edges, and draws no new edge as a gray patch would
 MIDDLE = 0.25  # of the picture's side: width of the map that looks at no picture
 BATCH = 64
-RANDOM = "random order"  # the control of deletion and insertion
+RANDOM, CENTRE = "random order", "centre-out order"  # the controls of deletion and insertion: scattered cells, and a blob that grows from the middle
+FLIPS = 10_000  # of signs, for a p-value
 
 
 def inside(maps, masks):
@@ -40,9 +41,42 @@ def pointing(maps, masks):
     float array (n,)
         1 or 0; between them where pixels tie: the share of the highest ones inside. NaN for a map of zeros.
     """
-    highest = maps == maps.max((1, 2), keepdims=True)
-    hits = (highest & masks).sum((1, 2)) / highest.sum((1, 2))
-    return np.where(maps.max((1, 2)) > 0, hits, np.nan)
+    return inside(highest(maps), masks)
+
+
+def of_others(maps, masks, groups):
+    """Share of the maps of *other patients* inside the region of each picture: what is known without a look at it.
+
+    Parameters
+    ----------
+    maps : float array (n, H, W), not negative
+    masks : bool array (n, H, W)
+    groups : array (n,)
+        Patients.
+
+    Returns
+    -------
+    float array (n,)
+        Mean over the maps of other patients that are not all 0; NaN where there is none.
+    """
+    flat = maps.reshape(len(maps), -1).astype(float)
+    total = flat.sum(1, keepdims=True)
+    flat = np.divide(flat, total, out=np.full_like(flat, np.nan), where=total > 0)
+    return _over_others(masks.reshape(len(masks), -1).astype(float) @ flat.T, groups)
+
+
+def _over_others(values, groups):
+    # Row means of (n, n) over the columns of other patients.
+    groups = np.asarray(groups)
+    known = (groups[:, None] != groups[None]) & np.isfinite(values)
+    counts = known.sum(1)
+    return np.divide(np.where(known, values, 0).sum(1), counts, out=np.full(len(values), np.nan), where=counts > 0)
+
+
+def highest(maps):
+    """Where each map (n, H, W) is highest, as a map of 0 and 1; all 0 for a map of zeros. `inside` of it is the pointing game."""
+    top = maps.max((1, 2), keepdims=True)
+    return ((maps == top) & (top > 0)).astype(float)
 
 
 def middle(number, side):
@@ -135,15 +169,23 @@ def area(curves):
 
 def rank_correlation(first, second):
     """Spearman correlation of each pair of maps (n, H, W), on a grid of 2 `CELLS`; NaN where one is constant."""
+    return (_ranked(first) * _ranked(second)).sum(1)
+
+
+def likeness(maps, groups):
+    """Mean rank correlation of each map with those of other patients, (n,): near 1 where a map hardly depends on the picture."""
+    ranks = _ranked(maps)
+    return _over_others(ranks @ ranks.T, groups)
+
+
+def _ranked(maps):
+    # Ranks of each map's cells, centred and of length 1; NaN for a constant map.
     from scipy.stats import rankdata
 
-    a, b = (_centred(rankdata(resized(maps, 2 * CELLS).reshape(len(maps), -1), axis=1)) for maps in (first, second))
-    lengths = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.divide((a * b).sum(1), lengths, out=np.full(len(a), np.nan), where=lengths > 0)
-
-
-def _centred(values):
-    return values - values.mean(axis=1, keepdims=True)
+    ranks = rankdata(resized(maps, 2 * CELLS).reshape(len(maps), -1), axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    lengths = np.sqrt((ranks**2).sum(1, keepdims=True))
+    return np.divide(ranks, lengths, out=np.full_like(ranks, np.nan), where=lengths > 0)
 
 
 def structural_similarity(first, second):
@@ -179,3 +221,29 @@ def mean_interval(values, groups, draws, seed):
     sums, counts = np.bincount(codes, values[known], number), np.bincount(codes, minlength=number)
     times = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=draws)
     return float(values[known].mean()), *stats.interval(times @ sums / (times @ counts))
+
+
+def flip_p(values, groups, seed):
+    """Two-sided p-value of a mean of 0: the signs of whole patients are flipped at random, `FLIPS` times.
+
+    Parameters
+    ----------
+    values : float array (n,)
+        Paired differences; NaN is left out.
+    groups : array (n,)
+        Patients.
+
+    Returns
+    -------
+    float
+        At least 1 / (`FLIPS` + 1); NaN with fewer than two patients.
+    """
+    values = np.asarray(values, float)
+    known = ~np.isnan(values)
+    codes, number = stats.group_codes(np.asarray(groups)[known], known.sum())
+    if number < 2:
+        return float("nan")
+    sums = np.bincount(codes, values[known], number)
+    flipped = np.abs((2.0 * np.random.default_rng(seed).integers(0, 2, (FLIPS, number), np.int8) - 1) @ sums)
+    reached = flipped >= np.abs(sums.sum()) * (1 - 1e-9)
+    return float((1 + reached.sum()) / (FLIPS + 1))

@@ -172,7 +172,8 @@ def _batched(method, grader, images, grades):
 
 def _curves(subject, grader, maps, grades, steps, seed):
     rng = np.random.default_rng(seed)
-    orders = {**{name: attribution.order(value, rng) for name, value in maps.items()}, attribution.RANDOM: attribution.order(np.zeros_like(maps["Grad-CAM"]), rng)}
+    controls = {attribution.RANDOM: np.zeros_like(maps["Grad-CAM"]), attribution.CENTRE: attribution.middle(len(grades), SIDE)}
+    orders = {name: attribution.order(value, rng) for name, value in (maps | controls).items()}
     made = attribution.curves(grader, subject.pictures, subject.arm.recipe.normalisation, orders, grades, steps)
     return {f"curve|{name}|{kind}": values.astype(np.float32) for (name, kind), values in made.items()}
 

@@ -1,16 +1,18 @@
 """Figures of where models look: regions of the findings, maps over pictures, deletion and insertion, lost weights."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.patches import Patch
 
-from koa_lib import regions
-from koa_lib.attribution import RANDOM
+from koa_lib import localisation, regions
+from koa_lib.attribution import CENTRE, RANDOM, resized
 from koa_lib.sheets import show
 from koa_lib.style import INK, PLAIN_COLOURS, message, narrow, styled
 
 REGION_COLOURS = (PLAIN_COLOURS[1], PLAIN_COLOURS[4], PLAIN_COLOURS[2])  # in the order of `regions.NAMES`
 MAP = "inferno"  # dark to bright, also in gray print
-METHOD_COLOURS = {"Grad-CAM": PLAIN_COLOURS[0], "attention rollout": PLAIN_COLOURS[1], RANDOM: INK}
+OPAQUE = 0.55  # of a map over its picture
+LINES = {"Grad-CAM": (PLAIN_COLOURS[0], "-"), "attention rollout": (PLAIN_COLOURS[1], "-"), RANDOM: (INK, ":"), CENTRE: (PLAIN_COLOURS[2], "--")}
 ACROSS = 3
 
 
@@ -70,11 +72,17 @@ def over_pictures(pictures, columns, masks, titles):
         show(row[0], picture, "")
         row[0].set_ylabel(title, fontsize=8.5)
         for axis, (name, maps) in zip(row[1:], columns.items(), strict=True):
-            show(axis, picture, "" if place else name)
-            axis.imshow(maps[place], cmap=MAP, vmin=0, vmax=1, alpha=0.55, extent=(-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5))
+            show(axis, _blended(picture, maps[place]), "" if place else name)
         for axis in row[: len(row) if masks is not None else 0]:
             _outlined(axis, masks[place], picture.shape)
     return figure
+
+
+def _blended(picture, values):
+    # One picture in colour: quicker to draw than two on each other.
+    gray = picture.astype(float) - picture.min()
+    gray = (gray / max(1, gray.max()))[..., None]
+    return (1 - OPAQUE) * gray + OPAQUE * colormaps[MAP](resized(values[None], len(picture))[0])[..., :3]
 
 
 @styled
@@ -89,22 +97,23 @@ def curves(found):
     found = [one for one in found if one.curves]
     if not found:
         return message("No picture was changed step by step.")
-    figure, axes = narrow(1.25 * len(found) + 0.9, nrows=len(found), ncols=2, sharex=True, sharey=True, squeeze=False)
+    figure, axes = narrow(1.05 * len(found) + 1.0, nrows=len(found), ncols=2, sharex=True, sharey=True, squeeze=False)
     for row, one in zip(axes, found, strict=True):
         for axis, kind in zip(row, ("deletion", "insertion"), strict=True):
             for (order, which), values in one.curves.items():
                 if which == kind:
-                    axis.plot(np.linspace(0, 100, values.shape[1]), values.mean(0), color=METHOD_COLOURS[order], ls=":" if order == RANDOM else "-", label=order)
+                    colour, dashes = LINES[order]
+                    axis.plot(np.linspace(0, 100, values.shape[1]), values.mean(0), color=colour, ls=dashes, lw=1.4, label=order)
             axis.grid(alpha=0.25)
         row[0].set_title(one.subject.name, loc="left")
     axes[0, 1].set_title("insertion", loc="right")
     axes[0, 0].set_title("deletion", loc="right")
-    axes[0, 0].set(ylim=(0, 1))
+    axes[0, 0].set(ylim=(0, 1), yticks=[0, 0.5, 1])
     for axis in axes[-1]:
         axis.set_xlabel("changed area (%)")
     figure.supylabel("probability of the model's grade", fontsize=9)
     drawn = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -117,10 +126,9 @@ def lost_weights(table):
     table : DataFrame
         As from `localisation.sanity`.
     """
-    table = table[table["measure"] == "rank correlation"] if len(table) else table
     if table.empty:
         return message("No model lost its weights.")
-    steps = [column for column in table if column.endswith(" %")]
+    steps = localisation.steps(table)
     panels, models = list(table["method"].unique()), list(table["model"].unique())
     figure, axes = narrow(2.0 * len(panels) + 1.3, nrows=len(panels), sharex=True, sharey=True, squeeze=False)
     for axis, method in zip(axes[:, 0], panels, strict=True):

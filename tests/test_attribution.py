@@ -176,6 +176,32 @@ def test_deletion_by_a_map_of_zeros_is_like_random_order():
     assert attribution.area(found["zeros", "insertion"]).mean() == pytest.approx(random.mean(), abs=0.02)
 
 
+def test_centre_out_order_is_a_blob_that_grows():
+    found = attribution.order(attribution.middle(3, 112), np.random.default_rng(0))
+    down, across = found // attribution.CELLS - 6.5, found % attribution.CELLS - 6.5
+    away = down**2 + across**2
+    assert all(sorted(row) == list(range(196)) for row in found.tolist()) and (np.diff(away, axis=1) >= 0).all()
+
+
+def test_maps_of_other_patients_are_laid_over_a_picture():
+    maps, masks = np.zeros((4, 8, 8)), np.zeros((4, 8, 8), bool)
+    maps[0, 0, 0], maps[1, 1, 1], maps[2, 2, 2] = 1, 1, 5  # the last map is all 0
+    masks[:, 2, 2], masks[3, 0, 0] = True, True
+    assert attribution.of_others(maps, masks, list("abbc")) == pytest.approx([1 / 2, 0, 0, 2 / 3])
+    assert np.isnan(attribution.of_others(maps, masks, list("aaaa"))).all()
+    ranks = np.random.default_rng(0).random((3, 28, 28)).astype(np.float32)
+    pairs = {(a, b): spearmanr(ranks[a].ravel(), ranks[b].ravel()).statistic for a in range(3) for b in range(3)}
+    assert attribution.likeness(ranks, list("abb")) == pytest.approx([(pairs[0, 1] + pairs[0, 2]) / 2, pairs[1, 0], pairs[2, 0]], abs=1e-6)
+
+
+def test_flipped_signs_give_the_exact_p_value():
+    # Four patients, all gain: of 16 ways to set the signs two are as far from 0.
+    assert attribution.flip_p([1.0, 1, 2, 3], list("abcd"), 0) == pytest.approx(2 / 16, abs=0.015)
+    assert attribution.flip_p([1.0, -1, np.nan], list("abc"), 0) == 1 and np.isnan(attribution.flip_p([1.0, 2], list("aa"), 0))
+    values = np.repeat([0.5, 1, -0.2, 0.7, 0.4, 0.6], 4)
+    assert attribution.flip_p(values, np.repeat(list("abcdef"), 4), 0) > 10 * attribution.flip_p(values, np.arange(24), 0)  # pictures of a patient go together
+
+
 def test_area_is_the_trapezoid():
     assert attribution.area(np.array([[1.0, 0.5, 0.0], [1, 1, 1]])) == pytest.approx([0.5, 1])
 
@@ -227,20 +253,24 @@ def test_real_pictures_get_maps_without_scores_and_are_kept(easy_study, looked):
     again = explanations.explained(easy_study, found[0])
     assert np.array_equal(again.maps["Grad-CAM"], results[0].maps["Grad-CAM"])
     table = localisation.sanity(results)
-    assert {"33 %", "67 %", "100 %"} <= set(table) and table["100 %"].dropna().between(-1, 1).all()
+    assert localisation.steps(table) == ["33 %", "67 %", "100 %"] and table["100 %"].dropna().between(-1, 1).all()
+    assert "SSIM, 100 %" in table and table["other_patients"].dropna().between(-1, 1).all()
     rows = localisation.mapped(results, {"VGG": "too slow"})
     assert rows["reason"].iloc[-1] == "too slow" and rows["accuracy"].iloc[:-1].between(0, 1).all()
 
 
-def test_scores_tell_a_map_on_the_findings_from_chance(looked):
+def test_scores_tell_a_map_on_the_findings_from_chance(looked, monkeypatch):
+    monkeypatch.setattr(localisation, "LEVEL", 0.3)  # 0.05 can't be reached by so few patients
     one = looked[2][0]
     rng, n = np.random.default_rng(0), len(one.grades)
     masks = np.zeros((n, 3, 112, 112), bool)
     masks[:, 0, 50:60, 20:90], masks[:, 1, 40:70, 5:15], masks[:, 2, 60:70, 20:90] = True, True, True
     good = replace(one, maps={"Grad-CAM": masks[:, 0] + 0.01, "attention rollout": rng.random((n, 112, 112))})
     rows = localisation.shares([good], masks, 200, 0).set_index("method")
-    assert rows["verdict"]["Grad-CAM"] == "above chance" and rows["share"]["Grad-CAM"] > 0.8 and rows["joint line"]["Grad-CAM"] > 5
-    assert rows["share"]["attention rollout"] == pytest.approx(rows["area"]["attention rollout"], abs=0.01)
+    assert rows["verdict"]["Grad-CAM"] == "above chance" and rows["inside"]["Grad-CAM"] > 0.8 and rows["joint line"]["Grad-CAM"] > 5
+    assert rows["inside"]["attention rollout"] == pytest.approx(rows["chance_area"]["attention rollout"], abs=0.01)
+    assert rows["other_patients"]["Grad-CAM"] == pytest.approx(rows["inside"]["Grad-CAM"]) and abs(rows["own_gain"]["Grad-CAM"]) < 1e-6  # all have the same regions here
+    assert (rows["p_holm"] >= 1 / (attribution.FLIPS + 1)).all() and rows["own_p_holm"]["bright in the middle"] == 1
     assert rows["model"]["bright in the middle"] == localisation.NO_MODEL
     hits = localisation.pointing([good], masks, 200, 0).set_index("method")
     assert hits["hits"]["Grad-CAM"] == 1 and hits["hits"]["bright in the middle"] in (0, 1)
@@ -267,5 +297,10 @@ def test_measured_on_a_phantom_like_study(easy_study, looked):
     made = explanations._curves(subject, grader, maps, np.zeros(10, int), 4, 0)
     curves = {tuple(name.split("|")[1:]): values for name, values in made.items()}
     one = explanations.Explained(subject, "", np.zeros(10, int), maps, curves, {})
-    row = localisation.faithfulness([one], 100, 0).iloc[0]
-    assert row["deletion_gain"] == pytest.approx(row["random"] - row["deletion"], abs=1e-6) and row["insertion_gain_low"] <= row["insertion_gain"] <= row["insertion_gain_high"]
+    table = localisation.faithfulness([one], 100, 0).set_index("curve")
+    deletion, insertion = table.loc["deletion"], table.loc["insertion"]
+    for control in ("random", "centre"):
+        assert deletion[f"{control}_gain"] == pytest.approx(deletion[control] - deletion["curve_area"], abs=1e-6)
+        assert insertion[f"{control}_gain"] == pytest.approx(insertion["curve_area"] - insertion[control], abs=1e-6)
+        assert insertion[f"{control}_gain_low"] <= insertion[f"{control}_gain"] <= insertion[f"{control}_gain_high"]
+    assert deletion["random"] == pytest.approx(insertion["random"]) and table["random_p_holm"].between(0, 1).all()

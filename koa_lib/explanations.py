@@ -72,9 +72,13 @@ def subjects(study):
     absent : dict of str to str
         Models that can't be explained, and why.
     """
-    runner, found, absent, common = Runner(study), [], {}, None
+    runner, found, absent, common, unseen = Runner(study), [], {}, None, {}
     for name, arm, as_run, untrained in _arms(study):
-        part = _unseen(study, runner, arm)
+        data = runner.data("training", arm.recipe)
+        # Arms of one scheme are parted alike, and parting patients takes a while.
+        parted = (arm.scheme, arm.recipe.folds, arm.recipe.patience)
+        unseen[parted] = unseen.get(parted) or _unseen(study, data, arm)
+        part = data.part(np.flatnonzero(data.rows["image_id"].isin(unseen[parted])), "report")
         shared = set(part.rows["image_id"]) & (common or set(part.rows["image_id"]))
         if not shared:
             absent[name] = "no picture is unseen by it and by the models before it"
@@ -85,12 +89,10 @@ def subjects(study):
     return [_sampled(subject, common, _settings(study).pictures) for subject in found], absent
 
 
-def _unseen(study, runner, arm):
+def _unseen(study, data, arm):
     # Everything inside the training cohort that the main fold was neither fitted on nor chosen by.
-    data = runner.data("training", arm.recipe)
     fold = next(fold for fold in protocols.folds(data, arm, study.seed) if fold.number == protocols.main_fold(study))
-    ids = {name for split, part in fold.reported.items() if split != "train" for name in part.rows["image_id"]}
-    return data.part(np.flatnonzero(data.rows["image_id"].isin(ids)), "report")
+    return {name for split, part in fold.reported.items() if split != "train" for name in part.rows["image_id"]}
 
 
 def _arms(study):

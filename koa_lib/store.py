@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def code_hash(modules):
     return digest.hexdigest()[:12]
 
 
+@cache
 def versions():
     """Versions of the libraries that can change a result."""
     return {name: metadata.version(name) for name in _LIBRARIES}

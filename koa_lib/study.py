@@ -62,10 +62,10 @@ class Study:
         Raises
         ------
         StudyError
-            Unknown profile, or real data needed and no folder given.
+            Unknown profile, a seed that is no whole number, or real data needed and no folder given.
         """
         settings, dry = profiles.load(profile), is_dry()
-        seed = settings.seed if seed is None else seed
+        seed = settings.seed if seed is None else _whole(seed)
         run_dir = BUILD / run_name(settings, seed, dry)
         path = run_dir / "inputs.yaml"
         inputs = _read_inputs(path) if path.exists() else prepare_inputs(profile, seed, dry=dry)
@@ -128,6 +128,12 @@ class Study:
         """The folder of real pictures for a cohort role ('training' or 'external'); None when not given."""
         given = {"training": self.inputs.data, "external": self.inputs.external}[cohort]
         return Path(given) if given else None
+
+
+def _whole(seed):
+    if type(seed) is not int or seed < 0:
+        raise StudyError(f"The seed {seed!r} is no whole number from 0. Write for instance seed = 42 in the cell of parameters.")
+    return seed
 
 
 def is_dry():

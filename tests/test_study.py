@@ -94,6 +94,13 @@ def test_open_makes_the_run_folder_of_its_seed(build):
     assert (other.run_dir / "tables").is_dir()
 
 
+@pytest.mark.parametrize("seed", ["42", -1, 4.2, True])
+def test_a_seed_that_is_no_whole_number_is_refused_before_anything_is_made(build, seed):
+    with pytest.raises(StudyError, match="no whole number from 0"):
+        Study.open("smoke", seed)
+    assert not build.exists() or not list(build.iterdir())
+
+
 def test_run_is_named_by_profile_and_foreign_seed():
     settings = profile.load("demo")
     assert run_name(settings, settings.seed) == "demo" and run_name(settings, 1) == "demo-seed1"

@@ -114,11 +114,11 @@ def test_a_start_that_learned_something_is_above_the_random_one(easy_study):
     own = found({"random": {0.5: 0.1, 1.0: 0.1}, "self-supervised": {0.5: 0.9, 1.0: 0.9}})
     table = equivalence.curve(easy_study, own, {"test": [graded(0.9, 3)]}, LABELLED)
     ahead = table[table["start"] == "self-supervised"]
-    assert (ahead["against_random_low"] > 0).all() and "it is better; among the smaller fractions (1) it lies above 0 in 1" in equivalence.starts_in_words(table)
+    assert (ahead["against_random_low"] > 0).all() and "is the higher one; among the smaller fractions (1) it lies above 0 in 1 and below 0 in 0." in equivalence.starts_in_words(table)
     swapped = table.replace({"start": {"random": "self-supervised", "self-supervised": "random"}})
     behind = ["against_random", "against_random_low", "against_random_high"]
     swapped.loc[swapped["start"] == "self-supervised", behind] = -ahead[behind[:1] + behind[:0:-1]].to_numpy()
-    assert "it is worse" in equivalence.starts_in_words(swapped)
+    assert "is the lower one" in equivalence.starts_in_words(swapped)
 
 
 COLUMNS = ["cohort", "start", "fraction", "against_supervised", "against_supervised_low", "against_supervised_high"]

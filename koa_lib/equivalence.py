@@ -116,8 +116,12 @@ def _gain_in_words(own):
     smaller, last = side[own["fraction"] < 1], own.iloc[-1]
     count = f"among the smaller fractions ({len(smaller)}) it lies above 0 in {(smaller > 0).sum()} and below 0 in {(smaller < 0).sum()}"
     agree = "" if side.nunique() == 1 else ": the fractions do not agree"
-    return (f"With all labels the self-supervised start differs from the random one by {last.against_random:+.3f} ({last.against_random_low:+.3f} to {last.against_random_high:+.3f}). "
+    return (f"With all labels the self-supervised start differs from the random one by {_gain(last)}. "
             f"The interval {_side(last.against_random_low, last.against_random_high)}; {count}{agree}.")
+
+
+def _gain(line):
+    return f"{line.against_random:+.3f} ({line.against_random_low:+.3f} to {line.against_random_high:+.3f})"
 
 
 def _side(low, high):
@@ -139,11 +143,9 @@ def found_in_words(here, elsewhere):
     best = few.loc[few[METRIC].idxmax()]
     reached = equal(here).set_index("start")["within_margin"].dropna()
     told = "; ".join(f"{start} {_since(fraction)}" for start, fraction in reached.items()) or "no start, not even with all labels"
-    own = here[here["start"] == SELF_SUPERVISED].sort_values("fraction")
-    beyond = elsewhere[elsewhere["start"] == SELF_SUPERVISED].sort_values("fraction")
-    outside = f" On the external pictures: {_gain_in_words(beyond)}" if len(beyond) else ""
+    gains = [f"{_gain(part[part['start'] == SELF_SUPERVISED].sort_values('fraction').iloc[-1])} on the {where}" for part, where in ((here, "unseen pictures of the training cohort"), (elsewhere, "external ones")) if len(part)]
     return (f"With {best.fraction:.0%} of the labels the {best.start} start has the highest quadratic kappa, {_plain(best[METRIC])}, beside {_plain(full[METRIC])} of CLIP fine-tuned with all. "
-            f"{_gain_in_words(own)}{outside} Equal to the supervised result within {MARGIN:g}: {told}.")
+            f"With all labels the self-supervised start differs from the random one by {' and by '.join(gains)}. Equal to the supervised result within {MARGIN:g}: {told}.")
 
 
 def equal_in_words(equal):

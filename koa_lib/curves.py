@@ -37,8 +37,8 @@ def pretraining(history, prototypes):
 
 
 @styled
-def labels(table, each):
-    """Quadratic kappa against the fraction of labels for each start: above with intervals over patients, below each draw of the labels.
+def labels(table, each, over="patients"):
+    """Quadratic kappa against the fraction of labels for each start: above with intervals, below each draw of the labels.
 
     Parameters
     ----------
@@ -46,6 +46,8 @@ def labels(table, each):
         One cohort of `equivalence.curve`: start, fraction, qwk, ci_low, ci_high, with a row 'supervised'.
     each : DataFrame
         start, fraction, seed, qwk, of the same cohort.
+    over : str
+        What the intervals resample: "patients", or "groups" of look-alike pictures where patients are not known.
     """
     if table.empty:
         return message("No start has been graded.")
@@ -62,7 +64,7 @@ def labels(table, each):
             above.errorbar(line["fraction"] * aside, line["qwk"], yerr=reach, fmt=f"{mark}-", color=PLAIN_COLOURS[place], capsize=3, markersize=5, label=f"{start} start")
             below.plot(dots["fraction"] * aside, dots["qwk"], mark, color=PLAIN_COLOURS[place], alpha=0.7, markersize=5)
     _label_axis(below, sorted(table["fraction"].unique()))
-    for axis, title in ((above, "mean over the draws, 95 % interval over patients"), (below, "each draw of labels")):
+    for axis, title in ((above, f"mean over the draws, 95 % interval over {over}"), (below, "each draw of labels")):
         axis.set(ylabel="quadratic kappa", title=title)
         axis.grid(axis="y", alpha=0.25)
     figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=2)

@@ -100,17 +100,52 @@ def starts_in_words(here):
     """
     lines = {start: line.sort_values("fraction") for start, line in here.groupby("start", sort=False)}
     full = lines.pop(SUPERVISED).iloc[0]
-    ends = "; ".join(f"{start} {line[METRIC].iloc[0]:.2f} and {line[METRIC].iloc[-1]:.2f}" for start, line in lines.items())
+    ends = "; ".join(f"{start} {_plain(line[METRIC].iloc[0])} and {_plain(line[METRIC].iloc[-1])}" for start, line in lines.items())
     own = lines[SELF_SUPERVISED]
-    gained, last = own[own["fraction"] < 1], own.iloc[-1]
-    count = f"among the smaller fractions ({len(gained)}) it lies above 0 in {(gained['against_random_low'] > 0).sum()} and below 0 in {(gained['against_random_high'] < 0).sum()}"
     return (f"Quadratic kappa with {own['fraction'].iloc[0]:.0%} of the labels and with all, by start: {ends}. CLIP fine-tuned with all labels has {full[METRIC]:.2f}{f' ({CHANCE})' if full.ci_low <= 0 else ''}. "
-            f"With all labels the self-supervised start differs from the random one by {last.against_random:+.2f} ({last.against_random_low:+.2f} to {last.against_random_high:+.2f}). "
-            f"{_side(last.against_random_low, last.against_random_high)}; {count}. All this is for one pre-training.")
+            f"{_gain_in_words(own)} No interval is corrected for the number of fractions ({len(own)}), and all this is for one pre-training.")
+
+
+def _plain(value):
+    return f"{round(value, 2) + 0.0:.2f}"  # no minus sign before 0.00
+
+
+def _gain_in_words(own):
+    # What the self-supervised start has more than the random one: with all labels, and whether the other fractions agree.
+    side = (own["against_random_low"] > 0).astype(int) - (own["against_random_high"] < 0)
+    smaller, last = side[own["fraction"] < 1], own.iloc[-1]
+    count = f"among the smaller fractions ({len(smaller)}) it lies above 0 in {(smaller > 0).sum()} and below 0 in {(smaller < 0).sum()}"
+    agree = "" if side.nunique() == 1 else ": the fractions do not agree"
+    return (f"With all labels the self-supervised start differs from the random one by {_gain(last)}. "
+            f"The interval {_side(last.against_random_low, last.against_random_high)}; {count}{agree}.")
+
+
+def _gain(line):
+    return f"{line.against_random:+.3f} ({line.against_random_low:+.3f} to {line.against_random_high:+.3f})"
 
 
 def _side(low, high):
-    return f"The interval {'lies above 0: it is better' if low > 0 else 'lies below 0: it is worse' if high < 0 else 'holds 0: no difference is shown, in either direction'}"
+    if low <= 0 <= high:
+        return "holds 0: no difference is shown, in either direction"
+    only_just = ", but only just" if min(abs(low), abs(high)) < 0.1 * (high - low) else ""
+    return f"lies {'above' if low > 0 else 'below'} 0{only_just}: in this pre-training the self-supervised start is the {'higher' if low > 0 else 'lower'} one"
+
+
+def found_in_words(here, elsewhere):
+    """What came out, in three sentences: the starts with the fewest labels, self-supervised against random, and whether any start equals the supervised result.
+
+    Parameters
+    ----------
+    here, elsewhere : DataFrame
+        `curve` on the training cohort's unseen pictures and on the external ones (may be empty).
+    """
+    full, few = here[here["start"] == SUPERVISED].iloc[0], here[here["fraction"] == here["fraction"].min()]
+    best = few.loc[few[METRIC].idxmax()]
+    reached = equal(here).set_index("start")["within_margin"].dropna()
+    told = "; ".join(f"{start} {_since(fraction)}" for start, fraction in reached.items()) or "no start, not even with all labels"
+    gains = [f"{_gain(part[part['start'] == SELF_SUPERVISED].sort_values('fraction').iloc[-1])} on the {where}" for part, where in ((here, "unseen pictures of the training cohort"), (elsewhere, "external ones")) if len(part)]
+    return (f"With {best.fraction:.0%} of the labels the {best.start} start has the highest quadratic kappa, {_plain(best[METRIC])}, beside {_plain(full[METRIC])} of CLIP fine-tuned with all. "
+            f"With all labels the self-supervised start differs from the random one by {' and by '.join(gains)}. Equal to the supervised result within {MARGIN:g}: {told}.")
 
 
 def equal_in_words(equal):
@@ -153,20 +188,21 @@ def answers(table):
 
     The claim is decided by one comparison, with the largest fraction that is at most half: *replicated* when the interval of the difference stays above minus `MARGIN`,
     *not replicated* when it lies below 0, else, or where the supervised result is not above chance, *inconclusive*. The number is the fraction from which on that interval stays above minus `MARGIN`,
-    infinite where no fraction does.
+    infinite where no fraction does; it stands beside the claim too.
     """
     inside = table[(table["cohort"] != "external") & (table["start"] == SELF_SUPERVISED)]
     half, reached = inside[inside["fraction"] <= HALF].sort_values("fraction").iloc[-1], equal(inside).iloc[0]
     verdict = "replicated" if half.against_supervised_low > -MARGIN else "not replicated" if half.against_supervised_high < 0 else "inconclusive"
     said = (f"with {half.fraction:.0%} of the labels quadratic kappa is {half.against_supervised:+.3f} ({half.against_supervised_low:+.3f} to {half.against_supervised_high:+.3f}) "
-            f"against CLIP fine-tuned with all; equal within {MARGIN:g}: {_since(reached.within_margin)}; "
-            f"no loss shown: {_since(reached.not_below)}; value as high: {_since(reached.as_high)}")
+            "against CLIP fine-tuned with all")
+    since = (f"fraction from which on the self-supervised start equals CLIP fine-tuned with all labels within {MARGIN:g} of quadratic kappa: {_since(reached.within_margin)}; "
+             f"no loss shown: {_since(reached.not_below)}; value as high: {_since(reached.as_high)}")
     full = table[(table["cohort"] != "external") & (table["start"] == SUPERVISED)]
     if len(full) and full["ci_low"].iloc[0] <= 0:
-        verdict, said = "inconclusive", f"{said}; {CHANCE}"
-    source = ("OrthoFoundation", "abstract")
-    return {(*source, "label efficiency", "label_fraction"): Ours(np.inf if np.isnan(reached.within_margin) else reached.within_margin, note=said),
-            (*source, "half of the labels match the supervised full-label result"): Answer(reached.within_margin, np.nan, np.nan, "ratio", verdict, said)}
+        verdict, said, since = "inconclusive", f"{said}; {CHANCE}", f"{since}; {CHANCE}"
+    source, fraction = ("OrthoFoundation", "abstract"), np.inf if np.isnan(reached.within_margin) else reached.within_margin
+    return {(*source, "label efficiency", "label_fraction"): Ours(fraction, note=since),
+            (*source, "half of the labels match the supervised full-label result"): Answer(fraction, np.nan, np.nan, "ratio", verdict, said)}
 
 
 def _since(fraction):

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from koa_lib import labels, provenance
 from koa_lib.places import title
 from koa_lib.published import SYSTEMS
-from koa_lib.scorecard import MODEL_RULE, TIMED, VERDICTS, WITHOUT_MODEL
+from koa_lib.scorecard import MODEL_RULE, NONE, TIMED, VERDICTS, WITHOUT_MODEL
 
 __all__ = ["headlines", "papers", "scores", "sources", "verdict", "verdicts"]
 
@@ -55,7 +55,7 @@ def _readable(row):
         "what": ",\N{NO-BREAK SPACE}".join(part for part in (metric, unit) if part),
         "interval": f"{' to '.join(bounds)}, {_kind(row)}" if all(bounds) else "",
         "published": "<" * row.get("rule", "").startswith("below") + _short(row["published"]),
-        "ours": _short(row["ours"], decimals),
+        "ours": NONE if row["ours"] == "inf" else _short(row["ours"], decimals),
     }
 
 

@@ -88,7 +88,7 @@ COLUMNS = {
     "spread": ("Spread", "0 when all pictures get the same embedding, 1 when the embeddings point everywhere alike"),
     "effective_rank": ("Effective rank", "in how many directions the embeddings differ"),
     "label_percent": ("Labels (%)", "share of the training patients whose grades are used"),
-    "sd_over_draws": ("SD over draws", "standard deviation over the seeds, each of which draws other patients; the towers stay the same"),
+    "sd_over_draws": ("SD over draws", "standard deviation over the seeds, each of which draws other patients (with all labels the same ones: only the part that chooses the regularisation differs); the towers stay the same"),
     "against_supervised": ("Against supervised", "quadratic kappa minus that of CLIP fine-tuned with all labels, paired"),
     "against_random": ("Against random", "quadratic kappa minus that of the random start with as many labels, paired"),
     "within_margin_percent": ("Equal within the margin from (%)", "there and with more labels the interval excludes a loss of more than the margin"),

@@ -20,6 +20,7 @@ CITED = "same number as found in the cited source, at the printed digits"
 TIMED = "no longer than the published time; the hardware differs"
 DERIVED = "follows from the other printed numbers, within rounding"
 WITHOUT_MODEL = (COUNTED, REPEATED, CITED, TIMED, DERIVED)
+NONE = "none found"  # measured, but nothing that was tried reaches it
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 
 
@@ -159,8 +160,10 @@ def needs_model(scorecard):
 
 
 def whole_counts(rows):
-    """The scorecard with counts as whole numbers, for showing; other numbers stay as they are."""
+    """The scorecard with counts as whole numbers and an infinite value as `NONE`, for showing; other numbers stay as they are."""
     def number(value, unit):
+        if math.isinf(value):
+            return NONE
         return int(value) if unit == "count" and math.isfinite(value) and value == int(value) else value
 
     shown = {column: pd.Series([number(*pair) for pair in zip(rows[column], rows["unit"], strict=True)], rows.index, object) for column in ("published", "ours")}
@@ -207,7 +210,7 @@ def _values(item, row, graded):
 def _judged(row, value, comparable, reason):
     rule = _rule(row)
     if row.kind == "model" and not isinstance(value, str) and math.isinf(value[0]):
-        return np.nan, np.nan, np.nan, rule, *(("not replicated", Ours(*value).note) if comparable else ("not comparable", _joined(reason, Ours(*value).note)))
+        return np.inf, np.nan, np.nan, rule, *(("not replicated", Ours(*value).note) if comparable else ("not comparable", _joined(reason, Ours(*value).note)))
     if isinstance(value, str) or not math.isfinite(value[0]):
         missing = value if isinstance(value, str) else Ours(*value).note or "undefined in this run"
         return np.nan, np.nan, np.nan, rule, "not run", missing.removeprefix("not run: ")

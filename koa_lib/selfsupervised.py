@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from koa_lib import baselines, crops, dino, manifests, model, weights
 from koa_lib.runner import Runner
 
+LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: not above both, and a tower has collapsed
 CODE = ("selfsupervised", "dino", "crops", "model", "baselines", "datasets", "harmonisation", "joint", "pictures")
 
 
@@ -53,11 +54,33 @@ def opened(study):
 
 def unlabelled(study):
     """Pictures of the training split, at most as many as the profile says, for the role 'fit'."""
-    recipe = study.profile.our_protocol
-    data = opened(study).data("training", _Sized(recipe, study.profile.systems.labels.image_size))
-    positions = np.flatnonzero(data.rows["split"] == "train")
+    data, positions = _training_split(study)
     order = np.random.default_rng(study.seed).permutation(positions)
     return data.part(np.sort(order[: study.profile.systems.labels.pictures]), "fit")
+
+
+def _training_split(study):
+    # The training cohort, and which of its pictures are in the training split.
+    data = opened(study).data("training", _Sized(study.profile.our_protocol, study.profile.systems.labels.image_size))
+    return data, np.flatnonzero(data.rows["split"] == "train")
+
+
+def pictures_in_words(study):
+    """How many pictures of the training split the pre-training sees, e.g. '640 of the 840 pictures of the training split (the limit of the profile)'."""
+    seen, there = len(unlabelled(study)), len(_training_split(study)[1])
+    return f"all {there:,} pictures of the training split" if seen == there else f"{seen:,} of the {there:,} pictures of the training split (the limit of the profile)"
+
+
+def size_in_words(study):
+    """How long the pre-training was and on what, beside what the tower is shown afterwards and beside OrthoFoundation's."""
+    chosen = study.profile.systems.labels
+    local = f" and {chosen.local_crop}" if chosen.local_crops else ""
+    return (f"The self-supervised tower learned in {_steps(chosen, unlabelled(study)):,} steps from crops of {chosen.crop}{local} px and is then shown whole pictures at {chosen.image_size} px; "
+            "OrthoFoundation's learned in 100,000 steps from crops of 224 and 98 px. A difference to the random start, or none, is a result about this pre-training, not about DINO")
+
+
+def _steps(chosen, pictures):
+    return chosen.epochs * max(1, len(pictures) // chosen.batch)
 
 
 class _Sized:
@@ -82,13 +105,12 @@ def _network(study, published):
 def recipe(study):
     """OrthoFoundation's pre-training (METHODS 4.2: its `exp/pretrain/dinov3/full/config.yaml`) beside this run's: setting, OrthoFoundation, this_run."""
     chosen, pictures = study.profile.systems.labels, unlabelled(study)
-    steps = chosen.epochs * max(1, len(pictures) // chosen.batch)
     small = "no small crop" if not chosen.local_crops else f"{chosen.local_crops} of {chosen.local_crop} px"
     start = "timm's weights" if chosen.published else "random start"
     rows = [
         ("tower", "DINOv3 ViT-L/16, all blocks trained", f"{chosen.architecture or 'image tower of ' + study.profile.model.name}, {start}, all of it trained"),
-        ("pictures", "1,251,655: 357,670 radiographs, 893,985 MRI slices", f"{len(pictures):,} knee radiographs of the training split"),
-        ("steps and batch", "100,000 of 24", f"{steps:,} of {min(chosen.batch, len(pictures))} ({chosen.epochs} epoch(s))"),
+        ("pictures", "1,251,655: 357,670 radiographs, 893,985 MRI slices", f"knee radiographs: {pictures_in_words(study)}"),
+        ("steps and batch", "100,000 of 24", f"{_steps(chosen, pictures):,} of {min(chosen.batch, len(pictures))} ({chosen.epochs} {'epoch' if chosen.epochs == 1 else 'epochs'})"),
         ("optimiser", "AdamW 1e-5, weight decay 0.01, falling linearly to 0", f"AdamW {chosen.learning_rate:g}, weight decay {dino.WEIGHT_DECAY:g}, falling linearly to 0; gradients cut at norm {dino.CLIP:g} (our reading)"),
         ("loss", "DINO, weight 0.1", "DINO, weight 1: AdamW does not see the scale"),
         ("prototypes", "65,536", f"{chosen.prototypes:,}"),
@@ -142,3 +164,19 @@ def spread(embeddings):
     values = values / values.sum() if values.sum() > 1e-6 * len(unit) else np.ones(1)
     entropy = -(values[values > 0] * np.log(values[values > 0])).sum()
     return {"spread": float(unit.std(0).mean() * math.sqrt(unit.shape[1])), "effective_rank": float(np.exp(entropy))}
+
+
+def spread_in_words(own, other):
+    """Whether a pre-trained tower has collapsed, by which rule, and what the rule does not count.
+
+    Parameters
+    ----------
+    own, other : Series
+        spread, effective_rank and dimensions of the pre-trained tower and of the random one.
+    """
+    whole = own.effective_rank > LEAST_RANK and own.spread > LEAST_SPREAD
+    rule = f"an effective rank above {LEAST_RANK} and a spread above {LEAST_SPREAD:g} are asked for, which only a complete collapse fails"
+    fewer = "The effective rank is lower than the random one's: its embeddings differ in fewer directions, which this rule does not count. " if own.effective_rank < other.effective_rank else ""
+    return (f"The self-supervised tower has spread {own.spread:.2f} and effective rank {own.effective_rank:.1f} of {own.dimensions}, the random one {other.spread:.2f} and {other.effective_rank:.1f}. "
+            f"It {'has not collapsed' if whole else 'has collapsed and answers nearly alike to all pictures'} by our reading: {rule}. "
+            f"{fewer}A random tower tells pictures apart too: being different is needed for grading, not enough.")

@@ -114,11 +114,21 @@ def test_a_start_that_learned_something_is_above_the_random_one(easy_study):
     own = found({"random": {0.5: 0.1, 1.0: 0.1}, "self-supervised": {0.5: 0.9, 1.0: 0.9}})
     table = equivalence.curve(easy_study, own, {"test": [graded(0.9, 3)]}, LABELLED)
     ahead = table[table["start"] == "self-supervised"]
-    assert (ahead["against_random_low"] > 0).all() and "it is better; among the smaller fractions (1) it lies above 0 in 1" in equivalence.starts_in_words(table)
+    assert (ahead["against_random_low"] > 0).all() and "is the higher one; among the smaller fractions (1) it lies above 0 in 1 and below 0 in 0." in equivalence.starts_in_words(table)
     swapped = table.replace({"start": {"random": "self-supervised", "self-supervised": "random"}})
     behind = ["against_random", "against_random_low", "against_random_high"]
     swapped.loc[swapped["start"] == "self-supervised", behind] = -ahead[behind[:1] + behind[:0:-1]].to_numpy()
-    assert "it is worse" in equivalence.starts_in_words(swapped)
+    assert "is the lower one" in equivalence.starts_in_words(swapped)
+    mixed = table.copy()
+    mixed.loc[(mixed["start"] == "self-supervised") & (mixed["fraction"] == 1), "against_random_low"] = -0.1
+    assert "the fractions do not agree" in equivalence.starts_in_words(mixed) and "not agree" not in equivalence.starts_in_words(table)
+    last = table.iloc[-1]
+    assert f"by {last.against_random:+.3f} (" in equivalence.found_in_words(table, table.iloc[:0])
+
+
+def test_an_interval_that_nearly_holds_zero_is_only_just_beside_it():
+    assert "below 0, but only just" in equivalence._side(-0.150, -0.005) and "only just" not in equivalence._side(-0.15, -0.05)
+    assert "holds 0" in equivalence._side(-0.1, 0.0)
 
 
 COLUMNS = ["cohort", "start", "fraction", "against_supervised", "against_supervised_low", "against_supervised_high"]
@@ -144,6 +154,8 @@ def test_the_claim_about_half_of_the_labels_has_three_ends(half, verdict):
     number, claim = equivalence.answers(table).values()
     assert claim.verdict == verdict and "50%" in claim.reason
     assert number.value == (0.25 if verdict == "replicated" else 1.0) == claim.ours
+    never = table.assign(against_supervised_low=-0.5)
+    assert [answer[0] for answer in equivalence.answers(never).values()] == [np.inf, np.inf]
     chance = pd.concat([table, pd.DataFrame([{"cohort": "test", "start": "supervised", "fraction": 1.0, "ci_low": -0.01}])])
     assert list(equivalence.answers(chance).values())[1].verdict == "inconclusive"
 

@@ -290,5 +290,6 @@ def test_what_nothing_reaches_was_measured_all_the_same():
     ours = {("abstract", "label efficiency", "label_fraction"): Ours(math.inf, note="none that was tried")}
     (scored,) = scorecard.scorecard(published, ours, True).itertuples()
     (shown,) = scorecard.scorecard(published, ours, False, "synthetic phantoms").itertuples()
-    assert (scored.verdict, scored.reason) == ("not replicated", "none that was tried") and np.isnan(scored.ours)
+    assert (scored.verdict, scored.reason) == ("not replicated", "none that was tried") and math.isinf(scored.ours)
     assert (shown.verdict, shown.reason) == ("not comparable", "synthetic phantoms; none that was tried")
+    assert scorecard.whole_counts(scorecard.scorecard(published, ours, True))["ours"].tolist() == [scorecard.NONE]

@@ -146,6 +146,13 @@ def test_a_study_pretrains_on_its_training_split_alone(easy_study):
     assert len(part) == 10 and set(part.rows["image_id"]) < set(all_of_it.rows["image_id"])
 
 
+def test_how_much_of_the_training_split_is_seen_is_said(easy_study):
+    few = replace(easy_study.profile.systems, labels=replace(easy_study.profile.systems.labels, pictures=10))
+    there = len(selfsupervised.unlabelled(easy_study))
+    assert selfsupervised.pictures_in_words(easy_study) == f"all {there} pictures of the training split"
+    assert selfsupervised.pictures_in_words(replace(easy_study, profile=replace(easy_study.profile, systems=few))).startswith(f"10 of the {there} pictures")
+
+
 def test_a_cohort_is_opened_once_for_a_study_and_again_for_another(easy_study):
     first = selfsupervised.opened(easy_study)
     assert selfsupervised.opened(easy_study) is first and selfsupervised.opened(replace(easy_study, seed=easy_study.seed + 1)) is not first
@@ -190,3 +197,10 @@ def test_spread_tells_a_collapsed_tower_from_one_that_answers_everywhere():
     assert found["spread"] == pytest.approx(1, abs=0.01) and found["effective_rank"] == pytest.approx(8, abs=0.1)
     line = np.outer(generator.normal(size=400), np.eye(8)[0]) + 1e-9
     assert selfsupervised.spread(line)["effective_rank"] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(("spread", "rank", "said"), [(0.26, 17.3, "has not collapsed"), (0.005, 17.3, "has collapsed"), (0.26, 1.5, "has collapsed")])
+def test_collapse_is_judged_by_spread_and_rank_and_a_loss_of_rank_is_told(spread, rank, said):
+    own, other = (pd.Series({"spread": a, "effective_rank": b, "dimensions": 128}) for a, b in ((spread, rank), (0.17, 31.1)))
+    text = selfsupervised.spread_in_words(own, other)
+    assert said in text and "fewer directions" in text and "fewer directions" not in selfsupervised.spread_in_words(other, own)

@@ -151,7 +151,7 @@ def test_another_printed_number_flips_the_verdict(study, tmp_path, file, kinds):
     flipped = agreed[agreed["verdict_after"] == "not replicated"]
     held = {(row.row, row.metric) for row in table[chosen].itertuples()}
     wanted = agreed[[pair in held for pair in zip(agreed["row"], agreed["metric"], strict=True)]]
-    assert set(flipped.index) == set(wanted.index) and len(flipped) >= 2
+    assert set(flipped.index) == set(wanted.index) and len(flipped) >= 1
 
 
 def test_p_value_and_drop_come_from_the_paired_test_and_the_runs(study):
@@ -314,5 +314,5 @@ def test_the_bootstrap_beside_a_mean_is_that_of_the_shown_fold_with_the_studys_d
 
 def test_each_rule_that_is_younger_than_first_results_is_named_in_its_section():
     sections = re.split(r"^\((d\d+)\)=$", (ROOT / "reports/deviations.md.jinja").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    told = {name.upper() for name, text in zip(sections[1::2], sections[2::2], strict=True) if re.search(r"\bafter\b.*\b(results had been seen|had failed)", text.split("\n### Metrics")[0].split("\n## ")[0])}
+    told = {name.upper() for name, text in zip(sections[1::2], sections[2::2], strict=True) if re.search(r"after the (first results .*had been seen|plain one had failed)", text.split("\n## ")[0])}
     assert told == set(scorecard.LATER)

@@ -98,16 +98,17 @@ def one_grade(models):
     models : dict of str to DataFrame or str
         Graded frames by model, or why there are none.
     """
-    said = []
+    alike = {}
     for name, graded in models.items():
         if isinstance(graded, str) or not len(graded):
             continue
         counts = np.bincount(graded[metrics.PROBABILITIES].to_numpy().argmax(1), minlength=metrics.K)
         share, grade = counts.max() / counts.sum(), int(counts.argmax())
         if share >= NEARLY:
-            constant = 100 * float((graded["kl_grade"] == grade).mean())
-            said.append(f"{name} answers grade {grade} for {counts.max():,} of {counts.sum():,} pictures (that grade for every picture: {constant:.1f} %)")
-    return "; ".join(said) + ": an accuracy that a constant has as well" * bool(said)
+            constant = f"{100 * (graded['kl_grade'] == grade).mean():.1f} %"
+            alike.setdefault((grade, constant), []).append(f"{name} (for {counts.max():,} of {counts.sum():,} pictures)")
+    return "; ".join(f"{', '.join(names)} answer{'s' * (len(names) == 1)} nearly always or always grade {grade}, which for every picture reaches {constant}"
+                     for (grade, constant), names in alike.items())
 
 
 def ahead(tests, tested=""):

@@ -139,12 +139,19 @@ def _measured(study, published, results, others, tests):
             ours[row.item, str(row.row), row.metric] = claims.NO_EXTERNAL
         elif external and row.item == "table_4":
             frames = others.get(row.row, {}).get("external", [])
-            ours |= rules.measured("table_4", row.row, frames, *drawn) or {(row.item, row.row, row.metric): _why_absent(study, row.row)}
+            found = {key: _not_constant(study, row.row, value, frames) for key, value in rules.measured("table_4", row.row, frames, *drawn).items()}
+            ours |= found or {(row.item, row.row, row.metric): _why_absent(study, row.row)}
     if external:
         ours |= rules.measured("table_2", "test", external, *drawn) | rules.measured("table_3", "", external, *drawn)
         ours[DROP] = claims.train_test_drop(train, external) if train else "no run on the training part"
         ours[P_VALUE] = _p_value(_tests(study, results, tests), _external(study, results, claims.TESTED, others.get(claims.TESTED, {})))
     return ours
+
+
+def _not_constant(study, name, value, frames):
+    # An accuracy that one grade for every picture has as well says so.
+    shown = next((frame for frame in frames if frame.attrs.get("fold") == main_fold(study)), frames[0])
+    return value._replace(note="; ".join(text for text in (value.note, claims.one_grade({name: shown})) if text))
 
 
 def _p_value(tests, tested):

@@ -15,6 +15,7 @@ from koa_lib.scorecard import TOLERANCE, Ours, agreement
 ORDER = ("Fine-tuned CLIP", "ViT", "ResNet50", "MobileNet", "VGG19")
 TESTED = "Wide ResNet"
 SIGNIFICANT = 0.05
+NEARLY = 0.95  # share of one answer from which on a model is said to give nearly one grade
 NO_EXTERNAL = "no external cohort was given"
 
 
@@ -36,11 +37,11 @@ class Evidence:
     Attributes
     ----------
     models : dict of str to DataFrame or str
-        Graded external pictures of the shown fold by model ("Fine-tuned CLIP" and the baselines), or why there are none.
+        Graded external pictures of the shown fold by model ("Fine-tuned CLIP" and the baselines, `TESTED` among them), or why there are none.
     train, external : list of DataFrame
         The main arm's graded frames, one per run, in the same order.
     tests : DataFrame or str
-        Paired tests on the external set (baseline, p_exact, clip_only, baseline_only, difference), or why there are none.
+        Paired tests on the external set (baseline, n, p_exact, clip_only, baseline_only, difference), or why there are none.
     drop : float
         The printed drop from training to external accuracy, in points.
     draws, seed : int
@@ -85,13 +86,36 @@ def order(models, draws, seed):
     verdict = "replicated" if clear else "not replicated" if reversed_pairs else "inconclusive"
     accuracies = ", ".join(f"{name} {100 * _accuracy(models[name]):.1f}" for name in ORDER)
     said = f"; clearly {' and '.join(reversed_pairs)}" if reversed_pairs else ""
+    said += f"; {flat}" if (flat := one_grade({name: models[name] for name in ORDER})) else ""
     return Answer(*min(neighbours), "points", verdict, f"accuracies in per cent: {accuracies}{said}; ours is the smallest difference of neighbours")
 
 
-def ahead(tests):
+def one_grade(models):
+    """Which models answer (nearly) one grade, so that their accuracy is that of a constant; empty when none does.
+
+    Parameters
+    ----------
+    models : dict of str to DataFrame or str
+        Graded frames by model, or why there are none.
+    """
+    alike = {}
+    for name, graded in models.items():
+        if isinstance(graded, str) or not len(graded):
+            continue
+        counts = np.bincount(graded[metrics.PROBABILITIES].to_numpy().argmax(1), minlength=metrics.K)
+        share, grade = counts.max() / counts.sum(), int(counts.argmax())
+        if share >= NEARLY:
+            constant = f"{100 * (graded['kl_grade'] == grade).mean():.1f} %"
+            alike.setdefault((grade, constant), []).append(f"{name} (for {counts.max():,} of {counts.sum():,} pictures)")
+    return "; ".join(f"{', '.join(names)} answer{'s' * (len(names) == 1)} nearly always or always grade {grade}, which for every picture reaches {constant}"
+                     for (grade, constant), names in alike.items())
+
+
+def ahead(tests, tested=""):
     """Whether CLIP beats the Wide ResNet by McNemar's exact test; ours is p.
 
-    *Replicated* when p < 0.05 and CLIP is ahead, else *not replicated*: the claim is significance on this set.
+    *Replicated* when p < 0.05 and CLIP is ahead, else *not replicated*: the claim is significance on this set. `tested` is
+    the baseline's graded frame, where there is one: the reason says when it answers nearly one grade.
     """
     row = against(tests, TESTED)
     if isinstance(row, str):
@@ -99,7 +123,7 @@ def ahead(tests):
     if not math.isfinite(row.p_exact):
         return not_run("no picture is paired")
     holds = row.p_exact < SIGNIFICANT and row.difference > 0
-    return Answer(float(row.p_exact), math.nan, math.nan, "ratio", "replicated" if holds else "not replicated", discordant(row))
+    return Answer(float(row.p_exact), math.nan, math.nan, "ratio", "replicated" if holds else "not replicated", discordant(row, tested))
 
 
 def against(tests, baseline):
@@ -110,10 +134,12 @@ def against(tests, baseline):
     return found.iloc[0] if len(found) else f"this run has no {baseline}"
 
 
-def discordant(row):
-    """The discordant pictures of a paired test in words."""
+def discordant(row, tested=""):
+    """The discordant pictures of a paired test in words, of how many, and whether the baseline (its graded frame) answers nearly one grade."""
     leader = "CLIP" if row.difference > 0 else "neither" if row.difference == 0 else row.baseline
-    return f"only CLIP right on {row.clip_only:.0f} pictures, only {row.baseline} on {row.baseline_only:.0f}: {leader} is ahead"
+    flat = one_grade({row.baseline: tested})
+    return (f"n = {row.n:,.0f} single knees; only CLIP right on {row.clip_only:.0f} pictures, only {row.baseline} on {row.baseline_only:.0f}: {leader} is ahead"
+            + f"; {flat}" * bool(flat))
 
 
 def adjacent(graded, draws, seed):
@@ -207,7 +233,7 @@ def _confusions(cm):
 
 _DECIDED = {
     "order of the five accuracies, paired group-bootstrap intervals of neighbours": lambda e: order(e.models, e.draws, e.seed),
-    "exact McNemar p < 0.05 and CLIP ahead": lambda e: ahead(e.tests),
+    "exact McNemar p < 0.05 and CLIP ahead": lambda e: ahead(e.tests, e.models.get(TESTED, "")),
     "share of errors with distance 1; the two largest off-diagonal cells": lambda e: adjacent(e.models[ORDER[0]], e.draws, e.seed),
     "train accuracy minus external accuracy": lambda e: drop(e.train, e.external, e.drop),
     "per-grade sensitivity and AUC ranks": lambda e: separated(e.models[ORDER[0]]),

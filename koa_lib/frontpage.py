@@ -7,7 +7,7 @@ from collections import Counter
 
 from markupsafe import Markup
 
-from koa_lib import labels, provenance
+from koa_lib import labels, provenance, scorecard
 from koa_lib.places import title
 from koa_lib.published import SYSTEMS
 from koa_lib.scorecard import MODEL_RULE, NONE, TIMED, VERDICTS, WITHOUT_MODEL
@@ -34,7 +34,7 @@ def scores(run_dir):
     Returns
     -------
     list of dict
-        The file's columns, and: key, model (needs a trained model), label, what (metric with unit), interval; numbers as short texts.
+        The file's columns, and: key, model (needs a trained model), label, what (metric with unit), interval, beside (group bootstrap of the shown fold); numbers as short texts.
     """
     path = run_dir / "tables" / "scorecard.csv"
     if not path.is_file():
@@ -54,6 +54,7 @@ def _readable(row):
         "label": _label(row),
         "what": ",\N{NO-BREAK SPACE}".join(part for part in (metric, unit) if part),
         "interval": f"{' to '.join(bounds)}, {_kind(row)}" if all(bounds) else "",
+        "beside": scorecard.beside(row.get("reason", "")),
         "published": "<" * row.get("rule", "").startswith("below") + _short(row["published"]),
         "ours": NONE if row["ours"] == "inf" else _short(row["ours"], decimals),
     }
@@ -100,13 +101,13 @@ def headlines(rows):
 
 
 def verdicts(rows):
-    """Counts of verdicts: {"columns": verdicts that occur, "rows": [(what is counted, counts)]}."""
+    """Counts of verdicts: {"columns": verdicts that occur, "rows": [(what is counted, counts)], "later": readings whose rules were chosen or changed after first results}."""
     columns = [verdict for verdict in VERDICTS if any(row["verdict"] == verdict for row in rows)]
     kinds = (("Main paper: results and claims that need a trained model", lambda row: row["model"] and row["source"] == "jpm2026"),
              ("Other systems: results and claims that need a trained model", lambda row: row["model"] and row["source"] != "jpm2026"),
              ("Counts, repeated and cited numbers, timings, arithmetic", lambda row: not row["model"]))
     counted = [(name, Counter(row["verdict"] for row in rows if chosen(row))) for name, chosen in kinds]
-    return {"columns": columns, "rows": [(name, [counts[column] for column in columns]) for name, counts in counted if counts]}
+    return {"columns": columns, "rows": [(name, [counts[column] for column in columns]) for name, counts in counted if counts], "later": scorecard.LATER}
 
 
 def papers(rows, notebooks, found, readings):
@@ -121,7 +122,7 @@ def papers(rows, notebooks, found, readings):
     found : dict
         As from `places.exhibits`.
     readings : list of dict
-        As from `checklists.readings`; those of a paper name its system.
+        As from `checklists.readings`; those of a paper name its system, of several papers all of them.
 
     Returns
     -------
@@ -129,7 +130,7 @@ def papers(rows, notebooks, found, readings):
         system, reference (key of references.bib), notebook, heading and page (None where it has not been run), exhibits ('Tables' or 'Figures', each with
         numbers and pages), readings (their numbers), tally (verdicts of its rows that need a trained model).
     """
-    return [{"system": name, "reference": system.reference, "notebook": system.notebook, "readings": [row["number"] for row in readings if row.get("system") == name],
+    return [{"system": name, "reference": system.reference, "notebook": system.notebook, "readings": [row["number"] for row in readings if name in row.get("system", "").split(", ")],
              "heading": title(notebooks[system.notebook], system.notebook) if system.notebook in notebooks else "",
              "page": f"nb/{system.notebook}.html" if system.notebook in notebooks else None,
              "exhibits": _numbers(place for place in found.values() if place["notebook"] == system.notebook),
@@ -225,7 +226,7 @@ def _result(measured):
 
 
 def _shared(part):
-    return f"; {part['shared']:,} of {part['groups']:,} patients have another knee in training, see Table S20" if part["shared"] else ""
+    return f"; {part['shared']:,} of {part['groups']:,} patients have another knee in training, and Table S20 asks what such a leak is worth" if part["shared"] else ""
 
 
 def _reached(part):

@@ -95,12 +95,18 @@ def facts(run):
         ("External data", "synthetic phantoms, cohort B" if run.synthetic else _folder(content.get("external"))),
         ("Data hash", data),
         ("Seed", content.get("seed") or printed),
-        ("Commit", commits),
+        ("Commit", _commits(commits)),
         ("Finished", max((row["finished"] for row in timings(run.notebooks) if row["finished"]), default="unknown")),
         *_times(run),
         *_trainings(run.settings),
         ("Machine", ", ".join(str(value) + " cores" * (name == "Cores") for name, value in machine() if name != "Python")),
     ]
+
+
+def _commits(told):
+    # The stamps of all exhibits; notebooks are executed only when they or their inputs changed, so a run may carry several.
+    notes = ["several: notebooks were executed at different times"] * (", " in told) + ["+: with changes that were not committed"] * ("+" in told)
+    return told + f" ({'; '.join(notes)})" * bool(notes)
 
 
 def _times(run):

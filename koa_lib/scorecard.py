@@ -1,6 +1,7 @@
-"""The scorecard's rules: every published number held against ours, with a verdict by a rule fixed before the run."""
+"""The scorecard's rules: every published number held against ours, with a verdict by a rule that is the same in every run."""
 
 import math
+import re
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -16,12 +17,15 @@ TOLERANCE = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
 MODEL_RULE = "within {0}, and inside the 95 % interval over at least 5 runs (half-width up to {0})"
 COUNTED = "same count as in the manifest"
 REPEATED = "same number as in table 2, which it repeats"
-CITED = "same number as found in the cited source, at the printed digits"
-TIMED = "no longer than the published time; the hardware differs"
+CITED = "same number as found in the cited source, rounded to the printed digits"
+TIMED = "shown beside the published time, which is of other hardware; not judged"
 DERIVED = "follows from the other printed numbers, within rounding"
 WITHOUT_MODEL = (COUNTED, REPEATED, CITED, TIMED, DERIVED)
 NONE = "none found"  # measured, but nothing that was tried reaches it
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
+# The readings whose rules were chosen or changed after first results had been seen; every other rule is older.
+LATER = ("D21", "D28", "D34", "D37")
+_BESIDE = re.compile(r"group bootstrap of fold \S+ alone: (\S+) to (\S+?)(?:;|$)")
 
 
 class Ours(NamedTuple):
@@ -38,8 +42,8 @@ def scorecard(published, ours, comparable, reason=""):
 
     Model rows are *replicated* when ours is within 3 points (0.03 for ratios) and the published value lies inside
     the interval over folds x seeds, *inconclusive* when that interval's half-width exceeds 3 points or there are
-    fewer than five runs, else *not replicated*. Counts, citations, repeated numbers and timings need no trained
-    model and are judged in every run. A row without a value of ours is *not run*, with the reason.
+    fewer than five runs, else *not replicated*. Counts, citations and repeated numbers need no trained model and are
+    judged in every run; times stand beside those of other hardware and are *not comparable*. A row without a value of ours is *not run*, with the reason.
 
     Parameters
     ----------
@@ -77,7 +81,7 @@ def scorecard(published, ours, comparable, reason=""):
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def measured(item, row, runs):
+def measured(item, row, runs, fold=None, draws=1000, seed=0):
     """Values of the paper's rows from several runs (folds x seeds), with their t interval.
 
     Parameters
@@ -85,31 +89,43 @@ def measured(item, row, runs):
     item, row : str
         "table_2" with "train" or "test"; "table_3" (row is not used; gives the macro AUC too); "table_4" with a model.
     runs : list of DataFrame
-        Graded frames, one per run.
+        Graded frames, one per run; those of the first seed first.
+    fold : int, optional
+        The fold that the report shows, by `attrs["fold"]`; the first run's where no run has it.
+    draws, seed : int
+        Of the bootstrap, as everywhere else in the report.
 
     Returns
     -------
     dict
         (item, row, metric) -> `Ours` in the published unit, for `scorecard`: mean and t interval; the note has the group
-        bootstrap of the first run, because runs are graded on the same pictures and their interval says nothing of others.
+        bootstrap of the shown fold, because runs are graded on the same pictures and their interval says nothing of others.
     """
     if not runs:
         return {}
     values = pd.DataFrame([_values(item, row, graded) for graded in runs])
-    beside = _bootstrap(item, row, runs[0])
+    shown = next((graded for graded in runs if graded.attrs.get("fold") == fold), runs[0])
+    beside = _bootstrap(item, row, shown, draws, seed)
     return {key: Ours(*stats.run_interval(values[key]), beside.get(key, "")) for key in values}
 
 
-def _bootstrap(item, row, graded):
+def beside(reason):
+    """The group-bootstrap interval that `measured` put into a reason, e.g. '12.1 to 19.9'; empty without one."""
+    found = _BESIDE.search(reason)
+    return f"{found[1]} to {found[2]}" if found else ""
+
+
+def _bootstrap(item, row, graded, draws, seed):
     predicted = graded[metrics.PROBABILITIES].to_numpy().argmax(1)
-    drawn = stats.group_bootstrap(graded["kl_grade"], predicted, graded["group_id"])
+    drawn = stats.group_bootstrap(graded["kl_grade"], predicted, graded["group_id"], draws, seed)
     if item == "table_3":
         found = zip(("sensitivity", "specificity"), metrics.rates(drawn), strict=True)
         draws = {(item, str(grade), name): values[:, grade] for name, values in found for grade in range(metrics.K)}
     else:
         draws = {(item, row, name): values for name, values in metrics.from_confusion(drawn).items()}
     intervals = {key: stats.interval(100 * values) for key, values in draws.items()}
-    return {key: f"group bootstrap of the first training alone: {low:.1f} to {high:.1f}" for key, (low, high) in intervals.items() if math.isfinite(low)}
+    fold = graded.attrs.get("fold", 1)
+    return {key: f"group bootstrap of fold {fold} alone: {low:.1f} to {high:.1f}" for key, (low, high) in intervals.items() if math.isfinite(low)}
 
 
 def agreement(value, published, tolerance):
@@ -140,13 +156,16 @@ def agreement(value, published, tolerance):
 def same_as_printed(found, printed, count):
     """Whether a number found in a source is the printed one, which may be rounded.
 
-    A count from 1,000 on is taken as rounded or cut at its last digit that is not zero (1,251,655 may be printed as
-    1,200,000); any other number as rounded at its last printed decimal.
+    A count from 1,000 on is taken as rounded at its last digit that is not zero (1,251,655 may be printed as 1,300,000, not as
+    1,200,000), any other number at its last printed decimal. Cut digits do not agree, as in the arithmetic.
     """
+    return bool(abs(found - printed) <= _unit(printed, count) / 2 + 1e-9)
+
+
+def _unit(printed, count):
+    # Of the last digit that counts as printed.
     step = _step(printed)
-    if count and printed >= LARGE_COUNT:
-        return bool(printed - step / 2 <= found < printed + step)
-    return bool(abs(found - printed) <= min(step, 1) / 2 + 1e-9)
+    return step if count and printed >= LARGE_COUNT else min(step, 1)
 
 
 def _step(printed):
@@ -217,6 +236,8 @@ def _judged(row, value, comparable, reason):
     value = Ours(*value)
     if row.kind == "model" and not comparable:
         verdict, why = "not comparable", reason
+    elif row.kind == "speed":
+        verdict, why = "not comparable", "other hardware, so neither time confirms or contradicts the other"
     elif row.kind == "model" and row.relation != "<":
         verdict, why = agreement(value, row.value, TOLERANCE.get(row.unit, 0.0))
     else:
@@ -225,12 +246,15 @@ def _judged(row, value, comparable, reason):
 
 
 def _caution(row, found):
-    # What the verdict alone would hide.
-    if row.kind == "speed":
-        return "the hardware differs, so neither time confirms or contradicts the other"
-    if _rule(row) == CITED and _holds(row, found) and row.unit == "count" and found - row.value >= _step(row.value) / 2:
-        return f"holds only with the digits cut: rounded, {found:,.0f} is {row.value + _step(row.value):,.0f}"
+    # The plain cause of a number that does not agree.
+    unit = _unit(row.value, row.unit == "count")
+    if _rule(row) == CITED and not _holds(row, found) and 0 < found - row.value < unit:
+        return f"holds when digits are cut, not by rounding: rounded, {found:,.{_places(unit)}f} is {row.value + unit:,.{_places(unit)}f}"
     return ""
+
+
+def _places(unit):
+    return max(0, -Decimal(str(unit)).normalize().as_tuple().exponent)
 
 
 def _rule(row):
@@ -248,7 +272,7 @@ def _holds(row, value):
         return same_as_printed(value, row.value, row.unit == "count")
     if rule == COUNTED:
         return value == row.value
-    return value <= row.value if rule == TIMED else value < row.value
+    return value < row.value
 
 
 def _repeated(row, known):

@@ -79,7 +79,7 @@ def intervals(paper, external):
         return arithmetic.pictures_of_width(*interval).sum()
 
     note = (
-        f"over the width that n independent pictures give; tolerance with the chance of {BOOTSTRAP_DRAWS} draws; clusters or duplicates would give more than 1"
+        f"over the width that n independent pictures give; the tolerance holds rounding and how far an interval of only {BOOTSTRAP_DRAWS:,} bootstrap draws is off by chance; clusters or duplicates would give more than 1"
     )
     # 0 * x keeps an undefined width without an expectation, as NaN.
     widths = zip(GRADES, ratios(point, low.value, high.value), slack(ratios, *honest), strict=True)

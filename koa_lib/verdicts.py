@@ -10,6 +10,7 @@ from koa_lib import scorecard as rules
 from koa_lib.comparison import shown_fold
 from koa_lib.errors import StudyError
 from koa_lib.printed import Paper
+from koa_lib.protocols import main_fold
 from koa_lib.published import SYSTEMS
 from koa_lib.published import read as read_published
 from koa_lib.scorecard import COLUMNS, DERIVED, Ours
@@ -35,7 +36,7 @@ def scorecard(study, results, others, counts, findings, tests, systems=None):
     findings : DataFrame or None
         The arithmetic audit: check, value, expected, verdict, note.
     tests : DataFrame or None
-        Paired tests on the external set: baseline, p_exact, clip_only, baseline_only, difference.
+        Paired tests on the external set: baseline, n, p_exact, clip_only, baseline_only, difference.
     systems : dict, optional
         Results for other systems, as `answers.read` gives them: (system, item, row, metric) -> `Ours`, (system, item, claim) -> `claims.Answer`.
 
@@ -131,23 +132,31 @@ def _found(line):
 def _measured(study, published, results, others, tests):
     # Values of the model rows, or for each why there is none.
     train, external = results.get("train", []), results.get("external", [])
-    ours = rules.measured("table_2", "train", train)
+    drawn = main_fold(study), study.profile.draws, study.seed
+    ours = rules.measured("table_2", "train", train, *drawn)
     for row in published[published["kind"] == "model"].itertuples():
         if not external and (row.item, row.row) != ("table_2", "train"):
             ours[row.item, str(row.row), row.metric] = claims.NO_EXTERNAL
         elif external and row.item == "table_4":
             frames = others.get(row.row, {}).get("external", [])
-            ours |= rules.measured("table_4", row.row, frames) or {(row.item, row.row, row.metric): _why_absent(study, row.row)}
+            found = {key: _not_constant(study, row.row, value, frames) for key, value in rules.measured("table_4", row.row, frames, *drawn).items()}
+            ours |= found or {(row.item, row.row, row.metric): _why_absent(study, row.row)}
     if external:
-        ours |= rules.measured("table_2", "test", external) | rules.measured("table_3", "", external)
+        ours |= rules.measured("table_2", "test", external, *drawn) | rules.measured("table_3", "", external, *drawn)
         ours[DROP] = claims.train_test_drop(train, external) if train else "no run on the training part"
-        ours[P_VALUE] = _p_value(_tests(study, results, tests))
+        ours[P_VALUE] = _p_value(_tests(study, results, tests), _external(study, results, claims.TESTED, others.get(claims.TESTED, {})))
     return ours
 
 
-def _p_value(tests):
+def _not_constant(study, name, value, frames):
+    # An accuracy that one grade for every picture has as well says so.
+    shown = next((frame for frame in frames if frame.attrs.get("fold") == main_fold(study)), frames[0])
+    return value._replace(note="; ".join(text for text in (value.note, claims.one_grade({name: shown})) if text))
+
+
+def _p_value(tests, tested):
     row = claims.against(tests, claims.TESTED)
-    return row if isinstance(row, str) else Ours(float(row.p_exact), note=claims.discordant(row))
+    return row if isinstance(row, str) else Ours(float(row.p_exact), note=claims.discordant(row, tested))
 
 
 def _tests(study, results, tests):
@@ -164,7 +173,7 @@ def _why_absent(study, name):
 
 
 def _evidence(study, published, results, others, tests):
-    arms = {claims.ORDER[0]: results} | {name: others.get(name, {}) for name in claims.ORDER[1:]}
+    arms = {claims.ORDER[0]: results} | {name: others.get(name, {}) for name in (*claims.ORDER[1:], claims.TESTED)}
     models = {name: _external(study, results, name, arm) for name, arm in arms.items()}
     drop = Paper(published).number(*DROP).value
     return claims.Evidence(models, results.get("train", []), results.get("external", []), _tests(study, results, tests), drop,

@@ -73,18 +73,27 @@ def test_fewer_than_five_models_is_not_run_and_says_which():
     assert answer.verdict == "not run" and answer.reason == "no ViT; VGG19: needs hours" and np.isnan(answer.ours)
 
 
+def test_a_model_that_answers_nearly_one_grade_is_named_with_what_a_constant_reaches():
+    flat, nearly, two = (np.where(np.arange(500) < other, 1, 0) for other in (0, 25, 30))
+    models = nested(0.9, 0.8, 0.7, 0.6, 0.5) | {"VGG19": graded(flat), "ViT": graded(nearly), "MobileNet": graded(two)}
+    reason = claims.order(models, 50, 0).reason
+    assert "ViT (for 475 of 500 pictures), VGG19 (for 500 of 500 pictures) answer nearly always or always grade 0, which for every picture reaches 20.0 %" in reason
+    assert "MobileNet (" not in reason and "always grade" not in claims.order(nested(0.9, 0.8, 0.7, 0.6, 0.5), 50, 0).reason
+    assert claims.one_grade({"VGG19": "not run"}) == ""
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 30), st.integers(0, 30))
 def test_ahead_needs_significance_and_the_lead(b, c):
     clip, other = np.repeat([True, False, True], [b, c, 3]), np.repeat([False, True, True], [b, c, 3])
     test = stats.mcnemar(clip, other)
-    table = pd.DataFrame([{"baseline": "VGG19", "p_exact": 0.0, "clip_only": 9, "baseline_only": 0, "difference": 1.0},
-                          {"baseline": "Wide ResNet", "p_exact": test["p_exact"], "clip_only": b, "baseline_only": c, "difference": (b - c) / (b + c + 3)}])
+    table = pd.DataFrame([{"baseline": "VGG19", "n": b + c + 3, "p_exact": 0.0, "clip_only": 9, "baseline_only": 0, "difference": 1.0},
+                          {"baseline": "Wide ResNet", "n": b + c + 3, "p_exact": test["p_exact"], "clip_only": b, "baseline_only": c, "difference": (b - c) / (b + c + 3)}])
     answer = claims.ahead(table)
     assert answer.ours == test["p_exact"]
     assert (answer.verdict == "replicated") == (b > c and test["p_exact"] < 0.05)
     assert answer.verdict in ("replicated", "not replicated")
-    assert f"only CLIP right on {b}" in answer.reason and f"only Wide ResNet on {c}" in answer.reason
+    assert answer.reason.startswith(f"n = {b + c + 3} single knees") and f"only CLIP right on {b}" in answer.reason and f"only Wide ResNet on {c}" in answer.reason
 
 
 def test_ahead_without_a_wide_resnet_is_not_run():

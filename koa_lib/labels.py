@@ -110,15 +110,21 @@ COLUMNS = {
     "mean_difference": ("Difference of means", "not recognised minus recognised"),
     "worse_auc": ("AUC of worse quality", "chance that a knee that is not recognised is of worse quality than one that is; 0.5 is chance"),
     # Notebook 12.
-    "layer": ("Mapped layer", "what Grad-CAM maps, and its cells"),
+    "layer": ("Mapped layer", "what Grad-CAM maps, its name in the network, and its cells"),
+    "above_constant": ("Above a constant", "whether more of the pictures are graded rightly than one grade for all of them reaches"),
+    "commonest": ("Commonest answer", "the grade that the model gives most often, and to how many of the pictures"),
+    "trained_patients": ("Patients with the other knee in training", "how many patients of the explained pictures have another knee in this model's training part"),
     "inside": ("Inside", "share of the map that lies in the regions of the findings"),
     "hits": ("Hits", "share of pictures whose brightest pixel lies in a region of the findings"),
     "chance_area": ("Chance", "share of the picture that the regions cover"),
     "other_patients": ("Others' maps", "the same for the maps of other patients in place of the picture's own"),
+    "chance_gain": ("Over chance", "the value minus chance, picture by picture"),
     "own_gain": ("Own − others'", "how much more the picture's own map reaches than those of other patients"),
     "curve_area": ("Area", "mean height of the curve: probability of the model's own grade"),
     "random_gain": ("Over random", "how much lower (deletion) or higher (insertion) the area is than in random order"),
     "centre_gain": ("Over centre", "how much lower (deletion) or higher (insertion) the area is than in centre-out order"),
+    "random_verdict": ("Against random", "better or worse than random order, after correction"),
+    "centre_verdict": ("Against centre", "better or worse than centre-out order, after correction"),
 }
 # Held as shares; a frame in per cent says so in its heads.
 SHARES = {"accuracy", "balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "f1", "sensitivity", "specificity",

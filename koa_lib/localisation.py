@@ -5,15 +5,27 @@ import re
 import numpy as np
 import pandas as pd
 
-from koa_lib import attribution, regions, stats
+from koa_lib import attribution, metrics, protocols, regions, stats
 from koa_lib.attribution import CENTRE, RANDOM
 from koa_lib.explanations import SIDE
+from koa_lib.runner import Runner
 
 NO_MODEL = "no model"
 LEVEL = 0.05  # of the family of verdicts
+NONE = "none"  # in place of a verdict on a model that has not learnt to grade
 
 
-def mapped(found, absent):
+def unlearnt(found):
+    """Names of the models that grade no more of the explained pictures rightly than one grade for all of them: nothing learnt to explain."""
+    floor = metrics.best_constant(found[0].subject.part.grades)["accuracy"] if found else 0
+    return [one.subject.name for one in found if _accuracy(one) <= floor]
+
+
+def _accuracy(one):
+    return float((one.grades == one.subject.part.grades).mean())
+
+
+def mapped(study, found, absent):
     """What is explained: one row per model, and those that are not run with the reason.
 
     Parameters
@@ -24,12 +36,49 @@ def mapped(found, absent):
     Returns
     -------
     DataFrame
-        model, as_run, layer, n, accuracy (ratio, on the explained pictures), reason.
+        model, as_run, layer, n, accuracy (ratio, on the explained pictures), above_constant (whether that is more than one grade for all
+        reaches), commonest (the model's commonest answer), trained_patients (how many of the patients have another knee in the training),
+        reason.
     """
-    rows = [{"model": one.subject.name, "as_run": one.subject.as_run, "layer": one.layer, "n": len(one.grades),
-             "accuracy": float((one.grades == one.subject.part.grades).mean()), "reason": ""} for one in found]
-    rows += [{"model": name, "as_run": "not run", "layer": "", "n": 0, "accuracy": np.nan, "reason": reason} for name, reason in absent.items()]
-    return pd.DataFrame(rows)
+    shared, poor = _shared(study, found), unlearnt(found)
+    rows = [{"model": one.subject.name, "as_run": one.subject.as_run, "layer": _plain(one), "n": len(one.grades), "accuracy": _accuracy(one),
+             "above_constant": one.subject.name not in poor, "commonest": _commonest(one.grades), "trained_patients": shared[one.subject.name],
+             "reason": ""} for one in found]
+    rows += [{"model": name, "as_run": "not run", "layer": "", "n": 0, "accuracy": np.nan, "above_constant": np.nan, "commonest": "", "reason": reason}
+             for name, reason in absent.items()]
+    return pd.DataFrame(rows).astype({"trained_patients": "Int64"} if rows and found else {})
+
+
+def _commonest(grades):
+    counts = np.bincount(grades)
+    return f"grade {counts.argmax()}, {counts.max()} of {len(grades)}"
+
+
+def _shared(study, found):
+    runner, fitted, counts = Runner(study), {}, {}
+    for one in found:
+        arm, patients = one.subject.arm, one.subject.part.rows["group_id"].drop_duplicates()
+        parted = (arm.scheme, arm.recipe.folds, arm.recipe.patience)
+        if parted not in fitted:
+            parts = protocols.folds(runner.data("training", arm.recipe), arm, study.seed)
+            fitted[parted] = set(next(fold for fold in parts if fold.number == protocols.main_fold(study)).reported["train"].rows["group_id"])
+        counts[one.subject.name] = int(patients.isin(fitted[parted]).sum())
+    return counts
+
+
+def _plain(one):
+    # "output of layer2, 8 x 8 cells" in words: which of how many stages or blocks that is.
+    end, name, cells = re.fullmatch(r"(input|output) of (\S+), (.+)", one.layer).groups()
+    place = "tokens that enter the last block" if end == "input" else _stage(one.subject.untrained(), name)
+    return f"{place} ({name}), {cells.replace(' x ', ' × ')}"
+
+
+def _stage(grader, name):
+    if hasattr(grader, "tower"):
+        return "last stage"
+    stages = [stage["module"] for stage in grader.network.feature_info]
+    place = stages.index(name) + 1
+    return "last stage" if place == len(stages) else f"stage {place} of {len(stages)}"
 
 
 def shares(found, masks, draws, seed):
@@ -47,15 +96,16 @@ def shares(found, masks, draws, seed):
     -------
     DataFrame
         model, method, n (maps that are not all 0), inside (share), ci_low, ci_high; chance_area: what a map that knows nothing has;
-        other_patients: mean of the maps of other patients laid over this knee; own_gain: inside - other_patients with its paired interval
-        and own_p_holm; a column per region with share over area; p_holm and verdict on inside - chance_area. The last row is a map
-        without a model. Each family of p-values is that of all rows.
+        other_patients: mean of the maps of other patients laid over this knee; chance_gain, own_gain and blob_gain: inside minus
+        chance_area, other_patients and the last row, a map without a model, each with its paired interval (NaN where all pictures are
+        alike) and p-value, corrected for all rows; a column per region with share over area; verdict on chance_gain, `NONE` for the
+        models of `unlearnt`.
     """
-    rows = []
+    rows, blob = [], attribution.inside(_blob(len(masks)), masks.any(1))
     for names, maps, groups in _maps(found):
         single = {name: _ratio(maps, part) for name, part in zip(regions.NAMES, masks.swapaxes(0, 1), strict=True)}
-        rows.append(names | _against_chance("inside", maps, masks.any(1), groups, draws, seed) | single)
-    return _judged(rows)
+        rows.append(names | _scored("inside", maps, blob, masks.any(1), groups, draws, seed) | single)
+    return _judged(rows, unlearnt(found))
 
 
 def pointing(found, masks, draws, seed):
@@ -63,7 +113,13 @@ def pointing(found, masks, draws, seed):
 
     Parameters and result as of `shares`, with hits (ratio) in place of inside and without a column per region.
     """
-    return _judged([names | _against_chance("hits", attribution.highest(maps), masks.any(1), groups, draws, seed) for names, maps, groups in _maps(found)])
+    blob = attribution.inside(attribution.highest(_blob(len(masks))), masks.any(1))
+    rows = [names | _scored("hits", attribution.highest(maps), blob, masks.any(1), groups, draws, seed) for names, maps, groups in _maps(found)]
+    return _judged(rows, unlearnt(found))
+
+
+def _blob(number):
+    return attribution.middle(number, SIDE)
 
 
 def _maps(found):
@@ -71,7 +127,7 @@ def _maps(found):
     for one in found:
         for method, maps in one.maps.items():
             yield {"model": one.subject.name, "method": method}, maps, groups
-    yield {"model": NO_MODEL, "method": "bright in the middle"}, attribution.middle(len(groups), SIDE), groups
+    yield {"model": NO_MODEL, "method": "bright in the middle"}, _blob(len(groups)), groups
 
 
 def _ratio(maps, part):
@@ -79,32 +135,38 @@ def _ratio(maps, part):
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
-def _against_chance(name, maps, whole, groups, draws, seed):
+def _scored(name, maps, blob, whole, groups, draws, seed):
     value, area, others = attribution.inside(maps, whole), whole.mean((1, 2)), attribution.of_others(maps, whole, groups)
     row = {"n": int(np.isfinite(value).sum())}
-    row[name], row["ci_low"], row["ci_high"] = attribution.mean_interval(value, groups, draws, seed)
-    row |= {"chance_area": float(area.mean()), "other_patients": attribution.mean_interval(others, groups, draws, seed)[0]}
-    return row | _gain("own", np.round(value - others, 12), groups, draws, seed) | {"excess": value - area, "groups": groups, "seed": seed}
+    row[name], row["ci_low"], row["ci_high"] = _interval(value, groups, draws, seed)
+    row |= {"chance_area": float(area.mean()), "other_patients": _interval(others, groups, draws, seed)[0]}
+    for control, reached in {"chance": area, "own": others, "blob": blob}.items():
+        row |= _gain(control, np.round(value - reached, 12), groups, draws, seed)
+    return row
 
 
 def _gain(name, values, groups, draws, seed):
-    mean, low, high = attribution.mean_interval(values, groups, draws, seed)
+    mean, low, high = _interval(values, groups, draws, seed)
     return {f"{name}_gain": mean, f"{name}_gain_low": low, f"{name}_gain_high": high, f"{name}_p_holm": attribution.flip_p(values, groups, seed)}
 
 
-def _judged(rows):
-    # p-values corrected for the number of rows, and the verdict in words.
-    excess = [row.pop("excess") for row in rows]
-    p_values = [attribution.flip_p(values, row.pop("groups"), row.pop("seed")) for values, row in zip(excess, rows, strict=True)]
-    table = pd.DataFrame(rows).assign(p_holm=stats.holm(p_values))
-    table["own_p_holm"] = stats.holm(table["own_p_holm"])
-    return table.assign(verdict=[_verdict(values, p) for values, p in zip(excess, table["p_holm"], strict=True)])
+def _interval(values, groups, draws, seed):
+    # Where all pictures are alike nothing can be resampled: no interval instead of one without width.
+    mean, low, high = attribution.mean_interval(values, groups, draws, seed)
+    return (mean, low, high) if np.nanmax(values, initial=-np.inf) > np.nanmin(values, initial=np.inf) else (mean, np.nan, np.nan)
 
 
-def _verdict(excess, p):
-    if not np.isfinite(p):
-        return "undefined"
-    return "unclear" if p >= LEVEL else "above chance" if np.nanmean(excess) > 0 else "below chance"
+def _judged(rows, poor):
+    table = pd.DataFrame(rows)
+    table = table.assign(**{name: stats.holm(table[name]) for name in ("chance_p_holm", "own_p_holm", "blob_p_holm")})
+    return table.assign(verdict=_verdicts(table, "chance", ("above chance", "below chance"), poor))
+
+
+def _verdicts(table, control, words, poor):
+    # On a gain, in words: for more, for less.
+    gains, p_values = table[f"{control}_gain"], table[f"{control}_p_holm"]
+    return [NONE if model in poor else "undefined" if not np.isfinite(p) else "unclear" if p >= LEVEL else words[0] if gain > 0 else words[1]
+            for model, gain, p in zip(table["model"], gains, p_values, strict=True)]
 
 
 def faithfulness(found, draws, seed):
@@ -115,11 +177,13 @@ def faithfulness(found, draws, seed):
     DataFrame
         model, method, curve ('deletion' or 'insertion'), n, curve_area (mean probability of the model's grade), that of the random and of
         the centre-out order; random_gain and centre_gain: how much lower (deletion) or higher (insertion) the map's area is, with paired
-        95 % group-bootstrap intervals, and random_p_holm and centre_p_holm, each corrected for all rows.
+        95 % group-bootstrap intervals, and random_p_holm and centre_p_holm, each corrected for all rows; random_verdict and centre_verdict:
+        'better', 'worse' or 'unclear', `NONE` for the models of `unlearnt`.
     """
     rows = [_curve_row(one, method, curve, draws, seed) for one in found for method in one.maps for curve in ("deletion", "insertion")]
     table = pd.DataFrame(rows)
-    return table.assign(**{name: stats.holm(table[name]) for name in ("random_p_holm", "centre_p_holm")})
+    table = table.assign(**{name: stats.holm(table[name]) for name in ("random_p_holm", "centre_p_holm")})
+    return table.assign(**{f"{control}_verdict": _verdicts(table, control, ("better", "worse"), unlearnt(found)) for control in ("random", "centre")})
 
 
 def _curve_row(one, method, curve, draws, seed):

@@ -14,6 +14,8 @@ MAP = "inferno"  # dark to bright, also in gray print
 OPAQUE = 0.55  # of a map over its picture
 LINES = {"Grad-CAM": (PLAIN_COLOURS[0], "-"), "attention rollout": (PLAIN_COLOURS[1], "-"), RANDOM: (INK, ":"), CENTRE: (PLAIN_COLOURS[2], "--")}
 ACROSS = 3
+MODEL_COLOURS = (*PLAIN_COLOURS, INK)
+ASIDE = 0.7  # per cent, between the points of two models: equal ones stay visible
 
 
 @styled
@@ -119,7 +121,7 @@ def curves(found):
 
 @styled
 def lost_weights(table):
-    """Rank correlation with the trained model's map while layers get random weights: a panel per method, a line per model.
+    """Rank correlation with the trained model's map while layers get random weights: a panel per method, a line per model, moved aside a little.
 
     Parameters
     ----------
@@ -129,17 +131,19 @@ def lost_weights(table):
     if table.empty:
         return message("No model lost its weights.")
     steps = localisation.steps(table)
+    shares = [0, *(float(step[:-2]) for step in steps)]
     panels, models = list(table["method"].unique()), list(table["model"].unique())
     figure, axes = narrow(2.0 * len(panels) + 1.3, nrows=len(panels), sharex=True, sharey=True, squeeze=False)
     for axis, method in zip(axes[:, 0], panels, strict=True):
         for row in table[table["method"] == method].to_dict("records"):
             place = models.index(row["model"])
-            values = [1.0, *(row[step] for step in steps)]
-            axis.plot([0, *(float(step[:-2]) for step in steps)], values, marker="osD^vPX*"[place % 8], markersize=4, color=PLAIN_COLOURS[place % 6],
-                      ls="-" if place < 6 else "--", label=row["model"])
+            values, aside = [1.0, *(row[step] for step in steps)], ASIDE * (place - (len(models) - 1) / 2)
+            axis.plot(np.array(shares) + aside, values, marker="osD^vPX*"[place % 8], markersize=4, color=MODEL_COLOURS[place % len(MODEL_COLOURS)],
+                      ls="-" if place < len(MODEL_COLOURS) else "--", label=row["model"])
         axis.axhline(0, color=INK, lw=0.8)
         axis.set_title(method, loc="left")
         axis.grid(alpha=0.25)
+    axes[-1, 0].set_xticks(shares)
     axes[-1, 0].set_xlabel("layers with random weights, from the output (%)")
     figure.supylabel("rank correlation with the trained map", fontsize=9)
     drawn = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -45,11 +45,11 @@ def table(frame, floats, percent, label, thumbnails):
 
     frame = _reasons_last(_without_empty(_joined_intervals(frame, decimals)))
     counts = {column for column in frame.columns if _is_count(column, frame[column])}
-    counted = _counted(frame)
+    counted, signed = _counted(frame), {column for column in frame.columns if any(isinstance(value, float) and value < 0 for value in frame[column])}
     heads = "".join(_head(column, frame[column] if place else (), percent) for place, column in enumerate(frame.columns)) + "".join(f'<th scope="col">{escape(labels.column(name)[0])}</th>' for name in thumbnails)
     rows = []
     for whole, values, *shown in zip(counted, frame.itertuples(index=False, name=None), *thumbnails.values(), strict=True):
-        first, *cells = (_cell(_named(_whole(value, whole or column in counts), column, percent), decimals(column)) for value, column in zip(values, frame.columns, strict=True))
+        first, *cells = (_cell(_named(_whole(value, whole or column in counts), column, percent), decimals(column), column in signed) for value, column in zip(values, frame.columns, strict=True))
         data = "".join(f"<td{_look(cell, value)}>{cell}</td>" for cell, value in zip(cells, values[1:], strict=True)) + "".join(f"<td>{picture}</td>" for picture in shown)
         rows.append(f'<tr><th scope="row">{first}</th>{data}</tr>')
     whole = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
@@ -112,8 +112,9 @@ def _joined_intervals(frame, decimals):
     lows = [column for column in frame.columns if str(column).endswith("low") and f"{column[:-3]}high" in frame.columns]
     for low in lows:
         high = f"{low[:-3]}high"
-        bounds = zip(frame[low].astype(float), frame[high].astype(float), strict=True)
-        texts = [np.nan if math.isnan(a + b) else _Bounds(f"{_cell(a, decimals(low))} to {_cell(b, decimals(low))}") for a, b in bounds]
+        bounds = list(zip(frame[low].astype(float), frame[high].astype(float), strict=True))
+        signed = any(bound < 0 for pair in bounds for bound in pair)
+        texts = [np.nan if math.isnan(a + b) else _Bounds(f"{_cell(a, decimals(low), signed)} to {_cell(b, decimals(low), signed)}") for a, b in bounds]
         shown[low] = pd.Series(texts, index=frame.index, dtype=object)
         name = _Interval(low)
         name.head = labels.interval_column(_belongs_to(frame, low) if len(lows) > 1 else low[:-3].rstrip("_ "))
@@ -149,7 +150,8 @@ def _named(value, column, percent):
     return labels.column(value, percent)[0] if column == "metric" else labels.words(value)
 
 
-def _cell(value, decimals):
+def _cell(value, decimals, signed=False):
+    # "<0.001" beside "0.000" for as little below 0 would puzzle: a column with numbers below 0 has neither.
     if isinstance(value, _Bounds):
         return value  # made of cells that are escaped already
     if value is None or value is pd.NA or value != value:
@@ -159,7 +161,7 @@ def _cell(value, decimals):
     if isinstance(value, (int, np.integer)):
         return f"{value:,}".replace("-", "−")
     if isinstance(value, float):
-        if 0 < value < 0.5 * 10**-decimals:
+        if not signed and 0 < value < 0.5 * 10**-decimals:
             return f"&lt;{10**-decimals:.{decimals}f}"
         return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")  # + 0.0: no minus before a zero
     return escape(labels.typeset(str(value)))

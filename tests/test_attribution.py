@@ -242,6 +242,26 @@ def test_all_models_explain_the_same_unseen_pictures(easy_study, looked):
     assert not set(ours.part.rows["split"]) & {"train"} or ours.arm.recipe.folds
 
 
+def test_what_is_mapped_is_told_in_words_and_with_its_leak(easy_study, looked):
+    _, _, results = looked
+    rows = localisation.mapped(easy_study, results, {"VGG": "too slow"}).set_index("model")
+    assert rows.loc["VGG", "reason"] == "too slow" and rows["accuracy"].drop("VGG").between(0, 1).all()
+    assert rows["layer"].drop("VGG").str.contains("last block|last stage|stage \\d of \\d").all()
+    assert rows.loc["CLIP by our protocol", "trained_patients"] == 0  # its test split shares no patient with its training
+    assert rows["trained_patients"].drop("VGG").le(results[0].subject.part.rows["group_id"].nunique()).all()
+
+
+def test_a_model_no_better_than_a_constant_gets_no_verdict(looked):
+    one = looked[2][0]
+    truth = one.subject.part.grades
+    commonest = np.full(len(truth), np.bincount(truth).argmax())
+    assert localisation.unlearnt([replace(one, grades=commonest)]) == [one.subject.name] and localisation.unlearnt([replace(one, grades=truth)]) == []
+    masks = np.zeros((len(truth), 3, 112, 112), bool)
+    masks[:, :, 50:60] = True
+    rows = localisation.shares([replace(one, grades=commonest)], masks, 100, 0)
+    assert (rows["verdict"][:-1] == localisation.NONE).all() and rows["verdict"].iloc[-1] != localisation.NONE
+
+
 def test_real_pictures_get_maps_without_scores_and_are_kept(easy_study, looked):
     found, absent, results = looked
     for one in results:
@@ -255,8 +275,6 @@ def test_real_pictures_get_maps_without_scores_and_are_kept(easy_study, looked):
     table = localisation.sanity(results)
     assert localisation.steps(table) == ["33 %", "67 %", "100 %"] and table["100 %"].dropna().between(-1, 1).all()
     assert "SSIM, 100 %" in table and table["other_patients"].dropna().between(-1, 1).all()
-    rows = localisation.mapped(results, {"VGG": "too slow"})
-    assert rows["reason"].iloc[-1] == "too slow" and rows["accuracy"].iloc[:-1].between(0, 1).all()
 
 
 def test_scores_tell_a_map_on_the_findings_from_chance(looked, monkeypatch):
@@ -265,13 +283,15 @@ def test_scores_tell_a_map_on_the_findings_from_chance(looked, monkeypatch):
     rng, n = np.random.default_rng(0), len(one.grades)
     masks = np.zeros((n, 3, 112, 112), bool)
     masks[:, 0, 50:60, 20:90], masks[:, 1, 40:70, 5:15], masks[:, 2, 60:70, 20:90] = True, True, True
-    good = replace(one, maps={"Grad-CAM": masks[:, 0] + 0.01, "attention rollout": rng.random((n, 112, 112))})
+    good = replace(one, grades=one.subject.part.grades, maps={"Grad-CAM": masks[:, 0] + 0.01, "attention rollout": rng.random((n, 112, 112))})
     rows = localisation.shares([good], masks, 200, 0).set_index("method")
     assert rows["verdict"]["Grad-CAM"] == "above chance" and rows["inside"]["Grad-CAM"] > 0.8 and rows["joint line"]["Grad-CAM"] > 5
     assert rows["inside"]["attention rollout"] == pytest.approx(rows["chance_area"]["attention rollout"], abs=0.01)
     assert rows["other_patients"]["Grad-CAM"] == pytest.approx(rows["inside"]["Grad-CAM"]) and abs(rows["own_gain"]["Grad-CAM"]) < 1e-6  # all have the same regions here
-    assert (rows["p_holm"] >= 1 / (attribution.FLIPS + 1)).all() and rows["own_p_holm"]["bright in the middle"] == 1
+    assert (rows["chance_p_holm"] >= 1 / (attribution.FLIPS + 1)).all() and rows["own_p_holm"]["bright in the middle"] == 1
     assert rows["model"]["bright in the middle"] == localisation.NO_MODEL
+    assert rows["chance_gain"]["Grad-CAM"] == pytest.approx(rows["inside"]["Grad-CAM"] - rows["chance_area"]["Grad-CAM"]) and np.isnan(rows["blob_gain_low"]["bright in the middle"])
+    assert rows["blob_gain"]["Grad-CAM"] == pytest.approx(rows["inside"]["Grad-CAM"] - rows["inside"]["bright in the middle"])
     hits = localisation.pointing([good], masks, 200, 0).set_index("method")
     assert hits["hits"]["Grad-CAM"] == 1 and hits["hits"]["bright in the middle"] in (0, 1)
 
@@ -303,4 +323,5 @@ def test_measured_on_a_phantom_like_study(easy_study, looked):
         assert deletion[f"{control}_gain"] == pytest.approx(deletion[control] - deletion["curve_area"], abs=1e-6)
         assert insertion[f"{control}_gain"] == pytest.approx(insertion["curve_area"] - insertion[control], abs=1e-6)
         assert insertion[f"{control}_gain_low"] <= insertion[f"{control}_gain"] <= insertion[f"{control}_gain_high"]
+    assert set(table["centre_verdict"]) <= {"better", "worse", "unclear", localisation.NONE}
     assert deletion["random"] == pytest.approx(insertion["random"]) and table["random_p_holm"].between(0, 1).all()

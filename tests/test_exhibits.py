@@ -289,3 +289,9 @@ def test_a_tiny_bound_is_escaped_once(study):
     frame = pd.DataFrame({"row": ["a"], "accuracy": [0.5], "accuracy_low": [0.0001], "accuracy_high": [0.9]})
     html = exhibits.show_table(study, "table_s1", frame, "Accuracy.").html
     assert "&lt;0.001 to 0.900" in html and "&amp;lt;" not in html
+
+
+def test_a_column_with_numbers_below_0_has_plain_zeros(study):
+    frame = pd.DataFrame({"row": ["a", "b"], "gain": [0.0001, -0.0001], "gain_low": [-0.0002, -0.0002], "gain_high": [0.0003, 0.0001]})
+    html = exhibits.show_table(study, "table_s1", frame, "Gains.").html
+    assert html.count(">0.000 to 0.000<") == 2 and html.count(">0.000<") == 2 and "&lt;" not in html

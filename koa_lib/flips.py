@@ -118,7 +118,7 @@ def gain_in_words(gaps, gains, part):
     if len(gained) == 1:
         return said
     alike = (gained > 0).all() or (gained < 0).all()
-    return said + (f" Over {len(gained)} seeds it is {gained.mean():+.1f} points in the mean ({', '.join(f'{name}: {gain:+.1f}' for name, gain in gains.items())}): "
+    return said + (f" Over {len(gained)} seeds it is {gained.mean():+.1f} points in the mean ({', '.join(f'seed {name}: {gain:+.1f}' for name, gain in gains.items())}): "
                    + ("the seeds agree in sign." if alike else "the seeds do not agree in sign, so no gain or loss is shown by this run."))
 
 
@@ -140,12 +140,17 @@ def answer_in_words(gaps, table, part):
     part : str
         The split.
     """
-    row, rates = _row(gaps, part, PAIRS), table.set_index("arm")["flip_disagreement"]
+    row, rates, outside = _row(gaps, part, PAIRS), table.set_index("arm")["flip_disagreement"], gaps["part"].eq("external").any()
     better = {1: "It grades better", 0: "That it grades better or worse is not shown", -1: "It grades worse"}[_side(row, "accuracy")]
     steadier = {-1: "the grade stays more often", 0: "that the grade stays more or less often is not shown either way", 1: "the grade stays less often"}[_side(row, "flip_disagreement")]
-    accuracy, flip = (f"{100 * row[name]:+.1f} points, {100 * row[f'{name}_low']:+.1f} to {100 * row[f'{name}_high']:+.1f}" for name in ("accuracy", "flip_disagreement"))
+    accuracy, flip = (_points(row, name) for name in ("accuracy", "flip_disagreement"))
+    elsewhere = f" In the external cohort flip disagreement differs by {_points(_row(gaps, 'external', PAIRS), 'flip_disagreement')}." if outside else ""
     return (f"{better} (accuracy of both losses less that of pairs, {part} split: {accuracy}), and {steadier} (flip disagreement: {flip}). "
-            f"With both losses mirroring still changes the grade of {rates[BOTH]:.1%} of the pictures, with pairs of {rates[PAIRS]:.1%}.")
+            f"With both losses mirroring still changes the grade of {rates[BOTH]:.1%} of the pictures, with pairs of {rates[PAIRS]:.1%}.{elsewhere}")
+
+
+def _points(row, name):
+    return f"{100 * row[name]:+.1f} points, {100 * row[f'{name}_low']:+.1f} to {100 * row[f'{name}_high']:+.1f}"
 
 
 def _row(gaps, part, less):

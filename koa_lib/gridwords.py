@@ -52,11 +52,14 @@ def loss_and_grading_in_words(ends, grid):
         From `alignment.curves` and `alignment.grid`.
     """
     best = grid.loc[grid.groupby("loss")["qwk"].idxmax()].set_index("loss")["encoder"]
-    others = [f"{row.loss} loss: lowest with {row.encoder}, best grades with {best[row.loss]}" for row in ends.itertuples() if row.encoder != best[row.loss]]
+    others = {}
+    for row in ends[ends["encoder"] != ends["loss"].map(best)].itertuples():
+        others.setdefault(f"lowest with {row.encoder}, highest kappa with {best[row.loss]}", []).append(row.loss)
+    said = "; ".join(f"{', '.join(names)}: {pair}" for pair, names in others.items())
     if not others:
         return "For each loss the encoder with the lowest training loss also has the highest quadratic kappa."
-    return (f"For {len(others)} of {len(ends)} losses the encoder with the lowest training loss is not the one with the highest quadratic kappa on pictures "
-            f"that it has not seen ({'; '.join(others)}): heads can fit what they are trained on and still grade worse.")
+    return (f"For {sum(map(len, others.values()))} of {len(ends)} losses the encoder with the lowest training loss is not the one with the highest quadratic kappa on pictures "
+            f"that it has not seen ({said}): heads can fit what they are trained on and still grade worse.")
 
 
 def answer_in_words(study, trained, grid, gaps):
@@ -75,7 +78,7 @@ def answer_in_words(study, trained, grid, gaps):
     above, below = clear(gaps, "gap_accuracy")
     return (f"The inner part chooses {row['encoder']}, {row['head']} head, {row['loss']} loss: accuracy {row['accuracy']:.3f} ({row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}) and "
             f"quadratic kappa {row['qwk']:.3f} ({row['qwk_low']:.3f} to {row['qwk_high']:.3f}) on unseen pictures. Of the {len(grid) - 1} other combinations {near} reach the lower end of "
-            f"that kappa's interval{', so it is not the one best' if near else ''}. That linear heads are better is **{linear_better(gaps).verdict}** here: "
+            f"that kappa's 95 % interval{', so it is not shown to be the one best' if near else ''}. That linear heads are better is **{linear_better(gaps).verdict}** here: "
             f"of {len(gaps)} differences in accuracy {above} lie clearly above 0, {below} below.")
 
 

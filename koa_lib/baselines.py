@@ -12,6 +12,7 @@ from torch import nn
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.metrics import confusion, from_confusion
+from koa_lib.training import check_role
 
 # What a classifier on embeddings may choose between, and what is fixed (our reading).
 DEPTHS, SHARES_OF_TREES, PENALTIES = (2, 4), (4, 2, 1), (0.01, 0.1, 1.0)
@@ -135,8 +136,7 @@ def classify(kind, fit, select, trees, seed):
         A part with another role, or one grade alone in the fitted part.
     """
     for part, role in ((fit, "fit"), (select, "select")):
-        if part.dataset.role != role:
-            raise StudyError(f"A part with the role '{part.dataset.role}' was given where '{role}' is needed: nothing is fitted or chosen on data that is reported.")
+        check_role(part, role)
     levels, numbers = np.unique(fit.grades, return_inverse=True)
     if len(levels) < 2:
         raise StudyError("All fitted pictures have the same grade: there is nothing to tell apart. Add pictures of other grades.")

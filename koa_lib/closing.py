@@ -68,8 +68,11 @@ def summarise(folder, options=""):
 
 def _spent(folder, lines):
     path = folder / "inputs.yaml"
-    inputs = stored_inputs(path) if path.is_file() else {"dry": True}
-    return "" if inputs["dry"] else budget.sentence(budget.spent(profiles.load(inputs["profile"]), lines))  # a dry run is no measure
+    if not path.is_file():
+        return ""
+    inputs = stored_inputs(path)
+    settings = profiles.load(inputs["profile"])
+    return budget.sentence(budget.spent(profiles.dry(settings, real=bool(inputs["data"])) if inputs.get("dry") else settings, lines))
 
 
 def _time(lines):

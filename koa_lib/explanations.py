@@ -27,6 +27,7 @@ class Subject:
     arm: protocols.Arm
     as_run: str
     part: KneeDataset
+    trained_patients: frozenset  # of its training part
     trained: Callable  # loads the model
     untrained: Callable  # makes the same architecture with random weights
 
@@ -72,26 +73,30 @@ def subjects(study):
     absent : dict of str to str
         Models that can't be explained, and why.
     """
-    runner, found, absent, common, unseen = Runner(study), [], {}, None, {}
+    runner, found, absent, common, folds = Runner(study), [], {}, None, {}
     for name, arm, as_run, untrained in _arms(study):
         data = runner.data("training", arm.recipe)
         # Arms of one scheme are parted alike, and parting patients takes a while.
         parted = (arm.scheme, arm.recipe.folds, arm.recipe.patience)
-        unseen[parted] = unseen.get(parted) or _unseen(study, data, arm)
-        part = data.part(np.flatnonzero(data.rows["image_id"].isin(unseen[parted])), "report")
+        folds[parted] = folds.get(parted) or _main_fold(study, data, arm)
+        part = data.part(np.flatnonzero(data.rows["image_id"].isin(_unseen(folds[parted]))), "report")
         shared = set(part.rows["image_id"]) & (common or set(part.rows["image_id"]))
         if not shared:
             absent[name] = "no picture is unseen by it and by the models before it"
             continue
         common = shared
-        found.append(Subject(name, arm, as_run, part, lambda arm=arm: runner.grader(arm, protocols.main_fold(study)), untrained))
+        patients = frozenset(folds[parted].reported["train"].rows["group_id"])
+        found.append(Subject(name, arm, as_run, part, patients, lambda arm=arm: runner.grader(arm, protocols.main_fold(study)), untrained))
     absent |= {spec.name: spec.reason for spec in study.profile.baselines if spec.reason}
     return [_sampled(subject, common, _settings(study).pictures) for subject in found], absent
 
 
-def _unseen(study, data, arm):
-    # Everything inside the training cohort that the main fold was neither fitted on nor chosen by.
-    fold = next(fold for fold in protocols.folds(data, arm, study.seed) if fold.number == protocols.main_fold(study))
+def _main_fold(study, data, arm):
+    return next(fold for fold in protocols.folds(data, arm, study.seed) if fold.number == protocols.main_fold(study))
+
+
+def _unseen(fold):
+    # Everything inside the training cohort that the fold was neither fitted on nor chosen by.
     return {name for split, part in fold.reported.items() if split != "train" for name in part.rows["image_id"]}
 
 

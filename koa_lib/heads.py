@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,6 +20,7 @@ from koa_lib.losses import batch_targets, similarity_targets, soft_clip, soft_cl
 from koa_lib.metrics import confusion, from_confusion
 from koa_lib.settings import Encoder
 from koa_lib.sources import Features
+from koa_lib.threads import threads
 
 HEADS = ("linear", "non-linear")
 LOSSES = ("similarity", "label-aware", "ordinal")
@@ -96,18 +96,7 @@ def loss_and_floor(model, features, grades, kind):
     return soft_clip(images, captions, model.scale, targets), soft_clip_floor(targets, grades)
 
 
-@contextmanager
-def _one_thread():
-    # On matrices this small threads wait for each other longer than they work, and on a busy machine very much longer.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@_one_thread()
+@threads(1)
 def train(model, fit, select, settings, kind, weight_decay, seed):
     """Train the heads and keep the epoch that the inner part likes best (quadratic kappa).
 
@@ -124,8 +113,8 @@ def train(model, fit, select, settings, kind, weight_decay, seed):
     DataFrame
         epoch, batch (pictures), loss, floor (means over the epoch's batches, nats), qwk (inner part).
     """
-    _check(fit, "fit")
-    _check(select, "select")
+    training.check_role(fit, "fit")
+    training.check_role(select, "select")
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=weight_decay, fused=True)
     features, grades = _all(fit, device_of(model))
@@ -143,11 +132,6 @@ def train(model, fit, select, settings, kind, weight_decay, seed):
             best = (kappa, copy.deepcopy(model.state_dict()))
     model.load_state_dict(best[1] or model.state_dict())
     return pd.DataFrame(rows, columns=["epoch", "batch", "loss", "floor", "qwk"])
-
-
-def _check(part, role):
-    if part.dataset.role != role:
-        raise StudyError(f"A part with the role '{part.dataset.role}' was given where '{role}' is needed: nothing is fitted or chosen on data that is reported.")
 
 
 def _all(part, device):

@@ -5,10 +5,9 @@ import re
 import numpy as np
 import pandas as pd
 
-from koa_lib import attribution, metrics, protocols, regions, stats
+from koa_lib import attribution, metrics, regions, stats
 from koa_lib.attribution import CENTRE, RANDOM
 from koa_lib.explanations import SIDE
-from koa_lib.runner import Runner
 
 NO_MODEL = "no model"
 LEVEL = 0.05  # of the family of verdicts
@@ -25,7 +24,7 @@ def _accuracy(one):
     return float((one.grades == one.subject.part.grades).mean())
 
 
-def mapped(study, found, absent):
+def mapped(found, absent):
     """What is explained: one row per model, and those that are not run with the reason.
 
     Parameters
@@ -40,9 +39,9 @@ def mapped(study, found, absent):
         reaches), commonest (the model's commonest answer), trained_patients (how many of the patients have another knee in the training),
         reason.
     """
-    shared, poor = _shared(study, found), unlearnt(found)
+    poor = unlearnt(found)
     rows = [{"model": one.subject.name, "as_run": one.subject.as_run, "layer": _plain(one), "n": len(one.grades), "accuracy": _accuracy(one),
-             "above_constant": one.subject.name not in poor, "commonest": _commonest(one.grades), "trained_patients": shared[one.subject.name],
+             "above_constant": one.subject.name not in poor, "commonest": _commonest(one.grades), "trained_patients": _shared(one.subject),
              "reason": ""} for one in found]
     rows += [{"model": name, "as_run": "not run", "layer": "", "n": 0, "accuracy": np.nan, "above_constant": np.nan, "commonest": "", "reason": reason}
              for name, reason in absent.items()]
@@ -54,16 +53,8 @@ def _commonest(grades):
     return f"grade {counts.argmax()}, {counts.max()} of {len(grades)}"
 
 
-def _shared(study, found):
-    runner, fitted, counts = Runner(study), {}, {}
-    for one in found:
-        arm, patients = one.subject.arm, one.subject.part.rows["group_id"].drop_duplicates()
-        parted = (arm.scheme, arm.recipe.folds, arm.recipe.patience)
-        if parted not in fitted:
-            parts = protocols.folds(runner.data("training", arm.recipe), arm, study.seed)
-            fitted[parted] = set(next(fold for fold in parts if fold.number == protocols.main_fold(study)).reported["train"].rows["group_id"])
-        counts[one.subject.name] = int(patients.isin(fitted[parted]).sum())
-    return counts
+def _shared(subject):
+    return int(subject.part.rows["group_id"].drop_duplicates().isin(subject.trained_patients).sum())
 
 
 def _plain(one):

@@ -1,6 +1,5 @@
 """Training on pictures together with their mirror images, from cached features: CLIP-KOA's losses and what they are compared with."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -16,21 +15,11 @@ from koa_lib.protocols import folds, unseen_split
 from koa_lib.runner import _CODE, MIRRORED, Runner, _Trained
 from koa_lib.settings import Recipe
 from koa_lib.store import code_hash
+from koa_lib.threads import threads
 
 PARTS = ("cross_entropy", "symmetry", "consistency")
 ON_VECTORS = ("projection", "adapter")  # parts whose training sees a picture as one vector
 INNER = ("inner.csv", "inner__mirrored.csv")  # predictions of the inner part, beside the trained weights
-
-
-@contextmanager
-def threads(number):
-    """Compute in so many threads: one where the products are small, because two would wait for each other far longer than they calculate."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,15 @@ def measured(images):
     """
     from scipy.ndimage import laplace
 
-    gray = np.asarray(images)
-    gray = gray / np.float32(255) if gray.dtype == np.uint8 else gray.astype(np.float32)
+    gray = _gray(images)
     # The edge row and column repeat a neighbour and say nothing.
     sharp = [laplace(picture)[1:-1, 1:-1].var() for picture in gray]
     return pd.DataFrame({"sharpness": np.array(sharp, dtype=float), "exposure": gray.mean((1, 2)).astype(float), "contrast": gray.std((1, 2)).astype(float)})
+
+
+def _gray(images):
+    values = np.asarray(images)
+    return values / np.float32(255) if values.dtype == np.uint8 else values.astype(np.float32)
 
 
 def judged(pictures, wording):
@@ -141,8 +145,7 @@ def degrade(images, kind, strength, seed):
     """
     from scipy.ndimage import gaussian_filter
 
-    gray = np.asarray(images)
-    gray = gray / np.float32(255) if gray.dtype == np.uint8 else gray.astype(np.float32)
+    gray = _gray(images)
     if kind == "blur":
         return gaussian_filter(gray, (0, *[strength * gray.shape[1]] * 2))
     if kind == "noise":

@@ -50,7 +50,7 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None):
         When a part has another role, or the loss is no number.
     """
     for part, role in ((data, "fit"), (select, "select"), (watch, "report")):
-        _check_role(part, role)
+        check_role(part, role)
     torch.manual_seed(seed)
     loop = _Loop(grader, data, recipe, torch.Generator().manual_seed(seed))
     loop.restore(resume)
@@ -93,7 +93,8 @@ class _Clock:
         return due
 
 
-def _check_role(part, role):
+def check_role(part, role):
+    """StudyError when a part is given for what its role does not allow; None passes."""
     if part is not None and part.dataset.role != role:
         raise StudyError(f"A part with the role '{part.dataset.role}' was given where '{role}' is needed: nothing is fitted or chosen on data that is reported.")
 

@@ -107,6 +107,11 @@ def write_easy_cohort(folder, patients, splits, seed):
     return pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"})
 
 
+def with_systems(study, **sections):
+    """The study with other sections of its profile's `systems`."""
+    return replace(study, profile=replace(study.profile, systems=replace(study.profile.systems, **sections)))
+
+
 @pytest.fixture(scope="session")
 def easy_study(tmp_path_factory):
     """A study of real files: 60 patients in official splits and 20 external ones, koa-tiny from a random start."""

@@ -244,7 +244,7 @@ def test_all_models_explain_the_same_unseen_pictures(easy_study, looked):
 
 def test_what_is_mapped_is_told_in_words_and_with_its_leak(easy_study, looked):
     _, _, results = looked
-    rows = localisation.mapped(easy_study, results, {"VGG": "too slow"}).set_index("model")
+    rows = localisation.mapped(results, {"VGG": "too slow"}).set_index("model")
     assert rows.loc["VGG", "reason"] == "too slow" and rows["accuracy"].drop("VGG").between(0, 1).all()
     assert rows["layer"].drop("VGG").str.contains("last block|last stage|stage \\d of \\d").all()
     assert rows.loc["CLIP by our protocol", "trained_patients"] == 0  # its test split shares no patient with its training

@@ -6,6 +6,7 @@ import conftest
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import with_systems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,7 +168,7 @@ def test_a_profile_without_contrastive_weights_says_why(easy_study):
 
 def test_each_start_grades_the_unseen_and_the_external_pictures_with_equal_draws(easy_study):
     small = replace(easy_study.profile.systems.labels, pictures=16, batch=16, epochs=1, fractions=(0.5, 1.0), seeds=2)
-    study = replace(easy_study, profile=replace(easy_study.profile, systems=replace(easy_study.profile.systems, labels=small)))
+    study = with_systems(easy_study, labels=small)
     table = efficiency.run(study)
     assert set(table["start"]) == {"random", "self-supervised"} and set(table["cohort"]) == {"test", "external"} and len(table) == 2 * 2 * 2 * 2
     sizes = table.groupby(["fraction", "seed"])["pictures"].nunique()
@@ -182,7 +183,7 @@ def test_contrastive_weights_of_phantoms_are_named_a_stand_in(easy_study):
     learned = efficiency._learned_from(study)
     assert "stand-in" in learned["contrastive"] and "timm" not in learned["self-supervised"]
     own = replace(study.profile.systems.labels, published=True)
-    published = replace(study, profile=replace(study.profile, systems=replace(study.profile.systems, labels=own)))
+    published = with_systems(study, labels=own)
     assert "timm's published weights" in efficiency._learned_from(published)["self-supervised"]
 
 

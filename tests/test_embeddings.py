@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import with_systems
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from koa_lib import answers, baselines, embeddings, explain, sources, supervised, tasks
@@ -19,10 +20,9 @@ from koa_lib.settings import Baseline, Encoder
 @pytest.fixture(scope="module")
 def study(easy_study):
     """The easy study with one encoder and one small network."""
-    systems = easy_study.profile.systems
-    own = replace(systems.embeddings, encoders=(Encoder("BiomedCLIP", "random", "resnet18", 32, 0.25, ""),), trees=8, per_task=True,
+    own = replace(easy_study.profile.systems.embeddings, encoders=(Encoder("BiomedCLIP", "random", "resnet18", 32, 0.25, ""),), trees=8, per_task=True,
                   networks=(Baseline("ResNet18", "resnet18", "random", 32, 0.25, 2, 32, 0.003, ""), Baseline("ConvNeXt-Small", "convnext_small", "random", 32, 1.0, 0, 32, 0.1, "too slow here")))
-    return replace(easy_study, profile=replace(easy_study.profile, systems=replace(systems, embeddings=own)))
+    return with_systems(easy_study, embeddings=own)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_system_does_not_differ_from_itself(comparison, study):
 
 def test_findings_are_read_from_one_network_where_networks_are_shared(study):
     settings = replace(study.profile.systems.embeddings, per_task=False, encoders=(), networks=study.profile.systems.embeddings.networks[:1])
-    shared = replace(study, profile=replace(study.profile, systems=replace(study.profile.systems, embeddings=settings)))
+    shared = with_systems(study, embeddings=settings)
     run = embeddings.Comparison(shared)
     open_data = run.runner.data
     run.runner.data = lambda role, recipe: replace(open_data(role, recipe), rows=open_data(role, recipe).rows.assign(jsn=lambda rows: rows["kl_grade"].clip(upper=3)))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import easy_dataset
+from conftest import easy_dataset, with_systems
 from torch import nn
 
 from koa_lib import alignment, answers, claims, gridcharts, gridwords, heads, settings, splits, stats
@@ -21,8 +21,7 @@ HEADS = settings.Heads((ENCODER, replace(ENCODER, name="Absent", reason="no weig
 @pytest.fixture(scope="module")
 def headed(easy_study):
     """A study with one cheap encoder and one that is not run."""
-    systems = replace(easy_study.profile.systems, heads=HEADS)
-    return replace(easy_study, profile=replace(easy_study.profile, systems=systems))
+    return with_systems(easy_study, heads=HEADS)
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +198,7 @@ def test_the_answers_are_rows_of_the_published_tables(headed, trained):
 
 
 def test_a_profile_that_runs_no_encoder_says_why(headed):
-    nothing = replace(headed.profile.systems, heads=replace(HEADS, encoders=HEADS.encoders[1:]))
-    study = replace(headed, profile=replace(headed.profile, systems=nothing))
+    study = with_systems(headed, heads=replace(HEADS, encoders=HEADS.encoders[1:]))
     assert heads.run(study) == []
     found = alignment.answers(study, [])
     claim = next(value for value in found.values() if isinstance(value, claims.Answer))

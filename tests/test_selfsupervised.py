@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import with_systems
 
 from koa_lib import crops, dino, profile, selfsupervised
 from koa_lib.errors import StudyError
@@ -139,18 +140,18 @@ def test_pictures_of_another_split_are_refused(split):
 
 
 def test_a_study_pretrains_on_its_training_split_alone(easy_study):
-    few = replace(easy_study.profile.systems, labels=replace(easy_study.profile.systems.labels, pictures=10))
+    few = with_systems(easy_study, labels=replace(easy_study.profile.systems.labels, pictures=10))
     all_of_it = selfsupervised.unlabelled(easy_study)
-    part = selfsupervised.unlabelled(replace(easy_study, profile=replace(easy_study.profile, systems=few)))
+    part = selfsupervised.unlabelled(few)
     assert set(all_of_it.rows["split"]) == {"train"} and all_of_it.role == "fit"
     assert len(part) == 10 and set(part.rows["image_id"]) < set(all_of_it.rows["image_id"])
 
 
 def test_how_much_of_the_training_split_is_seen_is_said(easy_study):
-    few = replace(easy_study.profile.systems, labels=replace(easy_study.profile.systems.labels, pictures=10))
+    few = with_systems(easy_study, labels=replace(easy_study.profile.systems.labels, pictures=10))
     there = len(selfsupervised.unlabelled(easy_study))
     assert selfsupervised.pictures_in_words(easy_study) == f"all {there} pictures of the training split"
-    assert selfsupervised.pictures_in_words(replace(easy_study, profile=replace(easy_study.profile, systems=few))).startswith(f"10 of the {there} pictures")
+    assert selfsupervised.pictures_in_words(few).startswith(f"10 of the {there} pictures")
 
 
 def test_a_cohort_is_opened_once_for_a_study_and_again_for_another(easy_study):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, easy_dataset
+from conftest import TINY, easy_dataset, with_systems
 
 from koa_lib import answers, flips, metrics, model, pairs, predictions, profile, sources, stats, symmetry, training
 from koa_lib.datasets import to_tensor
@@ -19,8 +19,7 @@ SETTINGS = Symmetry("start", "projection", 2, 0.01, (0.5, 2.0), 2)
 
 @pytest.fixture(scope="module")
 def study(easy_study):
-    systems = replace(easy_study.profile.systems, symmetry=SETTINGS)
-    return replace(easy_study, profile=replace(easy_study.profile, systems=systems))
+    return with_systems(easy_study, symmetry=SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +169,7 @@ def test_external_pictures_are_shown_stretched_whatever_the_training(study):
 
 
 def test_a_trained_trunk_is_that_of_our_protocol_and_must_not_have_seen_the_inner_part(study, found):
-    systems = replace(study.profile.systems, symmetry=replace(SETTINGS, trunk="trained"))
-    on_trained = replace(study, profile=replace(study.profile, systems=systems))
+    on_trained = with_systems(study, symmetry=replace(SETTINGS, trunk="trained"))
     with pytest.raises(StudyError, match="folds"):
         symmetry.arm(on_trained, "picture")
     official = replace(on_trained.profile, our_protocol=replace(TINY, part="both_encoders", folds=0, epochs=1))

@@ -15,12 +15,14 @@ __all__ = ["chromium", "print_report"]
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 MINUTES = 8
-# Headings make the bookmarks; the margins carry the banner and the page number.
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+# The margins carry the banner and the page number.
 _HEAD = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{title}</title>
 {styles}<style>
 @page {{ @top-center {{ content: {banner}; font: 8pt sans-serif; color: #5c4400; }} @bottom-left {{ content: {title_text}; font: 8pt sans-serif; }}
   @bottom-right {{ content: counter(page) " / " counter(pages); font: 8pt sans-serif; }} }}
 .koa-page {{ break-before: page; }} .koa-page:first-of-type {{ break-before: auto; }}
+.koa-mark, .koa-mark:hover {{ color: inherit; text-decoration: none; }}
 </style></head><body><main class="bd-main"><div class="bd-content"><div class="bd-article-container">"""
 _NOTE = ("<p>Printed from the pages of this report. The code of the notebooks is left out; it stands, folded, in the HTML pages. "
          "Tables are also in the folder <code>tables</code> as CSV, figures in <code>figures</code> as PNG and SVG.</p>")
@@ -53,9 +55,10 @@ def print_report(run_dir):
     joined = html / f".print-{os.getpid()}.html"
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        joined.write_text(join(html), encoding="utf-8")
+        text, headings = join(html)
+        joined.write_text(text, encoding="utf-8")
         _print(program, joined, partial)
-        _finish(partial, target)
+        _finish(partial, target, headings)
     finally:
         joined.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
@@ -74,6 +77,12 @@ def join(html):
     """All pages of a folder as one HTML document, in the order of the navigation; the first gets the run's banner.
 
     Ids get the page's name in front, links between pages become links to these ids, links to other files become plain text.
+
+    Returns
+    -------
+    text : str
+    headings : list of (level 1-6, id, title)
+        In reading order: the bookmarks of the PDF.
     """
     from bs4 import BeautifulSoup
 
@@ -84,9 +93,16 @@ def join(html):
     styles = "".join(str(link) for link in index.select('link[rel="stylesheet"]'))
     pages = [html / "index.html", *_in_order(index, html)]
     parts = [_HEAD.format(title=escape(title), title_text=_quoted(title), banner=_quoted(banner), styles=styles)]
+    headings = []
     for path in pages:
-        parts.append(_article(path, pages, html, banner if path == pages[0] else ""))
-    return "".join(parts) + "</div></div></main></body></html>"
+        article = _article(path, pages, html)
+        headings += _mark_headings(article, _name(path, html))
+        if banner and path == pages[0]:
+            said = f'<p class="koa-printed-banner"><strong>{escape(banner)}</strong></p>{_NOTE}'
+            article.h1.insert_after(BeautifulSoup(said, "html.parser"))
+        content = article.decode_contents()
+        parts.append(f'<article class="bd-article koa-page" id="{_name(path, html)}">{content}</article>')
+    return "".join(parts) + "</div></div></main></body></html>", headings
 
 
 def _in_order(index, html):
@@ -98,7 +114,7 @@ def _quoted(text):
     return '"' + text.replace("\\", "").replace('"', "'") + '"'
 
 
-def _article(path, pages, html, banner):
+def _article(path, pages, html):
     from bs4 import BeautifulSoup
 
     article = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select_one("article.bd-article")
@@ -114,9 +130,21 @@ def _article(path, pages, html, banner):
         _redirect(link, path, pages, html)
     for node in article.select("details"):
         node["open"] = ""
-    if banner:
-        article.h1.insert_after(BeautifulSoup(f'<p class="koa-printed-banner"><strong>{escape(banner)}</strong></p>{_NOTE}', "html.parser"))
-    return f'<article class="bd-article koa-page" id="{name}">{article.decode_contents()}</article>'
+    return article
+
+
+def _mark_headings(article, name):
+    # A browser notes where in the PDF an id lies only when a link leads there: each heading gets one to itself.
+    from bs4 import BeautifulSoup
+
+    marked = []
+    for number, heading in enumerate(article.find_all(HEADINGS)):
+        mark = f"{name}--heading-{number}"
+        link = BeautifulSoup("", "html.parser").new_tag("a", href=f"#{mark}", id=mark, attrs={"class": "koa-mark"})
+        link.extend(list(heading.contents))
+        heading.append(link)
+        marked.append((int(heading.name[1]), mark, " ".join(heading.get_text().split())))
+    return marked
 
 
 def _name(path, html):
@@ -136,7 +164,7 @@ def _redirect(link, path, pages, html):
 
 def _print(program, page, target):
     options = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
-               "--generate-pdf-document-outline", "--export-tagged-pdf", "--no-pdf-header-footer", f"--print-to-pdf={target}"]
+               "--export-tagged-pdf", "--no-pdf-header-footer", f"--print-to-pdf={target}"]
     with tempfile.TemporaryDirectory() as profile:
         # As root, as in a container, Chromium starts only without its sandbox; the pages are our own.
         command = [program, *options, *["--no-sandbox"] * (os.geteuid() == 0), f"--user-data-dir={profile}", page.as_uri()]
@@ -149,14 +177,29 @@ def _print(program, page, target):
         raise StudyError(f"Chromium could not print the report (exit code {done.returncode}): {last}")
 
 
-def _finish(partial, target):
+def _finish(partial, target, headings):
     """Open with the bookmarks in sight, folded to one per page; name the author, not the machine's program."""
     from pypdf import PdfWriter
     from pypdf.generic import NameObject
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it counts the objects of Chromium's files otherwise, and says so
     writer = PdfWriter(clone_from=partial)
+    _bookmark(writer, headings)
     writer.root_object[NameObject("/PageMode")] = NameObject("/UseOutlines")
     writer.add_metadata({"/Author": "the koa-clip authors", "/Subject": "Knee osteoarthritis graded with CLIP: the report of a run"})
     writer.write(partial)
     os.replace(partial, target)
+
+
+def _bookmark(writer, headings):
+    # The pages' own headings: what a browser takes for them differs between versions, e.g. where a heading wraps.
+    from pypdf.generic import Fit
+
+    places = {name.lstrip("/"): place for name, place in writer.named_destinations.items()}
+    above = {}  # level to the last bookmark of it
+    for level, mark, title in headings:
+        place = places[mark]
+        parent = next((above[higher] for higher in range(level - 1, 0, -1) if higher in above), None)
+        page = writer.get_destination_page_number(place)
+        above = {higher: item for higher, item in above.items() if higher < level}
+        above[level] = writer.add_outline_item(title, page, parent, fit=Fit.xyz(top=place.top), is_open=False)

@@ -28,20 +28,20 @@ def html(tmp_path):
 
 
 def test_pages_are_joined_in_the_order_of_the_navigation(html):
-    text = printing.join(html)
+    text, _ = printing.join(html)
     assert text.index(">Summary<") < text.index(">B<") < text.index(">A<")
     assert text.count("<h1>") == 3 and "<title>koa-clip, run smoke</title>" in text
 
 
 def test_links_between_pages_stay_inside_and_links_to_files_go(html):
-    text = printing.join(html)
+    text, _ = printing.join(html)
     assert 'href="#nb-b--recap">B<' in text and 'href="#nb-b--recap">up<' in text and 'href="#a">A<' in text
     assert 'id="nb-b--recap"' in text and 'aria-labelledby="nb-b--recap"' in text and '<article class="bd-article koa-page" id="a">' in text
     assert "t.csv" not in text and "CSV" in text and "https://doi.org/10.1" in text
 
 
 def test_code_is_left_out_other_folds_are_open_and_the_banner_is_on_each_sheet(html):
-    text = printing.join(html)
+    text, _ = printing.join(html)
     assert "code()" not in text and '<details open="">' in text and "headerlink" not in text
     assert """@top-center { content: "Synthetic 'phantoms'.";""" in text and '<strong>Synthetic "phantoms".</strong>' in text
 
@@ -93,17 +93,30 @@ def bookmarks(reader):
     return list(flat(reader.outline))
 
 
+def test_every_heading_is_a_bookmark_with_the_words_of_its_page(html):
+    _, headings = printing.join(html)
+    assert [(level, title) for level, _, title in headings] == [(1, "Summary"), (1, "B"), (2, "Recap"), (1, "A")]
+    assert len({mark for _, mark, _ in headings}) == 4
+
+
 def test_every_page_of_the_report_is_printed_in_order(printed):
     from bs4 import BeautifulSoup
 
     run, reader = printed
     navigation = BeautifulSoup((run / "html" / "index.html").read_text(encoding="utf-8"), "html.parser").select(".bd-docs-nav a.internal")
     files = [run / "html" / link["href"].replace("#", "index.html") for link in navigation]
-    titles = [BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select_one("article h1").find(string=True).strip() for path in files]
+    pages = [BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in files]
+    titles = [page.select_one("article h1").find(string=True).strip() for page in pages]
     marks = bookmarks(reader)
     assert [title for depth, title, _ in marks if depth == 0] == titles and len(titles) > 10
     assert [page for *_, page in marks] == sorted(page for *_, page in marks)
+    for depth, title, number in marks:  # each leads to the page on which it can be read, however a browser breaks lines
+        assert depth > 1 or squeezed(title) in squeezed(reader.pages[number].extract_text()), title
     assert sum(depth == 1 for depth, *_ in marks) > 20
+
+
+def squeezed(text):
+    return "".join(text.split())
 
 
 def test_no_link_leads_to_a_file_and_every_inner_link_has_a_target(printed):

@@ -31,7 +31,7 @@ EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 # What only shapes the pages or talks to people does not make a notebook run again.
 PAGES := $(addprefix koa_lib/,report.py pages.py links.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
 TALK := $(addprefix koa_lib/,budget.py cli.py closing.py graded.py journal.py listing.py printing.py progress.py student.py terminal.py)
-LIB := $(filter-out $(PAGES) $(TALK),$(wildcard koa_lib/*.py)) $(wildcard koa_lib/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
+LIB := $(filter-out $(PAGES) $(TALK),$(wildcard koa_lib/*.py koa_lib/*/*.py)) $(wildcard koa_lib/images/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
 SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
 
 .DELETE_ON_ERROR:

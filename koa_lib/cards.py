@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from koa_lib import cohorts, labels, metrics, predictions, provenance, subsets
+from koa_lib import labels, metrics, predictions, provenance
+from koa_lib.data import cohorts, sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES
 
@@ -53,7 +54,7 @@ def _parts(run, path):
     sets = {"": graded}
     if role == "external":
         graded = _near_groups(run, cohort, graded)
-        sets = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(subsets.subset(graded, name))] for name in subsets.SUBSETS}
+        sets = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(sets.subset(graded, name))] for name in sets.SUBSETS}
     told = f"{SPLITS.get(split, split)}" + (f", {fold.replace('fold', 'fold ')}" if split in ("train", "external") and fold != "foldmean" else "")
     return [{"model": model, "cohort": cohort, "role": role, "part": told + name, "pictures": len(part), "groups": part["group_id"].nunique(), "values": _values(run, part),
              "constant": metrics.best_constant(part["kl_grade"])["accuracy"], "ids": set(part["group_id"])}
@@ -238,7 +239,7 @@ def _readers(rows):
 def _counts(rows):
     if rows is None:
         return []
-    parts = subsets.counts(rows, "").groupby("split", sort=False)["n"]
+    parts = sets.counts(rows, "").groupby("split", sort=False)["n"]
     return [(SPLITS.get(split, split.replace("_", " ")), [f"{n:,}" for n in counts], f"{counts.sum():,}") for split, counts in parts]
 
 
@@ -246,16 +247,16 @@ def _listed_problems(rows):
     # What a manifest alone tells; the audit of files that were read knows more.
     if rows is None:
         return []
-    equal, conflict = rows[rows.duplicated("pixel_sha256", keep=False)], rows[subsets.conflicting(rows)]
+    equal, conflict = rows[rows.duplicated("pixel_sha256", keep=False)], rows[sets.conflicting(rows)]
     both = rows.dropna(subset=["kl_grade_reader2"])
     found = {"equal pixels": (equal, "pixel_sha256", f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"),
              "equal pixels under different grades": (conflict, "pixel_sha256", "left out of the deduplicated set"),
              "readers disagree": (both[both["kl_grade"] != both["kl_grade_reader2"]], "image_id", f"of {len(both):,} pictures with two grades"),
-             "two knees in one picture": (rows[subsets.two_knees(rows)], "image_id", "told by their width"),
+             "two knees in one picture": (rows[sets.two_knees(rows)], "image_id", "told by their width"),
              "16-bit pictures": (rows[rows["bit_depth"] == 16], "image_id", "rescaled when read")}
     return [{"finding": finding, "groups": f"{part[group].nunique():,}", "files": str(len(part)), "detail": detail}
             for finding, (part, group, detail) in found.items()]
 
 
 def _sets(rows):
-    return [] if rows is None else [(name.replace("_", " "), f"{len(subsets.subset(rows, name)):,}") for name in subsets.SUBSETS]
+    return [] if rows is None else [(name.replace("_", " "), f"{len(sets.subset(rows, name)):,}") for name in sets.SUBSETS]

@@ -113,7 +113,7 @@ def grade(pictures: list[str] = Pictures,
 def fetch(cohort: str, folder: str = typer.Argument("", help="By default data/<cohort>."),
           url: str = typer.Option("", help="Another address of the same archive, e.g. a mirror.")):
     """Download a cohort, unpack it and check every picture against its manifest."""
-    from koa_lib.fetching import fetch
+    from koa_lib.data.fetch import fetch
 
     fetch(cohort, folder or f"data/{cohort}", url)
 
@@ -122,7 +122,7 @@ def fetch(cohort: str, folder: str = typer.Argument("", help="By default data/<c
 def build(cohort: str, folder: str, readers: str = typer.Option(None, help="CSV with image_id or pixel_sha256 and kl_grade_reader2."),
           out: str = typer.Option("", help="By default <cohort>.csv in this folder.")):
     """Build a cohort's manifest from its files and compare it with the committed one."""
-    from koa_lib import building
+    from koa_lib.data import building
 
     target = _new_file(out or f"{cohort}.csv")
     frame = building.build(cohort, folder, readers)
@@ -135,7 +135,7 @@ def build(cohort: str, folder: str, readers: str = typer.Option(None, help="CSV 
 @data_app.command()
 def verify(cohort: str, folder: str, out: str = typer.Option("", help="CSV for the whole list.")):
     """Compare every picture below a folder with the cohort's manifest; exit code 1 when something is wrong."""
-    from koa_lib.fetching import verify
+    from koa_lib.data.fetch import verify
 
     verify(cohort, folder, out and _new_file(out))
 
@@ -143,7 +143,8 @@ def verify(cohort: str, folder: str, out: str = typer.Option("", help="CSV for t
 @data_app.command()
 def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for the tables, by default <cohort>_audit.")):
     """Find what repeats, contradicts, leaks or looks odd in a cohort's files."""
-    from koa_lib import audit, cohorts, inspection, manifests
+    from koa_lib.data import audit, cohorts, inspection
+    from koa_lib.data.manifest import find_pictures
 
     target = Path(out or f"{cohort}_audit")
     if target.is_file() or (target / "findings.csv").exists():
@@ -151,7 +152,7 @@ def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for
     _check_writable(target)
     known = cohorts.facts(cohort)
     listed = cohorts.manifest(cohort, folder)
-    rows = manifests.find_pictures(listed, folder, known.layouts.values())
+    rows = find_pictures(listed, folder, known.layouts.values())
     root = rows["file"].iloc[0].parents[2]
     inspected = inspection.with_second_reader(inspection.inspect(rows), root)
     result = audit.audit(inspected, cohort)
@@ -165,7 +166,7 @@ def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for
 @data_app.command("phantoms")
 def phantoms(folder: str, patients: int = 100, seed: int = 0):
     """Write a phantom cohort of knees with its manifest, to look at or to try the study on."""
-    from koa_lib.phantoms import write_cohort_a
+    from koa_lib.phantoms.cohorts import write_cohort_a
 
     target = Path(folder)
     if target.exists():

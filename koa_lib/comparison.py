@@ -4,7 +4,8 @@ from dataclasses import fields
 
 import pandas as pd
 
-from koa_lib import metrics, stats, subsets
+from koa_lib import metrics, stats
+from koa_lib.data import sets
 from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import fold_mean, main_fold, unseen_split
 
@@ -162,7 +163,7 @@ def paired_tests(study, results, others, split):
     for name, found in others.items():
         numbers = [main_fold(study)] if split == "held_out" else common_folds(results, found, split=split)
         both = stats.paired(*(fold_means(arm, split, numbers) for arm in (results, found)))
-        both = both[both["image_id"].isin(subsets.subset(both, "single_knee"))]
+        both = both[both["image_id"].isin(sets.subset(both, "single_knee"))]
         a, b = stats.predicted(both)
         test = stats.mcnemar(a == both["kl_grade"], b == both["kl_grade"])
         gap = stats.difference(both, "accuracy", study.profile.draws, study.seed)

@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from koa_lib import cohorts, duplicates, harmonisation, inspection, manifests, pictures, splits
+from koa_lib import splits
+from koa_lib.data import cohorts, duplicates, inspection
+from koa_lib.data.manifest import data_hash, find_pictures, read_manifest
 from koa_lib.errors import StudyError
+from koa_lib.images import shape
+from koa_lib.images.read import file_sha256, read_gray
 from koa_lib.study import MANIFESTS
 
 STATISTICS = {  # mean and standard deviation per channel, METHODS: ImageNet as the paper prints, CLIP as its weights expect
@@ -68,14 +72,14 @@ def _members(study, role):
     spec = getattr(study.profile, role)
     if spec.source == "phantoms":
         folder = _phantom_folder(study, spec, role)
-        manifest = manifests.read_manifest(folder / "manifest.csv")
+        manifest = read_manifest(folder / "manifest.csv")
     else:
         folder = study.folder_of(role)
         if folder is None:
             return None
-        manifest = manifests.read_manifest(MANIFESTS / f"{spec.name}.csv")
+        manifest = read_manifest(MANIFESTS / f"{spec.name}.csv")
     layouts = cohorts.facts(spec.name).layouts.values() if spec.name in cohorts.names() else ()
-    found = manifests.find_pictures(manifest, folder, layouts)
+    found = find_pictures(manifest, folder, layouts)
     found = splits.sample(found) if study.dry else found
     _note_data(study, role, found)
     return Cohort(spec.name, found)
@@ -88,18 +92,18 @@ def inspected(study, role):
 
 
 def _inspect(study, members):
-    key = {"data": manifests.data_hash(members.rows), "content": study.inputs.content}
+    key = {"data": data_hash(members.rows), "content": study.inputs.content}
     path = study.store.make(f"data/{members.name}__files.csv", key, lambda path: inspection.write(inspection.inspect(members.rows), path),
-                            code=("inspection", "pictures"))
+                            code=("data/inspection", "images/read"))
     return inspection.read(path, members.rows)
 
 
 def _phantom_folder(study, spec, role):
-    from koa_lib import phantoms
+    from koa_lib.phantoms.cohorts import write_cohort_a, write_cohort_b
 
-    write = {"training": phantoms.write_cohort_a, "external": phantoms.write_cohort_b}[role]
+    write = {"training": write_cohort_a, "external": write_cohort_b}[role]
     key = {"cohort": spec, "seed": study.seed}
-    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms", "findings", "radiograph", "manifests", "pictures"))
+    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms/cohorts", "phantoms/findings", "phantoms/draw", "data/manifest", "images/read"))
 
 
 def _made(path):
@@ -113,10 +117,10 @@ def _note_data(study, role, rows):
 
     path = study.run_dir / "data.json"
     note = json.loads(path.read_text()) if path.exists() else {}
-    key = [study.inputs.content, manifests.data_hash(rows)]
+    key = [study.inputs.content, data_hash(rows)]
     if note.get(role, {}).get("key") == key:
         return
-    files = manifests.data_hash(rows.assign(pixel_sha256=[pictures.file_sha256(file) for file in rows["file"]]))
+    files = data_hash(rows.assign(pixel_sha256=[file_sha256(file) for file in rows["file"]]))
     note[role] = {"key": key, "hash": files, "pictures": len(rows), "re_encoded": int((rows["status"] == "re-encoded").sum())}
     note["hash"] = "-".join(note[r]["hash"][:7] for r in ("training", "external") if r in note)
     write_text(path, json.dumps(note, indent=1))
@@ -176,7 +180,7 @@ def dataset(study, role, geometry, intensity, size):
     members = cohort(study, role)
     if members is None:
         return None
-    key = {"data": manifests.data_hash(members.rows), "content": study.inputs.content, "geometry": geometry, "intensity": intensity, "size": size}
+    key = {"data": data_hash(members.rows), "content": study.inputs.content, "geometry": geometry, "intensity": intensity, "size": size}
     trained = study.profile.our_protocol.geometry
     if geometry == "joint_crop":
         key["trained"] = trained
@@ -192,7 +196,7 @@ def dataset(study, role, geometry, intensity, size):
 
         def build(path):
             _adjust_all(plain, intensity, reference, path)
-    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build, ("datasets", "harmonisation", "joint", "pictures"))
+    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build, ("datasets", "images/shape", "images/joint", "images/read"))
     owners = np.load(folder / "owners.npy")
     return KneeDataset(members.rows.iloc[owners].reset_index(drop=True), np.load(folder / "pixels.npy", mmap_mode="r"), np.arange(len(owners)))
 
@@ -201,12 +205,12 @@ def training_histogram(study, size):
     """Cumulative mean histogram of the training split as the model sees it; reads no label, no test and no external picture."""
     training = dataset(study, "training", study.profile.our_protocol.geometry, "none", size)
     fitted = training.images(np.flatnonzero(training.rows["split"] == "train"))
-    return harmonisation.mean_histogram(picture / np.float32(255) for picture in fitted)
+    return shape.mean_histogram(picture / np.float32(255) for picture in fitted)
 
 
-def _decode_all(files, shape, folder):
+def _decode_all(files, view, folder):
     def decode(file):
-        return [np.round(square * 255).astype(np.uint8) for square in harmonisation.squares(pictures.read_gray(file), *shape)]
+        return [np.round(square * 255).astype(np.uint8) for square in shape.squares(read_gray(file), *view)]
 
     with ThreadPoolExecutor(2) as pool:
         decoded = list(pool.map(decode, files))
@@ -215,7 +219,7 @@ def _decode_all(files, shape, folder):
 
 
 def _adjust_all(plain, intensity, reference, folder):
-    adjusted = [np.round(harmonisation.adjust(picture / 255, intensity, reference) * 255).astype(np.uint8) for picture in plain.pixels]
+    adjusted = [np.round(shape.adjust(picture / 255, intensity, reference) * 255).astype(np.uint8) for picture in plain.pixels]
     _keep(folder, pd.factorize(plain.rows["image_id"])[0], adjusted)
 
 
@@ -238,7 +242,7 @@ def to_tensor(images, statistics):
     values = torch.as_tensor(np.asarray(images))
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if values.min() < -1e-3 or values.max() > 1 + 1e-3:
-        raise StudyError(f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. Read them with pictures.read_gray.")
+        raise StudyError(f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. Read them with read_gray.")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in STATISTICS[statistics])
     return (values[:, None] - mean) / std
 

@@ -7,10 +7,11 @@ CLIP that was fine-tuned with all grades.
 import numpy as np
 import pandas as pd
 
-from koa_lib import encoders, metrics, predictions, selfsupervised, splits, subsets
+from koa_lib import encoders, metrics, predictions, selfsupervised, splits
+from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
-from koa_lib.harmonisation import VIEWS
+from koa_lib.images.shape import VIEWS
 from koa_lib.protocols import START, our_arm, unseen_split
 from koa_lib.settings import Encoder
 
@@ -193,7 +194,7 @@ def _name(study, spec, split, seed, fraction):
 
 def _reported(graded, cohort):
     # External pictures without repeats and conflicting grades.
-    return graded[graded["image_id"].isin(subsets.subset(graded, "deduplicated"))].reset_index(drop=True) if cohort == "external" else graded
+    return graded[graded["image_id"].isin(sets.subset(graded, "deduplicated"))].reset_index(drop=True) if cohort == "external" else graded
 
 
 def supervised(study):

@@ -10,8 +10,9 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from koa_lib import encoders, manifests, predictions, sources, supervised, weights
+from koa_lib import encoders, predictions, sources, supervised, weights
 from koa_lib.baselines import classify, described
+from koa_lib.data.manifest import data_hash
 from koa_lib.protocols import START, Arm, BaselineRecipe, folds
 from koa_lib.runner import Runner
 from koa_lib.store import write_text
@@ -103,7 +104,7 @@ class Comparison:
             return
         found, name = cache(lambda: fit(fold)), f"{system} {task}".lower().replace(" + ", "-").replace(" ", "_")
         key = {**key, "system": system, "task": task, "seed": self.study.seed, "trees": self.settings.trees, "content": self.study.inputs.content,
-               "fitted": manifests.data_hash(data.rows), "grades": fold.fit.grades.tolist()}
+               "fitted": data_hash(data.rows), "grades": fold.fit.grades.tolist()}
         for split, part in self._reported(fold, external, task).items():
             self.frames[system, task, split] = self._predicted(name, split, part, key, lambda part: found()[2](part))
         path = self.study.store.make(f"checkpoints/{name}.json", key, lambda path: write_text(path, json.dumps({"settings": found()[0], "kappa": found()[1]})), CODE)
@@ -120,7 +121,7 @@ class Comparison:
         ours = self.study.profile.our_protocol
         cohort = self.study.profile.external if split == "external" else self.study.profile.training
         file = predictions.Name(name, cohort.name, split, ours.geometry, ours.intensity, "1", self.study.seed).file
-        path = self.study.store.make(f"predictions/{file}", {**key, "split": split, "rows": manifests.data_hash(part.rows)},
+        path = self.study.store.make(f"predictions/{file}", {**key, "split": split, "rows": data_hash(part.rows)},
                                      lambda path: predictions.write(predictions.frame(part.rows["image_id"], predict(part)), path), CODE)
         return predictions.join(predictions.read(path), part.rows)
 

@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from koa_lib import crops, manifests, selfsupervised, sources, weights
+from koa_lib import crops, selfsupervised, sources, weights
+from koa_lib.data.manifest import data_hash
 from koa_lib.datasets import KneeDataset
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
@@ -16,7 +17,7 @@ from koa_lib.protocols import BaselineRecipe, our_arm
 from koa_lib.runner import Runner
 from koa_lib.tower import Tower
 
-CODE = ("encoders", "foundation", "texts", "sources", "device", "model", "tower", "datasets", "harmonisation", "joint", "pictures")
+CODE = ("encoders", "foundation", "texts", "sources", "device", "model", "tower", "datasets", "images/shape", "images/joint", "images/read")
 STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}  # of the pictures that an encoder was trained on; CLIP's for the others
 
 
@@ -75,7 +76,7 @@ def embed(study, spec, role, geometry=None):
     if data is None:
         return None
     recipe = _recipe(study, spec, geometry)
-    key = {"encoder": spec, "role": role, "seed": study.seed, "content": study.inputs.content, "data": manifests.data_hash(data.rows), **_start(study, spec),
+    key = {"encoder": spec, "role": role, "seed": study.seed, "content": study.inputs.content, "data": data_hash(data.rows), **_start(study, spec),
            "geometry": recipe.geometry, "intensity": recipe.intensity, "normalisation": recipe.normalisation}
     name = f"features/encoder-{spec.name.lower()}__{getattr(study.profile, role).name}{f'__{geometry}' if geometry else ''}.npy"
     path = study.store.make(name, key, lambda path: sources.extract(create(study, spec), data, recipe, study.seed, path), CODE)

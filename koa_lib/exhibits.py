@@ -190,7 +190,7 @@ def _thumbnail(gray, alt):
 
     gray = np.asarray(gray)
     if gray.dtype != np.uint8 and not (gray.min() >= 0 and gray.max() <= 1):
-        raise StudyError(f"The picture '{alt}' holds values from {gray.min():.2f} to {gray.max():.2f}; shown are [0, 1] or uint8. Read it with pictures.read_gray.")
+        raise StudyError(f"The picture '{alt}' holds values from {gray.min():.2f} to {gray.max():.2f}; shown are [0, 1] or uint8. Read it with images.read_gray.")
     values = gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8)
     width, buffer = max(1, round(THUMBNAIL * gray.shape[1] / gray.shape[0])), io.BytesIO()
     Image.fromarray(values).resize((width, THUMBNAIL), Image.Resampling.LANCZOS).save(buffer, "PNG")

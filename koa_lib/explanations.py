@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from koa_lib import attribution, explain, manifests, protocols
+from koa_lib import attribution, explain, protocols
 from koa_lib.baselines import ImageGrader, described
+from koa_lib.data.manifest import data_hash
 from koa_lib.datasets import KneeDataset, to_tensor
 from koa_lib.device import compute_device
 from koa_lib.model import ClipGrader, load_clip
@@ -135,7 +136,7 @@ def explained(study, subject):
     """Where a model looks, from the store or made now; curves only on phantoms, as real pictures get overlays without a claim."""
     settings, arm, grader = _settings(study), subject.arm, subject.trained()  # one model in memory at a time
     key = {"model": subject.name, "weights": _digest(grader), "seed": study.seed, "settings": settings, "recipe": arm.recipe,
-           "data": manifests.data_hash(subject.part.rows), "content": study.inputs.content, "synthetic": study.synthetic}
+           "data": data_hash(subject.part.rows), "content": study.inputs.content, "synthetic": study.synthetic}
     path = study.store.make(f"attributions/{arm.name}.npz", key, lambda path: np.savez(path, **_measure(study, subject, grader, settings)), _CODE)
     with np.load(path) as kept:
         groups = {"map": {}, "curve": {}, "cascade": {}}

@@ -14,7 +14,7 @@ from koa_lib import model as models
 from koa_lib.device import autocast
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES, prompts
-from koa_lib.pictures import file_sha256
+from koa_lib.images.read import file_sha256
 from koa_lib.protocols import folds, main_fold, our_arm, prediction_name, unseen_split
 from koa_lib.runner import _CODE, Runner
 from koa_lib.store import code_hash, versions
@@ -47,7 +47,7 @@ def export(of):
         card = {**_model_facts(of, arm, number, fold), "performance": _performance(of, arm, number, fold), "novelty": facts}
         write(folder, grader, card, usual)
 
-    return of.store.make(FOLDER, key, build, ("exported", "gradercard", "novelty", "joint"))
+    return of.store.make(FOLDER, key, build, ("exported", "gradercard", "novelty", "images/joint"))
 
 
 def _exported(of):

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from koa_lib import comparison, exhibits, labels, metrics, predictions, protocols, retrieval, shift, stats, subsets
+from koa_lib import comparison, exhibits, labels, metrics, predictions, protocols, retrieval, shift, stats
+from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
-from koa_lib.harmonisation import EXPLORATORY, VIEWS
+from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES, arrays
 
 SHOTS = (5, 10, 20)  # labels per grade, as the closest public peer has them (METHODS 7.1)
@@ -41,8 +42,8 @@ def by_set(study, arms):
     """
     rows = []
     for name, graded in arms.items():
-        for subset in subsets.SUBSETS:
-            kept = graded[graded["image_id"].isin(subsets.subset(graded, subset))]
+        for subset in sets.SUBSETS:
+            kept = graded[graded["image_id"].isin(sets.subset(graded, subset))]
             for reader, column in (("first", "kl_grade"), ("second", "kl_grade_reader2")):
                 read = kept[kept[column].notna()]
                 if len(read):
@@ -66,7 +67,7 @@ def by_view(study, views):
     """
     rows, trained = [], (study.profile.our_protocol.geometry, study.profile.our_protocol.intensity)
     for (geometry, intensity), graded in views.items():
-        kept = graded[graded["image_id"].isin(subsets.subset(graded, "deduplicated"))]
+        kept = graded[graded["image_id"].isin(sets.subset(graded, "deduplicated"))]
         status = "exploratory" if {geometry, intensity} & EXPLORATORY else "confirmatory" if (geometry, intensity) == VIEWS[0] else "sensitivity"
         rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": "yes" if (geometry, intensity) == trained else "no", "n": len(kept), **_with_interval(study, kept, "kl_grade")})
     return pd.DataFrame(rows)
@@ -86,8 +87,8 @@ def by_metric(study, graded, mirrored):
         metric, per set its value, low, high (95 % group bootstrap; empty for what has none), then best_constant on single knees.
     """
     columns = {}
-    for name in subsets.SUBSETS:
-        kept = graded[graded["image_id"].isin(subsets.subset(graded, name))]
+    for name in sets.SUBSETS:
+        kept = graded[graded["image_id"].isin(sets.subset(graded, name))]
         label = name.replace("_", " ")
         for column, values in _all_metrics(study, kept, mirrored).items():
             columns[label if column == "value" else f"{label} {column.removeprefix('ci_')}"] = values
@@ -141,7 +142,7 @@ def few_shot(study, runner, arm):
     grader = runner.grader(arm, protocols.main_fold(study))
     data, source = runner.external(arm, grader)
     embeddings = retrieval.image_embeddings(grader, source).numpy()
-    keep = data.rows["image_id"].isin(subsets.subset(data.rows, "single_knee")).to_numpy()
+    keep = data.rows["image_id"].isin(sets.subset(data.rows, "single_knee")).to_numpy()
     rows, tables, missing = data.rows[keep].reset_index(drop=True), [], {}
     for shots in SHOTS:
         try:
@@ -162,7 +163,7 @@ def adaptation_rows(study, zero_shot, corrected, draws, missing):
     """
     rows = []
     for name, used, graded in (("none", "yes", zero_shot), ("prior correction (EM)", "no", corrected)):
-        kept = graded[graded["image_id"].isin(subsets.subset(graded, "single_knee"))]
+        kept = graded[graded["image_id"].isin(sets.subset(graded, "single_knee"))]
         rows.append({"adaptation": name, "zero_shot": used, "labels": 0, "n": len(kept), **_with_interval(study, kept, "kl_grade"), "reason": ""})
     for row in shift.few_shot_summary(draws).itertuples() if len(draws) else ():
         rows.append({"adaptation": f"{row.shots}-shot linear probe, {row.draws} draws", "zero_shot": "no", "labels": row.shots * len(GRADES), "n": round(row.n),

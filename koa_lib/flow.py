@@ -7,11 +7,11 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
+from koa_lib.data.sets import conflicting, subset
 from koa_lib.diagrams import arrow, box
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.style import FROZEN, GRADE_COLOURS, INK, TRAINED, WIDTH, canvas, styled
-from koa_lib.subsets import conflicting, subset
 
 PARTS = {"train": "training part", "val": "validation part", "test": "internal test"}
 USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "external evaluation: no confirmatory choice uses it"}

@@ -9,7 +9,7 @@ from koa_lib import model as models
 from koa_lib.datasets import STATISTICS
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, PROMPT_SETS
-from koa_lib.harmonisation import GEOMETRIES, INTENSITIES, LEVELS
+from koa_lib.images.shape import GEOMETRIES, INTENSITIES, LEVELS
 from koa_lib.profile import ALLOWED, PARTS
 
 CARD, FORMAT = "grader.json", 2

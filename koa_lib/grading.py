@@ -14,11 +14,13 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from koa_lib import explain, gradercard, harmonisation, novelty, pictures
+from koa_lib import explain, gradercard, novelty
 from koa_lib import model as models
 from koa_lib.datasets import to_tensor
 from koa_lib.device import autocast, compute_device, device_of
 from koa_lib.errors import StudyError
+from koa_lib.images import shape
+from koa_lib.images.read import decode, file_sha256, mislabelled, read_gray
 
 WEIGHTS = "grader.safetensors"
 NOVELTY = "novelty."  # prefix of the arrays that are not the grader's
@@ -40,12 +42,12 @@ class Model:
 
     def squares(self, image):
         """A gray picture (H, W) in [0, 1] as the network sees it: a list of uint8 arrays (size, size), one per knee that the geometry parts."""
-        found = harmonisation.squares(image, self.card["geometry"], self.card["image_size"], self.card["trained"])
+        found = shape.squares(image, self.card["geometry"], self.card["image_size"], self.card["trained"])
         reference = self.card["reference"] and np.array(self.card["reference"])
         seen = [np.round(square * 255).astype(np.uint8) for square in found]
         if self.card["intensity"] == "none":
             return seen
-        return [np.round(harmonisation.adjust(square / 255, self.card["intensity"], reference) * 255).astype(np.uint8) for square in seen]
+        return [np.round(shape.adjust(square / 255, self.card["intensity"], reference) * 255).astype(np.uint8) for square in seen]
 
 
 @dataclass
@@ -95,7 +97,7 @@ def load(folder):
 
 def _read_weights(path, card):
     try:
-        if not path.is_file() or pictures.file_sha256(path) != card[gradercard.HASH]:
+        if not path.is_file() or file_sha256(path) != card[gradercard.HASH]:
             raise StudyError(f"{path} is missing or not the file that {gradercard.CARD} describes. {gradercard.REMEDY}")
         with safe_open(path, "numpy") as file:
             sealed = (file.metadata() or {}).get(gradercard.SEAL)
@@ -183,7 +185,7 @@ def grade(model, paths):
 def look(model, row):
     """A graded row's picture again, for a page: the gray picture (H, W), and the square (size, size) that was graded."""
     with _quiet():
-        image = pictures.read_gray(row.path)
+        image = read_gray(row.path)
         return image, model.squares(image)[row.knee]
 
 
@@ -196,7 +198,7 @@ def _read(model, row):
     """The picture and its squares, or None with the row's `problem` set."""
     try:
         row.warnings += _checked(row.path)
-        image = pictures.read_gray(row.path)
+        image = read_gray(row.path)
         if image.min() == image.max():
             raise StudyError(f"nothing to see: {row.path} has one gray value everywhere. Give the radiograph itself.")
         return image, model.squares(image)
@@ -219,7 +221,7 @@ def _checked(path):
         raise StudyError(f"{path} has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}. Scale it down or cut the knee out.")
     if min(width, height) < SMALLEST:
         raise StudyError(f"{path} has {width} x {height} pixels, too few to see a knee: the shorter side needs {SMALLEST}. Give the radiograph itself, no preview.")
-    found = [] if gray or pictures.decode(path)[0].ndim == 2 else [COLOUR]
+    found = [] if gray or decode(path)[0].ndim == 2 else [COLOUR]
     return found + [f"file of {frames} pictures: the first was graded"] * (frames > 1)
 
 
@@ -236,7 +238,7 @@ def _header(path):
     """(width, height), number of pictures and whether they are gray for sure, without decoding: a gigantic picture costs no memory."""
     try:
         with _any_size():
-            pictures.mislabelled(path)  # raises for what is no picture
+            mislabelled(path)  # raises for what is no picture
             picture = Image.open(path)
         with picture:
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from koa_lib import encoders, manifests, predictions, splits, texts, training
+from koa_lib import encoders, predictions, splits, texts, training
+from koa_lib.data.manifest import data_hash
 from koa_lib.device import compute_device, device_of
 from koa_lib.errors import StudyError
 from koa_lib.grades import prompts
@@ -193,7 +194,7 @@ def _of_encoder(study, spec, sentences):
     data = encoders.pictures_of(study, spec, "training")
     parts = [Features(part, features[None]) for part in splits.inner(splits.official(data, "train", "fit"), study.seed)]
     split, reported = next((name, part) for name in ("test", "val") if (part := splits.official(data, name, "report")))
-    key = {"features": _digest(features), "sentences": _digest(sentences), "data": manifests.data_hash(data.rows), "settings": settings,
+    key = {"features": _digest(features), "sentences": _digest(sentences), "data": data_hash(data.rows), "settings": settings,
            "weight_decay": study.profile.our_protocol.weight_decay, "folds_seed": study.seed}
     for kind, loss, seed in product(HEADS, LOSSES, range(study.seed, study.seed + settings.seeds)):
         name = f"heads-{spec.name}-{kind}-{loss}".lower()

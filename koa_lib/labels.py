@@ -201,7 +201,7 @@ def interval_column(name):
 
 def interval(study, *cohort_names):
     """What the bootstrap intervals of a caption are: level, draws, and what is resampled in each cohort."""
-    from koa_lib import cohorts
+    from koa_lib.data import cohorts
 
     patients = dict.fromkeys(cohorts.facts(name).group == "patient" for name in cohort_names)
     units = {True: "whole patients", False: "groups of look-alike pictures (patients are not known: it may be too narrow)"}

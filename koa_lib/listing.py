@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from koa_lib import manifests, pictures
+from koa_lib.data.manifest import natural
 from koa_lib.errors import StudyError
+from koa_lib.images.read import is_picture
 
 
 def listing(given, stdin=()):
@@ -53,8 +54,8 @@ def _expanded(path):
     if not os.path.isdir(path):
         return [path]
     below = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if not name.startswith(".")]
-    found = [file for file in below if pictures.is_picture(file) or _is_dicom(file)]
-    return sorted(found, key=lambda file: manifests.natural(file.as_posix())) or [path]
+    found = [file for file in below if is_picture(file) or _is_dicom(file)]
+    return sorted(found, key=lambda file: natural(file.as_posix())) or [path]
 
 
 def _is_dicom(path):

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from koa_lib import attribution, metrics, regions, stats
+from koa_lib import attribution, metrics, stats
 from koa_lib.attribution import CENTRE, RANDOM
 from koa_lib.explanations import SIDE
+from koa_lib.phantoms import regions
 
 NO_MODEL = "no model"
 LEVEL = 0.05  # of the family of verdicts

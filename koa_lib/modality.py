@@ -7,14 +7,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from koa_lib import anatomy, encoders
+from koa_lib import encoders
+from koa_lib.phantoms.other import KINDS as OTHER_KINDS
+from koa_lib.phantoms.other import render as render_other
 from koa_lib.quality import STRENGTHS, degrade, measured, share
 from koa_lib.store import code_hash
 
 KNEE = "knee"
 PROMPTS = {KNEE: ("knee radiograph",), "chest": ("chest radiograph",), "hand": ("hand radiograph",), "hip": ("hip radiograph",), "brain": ("brain MRI",)}
 CAPTIONS = 64  # drawn for knees, in the words of the stand-in's pre-training
-CODE = ("modality", "quality", "phantoms", "anatomy", "radiograph", "findings", "captions")
+CODE = ("modality", "quality", "phantoms/cohorts", "phantoms/other", "phantoms/draw", "phantoms/findings", "phantoms/captions")
 
 
 def why_not(study, spec):
@@ -40,13 +42,13 @@ def prompt_sets(study):
 def _captions(seed):
     from scipy.special import ndtri
 
-    from koa_lib.captions import caption
-    from koa_lib.findings import draw_findings
-    from koa_lib.phantoms import BROAD_MIX
+    from koa_lib.phantoms.captions import caption
+    from koa_lib.phantoms.cohorts import BROAD_MIX
+    from koa_lib.phantoms.findings import draw_findings
 
     rng = np.random.default_rng([seed, 9])
     knees = [caption(KNEE, draw_findings(ndtri(rng.uniform(0.02, 0.98)), BROAD_MIX, rng), side, rng) for side in "LR" * (CAPTIONS // 2)]
-    return {KNEE: tuple(knees), **{kind: tuple(sorted({caption(kind, None, "", rng) for _ in range(CAPTIONS)})) for kind in anatomy.KINDS}}
+    return {KNEE: tuple(knees), **{kind: tuple(sorted({caption(kind, None, "", rng) for _ in range(CAPTIONS)})) for kind in OTHER_KINDS}}
 
 
 def others(study, size):
@@ -59,8 +61,8 @@ def others(study, size):
     """
     from PIL import Image
 
-    kinds = [anatomy.KINDS[k % len(anatomy.KINDS)] for k in range(study.profile.systems.embeddings.others)]
-    drawn = [anatomy.render(kind, np.random.default_rng([study.seed, 8, k])) for k, kind in enumerate(kinds)]
+    kinds = [OTHER_KINDS[k % len(OTHER_KINDS)] for k in range(study.profile.systems.embeddings.others)]
+    drawn = [render_other(kind, np.random.default_rng([study.seed, 8, k])) for k, kind in enumerate(kinds)]
     images = [Image.fromarray(np.round(255 * image).astype(np.uint8)).resize((size, size), Image.Resampling.BOX) for image in drawn]
     return np.stack(images), kinds
 

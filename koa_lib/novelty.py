@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from koa_lib import joint
 from koa_lib.errors import StudyError
-from koa_lib.harmonisation import halves
+from koa_lib.images import joint
+from koa_lib.images.shape import halves
 
 RATE = 0.02
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)

@@ -4,8 +4,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.patches import Patch
 
-from koa_lib import localisation, regions
+from koa_lib import localisation
 from koa_lib.attribution import CENTRE, RANDOM, resized
+from koa_lib.phantoms import regions
 from koa_lib.sheets import show
 from koa_lib.style import INK, PLAIN_COLOURS, message, narrow, styled
 

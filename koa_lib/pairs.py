@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from koa_lib import manifests, predictions, stats, training
+from koa_lib import predictions, stats, training
+from koa_lib.data.manifest import data_hash
 from koa_lib.device import autocast
-from koa_lib.harmonisation import VIEWS
+from koa_lib.images.shape import VIEWS
 from koa_lib.losses import consistency_loss, prototype_cross_entropy, symmetry_loss
 from koa_lib.protocols import folds, unseen_split
 from koa_lib.runner import _CODE, MIRRORED, Runner, _Trained
@@ -150,7 +151,7 @@ class PairRunner(Runner):
 
     def _train(self, arm, data, fold):
         key = {"recipe": arm.recipe, **arm.key, "scheme": arm.scheme, "seed": arm.seed, "folds_seed": self.study.seed, "fold": fold.number,
-               "data": manifests.data_hash(data.rows), "content": self.study.inputs.content, "pairs": code_hash(("pairs",))}
+               "data": data_hash(data.rows), "content": self.study.inputs.content, "pairs": code_hash(("pairs",))}
 
         def build(folder):
             grader, loss = arm.build(), PairLoss(arm.recipe)

@@ -24,14 +24,14 @@ def start_weights(study):
         return None
     settings = study.profile.pretraining
     key = {"model": model, "settings": settings}
-    code = ("pretraining", "phantoms", "findings", "captions", "radiograph", "anatomy", "losses")
+    code = ("pretraining", "phantoms/cohorts", "phantoms/findings", "phantoms/captions", "phantoms/draw", "phantoms/other", "losses")
     return study.store.make(f"checkpoints/{model.name}-pretrained", key, lambda path: _pretrain(model, settings, path), code)
 
 
 def _pretrain(model, settings, folder):
-    from koa_lib import phantoms
+    from koa_lib.phantoms.cohorts import captioned
 
-    images, captions, _ = phantoms.captioned(settings.pictures, settings.seed, model.image_size)
+    images, captions, _ = captioned(settings.pictures, settings.seed, model.image_size)
     clip, preprocess, tokenizer = models.load_clip(model.name, seed=settings.seed)
     data = (images, _encode(captions), tokenizer(captions), preprocess.statistics)
     train(clip, data, settings)

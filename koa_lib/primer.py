@@ -8,9 +8,9 @@ from matplotlib.ticker import MaxNLocator
 
 from koa_lib.diagrams import IMAGE, SCORE, TEXT, arrow, box
 from koa_lib.errors import StudyError
-from koa_lib.findings import MIX_A, draw_findings, kl_grade
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.radiograph import TRAITS, View, render
+from koa_lib.phantoms.draw import TRAITS, View, render
+from koa_lib.phantoms.findings import MIX_A, draw_findings, kl_grade
 from koa_lib.sheets import show, tallest
 from koa_lib.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, styled
 

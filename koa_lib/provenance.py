@@ -207,7 +207,7 @@ def hashes(run):
 
 
 def _sha256(path):
-    from koa_lib.pictures import file_sha256
+    from koa_lib.images.read import file_sha256
 
     return file_sha256(path)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from koa_lib import datasets, manifests, predictions, sources, splits, training
-from koa_lib.harmonisation import VIEWS
+from koa_lib import datasets, predictions, sources, splits, training
+from koa_lib.data.manifest import data_hash
+from koa_lib.images.shape import VIEWS
 from koa_lib.protocols import Arm, Fold, clip_arm, fold_mean, folds, main_arm, main_fold, prediction_name, unseen_split
 from koa_lib.store import code_hash, plain, write_text
 
-_CODE = ("training", "sources", "device", "model", "tower", "losses", "datasets", "harmonisation", "joint", "pictures", "splits", "protocols", "runner")
+_CODE = ("training", "sources", "device", "model", "tower", "losses", "datasets", "images/shape", "images/joint", "images/read", "splits", "protocols", "runner")
 MIRRORED = "mirrored"
 
 
@@ -141,7 +142,7 @@ class Runner:
 
     def _train(self, arm, data, fold):
         key = {"recipe": arm.recipe, **arm.key, "scheme": arm.scheme, "seed": arm.seed, "folds_seed": self.study.seed, "fold": fold.number,
-               "data": manifests.data_hash(data.rows), "content": self.study.inputs.content}
+               "data": data_hash(data.rows), "content": self.study.inputs.content}
 
         def build(folder):
             grader = arm.build()
@@ -194,7 +195,7 @@ class Runner:
             source, = self._sources(arm, trained.grader(), role, self.data(role, arm.recipe), part)
             predictions.write(predictions.frame(part.rows["image_id"], training.predict(trained.grader(), source)), path)
 
-        key = {**trained.key, "rows": manifests.data_hash(part.rows), "adaptation": trained.adaptation}
+        key = {**trained.key, "rows": data_hash(part.rows), "adaptation": trained.adaptation}
         path = self.study.store.make(f"predictions/{name.file}", key, build, _CODE)
         graded = predictions.join(predictions.read(path), part.rows)
         graded.attrs |= {"fold": trained.fold.number, "seed": arm.seed}
@@ -211,9 +212,9 @@ class Runner:
         recipe = arm.recipe if role == "training" and not whole.mirrored else replace(arm.recipe, views=1)
         shaping = {name: getattr(recipe, name) for name in ("normalisation", "geometry", "intensity", "augmentation", "views")}
         key = {**arm.key, **shaping, "stage": grader.stage, "seed": self.study.seed, "size": whole.pixels.shape[1],
-               "data": manifests.data_hash(whole.rows), "content": self.study.inputs.content}
+               "data": data_hash(whole.rows), "content": self.study.inputs.content}
         if recipe.intensity == "match_train":
-            key["reference"] = manifests.data_hash(self.data("training", self.study.profile.our_protocol).rows)
+            key["reference"] = data_hash(self.data("training", self.study.profile.our_protocol).rows)
         spec = getattr(self.study.profile, role)
         mirrored = f"__{MIRRORED}" * whole.mirrored
         name = f"features/{grader.stage}__{spec.name}__{recipe.geometry}-{recipe.intensity}__{recipe.normalisation}{mirrored}.npy"

@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from koa_lib import baselines, crops, dino, manifests, model, weights
+from koa_lib import baselines, crops, dino, model, weights
+from koa_lib.data.manifest import data_hash
 from koa_lib.runner import Runner
 
 LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: not above both, and a tower has collapsed
-CODE = ("selfsupervised", "dino", "crops", "model", "baselines", "datasets", "harmonisation", "joint", "pictures")
+CODE = ("selfsupervised", "dino", "crops", "model", "baselines", "datasets", "images/shape", "images/joint", "images/read")
 
 
 def untrained(study):
@@ -36,7 +37,7 @@ def pretrained(study):
     """The folder of the pre-trained weights (`state.safetensors`) and `history.csv`, made once."""
     chosen, data = study.profile.systems.labels, unlabelled(study)
     key = {"settings": replace(chosen, fractions=(), seeds=1), "model": study.profile.model.name, "seed": study.seed,
-           "data": manifests.data_hash(data.rows), "content": study.inputs.content, "recipe": study.profile.our_protocol.geometry}
+           "data": data_hash(data.rows), "content": study.inputs.content, "recipe": study.profile.our_protocol.geometry}
 
     def build(folder):
         network, rows = dino.train(_network(study, chosen.published), data, chosen, study.seed)

@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from koa_lib import encoders, explain, manifests, metrics, sources, training, weights
+from koa_lib import encoders, explain, metrics, sources, training, weights
 from koa_lib.baselines import ImageGrader
+from koa_lib.data.manifest import data_hash
 from koa_lib.datasets import to_tensor
 from koa_lib.device import compute_device
 from koa_lib.protocols import BaselineRecipe
@@ -65,7 +66,7 @@ def trained(study, spec, fold, task):
     recipe = recipe_of(study, spec)
     parts = (fold.fit, fold.select)
     key = {"network": spec, "recipe": recipe, "seed": study.seed, "content": study.inputs.content,
-           "data": [manifests.data_hash(part.rows) for part in parts], "grades": [part.grades.tolist() for part in parts]}
+           "data": [data_hash(part.rows) for part in parts], "grades": [part.grades.tolist() for part in parts]}
     name = f"checkpoints/network-{spec.name}-{task}__seed{study.seed}".lower()
     folder = study.store.make(name, key, lambda folder: _train(study, spec, recipe, parts, folder), CODE)
     grader = training.load_state(ImageGrader(spec), folder / "state.safetensors").to(compute_device()).eval()

@@ -9,7 +9,8 @@ import numpy as np
 import open_clip
 import pandas as pd
 
-from koa_lib import claims, metrics, protocols, stats, subsets
+from koa_lib import claims, metrics, protocols, stats
+from koa_lib.data import sets
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
 from koa_lib.model import ClipGrader
@@ -134,7 +135,7 @@ def at_test(both):
 
 
 def _reported(both, split):
-    return both[both["image_id"].isin(subsets.subset(both, "deduplicated"))] if split == "external" else both
+    return both[both["image_id"].isin(sets.subset(both, "deduplicated"))] if split == "external" else both
 
 
 def _values(both):

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 
-from koa_lib import claims, cohorts, speed
+from koa_lib import claims, speed
 from koa_lib import scorecard as rules
 from koa_lib.comparison import shown_fold
+from koa_lib.data import cohorts
 from koa_lib.errors import StudyError
 from koa_lib.printed import Paper
 from koa_lib.protocols import main_fold

@@ -7,7 +7,7 @@ A folder given as WEIGHTS holds one sub-folder per model, named as the profile n
 from pathlib import Path
 
 from koa_lib.errors import StudyError
-from koa_lib.pictures import file_sha256
+from koa_lib.images.read import file_sha256
 
 SUFFIXES = (".safetensors", ".bin", ".pt")
 CONFIGS = ("model.json", "open_clip_config.json")

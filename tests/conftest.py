@@ -12,8 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from koa_lib import datasets, manifests, phantoms, pictures, profile, settings
+from koa_lib import datasets, profile, settings
+from koa_lib.data.manifest import write_manifest
 from koa_lib.grades import GRADES
+from koa_lib.images.read import describe
+from koa_lib.phantoms.cohorts import write_cohort_a, write_cohort_b
 from koa_lib.profile import ROOT
 from koa_lib.study import Inputs, Study
 
@@ -63,14 +66,14 @@ def shared():
 def cohort_a(tmp_path_factory):
     """Folder and manifest of a phantom cohort of 12 patients."""
     folder = tmp_path_factory.mktemp("phantom_a")
-    return folder, phantoms.write_cohort_a(folder, 12, seed=5, workers=1)
+    return folder, write_cohort_a(folder, 12, seed=5, workers=1)
 
 
 @pytest.fixture(scope="session")
 def cohort_b(tmp_path_factory):
     """Folder and manifest of an external phantom cohort of 60 pictures."""
     folder = tmp_path_factory.mktemp("phantom_b")
-    return folder, phantoms.write_cohort_b(folder, 60, seed=5)
+    return folder, write_cohort_b(folder, 60, seed=5)
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def write_easy_cohort(folder, patients, splits, seed):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(easy_image(grade, generator)).save(path)
             rows.append({"image_id": name, "path": path.relative_to(folder).as_posix(), "split": split, "kl_grade": grade, "kl_grade_reader2": pd.NA,
-                         "group_id": name[:-1], "side": side, **pictures.describe(path)})
+                         "group_id": name[:-1], "side": side, **describe(path)})
     return pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"})
 
 
@@ -119,7 +122,7 @@ def easy_study(tmp_path_factory):
     lists, run = base / "manifests", base / "run"
     lists.mkdir()
     for name, patients, splits, seed in (("easy_a", 60, ("train", "train", "train", "val", "test"), 1), ("easy_b", 20, ("external",), 2)):
-        manifests.write_manifest(write_easy_cohort(base / name, patients, splits, seed), lists / f"{name}.csv")
+        write_manifest(write_easy_cohort(base / name, patients, splits, seed), lists / f"{name}.csv")
     for part in (".locks", "tables", "figures", "predictions", "history", "similarities", "checkpoints", "features"):
         (run / part).mkdir(parents=True)
     chosen = replace(profile.load("smoke"), training=settings.Cohort("easy_a", "folder", 0), external=settings.Cohort("easy_b", "folder", 0),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koa_lib import archive
+from koa_lib.data import archive
 from koa_lib.errors import StudyError
 
 PNG = b"\x89PNG not really"

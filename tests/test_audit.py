@@ -11,24 +11,26 @@ from PIL import Image, ImageEnhance
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import cohen_kappa_score
 
-from koa_lib import audit, building, duplicates, inspection, manifests, pictures, shortcut, subsets
+from koa_lib.data import audit, building, duplicates, inspection, sets, shortcut
+from koa_lib.data.manifest import find_pictures, read_manifest
 from koa_lib.errors import StudyError
-from koa_lib.phantoms import defects_b
+from koa_lib.images.read import read_gray
+from koa_lib.phantoms.cohorts import defects_b
 from koa_lib.study import MANIFESTS
 
 
 @pytest.fixture(scope="module")
 def gornale():
-    return manifests.read_manifest(MANIFESTS / "gornale2020.csv")
+    return read_manifest(MANIFESTS / "gornale2020.csv")
 
 
 @pytest.fixture(scope="module")
 def chen():
-    return manifests.read_manifest(MANIFESTS / "oai_chen2018.csv")
+    return read_manifest(MANIFESTS / "oai_chen2018.csv")
 
 
 def inspected(folder, manifest):
-    return inspection.with_second_reader(inspection.inspect(manifests.find_pictures(manifest, folder)), folder)
+    return inspection.with_second_reader(inspection.inspect(find_pictures(manifest, folder)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def ids(result, name):
 
 
 def test_derived_sets_of_the_external_set(gornale):
-    raw, unique, single = (subsets.subset(gornale, name) for name in subsets.SUBSETS)
+    raw, unique, single = (sets.subset(gornale, name) for name in sets.SUBSETS)
     assert (len(raw), len(unique)) == (1650, 1576) and single < unique < raw
     kept = gornale[gornale["image_id"].isin(unique)]
     assert kept["pixel_sha256"].is_unique and not (gornale[gornale["image_id"].isin(single)].eval("width / height") >= 3).any()
@@ -73,7 +75,7 @@ def test_readers_of_the_external_set(gornale):
 
 
 def test_counts_add_up(chen):
-    table = subsets.counts(chen, "oai")
+    table = sets.counts(chen, "oai")
     assert table["n"].sum() == 8260 and len(table) == 15
     assert table.groupby("split")["n"].sum().to_dict() == {"train": 5778, "val": 826, "test": 1656}
     assert table[(table["split"] == "test") & (table["grade"] == 4)]["n"].item() == ((chen["split"] == "test") & (chen["kl_grade"] == 4)).sum()
@@ -131,7 +133,7 @@ def test_derived_sets_of_cohort_b(audit_b, cohort_b):
 
 def test_the_second_reader_is_matched_by_pixels(cohort_b, seen_b):
     folder, rows = cohort_b
-    blind = inspection.inspect(manifests.find_pictures(rows.assign(kl_grade_reader2=pd.array([pd.NA] * len(rows), "Int64")), folder))
+    blind = inspection.inspect(find_pictures(rows.assign(kl_grade_reader2=pd.array([pd.NA] * len(rows), "Int64")), folder))
     assert found(audit.audit(blind, "b", draws=20), "readers disagree")["detail"] == "one reader only"
     again = inspection.with_second_reader(blind, folder)["kl_grade_reader2"]
     unique = ~rows.duplicated("pixel_sha256", keep=False)
@@ -279,9 +281,9 @@ def test_inverting_a_picture_is_noticed_for_any_picture(cohort_a, tmp_path):
     for k in (0, 11, 23):
         copy = shutil.copytree(folder, tmp_path / str(k))
         path = copy / rows["path"].iloc[k]
-        before = pictures.read_gray(path)
+        before = read_gray(path)
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-        assert np.allclose(pictures.read_gray(path), 1 - before, atol=1e-6)
+        assert np.allclose(read_gray(path), 1 - before, atol=1e-6)
         old, new = (ids(audit.audit(inspected(place, rows), "a", draws=10), "inverted pictures") for place in (folder, copy))
         assert old ^ new == {rows["image_id"].iloc[k]}
 
@@ -331,7 +333,7 @@ def test_inspection_survives_its_file(seen_b, cohort_b, tmp_path):
     broken.loc[3, [*inspection.FILE_COLUMNS, *inspection.INTENSITY, "polarity"]] = np.nan
     for frame in (seen_b, broken):
         inspection.write(frame, tmp_path / "files.csv")
-        again = inspection.read(tmp_path / "files.csv", manifests.find_pictures(cohort_b[1], cohort_b[0]))
+        again = inspection.read(tmp_path / "files.csv", find_pictures(cohort_b[1], cohort_b[0]))
         assert audit.audit(again, "b", draws=20).findings.equals(audit.audit(frame, "b", draws=20).findings)
 
 
@@ -364,7 +366,7 @@ def test_right_answers_for_the_whole_external_set(gornale, tmp_path):
     for name, files in (("two knees in one picture", 186), ("16-bit pictures", 80), ("colour pictures", 3), ("readers disagree", 11)):
         assert found(result, name)["files"] == files, name
     assert "kappa 0.991" in found(result, "readers disagree")["detail"] and "quadratic 0.998" in found(result, "readers disagree")["detail"]
-    assert result.sets[list(subsets.SUBSETS)].sum().tolist() == [1650, 1576, 1410]
+    assert result.sets[list(sets.SUBSETS)].sum().tolist() == [1650, 1576, 1410]
     built = building.build("gornale2020", tmp_path)
     for column in ("image_id", "path", "kl_grade", "kl_grade_reader2", "group_id"):
         assert built[column].tolist() == gornale[column].tolist(), column

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import building, cohorts, manifests, pictures
+from koa_lib.data import building, cohorts
+from koa_lib.data.manifest import COLUMNS, natural
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES
+from koa_lib.images.read import decode, describe
 
 
 def as_lines(frame, folder):
@@ -26,7 +28,7 @@ def committed(name):
 
 
 def names_below(folder):
-    return sorted((path.relative_to(folder).as_posix() for path in folder.rglob("*.png")), key=manifests.natural)
+    return sorted((path.relative_to(folder).as_posix() for path in folder.rglob("*.png")), key=natural)
 
 
 def noise(path, seed):
@@ -68,7 +70,7 @@ def test_rows_of_published_files_are_the_committed_ones_byte_for_byte(shared, tm
 def test_second_reader_stays_empty_without_file_and_folder(sample):
     folder, rows = sample
     built = building.build("gornale2020", folder)
-    assert built["kl_grade_reader2"].isna().all() and built.drop(columns="kl_grade_reader2").equals(rows[manifests.COLUMNS].drop(columns="kl_grade_reader2"))
+    assert built["kl_grade_reader2"].isna().all() and built.drop(columns="kl_grade_reader2").equals(rows[COLUMNS].drop(columns="kl_grade_reader2"))
 
 
 def test_duplicate_group_is_named_after_a_picture_that_is_not_in_the_folder(sample, tmp_path):
@@ -95,7 +97,7 @@ def test_duplicate_group_is_named_after_its_first_picture_in_natural_order(cohor
 @pytest.mark.parametrize("cohort", ["a", "b"])
 def test_phantom_manifest_is_built_again_byte_for_byte(cohort, cohort_a, cohort_b, tmp_path):
     folder, rows = {"a": cohort_a, "b": cohort_b}[cohort]
-    assert as_lines(building.build(f"phantom_{cohort}", folder), tmp_path) == as_lines(rows[manifests.COLUMNS], tmp_path)
+    assert as_lines(building.build(f"phantom_{cohort}", folder), tmp_path) == as_lines(rows[COLUMNS], tmp_path)
 
 
 # The second reader
@@ -116,14 +118,14 @@ def test_second_reader_is_matched_by_pixels_never_by_name(sample, tmp_path):
     unique = rows.index[~rows.duplicated("pixel_sha256", keep=False)]
     rows.loc[unique[::4], "kl_grade_reader2"] = (rows["kl_grade"][unique[::4]] + 1) % 5  # the readers of the sample agree
     write_second_reader(copy, rows, 3)
-    assert building.build("gornale2020", copy).equals(rows[manifests.COLUMNS])
+    assert building.build("gornale2020", copy).equals(rows[COLUMNS])
 
 
 def test_second_reader_is_matched_in_another_container_too(copy_b, cohort_b):
     for path in sorted((copy_b / "MedicalExpert-II").rglob("*.png"))[::3]:
         Image.open(path).save(path.with_suffix(".tif"))
         path.unlink()
-    assert building.build("phantom_b", copy_b).equals(cohort_b[1][manifests.COLUMNS])
+    assert building.build("phantom_b", copy_b).equals(cohort_b[1][COLUMNS])
 
 
 def test_pictures_that_the_second_reader_lacks_stay_empty(copy_b, cohort_b):
@@ -152,7 +154,7 @@ def test_readers_file_gives_the_grades_by_id_or_pixels(copy_b, cohort_b, tmp_pat
     shutil.rmtree(copy_b / "MedicalExpert-II")
     table = rows[[key, "kl_grade_reader2"]].sample(frac=1, random_state=1)
     table.to_csv(tmp_path / "readers.csv", index=False)
-    assert building.build("phantom_b", copy_b, tmp_path / "readers.csv").equals(rows[manifests.COLUMNS])
+    assert building.build("phantom_b", copy_b, tmp_path / "readers.csv").equals(rows[COLUMNS])
 
 
 def test_readers_file_with_names_and_pixels_is_matched_by_pixels(copy_b, cohort_b, tmp_path):
@@ -160,7 +162,7 @@ def test_readers_file_with_names_and_pixels_is_matched_by_pixels(copy_b, cohort_
     shutil.rmtree(copy_b / "MedicalExpert-II")
     table = rows[["image_id", "pixel_sha256", "kl_grade_reader2"]].assign(image_id=np.roll(rows["image_id"], 7))  # renumbered
     table.to_csv(tmp_path / "readers.csv", index=False)
-    assert building.build("phantom_b", copy_b, tmp_path / "readers.csv").equals(rows[manifests.COLUMNS])
+    assert building.build("phantom_b", copy_b, tmp_path / "readers.csv").equals(rows[COLUMNS])
 
 
 @pytest.mark.parametrize("separator, encoding", [(",", "utf-8"), (";", "utf-8"), ("\t", "utf-8"), (",", "utf-8-sig"), (";", "utf-8-sig")])
@@ -219,7 +221,7 @@ def test_what_is_no_picture_of_the_cohort_is_left_out(copy_a, cohort_a):
     noise(copy_a / "train/5/9999999L.png", 2)
     noise(copy_a / "9999998L.png", 3)
     (copy_a / "train/0/9999997L.txt").write_text("no picture")
-    assert building.build("phantom_a", copy_a).equals(rows[manifests.COLUMNS])
+    assert building.build("phantom_a", copy_a).equals(rows[COLUMNS])
 
 
 @pytest.mark.parametrize("inside", ["", "kaggle/archive", "KneeXrayData/ClsKLData/kneeKL224"])
@@ -230,13 +232,13 @@ def test_root_is_found_from_above_beside_another_size_with_the_same_names(cohort
         for k, path in enumerate(rows["path"]):
             noise((tmp_path / "data" / inside).with_name("kneeKL299") / path, k)
         noise((tmp_path / "data" / inside).with_name("kneeKL299") / "train/0/9999999R.png", 99)
-    assert building.build("oai_chen2018", tmp_path).equals(rows[manifests.COLUMNS])
+    assert building.build("oai_chen2018", tmp_path).equals(rows[COLUMNS])
 
 
 def test_part_of_a_cohort_gives_its_rows(cohort_a):
     folder, rows = cohort_a
     part = rows[rows["split"] == "train"].reset_index(drop=True)
-    assert building.build("phantom_a", folder / "train").equals(part[manifests.COLUMNS])
+    assert building.build("phantom_a", folder / "train").equals(part[COLUMNS])
 
 
 def test_lossless_copy_keeps_its_pixel_hash_and_the_rest_of_the_row(copy_a, cohort_a):
@@ -244,7 +246,7 @@ def test_lossless_copy_keeps_its_pixel_hash_and_the_rest_of_the_row(copy_a, coho
     Image.open(path).save(path.with_suffix(".bmp"))
     path.unlink()
     built, row = building.build("phantom_a", copy_a).iloc[0], cohort_a[1].iloc[0]
-    differing = {name for name in manifests.COLUMNS if not (pd.isna(built[name]) and pd.isna(row[name])) and built[name] != row[name]}
+    differing = {name for name in COLUMNS if not (pd.isna(built[name]) and pd.isna(row[name])) and built[name] != row[name]}
     assert differing == {"path", "sha256"}
 
 
@@ -298,7 +300,7 @@ def test_unreadable_picture_of_the_second_reader_is_left_out(copy_b, cohort_b):
     unique = rows[~rows.duplicated("pixel_sha256", keep=False)].reset_index(drop=True)
     write_second_reader(copy_b, unique, 4)
     bad = sorted((copy_b / "MedicalExpert-II").rglob("*.png"))[7]
-    digest = pictures.describe(bad)["pixel_sha256"]
+    digest = describe(bad)["pixel_sha256"]
     bad.write_bytes(b"")
     built = building.build("phantom_b", copy_b)
     graded = built["pixel_sha256"].isin(set(unique["pixel_sha256"]) - {digest})
@@ -311,7 +313,7 @@ def test_picture_that_is_there_twice_is_named(copy_a, cohort_a, where):
     path = copy_a / cohort_a[1]["path"][0]
     other = path.with_suffix(".bmp") if where == "the same folder" else path.parents[1] / "3" / path.name
     other.parent.mkdir(exist_ok=True)
-    Image.fromarray(pictures.decode(path)[0]).save(other)
+    Image.fromarray(decode(path)[0]).save(other)
     with pytest.raises(StudyError, match=f"image_id '{path.stem}' is there twice"):
         building.build("phantom_a", copy_a)
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from sklearn.metrics import cohen_kappa_score
 
-from koa_lib import cards, checklists, cohorts, frontpage, places, provenance, scorecard
+from koa_lib import cards, checklists, frontpage, places, provenance, scorecard
+from koa_lib.data import cohorts
 from koa_lib.profile import ROOT
 from koa_lib.published import SYSTEMS
 from koa_lib.published import read as read_published

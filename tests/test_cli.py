@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from koa_lib import cli, cohorts, journal, manifests, notebooks, study
+from koa_lib import cli, journal, notebooks, study
+from koa_lib.data import cohorts
+from koa_lib.data.manifest import COLUMNS, read_manifest
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_inputs_keep_the_journal_short(koa, tmp_path):
 
 def test_phantoms_are_written_once_and_never_over_something(koa, tmp_path):
     code, out, _ = koa("data", "phantoms", tmp_path / "knees", "--patients", "4", "--seed", "2")
-    assert code == 0 and "8 pictures" in out and len(manifests.read_manifest(tmp_path / "knees" / "manifest.csv")) == 8
+    assert code == 0 and "8 pictures" in out and len(read_manifest(tmp_path / "knees" / "manifest.csv")) == 8
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "knees").rglob("*"))
     code, _, err = koa("data", "phantoms", tmp_path / "knees")
     assert code == 1 and "exists already" in err and before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "knees").rglob("*"))
@@ -220,12 +222,12 @@ def test_bad_row_of_a_manifest_is_named(koa, copy, cohort_a, command, column, va
 def test_build_writes_a_manifest_once(koa, copy, cohort_a):
     code, out, _ = koa("data", "build", "phantom_a", copy)
     assert code == 0 and "24 rows written to phantom_a.csv" in out
-    assert manifests.read_manifest("phantom_a.csv").equals(cohort_a[1][manifests.COLUMNS])
+    assert read_manifest("phantom_a.csv").equals(cohort_a[1][COLUMNS])
     before = Path("phantom_a.csv").read_bytes()
     (copy / cohort_a[1]["path"][0]).unlink()
     code, _, err = koa("data", "build", "phantom_a", copy)
     assert code == 1 and "phantom_a.csv exists already" in err and "--out" in err and Path("phantom_a.csv").read_bytes() == before
-    assert koa("data", "build", "phantom_a", copy, "--out", "other.csv")[0] == 0 and len(manifests.read_manifest("other.csv")) == 23
+    assert koa("data", "build", "phantom_a", copy, "--out", "other.csv")[0] == 0 and len(read_manifest("other.csv")) == 23
 
 
 def test_build_of_the_published_samples_agrees_with_the_committed_manifests(koa, shared, tmp_path, monkeypatch):
@@ -250,7 +252,7 @@ def test_result_that_cannot_be_written_is_one_line(koa, copy, command, out):
     assert code in (0, 1) and (code == 0 or out in err and len(err.splitlines()) == 1)
 
 
-@pytest.mark.parametrize("command, work", [("verify", "koa_lib.fetching.verify"), ("build", "koa_lib.building.build")])
+@pytest.mark.parametrize("command, work", [("verify", "koa_lib.data.fetch.verify"), ("build", "koa_lib.data.building.build")])
 def test_read_only_folder_is_told_before_the_work(koa, copy, monkeypatch, command, work):
     monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
     monkeypatch.setattr(work, lambda *_: pytest.fail("worked in vain"))

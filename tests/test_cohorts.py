@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 import pytest
 import yaml
 
-from koa_lib import cohorts, manifests
+from koa_lib.data import cohorts
+from koa_lib.data.manifest import SPLITS, tail, write_manifest
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 
@@ -40,13 +41,13 @@ def test_pictures_per_split_and_grade_are_those_of_the_manifest(known):
 
 def test_every_split_has_a_role(known):
     facts, manifest = known
-    assert set(facts.roles) == set(manifest["split"]) <= set(manifests.SPLITS)
+    assert set(facts.roles) == set(manifest["split"]) <= set(SPLITS)
 
 
 def test_path_tells_what_the_manifest_says(known):
     facts, manifest = known
     for row in manifest.itertuples():
-        named = facts.pattern.fullmatch(manifests.tail(row.path)).groupdict()
+        named = facts.pattern.fullmatch(tail(row.path)).groupdict()
         assert int(named["grade"]) == row.kl_grade and named["id"].replace(" ", "") == row.image_id
         assert named.get("split", row.split) == row.split and named.get("group", row.group_id) == row.group_id and named.get("side", "") == row.side
 
@@ -77,7 +78,7 @@ def test_what_a_person_needs_to_fetch_a_cohort_is_there(known):
 def test_phantoms_bring_their_manifest_along(cohort_a, cohort_b, tmp_path):
     for name, (folder, rows) in (("phantom_a", cohort_a), ("phantom_b", cohort_b)):
         assert cohorts.manifest(name, folder).equals(rows)
-        assert all(cohorts.facts(name).pattern.fullmatch(manifests.tail(path)) for path in rows["path"])
+        assert all(cohorts.facts(name).pattern.fullmatch(tail(path)) for path in rows["path"])
     with pytest.raises(StudyError, match=re.escape(f"{tmp_path}/manifest.csv does not exist")):
         cohorts.manifest("phantom_a", tmp_path)
 
@@ -88,7 +89,7 @@ def test_row_that_contradicts_its_path_is_refused(cohort_a, cohort_b, tmp_path, 
     frame = {"phantom_a": cohort_a, "phantom_b": cohort_b}[name][1].copy()
     row = frame.index[(frame["kl_grade"] < 4) & (frame["split"] != "train")][0]
     frame.loc[row, column] = value
-    manifests.write_manifest(frame, tmp_path / "manifest.csv")
+    write_manifest(frame, tmp_path / "manifest.csv")
     with pytest.raises(StudyError, match="contradict the path") as error:
         cohorts.manifest(name, tmp_path)
     message = str(error.value)

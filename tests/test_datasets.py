@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import datasets, harmonisation, pictures
+from koa_lib import datasets
 from koa_lib.errors import StudyError
+from koa_lib.images import shape
+from koa_lib.images.read import read_gray
 
 
 def test_sixteen_bits_are_rescaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 400).reshape(20, 20).round().astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    gray = pictures.read_gray(tmp_path / "ramp.png")
+    gray = read_gray(tmp_path / "ramp.png")
     assert gray.dtype == np.float32 and np.allclose(gray, ramp / 65535, atol=1e-6)
 
 
@@ -25,14 +27,14 @@ def test_same_picture_reads_the_same_in_eight_and_sixteen_bits(tmp_path):
     low = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
     Image.fromarray(low).save(tmp_path / "low.png")
     Image.fromarray(low.astype(np.uint16) * 257).save(tmp_path / "high.png")
-    assert np.allclose(pictures.read_gray(tmp_path / "low.png"), pictures.read_gray(tmp_path / "high.png"), atol=1e-6)
+    assert np.allclose(read_gray(tmp_path / "low.png"), read_gray(tmp_path / "high.png"), atol=1e-6)
 
 
 def test_unequal_channels_are_averaged(tmp_path):
     colour = np.zeros((4, 4, 3), dtype=np.uint8)
     colour[..., 0], colour[..., 1] = 255, 51
     Image.fromarray(colour).save(tmp_path / "colour.png")
-    assert np.allclose(pictures.read_gray(tmp_path / "colour.png"), (1 + 0.2) / 3, atol=1e-6)
+    assert np.allclose(read_gray(tmp_path / "colour.png"), (1 + 0.2) / 3, atol=1e-6)
 
 
 @pytest.mark.parametrize("values", [np.full((1, 4, 4), 255.0), np.full((1, 4, 4), -1.0), np.full((2, 4, 4), 65535, dtype=np.uint16)])
@@ -89,7 +91,7 @@ def test_dataset_of_a_study_holds_its_files(easy_study):
     data = datasets.dataset(easy_study, "training", "stretch", "none", 32)
     assert len(data) == 120 and data.role == "any"
     for position in (0, 17, 119):
-        (expected,) = harmonisation.squares(pictures.read_gray(data.rows["file"][position]), "stretch", 32)
+        (expected,) = shape.squares(read_gray(data.rows["file"][position]), "stretch", 32)
         assert np.abs(data.images(np.array([position]))[0] - expected * 255).max() <= 0.51
 
 

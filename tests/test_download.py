@@ -13,7 +13,7 @@ import numpy as np
 import pooch
 import pytest
 
-from koa_lib import download
+from koa_lib.data import download
 from koa_lib.errors import StudyError
 
 SIZE = 2_000_000

@@ -5,14 +5,15 @@ import json
 import pytest
 from conftest import make
 
-from koa_lib import manifests, profile, splits
+from koa_lib import profile, splits
+from koa_lib.data.manifest import read_manifest
 from koa_lib.profile import ROOT
 from koa_lib.study import MANIFESTS
 
 
 @pytest.mark.parametrize("name, per_split", [("oai_chen2018", {"train": 5, "val": 1, "test": 2}), ("gornale2020", {"external": 8})])
 def test_a_dry_run_takes_eight_pictures_a_grade_of_different_groups(name, per_split):
-    rows = splits.sample(manifests.read_manifest(MANIFESTS / f"{name}.csv"))
+    rows = splits.sample(read_manifest(MANIFESTS / f"{name}.csv"))
     for _, part in rows.groupby("kl_grade"):
         assert len(part) == 8 and part["group_id"].nunique() >= 5 and part["split"].value_counts().to_dict() == per_split
     assert rows["kl_grade"].nunique() == 5

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from koa_lib import cohorts, download, fetching
+from koa_lib.data import cohorts, download, fetch
 from koa_lib.errors import StudyError
 
 PUBLISHED = "KneeXrayData/ClsKLData/kneeKL224"
@@ -76,7 +76,7 @@ def pictures_below(folder):
 
 def test_cohort_is_downloaded_unpacked_and_verified(web, cohort_a, capsys):
     source, manifest = cohort_a
-    fetching.fetch(NAME, web.folder)
+    fetch.fetch(NAME, web.folder)
     out = capsys.readouterr().out
     (root,) = web.folder.rglob("kneeKL224")
     assert all((root / path).read_bytes() == (source / path).read_bytes() for path in manifest["path"])
@@ -85,23 +85,23 @@ def test_cohort_is_downloaded_unpacked_and_verified(web, cohort_a, capsys):
 
 
 def test_what_is_there_is_only_checked(web, capsys):
-    fetching.fetch(NAME, web.folder)
+    fetch.fetch(NAME, web.folder)
     before = {path: path.stat().st_mtime_ns for path in web.folder.rglob("*")}
     web.server.requests.clear()
     capsys.readouterr()
-    fetching.fetch(NAME, web.folder)
+    fetch.fetch(NAME, web.folder)
     out = capsys.readouterr().out
     assert web.server.requests == [] and "downloading" not in out and "all 24 pictures are there and right" in out
     assert before == {path: path.stat().st_mtime_ns for path in web.folder.rglob("*")}
 
 
 def test_picture_lost_later_is_told_by_the_same_command(web, cohort_a, capsys):
-    fetching.fetch(NAME, web.folder)
+    fetch.fetch(NAME, web.folder)
     path = cohort_a[1]["path"][3]
     next(web.folder.rglob("kneeKL224")).joinpath(path).unlink()
     capsys.readouterr()
     with pytest.raises(StudyError, match="1 of 24 files need attention") as error:
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
     archive = web.folder.parent / web.facts[NAME].archive
     assert str(error.value).endswith(f"{web.folder} was not empty, so it was only checked. To fetch anew delete it and {archive}.")
     assert path in capsys.readouterr().out and len(web.server.requests) == 1
@@ -109,7 +109,7 @@ def test_picture_lost_later_is_told_by_the_same_command(web, cohort_a, capsys):
 
 def test_mirror_is_used_where_one_is_given(web, cohort_a):
     web.facts[NAME] = replace(web.facts[NAME], address="http://127.0.0.1:9/gone.zip")
-    fetching.fetch(NAME, web.folder, web.address)
+    fetch.fetch(NAME, web.folder, web.address)
     assert len(web.server.requests) == 1 and len(pictures_below(web.folder)) >= len(cohort_a[1])
 
 
@@ -123,7 +123,7 @@ def steps(error):
 def test_impossible_download_ends_in_four_steps(web):
     web.server.status = 404
     with pytest.raises(StudyError) as error:
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
     first, facts = str(error.value).splitlines()[0], web.facts[NAME]
     where, save, unpack, check = steps(error)
     assert "404" in first and web.address in first
@@ -137,13 +137,13 @@ def test_known_hash_is_in_the_steps_and_another_file_refused(web):
     digest = hashlib.sha256(b"the real one").hexdigest()
     web.facts[NAME] = replace(web.facts[NAME], sha256=digest)
     with pytest.raises(StudyError, match="wrong content") as error:
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
     assert f"must print {digest}" in steps(error)[3] and not web.folder.exists()
 
 
 def test_server_that_is_not_there_ends_in_four_steps(web):
     with pytest.raises(StudyError, match="^No connection to 127.0.0.1:9") as error:
-        fetching.fetch(NAME, web.folder, "http://127.0.0.1:9/set.zip")
+        fetch.fetch(NAME, web.folder, "http://127.0.0.1:9/set.zip")
     assert web.address in steps(error)[0] and "127.0.0.1:9/" not in steps(error)[0]  # the official address, not the mirror
 
 
@@ -151,7 +151,7 @@ def test_archive_that_is_there_is_used_and_told(web, capsys):
     archive = web.folder.parent / web.facts[NAME].archive
     archive.parent.mkdir()
     archive.write_bytes(web.server.content)
-    fetching.fetch(NAME, web.folder)
+    fetch.fetch(NAME, web.folder)
     out = capsys.readouterr().out
     assert f"using {archive}, which is already there; delete it" in out and "downloading" not in out and web.server.requests == []
     assert "all 24 pictures are there and right" in out and archive.read_bytes() == web.server.content
@@ -160,10 +160,10 @@ def test_archive_that_is_there_is_used_and_told(web, capsys):
 def test_following_the_steps_by_hand_works_without_the_server(web, capsys):
     web.server.status = 404
     with pytest.raises(StudyError) as error:
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
     Path(steps(error)[1].removeprefix("2. Save it as ").removesuffix(".")).write_bytes(web.server.content)
     web.server.requests.clear()
-    fetching.fetch(NAME, web.folder)
+    fetch.fetch(NAME, web.folder)
     assert web.server.requests == [] and "all 24 pictures are there and right" in capsys.readouterr().out
 
 
@@ -173,7 +173,7 @@ def test_wrong_picture_in_the_archive_is_told_and_kept(web, cohort_a, capsys):
     Image.new("L", (224, 224), 90).save(buffer, "PNG")
     web.server.content = published(*cohort_a, {f"{PUBLISHED}/{wrong}": buffer.getvalue(), f"{PUBLISHED}/{lost}": b""})
     with pytest.raises(StudyError, match="2 of 24 files need attention") as error:
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
     assert str(error.value).endswith(f"{web.folder} was unpacked from {web.folder.parent / web.facts[NAME].archive}.")
     out = capsys.readouterr().out
     assert wrong in out and lost in out and "changed pixels" in out and "unreadable" in out and "all 24" not in out
@@ -183,12 +183,12 @@ def test_wrong_picture_in_the_archive_is_told_and_kept(web, cohort_a, capsys):
 def test_page_instead_of_the_archive_is_told_and_the_next_try_can_work(web, capsys):
     right, web.server.content = web.server.content, b"<html>please log in</html>"
     with pytest.raises(StudyError, match="no zip, perhaps an error page of the server") as error:
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
     archive = web.folder.parent / web.facts[NAME].archive
     assert f"Delete {archive} and download it again" in str(error.value) and not web.folder.exists()
     archive.unlink()
     web.server.content = right
-    fetching.fetch(NAME, web.folder)
+    fetch.fetch(NAME, web.folder)
     assert "all 24 pictures are there and right" in capsys.readouterr().out
 
 
@@ -196,13 +196,13 @@ def test_archive_of_another_set_is_told(web, cohort_b):
     folder, rows = cohort_b
     web.server.content = zipped({path: (folder / path).read_bytes() for path in rows["path"]})
     with pytest.raises(StudyError, match="holds none of the 24 pictures"):
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
 
 
 @pytest.mark.parametrize("name, words", [("phantom_a", "make reproduce"), ("oai", "'oai' is unknown")])
 def test_cohort_that_cannot_be_fetched(web, name, words):
     with pytest.raises(StudyError, match=words):
-        fetching.fetch(name, web.folder)
+        fetch.fetch(name, web.folder)
     assert web.server.requests == [] and not web.folder.exists()
 
 
@@ -210,14 +210,14 @@ def test_folder_that_is_a_file_is_told_before_the_download(web):
     web.folder.parent.mkdir()
     web.folder.write_text("a file")
     with pytest.raises(StudyError, match="my knees"):
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
     assert web.server.requests == []
 
 
 def test_folder_below_a_file_is_told_in_a_sentence(web):
     web.folder.parent.write_text("a file")
     with pytest.raises(StudyError) as error:
-        fetching.fetch(NAME, web.folder)
+        fetch.fetch(NAME, web.folder)
     assert str(web.folder.parent) in str(error.value) and "Errno" not in str(error.value)
 
 
@@ -226,10 +226,10 @@ def test_folder_below_a_file_is_told_in_a_sentence(web):
 
 def test_folders_beside_the_cohort_are_counted_and_no_error_when_absent(web, cohort_a, tmp_path, capsys):
     folder = Path(shutil.copytree(cohort_a[0], tmp_path / "kaggle"))
-    fetching.verify(NAME, folder)
+    fetch.verify(NAME, folder)
     assert "auto_test: not there, which is no error" in capsys.readouterr().out
     shutil.copytree(folder / "test", folder / "auto_test")
-    fetching.verify(NAME, folder)
+    fetch.verify(NAME, folder)
     count = sum(path.startswith("test/") for path in cohort_a[1]["path"])
     out = capsys.readouterr().out
     assert f"auto_test: {count} pictures" in out and "(Kaggle layout)" in out
@@ -240,6 +240,6 @@ def test_whole_list_is_written_even_when_something_is_wrong(web, cohort_a, tmp_p
     for path in cohort_a[1]["path"][:15]:
         (folder / path).write_bytes(b"")
     with pytest.raises(StudyError, match=f"15 of 24 files need attention.*{tmp_path}/list.csv"):
-        fetching.verify(NAME, folder, tmp_path / "list.csv")
+        fetch.verify(NAME, folder, tmp_path / "list.csv")
     lines = (tmp_path / "list.csv").read_text().splitlines()
     assert len(lines) == 1 + 24 and all(any(path in line and "unreadable" in line for line in lines) for path in cohort_a[1]["path"][:15])

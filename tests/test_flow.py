@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from matplotlib.colors import same_color
 from matplotlib.patches import FancyBboxPatch
 
-from koa_lib import cohorts, flow, style, subsets
+from koa_lib import flow, style
+from koa_lib.data import cohorts, sets
 from koa_lib.errors import StudyError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -68,7 +69,7 @@ def test_numbers_of_the_training_cohort(chen):
 def test_numbers_of_the_external_cohort(gornale):
     boxes, rows = gornale[1].set_index("stage"), manifest("gornale2020")
     assert list(boxes.index) == DERIVED
-    assert list(boxes["pictures"]) == [1650, 6, 68, 1576, 166, len(subsets.subset(rows, "single_knee"))]
+    assert list(boxes["pictures"]) == [1650, 6, 68, 1576, 166, len(sets.subset(rows, "single_knee"))]
     assert boxes.loc["conflicts", "groups"] == 3 and list(boxes.loc["listed", flow.GRADE_COLUMNS]) == [514, 477, 232, 221, 206]
 
 
@@ -94,8 +95,8 @@ def test_kept_and_left_out_add_up(drawn):
     table = pair("gornale2020", rows)[1]
     adds_up(table)
     found = table.set_index("stage")["pictures"]
-    assert found["deduplicated"] == len(subsets.subset(rows, "deduplicated"))
-    assert found["single_knee"] == len(subsets.subset(rows, "single_knee"))
+    assert found["deduplicated"] == len(sets.subset(rows, "deduplicated"))
+    assert found["single_knee"] == len(sets.subset(rows, "single_knee"))
     split = pair("oai_chen2018", rows)[1]
     assert (split.iloc[1:][["pictures", *flow.GRADE_COLUMNS]].sum() == split.iloc[0][["pictures", *flow.GRADE_COLUMNS]]).all()
     for each in (table, split):

@@ -13,20 +13,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from koa_lib import (
-    cli,
-    exported,
-    graded,
-    gradercard,
-    grading,
-    listing,
-    pictures,
-    predictions,
-    profile,
-    protocols,
-    study,
-)
+from koa_lib import cli, exported, graded, gradercard, grading, listing, predictions, profile, protocols, study
 from koa_lib.errors import StudyError
+from koa_lib.images.read import file_sha256
 from koa_lib.runner import Runner
 
 
@@ -143,14 +132,14 @@ def test_bad_file_is_told_and_the_others_are_graded(koa, easy_study, tmp_path, n
 
 
 def test_any_failure_of_a_decoder_stays_in_its_row(koa, easy_study, monkeypatch):
-    fine, read = good(easy_study, 3), grading.pictures.read_gray
+    fine, read = good(easy_study, 3), grading.read_gray
 
     def failing(path):
         if path == fine[1]:
             raise MemoryError("no room")
         return read(path)
 
-    monkeypatch.setattr(grading.pictures, "read_gray", failing)
+    monkeypatch.setattr(grading, "read_gray", failing)
     code, out, _ = koa(*fine, "--json")
     assert code == 1 and [row["grade"] is None for row in rows_of(out)] == [False, True, False] and "no room" in rows_of(out)[1]["problem"]
 
@@ -286,13 +275,13 @@ def change(folder, sealed=False, **facts):
     card = json.loads((folder / gradercard.CARD).read_text()) | facts
     if sealed:
         save_file(load_file(folder / grading.WEIGHTS), folder / grading.WEIGHTS, {gradercard.SEAL: gradercard.seal(card)})
-        card[gradercard.HASH] = pictures.file_sha256(folder / grading.WEIGHTS)
+        card[gradercard.HASH] = file_sha256(folder / grading.WEIGHTS)
     (folder / gradercard.CARD).write_text(json.dumps(card))
 
 
 def damage(folder, content):
     (folder / grading.WEIGHTS).write_bytes(content)
-    change(folder, **{gradercard.HASH: pictures.file_sha256(folder / grading.WEIGHTS)})
+    change(folder, **{gradercard.HASH: file_sha256(folder / grading.WEIGHTS)})
 
 
 def spoil_novelty(folder, **arrays):

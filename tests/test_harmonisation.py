@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
-from koa_lib import datasets, harmonisation, joint, manifests, pictures, predictions, profile
-from koa_lib.harmonisation import EXPLORATORY, GEOMETRIES, INTENSITIES, LEVELS, TWO_KNEES, adjust, mean_histogram
+from koa_lib import datasets, predictions, profile
+from koa_lib.data.manifest import read_manifest, write_manifest
+from koa_lib.images import joint, shape
+from koa_lib.images.read import describe, read_gray
+from koa_lib.images.shape import EXPLORATORY, GEOMETRIES, INTENSITIES, LEVELS, TWO_KNEES, adjust, mean_histogram
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.settings import Cohort
 
@@ -21,7 +24,7 @@ SIMPLE = [geometry for geometry in GEOMETRIES if geometry != "joint_crop"]  # wi
 
 def square(image, geometry, size):
     """The one square of a picture of one knee."""
-    (result,) = harmonisation.squares(image, geometry, size)
+    (result,) = shape.squares(image, geometry, size)
     return result
 
 
@@ -31,7 +34,7 @@ def films(cohort_b):
     folder, manifest = cohort_b
     truth = pd.read_csv(folder / "truth.csv").set_index("image_id")["defect"].fillna("")
     defect = manifest["image_id"].map(truth)
-    return {kind: [pictures.read_gray(folder / path) for path in manifest.loc[defect == name, "path"]][:count]
+    return {kind: [read_gray(folder / path) for path in manifest.loc[defect == name, "path"]][:count]
             for kind, name, count in (("one", "", 8), ("two", "two_knees", 2))}
 
 
@@ -42,7 +45,7 @@ def films(cohort_b):
 @given(geometry=st.sampled_from(["stretch", "pad", "center_crop", "split"]), height=st.integers(20, 90), width=st.integers(20, 90), size=st.sampled_from([16, 33, 64]),
        level=st.floats(0, 1, width=32))
 def test_every_geometry_gives_squares_and_keeps_a_flat_picture(geometry, height, width, size, level):
-    for flat in harmonisation.squares(np.full((height, width), level, dtype=np.float32), geometry, size):
+    for flat in shape.squares(np.full((height, width), level, dtype=np.float32), geometry, size):
         assert flat.shape == (size, size) and np.allclose(flat, level, atol=1e-5)
 
 
@@ -74,7 +77,7 @@ def test_every_geometry_with_every_intensity_gives_squares_in_range(films):
     reference = mean_histogram(films["one"])
     for kind, image in (("one", films["one"][0]), ("two", films["two"][0])):
         for geometry in GEOMETRIES:
-            shown = harmonisation.squares(image, geometry, 48)
+            shown = shape.squares(image, geometry, 48)
             assert len(shown) == (2 if kind == "two" and geometry in ("split", "joint_crop") else 1)
             for intensity in INTENSITIES:
                 for result in (adjust(one, intensity, reference) for one in shown):
@@ -87,7 +90,7 @@ def test_every_geometry_with_every_intensity_gives_squares_in_range(films):
 def test_any_picture_gives_squares_in_range(geometry, intensity, height, width, size, low, span, seed):
     generator = np.random.default_rng(seed)
     image = (low + (1 - low) * span * generator.random((height, width))).astype(np.float32)
-    results = [adjust(one, intensity, mean_histogram([generator.random((9, 9))])) for one in harmonisation.squares(image, geometry, size)]
+    results = [adjust(one, intensity, mean_histogram([generator.random((9, 9))])) for one in shape.squares(image, geometry, size)]
     assert len(results) == 1 + (geometry == "split" and width / height >= TWO_KNEES)
     assert all(result.shape == (size, size) and np.isfinite(result).all() and 0 <= result.min() and result.max() <= 1 for result in results)
 
@@ -98,7 +101,7 @@ def test_any_picture_gives_squares_in_range(geometry, intensity, height, width, 
 @example(height=10, width=29, seed=0)
 def test_only_pictures_of_two_knees_are_parted(height, width, seed):
     image = np.random.default_rng(seed).random((height, width), dtype=np.float32)
-    parts = harmonisation.halves(image)
+    parts = shape.halves(image)
     if width < 3 * height:
         assert len(parts) == 1 and parts[0] is image
     else:
@@ -110,7 +113,7 @@ def test_only_pictures_of_two_knees_are_parted(height, width, seed):
 def test_split_shows_the_left_and_then_the_right_half(films):
     image = films["two"][0]
     height, width = image.shape
-    left, right = harmonisation.squares(image, "split", 64)
+    left, right = shape.squares(image, "split", 64)
     assert width >= TWO_KNEES * height and not np.allclose(left, right, atol=0.05)
     assert np.allclose(left, square(image[:, : width // 2], "stretch", 64)) and np.allclose(right, square(image[:, width // 2 :], "stretch", 64))
     assert np.array_equal(square(films["one"][0], "split", 64), square(films["one"][0], "stretch", 64))
@@ -119,17 +122,17 @@ def test_split_shows_the_left_and_then_the_right_half(films):
 @pytest.mark.parametrize("trained", ["stretch", "center_crop"])
 def test_joint_crop_cuts_each_half_and_fits_it_like_a_training_file(films, trained):
     for image in (films["two"][0], films["one"][0]):
-        shown, parts = harmonisation.squares(image, "joint_crop", 64, trained), harmonisation.halves(image)
-        files = [joint.crop(part, harmonisation.FILE_SIDE) for part in parts]
+        shown, parts = shape.squares(image, "joint_crop", 64, trained), shape.halves(image)
+        files = [joint.crop(part, shape.FILE_SIDE) for part in parts]
         assert all(np.array_equal(one, square(file, trained, 64)) for one, file in zip(shown, files, strict=True))
         assert len({one.tobytes() for one in shown}) == len(parts)
 
 
 def test_views_show_every_named_way(films):
-    shown = harmonisation.views(films["two"][0], 32, mean_histogram(films["one"]), "stretch")
+    shown = shape.views(films["two"][0], 32, mean_histogram(films["one"]), "stretch")
     assert {name.replace(" ", "_") for name in shown} >= {*GEOMETRIES, "file"} and len(shown) == len(GEOMETRIES) + len(INTENSITIES)
     assert all(image.shape == (32, 32) for name, image in shown.items() if name != "file")
-    assert np.array_equal(shown["split"], harmonisation.squares(films["two"][0], "split", 32)[0])
+    assert np.array_equal(shown["split"], shape.squares(films["two"][0], "split", 32)[0])
 
 
 # Intensity
@@ -184,7 +187,7 @@ def test_match_train_gives_the_histogram_of_the_reference(films, cohort_a):
     from skimage.exposure import match_histograms
 
     folder, manifest = cohort_a
-    training = np.stack([square(pictures.read_gray(folder / path), "stretch", 64) for path in manifest["path"][:12]])
+    training = np.stack([square(read_gray(folder / path), "stretch", 64) for path in manifest["path"][:12]])
     reference = mean_histogram(training)
     for image in films["one"]:
         image = square(image, "stretch", 64)
@@ -250,10 +253,10 @@ def mixed_study(easy_study, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(film(name, k % 5, generator)).save(path)
         rows.append({"image_id": name, "path": path.relative_to(tmp_path / "films").as_posix(), "split": "external", "kl_grade": k % 5, "kl_grade_reader2": pd.NA,
-                     "group_id": name, "side": "", **pictures.describe(path)})
+                     "group_id": name, "side": "", **describe(path)})
     lists = tmp_path / "lists"
     lists.mkdir()
-    manifests.write_manifest(pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"}), lists / "films.csv")
+    write_manifest(pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"}), lists / "films.csv")
     (lists / "easy_a.csv").write_bytes((datasets.MANIFESTS / "easy_a.csv").read_bytes())
     monkeypatch.setattr(datasets, "MANIFESTS", lists)
     settings = replace(easy_study.profile, external=Cohort("films", "folder", 0))
@@ -274,7 +277,7 @@ def test_a_picture_of_two_knees_has_two_rows_with_its_halves(mixed_study):
     assert data.grades.tolist() == [0, 1, 1, 2, 3, 4, 4, 0]
     for name in set(ids):
         where = np.flatnonzero(data.rows["image_id"] == name)
-        image = pictures.read_gray(data.rows["file"][where[0]])
+        image = read_gray(data.rows["file"][where[0]])
         expected = [image] if name.startswith("one") else [image[:, :80], image[:, 80:]]
         for got, part in zip(data.images(where), expected, strict=True):
             assert np.abs(got - square(part, "stretch", 32) * 255).max() <= 0.51
@@ -292,8 +295,8 @@ def test_other_geometries_keep_one_row_per_picture(mixed_study, geometry):
 def test_a_joint_crop_is_fitted_like_the_training_pictures(mixed_study, trained):
     ours = replace(mixed_study.profile.our_protocol, geometry=trained)
     data = datasets.dataset(replace(mixed_study, profile=replace(mixed_study.profile, our_protocol=ours)), "external", "joint_crop", "none", 24)
-    image = pictures.read_gray(data.rows["file"][0])
-    assert len(data) == 8 and np.abs(data.images([0])[0] - square(joint.crop(image, harmonisation.FILE_SIDE), trained, 24) * 255).max() <= 0.51
+    image = read_gray(data.rows["file"][0])
+    assert len(data) == 8 and np.abs(data.images([0])[0] - square(joint.crop(image, shape.FILE_SIDE), trained, 24) * 255).max() <= 0.51
 
 
 def test_predictions_of_two_knees_become_one_graded_row(mixed_study, tmp_path):
@@ -332,7 +335,7 @@ def matched(study, geometry="stretch"):
 
 def rewritten(manifest, change):
     """Change a manifest file in place."""
-    manifests.write_manifest(change(manifests.read_manifest(manifest)), manifest)
+    write_manifest(change(read_manifest(manifest)), manifest)
 
 
 @pytest.mark.parametrize("name", ["films", "easy_a"])

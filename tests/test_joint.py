@@ -10,17 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import harmonisation, joint, phantoms, pictures
+from koa_lib.images import joint, shape
+from koa_lib.images.read import read_gray
+from koa_lib.phantoms.cohorts import write_cohort_b
 
-CUT = {"other_size": 8}  # columns that phantoms.py cuts off at the left of a picture with this defect
+CUT = {"other_size": 8}  # columns that py cuts off at the left of a picture with this defect
 
 
 @pytest.fixture(scope="module")
 def external(tmp_path_factory):
     """A phantom cohort B of 70 pictures with its truth: `image`, and `centre` and `plateau` in the picture's pixels."""
     folder = tmp_path_factory.mktemp("joint_b")
-    rows = phantoms.write_cohort_b(folder, 70, seed=1203, workers=1)[["image_id", "path"]].merge(pd.read_csv(folder / "truth.csv"), on="image_id")
-    rows["image"] = [pictures.read_gray(folder / path) for path in rows["path"]]
+    rows = write_cohort_b(folder, 70, seed=1203, workers=1)[["image_id", "path"]].merge(pd.read_csv(folder / "truth.csv"), on="image_id")
+    rows["image"] = [read_gray(folder / path) for path in rows["path"]]
     rows["centre"] = list(zip(rows["joint_x"] - rows["defect"].map(CUT).fillna(0), rows["joint_y"], strict=True))
     return rows
 
@@ -70,7 +72,7 @@ def test_a_picture_that_was_cut_is_no_worse(single):
 
 def test_the_joint_is_found_in_the_left_half_of_two_knees(external):
     rows = external[external["defect"] == "two_knees"]
-    halves = [harmonisation.halves(image)[0] for image in rows["image"]]
+    halves = [shape.halves(image)[0] for image in rows["image"]]
     errors = np.array([off(joint.find(half), centre, half) for half, centre in zip(halves, rows["centre"], strict=True)])
     assert len(errors) == 8 and (errors < 0.06).mean() >= 0.85 and np.median(errors) < 0.04
 
@@ -100,7 +102,7 @@ def nearly_the_whole(images, centre):
 
 def test_an_oai_crop_stays_nearly_whole(shared):
     files = sorted(shared("oai_original_sample").rglob("*.png"))[::4]
-    side, likeness = nearly_the_whole([pictures.read_gray(file) for file in files], 0.02)
+    side, likeness = nearly_the_whole([read_gray(file) for file in files], 0.02)
     assert len(files) == 20 and np.abs(side - 1).max() < 0.12 and np.median(likeness) > 0.6 and (likeness > 0.3).mean() > 0.85
 
 
@@ -108,7 +110,7 @@ def test_a_phantom_of_an_oai_crop_stays_nearly_whole(cohort_a):
     folder, manifest = cohort_a
     truth = pd.read_csv(folder / "truth.csv").set_index("image_id")["defect"]
     upright = manifest[manifest["image_id"].map(truth) != "inverted"]
-    side, likeness = nearly_the_whole([pictures.read_gray(folder / path) for path in upright["path"][::3]], 0.06)
+    side, likeness = nearly_the_whole([read_gray(folder / path) for path in upright["path"][::3]], 0.06)
     assert np.abs(side - 1).max() < 0.3 and np.median(likeness) > 0.45
 
 
@@ -153,7 +155,7 @@ def test_stretching_widens_the_joint_and_leaves_the_crop(knees):
 def test_a_stretched_oai_crop_is_cut_as_before(shared):
     wider, likeness = [], []
     for file in sorted(shared("oai_original_sample").rglob("*.png"))[::10]:
-        image = pictures.read_gray(file)
+        image = read_gray(file)
         stretched = resized(image, 336, 224)
         found, again = joint.find(image), joint.find(stretched)
         wider.append(again.across / found.across)
@@ -247,13 +249,13 @@ def test_local_contrast_knows_no_exposure(seed, gain, offset):
 
 def test_learning_again_gives_the_template(shared):
     files = sorted(shared("oai_webp").glob("train/*/*.webp"))
-    images = [pictures.read_gray(files[k]) for k in np.linspace(0, len(files) - 1, 48).astype(int)]
+    images = [read_gray(files[k]) for k in np.linspace(0, len(files) - 1, 48).astype(int)]
     template = joint.learn(images)
     assert template.shape == (2 * joint.HALF_HEIGHT, 2 * joint.HALF_WIDTH) and template.dtype == np.float32
     assert alike(template, np.load(joint.TEMPLATE)) > 0.8
 
 
 def test_the_template_is_of_oai_pictures_and_finds_them_better_than_others(shared, knees):
-    own = [joint.find(pictures.read_gray(file)).score for file in sorted(shared("oai_original_sample").rglob("*.png"))[:8]]
+    own = [joint.find(read_gray(file)).score for file in sorted(shared("oai_original_sample").rglob("*.png"))[:8]]
     none = [joint.find(NO_KNEES[name]).score for name in ("flat", "black", "noise")]
     assert np.median(own) > np.median([found.score for _, found in knees]) > 0.4 > 0.3 > max(none)

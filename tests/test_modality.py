@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from koa_lib import anatomy, modality, quality
+from koa_lib import modality, quality
+from koa_lib.phantoms.other import KINDS as OTHER_KINDS
 from koa_lib.settings import Encoder
 
 SPEC = Encoder("BiomedCLIP", "start", "", 112, 1.0, "")
@@ -123,11 +124,11 @@ def test_a_clip_of_knees_alone_is_not_asked(easy_study):
 
 
 def test_other_anatomies_are_new_to_pre_training(easy_study):
-    from koa_lib import phantoms
+    from koa_lib.phantoms.cohorts import captioned
 
     images, kinds = modality.others(easy_study, 112)
-    seen, _, shown = phantoms.captioned(40, 7001, 112, workers=1)
-    assert set(kinds) == set(anatomy.KINDS) and len(images) == len(kinds)
+    seen, _, shown = captioned(40, 7001, 112, workers=1)
+    assert set(kinds) == set(OTHER_KINDS) and len(images) == len(kinds)
     strange = [image for image, kind in zip(seen, shown, strict=True) if kind != "knee"]
     assert strange and not any((image == other).all() for image in images for other in strange)
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from conftest import make
 
-from koa_lib import closing, journal, manifests, notebooks, predictions, profile
+from koa_lib import closing, journal, notebooks, predictions, profile
+from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 from koa_lib.published import SYSTEMS
@@ -107,7 +108,7 @@ def test_smoke_run_left_its_inputs_and_log(smoke_run):
 
 
 def test_smoke_predictions_keep_the_contract(smoke_run):
-    lists = {name: manifests.read_manifest(smoke_run / "data" / name / "manifest.csv") for name in ("phantom_a", "phantom_b")}
+    lists = {name: read_manifest(smoke_run / "data" / name / "manifest.csv") for name in ("phantom_a", "phantom_b")}
     files = sorted((smoke_run / "predictions").glob("*.csv"))
     for path in files:
         name = re.fullmatch(r"([\w-]+)__(phantom_[ab])-(\w+?)__(\w+)-(\w+)__fold(\d+|mean)__seed(42|43)(__\w+)?\.csv", path.name)

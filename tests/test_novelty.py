@@ -9,9 +9,13 @@ import skimage.data
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from koa_lib import anatomy, gradercard, grading, novelty, phantoms, pictures, study
+from koa_lib import gradercard, grading, novelty, study
 from koa_lib.errors import StudyError
+from koa_lib.images.read import read_gray
 from koa_lib.model import ClipGrader, load_clip
+from koa_lib.phantoms.cohorts import write_cohort_a
+from koa_lib.phantoms.other import KINDS as OTHER_KINDS
+from koa_lib.phantoms.other import render as render_other
 
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "color", "grass", "gravel", "hubble_deep_field", "ihc",
                "moon", "motorcycle_left", "page", "retina", "rocket", "text")
@@ -21,8 +25,8 @@ PHOTOGRAPHS = ("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion"
 def knees(tmp_path_factory):
     """Gray pictures of 120 phantom knees of 60 patients, in the order of the patients."""
     folder = tmp_path_factory.mktemp("knees")
-    rows = phantoms.write_cohort_a(folder, 60, seed=11).sort_values("group_id")
-    return [pictures.read_gray(folder / path) for path in rows["path"]]
+    rows = write_cohort_a(folder, 60, seed=11).sort_values("group_id")
+    return [read_gray(folder / path) for path in rows["path"]]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def rates(model, images):
 def photographs():
     folder = Path(skimage.data.__file__).parent
     files = [next(folder.glob(f"{name}.*"), None) for name in PHOTOGRAPHS]
-    return [pictures.read_gray(file) for file in files if file]
+    return [read_gray(file) for file in files if file]
 
 
 def noise(count=12):
@@ -81,12 +85,12 @@ def texts():
 
 
 def drawn(kind, count=12):
-    return [anatomy.render(kind, np.random.default_rng([17, number])) for number in range(count)]
+    return [render_other(kind, np.random.default_rng([17, number])) for number in range(count)]
 
 
 PICTURED = {"photographs": photographs, "noise": noise, "gradients": gradients, "texts": texts,
             "flat": lambda: [np.full((200, 200), value, np.float32) for value in (0, 0.2, 0.5, 0.8, 1)],
-            **{kind: partial(drawn, kind) for kind in anatomy.KINDS}}
+            **{kind: partial(drawn, kind) for kind in OTHER_KINDS}}
 
 
 def test_unseen_knees_of_the_same_origin_are_rarely_warned_about(model, knees):
@@ -126,7 +130,7 @@ def test_two_knees_side_by_side_are_knees(knees):
 def test_real_knees_are_knees(shared):
     # Measured on OAI's validation pictures: few of KL 0-3 are missed, of KL 4, without a joint space, every tenth.
     folder = shared("oai_webp") / "val"
-    missed = [np.mean([not novelty.is_knee(pictures.read_gray(file)) for file in sorted((folder / str(grade)).glob("*.webp"))[:20]]) for grade in range(5)]
+    missed = [np.mean([not novelty.is_knee(read_gray(file)) for file in sorted((folder / str(grade)).glob("*.webp"))[:20]]) for grade in range(5)]
     assert max(missed[:4]) <= 0.1 and missed[4] <= 0.25
 
 

@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import anatomy, captions, findings, manifests, phantoms, pictures
+from koa_lib.data.manifest import find_pictures, read_manifest
 from koa_lib.errors import StudyError
-from koa_lib.findings import Findings
 from koa_lib.grades import NAMES, TABLE_1
-from koa_lib.radiograph import TRAITS, View, render
+from koa_lib.images.read import describe, file_sha256
+from koa_lib.phantoms import captions, findings
+from koa_lib.phantoms.cohorts import captioned, write_cohort_a, write_cohort_b
+from koa_lib.phantoms.draw import TRAITS, View, render
+from koa_lib.phantoms.findings import Findings
+from koa_lib.phantoms.other import KINDS as OTHER_KINDS
+from koa_lib.phantoms.other import render as render_other
 from koa_lib.study import MANIFESTS
 
 unit = st.floats(0, 1)
@@ -30,23 +35,23 @@ def files(folder):
 def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(tmp_path, cohort_a, cohort_b):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    phantoms.write_cohort_a(tmp_path / "a", 12, seed=5, workers=2)
-    phantoms.write_cohort_b(tmp_path / "b", 60, seed=5, workers=1)
+    write_cohort_a(tmp_path / "a", 12, seed=5, workers=2)
+    write_cohort_b(tmp_path / "b", 60, seed=5, workers=1)
     assert files(tmp_path / "a") == files(cohort_a[0]) and files(tmp_path / "b") == files(cohort_b[0])
 
 
 def test_another_seed_gives_other_pictures(tmp_path, cohort_a):
-    other = phantoms.write_cohort_a(tmp_path, 3, seed=6, workers=1)
+    other = write_cohort_a(tmp_path, 3, seed=6, workers=1)
     assert not set(other["pixel_sha256"]) & set(cohort_a[1]["pixel_sha256"])
 
 
 @pytest.mark.parametrize("cohort", ["cohort_a", "cohort_b"])
 def test_cohort_reads_like_a_real_one(cohort, request):
     folder, manifest = request.getfixturevalue(cohort)
-    found = manifests.find_pictures(manifests.read_manifest(folder / "manifest.csv"), folder)
+    found = find_pictures(read_manifest(folder / "manifest.csv"), folder)
     assert len(found) == len(manifest) and (found["status"] == "as listed").all()
     for row in found.to_dict("records"):
-        described = pictures.describe(row["file"])
+        described = describe(row["file"])
         assert described == {name: row[name] for name in described}
 
 
@@ -67,7 +72,7 @@ def test_cohort_b_has_the_layout_of_the_external_set(cohort_b):
         number, place, name, again = re.fullmatch(pattern, path).groups()
         assert int(number) == int(again) == grade and place == name == NAMES[grade]
     assert set(zip(rows["width"], rows["height"], strict=True)) == {(300, 162), (640, 161), (284, 150)}
-    second = Counter((pictures.file_sha256(path), int(path.parent.name[0])) for path in (folder / "MedicalExpert-II").rglob("*.png"))
+    second = Counter((file_sha256(path), int(path.parent.name[0])) for path in (folder / "MedicalExpert-II").rglob("*.png"))
     assert second == Counter(zip(rows["sha256"], rows["kl_grade_reader2"], strict=True))
 
 
@@ -114,13 +119,13 @@ def test_reader_noise_leaves_room_but_not_too_much(mix):
 def test_grade_mix_of_labels_is_near_the_real_one(mix, name, most):
     generator = np.random.default_rng(1)
     labels = [findings.read(findings.draw_findings(value, mix, generator), generator) for value in generator.normal(size=8000)]
-    real = manifests.read_manifest(MANIFESTS / f"{name}.csv")["kl_grade"].value_counts(normalize=True).sort_index()
+    real = read_manifest(MANIFESTS / f"{name}.csv")["kl_grade"].value_counts(normalize=True).sort_index()
     assert np.abs(np.bincount(labels, minlength=5) / 8000 - real.to_numpy()).max() < most
 
 
 def test_cohort_b_too_small_for_its_defects_is_refused(tmp_path):
     with pytest.raises(StudyError, match="at least 20"):
-        phantoms.write_cohort_b(tmp_path, 5, seed=0)
+        write_cohort_b(tmp_path, 5, seed=0)
     assert not list(tmp_path.iterdir())
 
 
@@ -128,7 +133,7 @@ def test_cohort_b_too_small_for_its_defects_is_refused(tmp_path):
 def many(tmp_path_factory):
     """About 300 knees of cohort A: their pictures and manifest."""
     folder = tmp_path_factory.mktemp("many")
-    rows = phantoms.write_cohort_a(folder, 150, seed=11)
+    rows = write_cohort_a(folder, 150, seed=11)
     return np.stack([np.asarray(Image.open(folder / path)) for path in rows["path"]]), rows
 
 
@@ -203,11 +208,11 @@ def test_narrowing_closes_the_joint_space():
     assert dark(replace(HEALTHY, medial_jsn=0.9)) < dark(HEALTHY)
 
 
-@pytest.mark.parametrize("kind", anatomy.KINDS)
+@pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_other_anatomy_is_a_picture_and_repeatable(kind):
-    image = anatomy.render(kind, np.random.default_rng(0))
+    image = render_other(kind, np.random.default_rng(0))
     assert image.shape == (224, 224) and 0 <= image.min() and image.max() <= 1 and image.std() > 0.05
-    assert np.array_equal(image, anatomy.render(kind, np.random.default_rng(0)))
+    assert np.array_equal(image, render_other(kind, np.random.default_rng(0)))
 
 
 # Captions
@@ -231,9 +236,9 @@ def test_caption_follows_the_findings():
 
 
 def test_captioned_pictures_show_mostly_knees_of_their_own():
-    images, texts, kinds = phantoms.captioned(60, seed=3, size=32)
+    images, texts, kinds = captioned(60, seed=3, size=32)
     assert images.shape == (60, 32, 32) and images.dtype == np.uint8 and len(texts) == 60
-    assert 0.02 < np.mean([kind != "knee" for kind in kinds]) < 0.4 and set(kinds) <= {"knee", *anatomy.KINDS}
+    assert 0.02 < np.mean([kind != "knee" for kind in kinds]) < 0.4 and set(kinds) <= {"knee", *OTHER_KINDS}
     assert all(("knee" in text) == (kind == "knee") for text, kind in zip(texts, kinds, strict=True))
-    again = phantoms.captioned(8, seed=3, size=32, workers=1)
+    again = captioned(8, seed=3, size=32, workers=1)
     assert np.array_equal(again[0], images[:8]) and again[1] == texts[:8]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import pictures
 from koa_lib.errors import StudyError
+from koa_lib.images.read import SUFFIXES, decode, describe, file_sha256, mislabelled, pixel_sha256, read_gray
 
 SHAPE = (6, 10)
 RAMP8 = np.linspace(0, 255, 60).round().astype(np.uint8).reshape(SHAPE)
@@ -94,15 +94,15 @@ def sigmoid(x, centre, width):
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
 def test_eight_bit_gray(tmp_path, suffix):
     path = saved(tmp_path / f"x{suffix}", RAMP8, **({"lossless": True} if suffix == ".webp" else {}))
-    pixels, mode = pictures.decode(path)
+    pixels, mode = decode(path)
     assert np.array_equal(pixels, RAMP8) and pixels.dtype == np.uint8 and mode == ("RGB" if suffix == ".webp" else "L")
-    gray = pictures.read_gray(path)
+    gray = read_gray(path)
     assert gray.dtype == np.float32 and gray.shape == SHAPE and np.allclose(gray, RAMP8 / 255, atol=1e-6)
 
 
 def test_jpeg_gray_is_near(tmp_path):
     path = saved(tmp_path / "x.jpg", RAMP8, quality=95)
-    assert pictures.decode(path)[1] == "L" and np.abs(pictures.read_gray(path) - RAMP8 / 255).max() < 0.03
+    assert decode(path)[1] == "L" and np.abs(read_gray(path) - RAMP8 / 255).max() < 0.03
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "big_endian", "deflate"])
@@ -112,14 +112,14 @@ def test_sixteen_bit_gray_is_rescaled_not_clipped(tmp_path, kind):
         tiff(path, RAMP16.astype(">u2").tobytes(), 16, ">")
     else:
         saved(path, RAMP16, **({"compression": "tiff_adobe_deflate"} if kind == "deflate" else {}))
-    pixels, mode = pictures.decode(path)
+    pixels, mode = decode(path)
     assert np.array_equal(pixels, RAMP16) and pixels.dtype == np.dtype("uint16") and mode.startswith("I;16")
-    assert np.allclose(pictures.read_gray(path), RAMP16 / 65535, atol=1e-6)
+    assert np.allclose(read_gray(path), RAMP16 / 65535, atol=1e-6)
 
 
 def test_a_picture_hashes_the_same_in_any_container(tmp_path):
     paths = [saved(tmp_path / "a.png", RAMP16), saved(tmp_path / "b.tif", RAMP16), tiff(tmp_path / "c.tif", RAMP16.astype(">u2").tobytes(), 16, ">")]
-    assert {pictures.pixel_sha256(pictures.decode(path)[0]) for path in paths} == {pictures.describe(paths[0])["pixel_sha256"]}
+    assert {pixel_sha256(decode(path)[0]) for path in paths} == {describe(paths[0])["pixel_sha256"]}
 
 
 def test_twelve_bit_tiff_reaches_white(tmp_path):
@@ -127,27 +127,27 @@ def test_twelve_bit_tiff_reaches_white(tmp_path):
     first, second = values.ravel()[::2], values.ravel()[1::2]
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8)
     path = tiff(tmp_path / "x.tif", packed.tobytes(), 12)
-    assert np.array_equal(pictures.decode(path)[0], values) and np.allclose(pictures.read_gray(path), values / 4095, atol=1e-6)
+    assert np.array_equal(decode(path)[0], values) and np.allclose(read_gray(path), values / 4095, atol=1e-6)
 
 
 def test_equal_channels_count_as_one(tmp_path):
     path = saved(tmp_path / "x.png", np.repeat(RAMP8[..., None], 3, axis=2))
-    pixels, mode = pictures.decode(path)
-    assert np.array_equal(pixels, RAMP8) and mode == "RGB" and pictures.describe(path)["channels"] == 1
+    pixels, mode = decode(path)
+    assert np.array_equal(pixels, RAMP8) and mode == "RGB" and describe(path)["channels"] == 1
 
 
 def test_unequal_channels_are_kept_and_averaged(tmp_path):
     path = saved(tmp_path / "x.png", colour())
-    pixels, mode = pictures.decode(path)
-    assert np.array_equal(pixels, colour()) and mode == "RGB" and pictures.describe(path)["channels"] == 3
-    assert np.allclose(pictures.read_gray(path), colour().mean(axis=2) / 255, atol=1e-6)
+    pixels, mode = decode(path)
+    assert np.array_equal(pixels, colour()) and mode == "RGB" and describe(path)["channels"] == 3
+    assert np.allclose(read_gray(path), colour().mean(axis=2) / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_alpha_is_dropped(tmp_path, mode):
     below = RAMP8 if mode == "LA" else colour()
     path = saved(tmp_path / "x.png", np.dstack([below, RAMP8[::-1]]))
-    pixels, found = pictures.decode(path)
+    pixels, found = decode(path)
     assert np.array_equal(pixels, below) and found == mode
 
 
@@ -155,16 +155,16 @@ def test_palette_is_expanded(tmp_path):
     picture = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(SHAPE) % 4).convert("P")
     picture.putpalette([10, 20, 30, 200, 100, 0, 255, 255, 255, 7, 7, 7])
     picture.save(tmp_path / "x.png")
-    pixels, mode = pictures.decode(tmp_path / "x.png")
+    pixels, mode = decode(tmp_path / "x.png")
     assert mode == "P" and pixels[0, :4].tolist() == [[10, 20, 30], [200, 100, 0], [255, 255, 255], [7, 7, 7]]
-    assert np.allclose(pictures.read_gray(tmp_path / "x.png")[0, :3], [20 / 255, 100 / 255, 1], atol=1e-6)
+    assert np.allclose(read_gray(tmp_path / "x.png")[0, :3], [20 / 255, 100 / 255, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_one_bit_is_black_and_white(tmp_path, suffix):
     bits = RAMP8 > 99
     path = saved(tmp_path / f"x{suffix}", bits)
-    assert pictures.decode(path)[1] == "1" and np.array_equal(pictures.read_gray(path), bits.astype(np.float32))
+    assert decode(path)[1] == "1" and np.array_equal(read_gray(path), bits.astype(np.float32))
 
 
 @pytest.mark.parametrize("marker", [True, False])
@@ -177,13 +177,13 @@ def test_cmyk_jpeg_shows_paper_white_and_ink_dark(tmp_path, marker, ink, gray):
     start = data.index(b"\xff\xee\x00\x0eAdobe")
     path = tmp_path / "x.jpg"
     path.write_bytes(data if marker else data[:start] + data[start + 16 :])
-    assert ("adobe" in Image.open(path).info) == marker and pictures.decode(path)[1] == "CMYK"
-    assert np.allclose(pictures.read_gray(path), gray, atol=0.01)
+    assert ("adobe" in Image.open(path).info) == marker and decode(path)[1] == "CMYK"
+    assert np.allclose(read_gray(path), gray, atol=0.01)
 
 
 def test_cmyk_tiff_shows_paper_white(tmp_path):
     Image.new("CMYK", (4, 4), (0, 0, 0, 0)).save(tmp_path / "x.tif")
-    assert np.all(pictures.read_gray(tmp_path / "x.tif") == 1)
+    assert np.all(read_gray(tmp_path / "x.tif") == 1)
 
 
 @pytest.mark.parametrize("photometric", [0, 1])
@@ -192,13 +192,13 @@ def test_tiff_in_which_zero_is_white_has_the_right_polarity(tmp_path, photometri
     values = {"u1": RAMP8, "u2": RAMP16, "f4": RAMP16 / 65535}[dtype]
     path = tiff(tmp_path / "x.tif", values.astype(order + dtype).tobytes(), 8 * int(dtype[1]), order, photometric, 3 if dtype == "f4" else 1)
     bright = RAMP16 / 65535 if photometric else 1 - RAMP16 / 65535
-    assert np.allclose(pictures.read_gray(path), bright, atol=1 / 255 if dtype == "u1" else 1e-6)
+    assert np.allclose(read_gray(path), bright, atol=1 / 255 if dtype == "u1" else 1e-6)
 
 
 def test_tiff_that_pillow_does_not_know_is_an_error(tmp_path):
     path = tiff(tmp_path / "x.tif", RAMP16.astype(">u2").tobytes(), 16, ">", photometric=0)
     with pytest.raises(StudyError, match="of a kind that Pillow does not know. Fetch it again or save it as PNG."):
-        pictures.read_gray(path)
+        read_gray(path)
 
 
 def test_float_tiff_in_zero_to_one_is_taken_as_it_is(tmp_path):
@@ -206,8 +206,8 @@ def test_float_tiff_in_zero_to_one_is_taken_as_it_is(tmp_path):
     values = ((every + np.where(every < 65535, 0.3, 0)) / 65535).astype(np.float32)
     values[0, 1] = 0.6 / 65535
     path = saved(tmp_path / "x.tif", values)
-    assert np.array_equal(pictures.read_gray(path), values)
-    pixels, mode = pictures.decode(path)
+    assert np.array_equal(read_gray(path), values)
+    pixels, mode = decode(path)
     assert np.array_equal(pixels, every) and pixels.dtype == np.uint16 and mode == "F"
 
 
@@ -216,33 +216,33 @@ def test_float_outside_zero_to_one_names_range_and_remedy(tmp_path, low, high):
     values = np.full(SHAPE, low, dtype=np.float32)
     values[2, 3] = high
     path = saved(tmp_path / "x.tif", values)
-    for read in (pictures.read_gray, pictures.decode):
+    for read in (read_gray, decode):
         with pytest.raises(StudyError, match="float values run from .* instead of 0 to 1. Rescale it or save it as 16-bit gray."):
             read(path)
 
 
 def test_wide_integers_are_taken_when_they_fit_and_refused_when_not(tmp_path):
     path = saved(tmp_path / "x.tif", RAMP16.astype(np.int32))
-    assert np.array_equal(pictures.decode(path)[0], RAMP16) and np.allclose(pictures.read_gray(path), RAMP16 / 65535, atol=1e-6)
+    assert np.array_equal(decode(path)[0], RAMP16) and np.allclose(read_gray(path), RAMP16 / 65535, atol=1e-6)
     for extra in (-1, 65536):
         wide = RAMP16.astype(np.int32)
         wide[1, 1] = extra
         with pytest.raises(StudyError, match="outside 16 bits .*Convert it to 16-bit gray"):
-            pictures.decode(saved(path, wide))
+            decode(saved(path, wide))
 
 
 @settings(max_examples=25, deadline=None)
 @given(values=st.lists(st.integers(0, 65535), min_size=1, max_size=20), deep=st.booleans())
 def test_brighter_stored_values_are_never_darker(tmp_path_factory, values, deep):
     pixels = np.sort(np.array([values], dtype=np.uint16) if deep else (np.array([values]) >> 8).astype(np.uint8))
-    gray = pictures.read_gray(saved(tmp_path_factory.getbasetemp() / "ordered.png", pixels))
+    gray = read_gray(saved(tmp_path_factory.getbasetemp() / "ordered.png", pixels))
     assert (np.diff(gray) >= 0).all() and (np.diff(gray) > 0).sum() == (np.diff(pixels.astype(int)) > 0).sum()
     assert 0 <= gray.min() and gray.max() <= 1
 
 
 def test_describe_holds_what_the_file_determines(tmp_path):
     path = saved(tmp_path / "x.png", RAMP16)
-    assert pictures.describe(path) == {"sha256": pictures.file_sha256(path), "pixel_sha256": pictures.pixel_sha256(RAMP16),
+    assert describe(path) == {"sha256": file_sha256(path), "pixel_sha256": pixel_sha256(RAMP16),
                                        "width": 10, "height": 6, "bit_depth": 16, "channels": 1, "mode": "I;16"}
 
 
@@ -265,7 +265,7 @@ def test_dicom_is_shown_as_the_standard_says(tmp_path, photometric, signed, bits
         header.update(WindowCenter=centre, WindowWidth=width)
         expected = linear(x, centre, width)
         assert (expected == 0).any() and (expected == 1).any()
-    gray = pictures.read_gray(dicom(tmp_path / "x.dcm", values, photometric, bits, signed, **header))
+    gray = read_gray(dicom(tmp_path / "x.dcm", values, photometric, bits, signed, **header))
     assert gray.dtype == np.float32 and gray.shape == SHAPE
     assert np.allclose(gray, 1 - expected if photometric == "MONOCHROME1" else expected, atol=1e-5)
 
@@ -278,26 +278,26 @@ def test_each_window_function(tmp_path, function, formula, signed):
     path = dicom(tmp_path / "x.dcm", values, signed=signed, WindowCenter=centre, WindowWidth=300, VOILUTFunction=function)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gray = pictures.read_gray(path)
+        gray = read_gray(path)
     assert np.allclose(gray, formula(values, centre, 300), atol=1e-5)
 
 
 def test_narrowest_window_is_a_threshold(tmp_path):
     values = full_range(12, False)
-    gray = pictures.read_gray(dicom(tmp_path / "x.dcm", values, WindowCenter=2000, WindowWidth=1))
+    gray = read_gray(dicom(tmp_path / "x.dcm", values, WindowCenter=2000, WindowWidth=1))
     assert np.array_equal(gray, (values > 1999.5).astype(np.float32))
 
 
 def test_first_of_several_windows_counts(tmp_path):
     values = full_range(12, False)
-    gray = pictures.read_gray(dicom(tmp_path / "x.dcm", values, WindowCenter=[1000, 3000], WindowWidth=[500, 50]))
+    gray = read_gray(dicom(tmp_path / "x.dcm", values, WindowCenter=[1000, 3000], WindowWidth=[500, 50]))
     assert np.allclose(gray, linear(values, 1000, 500), atol=1e-6)
 
 
 @pytest.mark.parametrize("header", [{"WindowCenter": None, "WindowWidth": None}, {"WindowCenter": 100}])
 def test_empty_or_half_window_counts_as_none(tmp_path, header):
     values = full_range(12, False) // 3 + 50
-    gray = pictures.read_gray(dicom(tmp_path / "x.dcm", values, **header))
+    gray = read_gray(dicom(tmp_path / "x.dcm", values, **header))
     assert np.allclose(gray, (values - values.min()) / np.ptp(values), atol=1e-6)
 
 
@@ -310,12 +310,12 @@ def test_voi_table_comes_before_the_window(tmp_path, bits, length, first, rescal
     header = {"RescaleSlope": slope, "RescaleIntercept": intercept} if rescale else {}
     path = dicom(tmp_path / "x.dcm", values, WindowCenter=5, WindowWidth=2, VOILUTSequence=lookup_table(table, first, bits), **header)
     index = np.clip(np.round(values * slope + intercept) - first, 0, length - 1).astype(int)
-    assert np.allclose(pictures.read_gray(path), table[index] / (2**bits - 1), atol=1e-6)
+    assert np.allclose(read_gray(path), table[index] / (2**bits - 1), atol=1e-6)
 
 
 def test_voi_table_above_its_own_depth_stays_white(tmp_path):
     values = full_range(12, False)
-    gray = pictures.read_gray(dicom(tmp_path / "x.dcm", values, VOILUTSequence=lookup_table(np.arange(4096), 0, 10)))
+    gray = read_gray(dicom(tmp_path / "x.dcm", values, VOILUTSequence=lookup_table(np.arange(4096), 0, 10)))
     assert np.allclose(gray, np.minimum(values / 1023, 1), atol=1e-6)
 
 
@@ -326,19 +326,19 @@ def test_modality_table_comes_before_the_window(tmp_path, window):
     header = {"WindowCenter": 2000, "WindowWidth": 800} if window else {}
     x = table[values]
     expected = linear(x, 2000, 800) if window else (x - 1000) / 2047
-    gray = pictures.read_gray(dicom(tmp_path / "x.dcm", values, ModalityLUTSequence=lookup_table(table, 0, 16), **header))
+    gray = read_gray(dicom(tmp_path / "x.dcm", values, ModalityLUTSequence=lookup_table(table, 0, 16), **header))
     assert np.allclose(gray, expected, atol=1e-5)
 
 
 def test_modality_table_of_all_signed_values(tmp_path):
     values = full_range(16, True)
-    gray = pictures.read_gray(dicom(tmp_path / "x.dcm", values, bits=16, signed=True, ModalityLUTSequence=lookup_table(np.arange(65536) // 2, -32768, 16)))
+    gray = read_gray(dicom(tmp_path / "x.dcm", values, bits=16, signed=True, ModalityLUTSequence=lookup_table(np.arange(65536) // 2, -32768, 16)))
     assert np.allclose(gray, (values + 32768) // 2 / 32767, atol=1e-6)
 
 
 def test_dicom_of_one_value_is_flat(tmp_path):
     path = dicom(tmp_path / "x.dcm", np.full(SHAPE, 700))
-    assert np.array_equal(pictures.read_gray(path), np.zeros(SHAPE))
+    assert np.array_equal(read_gray(path), np.zeros(SHAPE))
 
 
 @settings(max_examples=60, deadline=None)
@@ -351,7 +351,7 @@ def test_dicom_keeps_order_and_range(tmp_path_factory, data, bits, signed, inver
     if function:
         header.update(WindowCenter=centre, WindowWidth=width, VOILUTFunction=function)
     path = tmp_path_factory.getbasetemp() / "ordered.dcm"
-    gray = pictures.read_gray(dicom(path, values, "MONOCHROME1" if inverted else "MONOCHROME2", bits, signed, **header))
+    gray = read_gray(dicom(path, values, "MONOCHROME1" if inverted else "MONOCHROME2", bits, signed, **header))
     assert 0 <= gray.min() and gray.max() <= 1
     rising = inverted == (slope is not None and slope < 0)
     assert (np.diff(gray) >= 0).all() if rising else (np.diff(gray) <= 0).all()
@@ -363,14 +363,14 @@ def test_dicom_keeps_order_and_range(tmp_path_factory, data, bits, signed, inver
 def test_stored_dicom_values_are_what_is_hashed(tmp_path, signed, bits):
     values = full_range(bits, signed)
     path = dicom(tmp_path / "x.dcm", values, "MONOCHROME1", bits, signed, WindowCenter=3, WindowWidth=9, RescaleSlope=2, RescaleIntercept=1)
-    pixels, mode = pictures.decode(path)
+    pixels, mode = decode(path)
     assert pixels.dtype == np.uint16 and mode == "MONOCHROME1" and np.array_equal(pixels, values + (2 ** (bits - 1) if signed else 0))
-    assert pictures.describe(path)["pixel_sha256"] == pictures.describe(saved(tmp_path / "x.png", pixels))["pixel_sha256"]
+    assert describe(path)["pixel_sha256"] == describe(saved(tmp_path / "x.png", pixels))["pixel_sha256"]
 
 
 def test_eight_bit_dicom_hashes_like_eight_bit_png(tmp_path):
     one, two = dicom(tmp_path / "x.dcm", RAMP8, bits=8, allocated=8), saved(tmp_path / "x.png", RAMP8)
-    assert pictures.describe(one)["pixel_sha256"] == pictures.describe(two)["pixel_sha256"] and pictures.describe(one)["bit_depth"] == 8
+    assert describe(one)["pixel_sha256"] == describe(two)["pixel_sha256"] and describe(one)["bit_depth"] == 8
 
 
 def test_compressed_dicom_reads_like_plain_where_a_decoder_is_there(tmp_path):
@@ -379,17 +379,17 @@ def test_compressed_dicom_reads_like_plain_where_a_decoder_is_there(tmp_path):
     dataset = pydicom.dcmread(plain)
     dataset.compress(pydicom.uid.RLELossless)
     dataset.save_as(tmp_path / "y.dcm")
-    assert np.array_equal(pictures.read_gray(plain), pictures.read_gray(tmp_path / "y.dcm"))
-    assert pictures.describe(plain)["pixel_sha256"] == pictures.describe(tmp_path / "y.dcm")["pixel_sha256"]
+    assert np.array_equal(read_gray(plain), read_gray(tmp_path / "y.dcm"))
+    assert describe(plain)["pixel_sha256"] == describe(tmp_path / "y.dcm")["pixel_sha256"]
 
 
 def test_dicom_is_known_by_content_without_a_suffix_and_by_suffix_without_a_preamble(tmp_path):
     values = full_range(12, False)
     path = dicom(tmp_path / "001", values)
     expected = values / 4095
-    assert np.allclose(pictures.read_gray(path), expected, atol=1e-6)
+    assert np.allclose(read_gray(path), expected, atol=1e-6)
     (tmp_path / "old.dcm").write_bytes(path.read_bytes()[132:])
-    assert np.allclose(pictures.read_gray(tmp_path / "old.dcm"), expected, atol=1e-6)
+    assert np.allclose(read_gray(tmp_path / "old.dcm"), expected, atol=1e-6)
 
 
 def test_dicom_without_any_file_header_is_read(tmp_path):
@@ -397,7 +397,7 @@ def test_dicom_without_any_file_header_is_read(tmp_path):
     dataset = pydicom.dcmread(dicom(tmp_path / "x.dcm", full_range(12, False)))
     del dataset.file_meta, dataset.preamble
     dataset.save_as(tmp_path / "bare.dcm", implicit_vr=True, little_endian=True)
-    assert np.array_equal(pictures.decode(tmp_path / "bare.dcm")[0], full_range(12, False))
+    assert np.array_equal(decode(tmp_path / "bare.dcm")[0], full_range(12, False))
 
 
 # Errors: one or two short sentences that name the file, the cause and the remedy
@@ -406,7 +406,7 @@ def test_dicom_without_any_file_header_is_read(tmp_path):
 def message(path, *readers):
     """The one message that all readers give."""
     texts = set()
-    for read in readers or (pictures.decode, pictures.read_gray, pictures.describe):
+    for read in readers or (decode, read_gray, describe):
         with pytest.raises(StudyError) as error:
             read(path)
         texts.add(str(error.value))
@@ -441,7 +441,7 @@ def test_half_a_deep_picture_is_named(tmp_path):
 
 def test_folder_and_missing_file_are_named(tmp_path):
     (tmp_path / "x.png").mkdir()
-    assert "it is a folder. Correct the path." in message(tmp_path / "x.png", pictures.decode, pictures.read_gray, pictures.describe, pictures.mislabelled)
+    assert "it is a folder. Correct the path." in message(tmp_path / "x.png", decode, read_gray, describe, mislabelled)
     assert "there is no such file. Correct the path." in message(tmp_path / "gone.png")
 
 
@@ -449,7 +449,7 @@ def test_what_the_system_refuses_is_said(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(pictures, "open", refuse, raising=False)
+    monkeypatch.setattr("koa_lib.images.read.open", refuse, raising=False)
     assert "the system says 'Permission denied'" in message(saved(tmp_path / "x.png", RAMP8))
 
 
@@ -484,8 +484,8 @@ def test_dicom_that_is_no_gray_picture_is_refused(tmp_path, change, expected):
 @pytest.mark.parametrize("header", [{"WindowCenter": 100, "WindowWidth": 0}, {"WindowCenter": 100, "WindowWidth": 9, "VOILUTFunction": "MAGIC"}])
 def test_impossible_window_is_named_and_does_not_touch_the_hash(tmp_path, header):
     path = dicom(tmp_path / "x.dcm", full_range(12, False), **header)
-    assert "its window or table cannot be applied" in message(path, pictures.read_gray)
-    assert np.array_equal(pictures.decode(path)[0], full_range(12, False))
+    assert "its window or table cannot be applied" in message(path, read_gray)
+    assert np.array_equal(decode(path)[0], full_range(12, False))
 
 
 def test_compressed_dicom_without_a_decoder_is_refused(tmp_path):
@@ -501,11 +501,11 @@ def test_compressed_dicom_without_a_decoder_is_refused(tmp_path):
 # Names
 
 
-@pytest.mark.parametrize("suffix", pictures.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_right_suffix_is_accepted_in_any_case(tmp_path, suffix):
     path = made(tmp_path / ("picture" + {".dicom": ".dcm"}.get(suffix, suffix)))
-    assert pictures.mislabelled(path.rename(tmp_path / f"picture{suffix}")) == ""
-    assert pictures.mislabelled((tmp_path / f"picture{suffix}").rename(tmp_path / f"picture{suffix.upper()}")) == ""
+    assert mislabelled(path.rename(tmp_path / f"picture{suffix}")) == ""
+    assert mislabelled((tmp_path / f"picture{suffix}").rename(tmp_path / f"picture{suffix.upper()}")) == ""
 
 
 @pytest.mark.parametrize("true, name, expected", [
@@ -514,11 +514,11 @@ def test_right_suffix_is_accepted_in_any_case(tmp_path, suffix):
     (".dcm", "1.2.840.7", "1.2.840.7 is a DICOM file. Rename it to 1.2.840.7.dcm."), (".gif", "x.png", "x.png is a GIF file. Save it as PNG.")])
 def test_wrong_suffix_is_named_with_the_true_format(tmp_path, true, name, expected):
     path = made(tmp_path / f"made{true}")
-    pixels = pictures.decode(path)[0]
+    pixels = decode(path)[0]
     path = path.rename(tmp_path / name)
-    assert pictures.mislabelled(path) == expected and np.array_equal(pictures.decode(path)[0], pixels)
+    assert mislabelled(path) == expected and np.array_equal(decode(path)[0], pixels)
 
 
 def test_wrong_suffix_of_no_picture_is_an_error(tmp_path):
     (tmp_path / "x.png").write_bytes(b"words")
-    assert "no picture" in message(tmp_path / "x.png", pictures.mislabelled)
+    assert "no picture" in message(tmp_path / "x.png", mislabelled)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from conftest import TINY, easy_dataset
 
-from koa_lib import comparison, external, manifests, predictions, protocols, readings
+from koa_lib import comparison, external, predictions, protocols, readings
+from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
 from koa_lib.profile import load
 from koa_lib.protocols import Arm
@@ -155,7 +156,7 @@ def test_run_reports_every_fold_on_every_part(easy_study, finished):
     _, _, results = finished
     assert {name: len(frames) for name, frames in results.items()} == {"train": 2, "held_out": 2, "external": 2}
     held_out = pd.concat(results["held_out"])
-    assert sorted(held_out["image_id"]) == sorted(manifests.read_manifest(easy_study.run_dir.parent / "manifests" / "easy_a.csv")["image_id"])
+    assert sorted(held_out["image_id"]) == sorted(read_manifest(easy_study.run_dir.parent / "manifests" / "easy_a.csv")["image_id"])
     assert [frame.attrs["fold"] for frame in results["external"]] == [1, 2] and all(len(frame) == 40 for frame in results["external"])
 
 
@@ -167,7 +168,7 @@ def test_prediction_files_are_named_by_the_contract(easy_study, finished):
 def test_prediction_files_hold_the_results(easy_study, finished):
     _, _, results = finished
     frame = predictions.read(easy_study.run_dir / "predictions" / "clip-as_printed__easy_a-held_out__stretch-none__fold2__seed3.csv")
-    graded = predictions.join(frame, manifests.read_manifest(easy_study.run_dir.parent / "manifests" / "easy_a.csv"))
+    graded = predictions.join(frame, read_manifest(easy_study.run_dir.parent / "manifests" / "easy_a.csv"))
     assert graded[["image_id", "kl_grade", "p0", "p4"]].equals(results["held_out"][1][["image_id", "kl_grade", "p0", "p4"]])
 
 

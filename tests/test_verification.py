@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import cohorts, manifests, pictures, verification
+from koa_lib.data import cohorts, verification
+from koa_lib.data.manifest import find_pictures
 from koa_lib.errors import StudyError
 
 LAYOUTS = tuple(cohorts.facts("oai_chen2018").layouts.values())
@@ -274,7 +274,7 @@ def test_space_dropped_in_a_name_is_renamed_because_the_study_would_not_find_it(
     _, report = verification.verify(manifest, root, LAYOUTS, BESIDE)
     (line,) = verification.problems(report).itertuples()
     assert name != path and (line.status, line.image_id, line.listed, line.found) == ("renamed", manifest["image_id"].iloc[-1], path, name)
-    assert line.detail == f"listed as {path}; bytes as listed" and path not in set(manifests.find_pictures(manifest, root)["path"])
+    assert line.detail == f"listed as {path}; bytes as listed" and path not in set(find_pictures(manifest, root)["path"])
 
 
 @pytest.mark.parametrize("name", ["empty", "truncated", "no picture", "a link to nowhere"])
@@ -436,95 +436,3 @@ def test_folder_without_the_cohort_is_named(cohort_a, tmp_path, make, words):
     make(tmp_path / "knees")
     with pytest.raises(StudyError, match=f"knees {words}"):
         verification.verify(cohort_a[1], tmp_path / "knees", LAYOUTS, BESIDE)
-
-
-# Effort
-
-
-def test_no_picture_is_decoded_where_the_bytes_are_as_listed(cohort_b, monkeypatch):
-    def decode(path):
-        raise AssertionError(f"{path} was decoded")
-
-    monkeypatch.setattr(pictures, "decode", decode)
-    monkeypatch.setattr(pictures, "describe", decode)
-    assert set(verification.verify(cohort_b[1], cohort_b[0], LAYOUTS, BESIDE)[1]["status"]) == {"as listed"}
-
-
-def test_every_file_is_read_once_and_only_what_differs_is_decoded(all_defects, monkeypatch):
-    manifest, root, _, report, _ = all_defects
-    read, decoded = [], []
-    file_sha256, decode = pictures.file_sha256, pictures.decode
-    monkeypatch.setattr(pictures, "decode", lambda path: decoded.append(path) or decode(path))
-    monkeypatch.setattr(verification.pictures, "file_sha256", lambda path: read.append(path) or file_sha256(path))
-    verification.verify(manifest, root, LAYOUTS, BESIDE)
-    assert max(Counter(decoded).values()) == 1
-    same = set(report[report["detail"].str.contains("bytes as listed") | (report["status"] == "as listed")]["found"])
-    assert same and same.isdisjoint(path.relative_to(root).as_posix() for path in decoded)
-    assert max(Counter(read).values()) <= 3  # to compare, to recognise it elsewhere, and where it is described
-
-
-class Digest(str):
-    """A hash that counts how often it is compared."""
-
-    compared = 0
-    __hash__ = str.__hash__
-
-    def __eq__(self, other):
-        Digest.compared += 1
-        return str.__eq__(self, other)
-
-
-def test_effort_grows_with_the_number_of_files_even_when_all_names_are_wrong(tmp_path, monkeypatch):
-    pixel_sha256 = pictures.pixel_sha256
-    monkeypatch.setattr(pictures, "pixel_sha256", lambda pixels: Digest(pixel_sha256(pixels)))
-
-    def comparisons(count):
-        root = tmp_path / str(count)
-        (root / "train/0").mkdir(parents=True)
-        rows = pd.DataFrame({"image_id": [f"k{k}" for k in range(count)], "path": [f"train/0/k{k}.png" for k in range(count)],
-                             "sha256": "0" * 64, "pixel_sha256": "0" * 64, "width": 4, "height": 4, "bit_depth": 8, "channels": 1})
-        for k in range(count):
-            noise(k, (4, 4)).save(root / rows["path"][0] if k == 0 else root / f"train/0/other{k}.png")
-        Digest.compared = 0
-        report = verification.verify(rows, root, LAYOUTS, BESIDE)[1]
-        assert Counter(report["status"]) == {"changed pixels": 1, "missing": count - 1, "extra": count - 1}
-        return Digest.compared
-
-    assert comparisons(80) < 3 * max(comparisons(40), 10)
-
-
-def test_long_lists_are_cut_in_the_terminal_and_say_so(copy):
-    root, manifest = copy
-    for path in manifest["path"][:12]:
-        (root / path).unlink()
-    _, report = verification.verify(manifest, root, LAYOUTS, BESIDE)
-    lines = verification.summary(report, most=5).splitlines()
-    assert sum(path in line for path in manifest["path"] for line in lines) == 5 and lines[-1].strip() == "and 7 more"
-
-
-def test_twenty_files_of_a_status_are_shown_unless_told_otherwise(copy):
-    root, manifest = copy
-    for path in manifest["path"][:22]:
-        (root / path).unlink()
-    lines = verification.summary(verification.verify(manifest, root, LAYOUTS, BESIDE)[1]).splitlines()
-    assert sum(path in line for path in manifest["path"] for line in lines) == 20 and lines[-1].strip() == "and 2 more"
-
-
-def test_pictures_below_a_folder_are_counted(cohort_b, tmp_path):
-    folder, manifest = cohort_b
-    assert verification.count_pictures(folder / "MedicalExpert-II") == len(manifest) and verification.count_pictures(tmp_path / "gone") == 0
-
-
-def test_published_samples_are_as_listed(shared):
-    for name, folder in (("oai_chen2018", "oai_original_sample"), ("gornale2020", "gornale_sample")):
-        _, report = verification.verify(cohorts.manifest(name), shared(folder), cohorts.facts(name).layouts.values(), BESIDE)
-        there = {path.relative_to(shared(folder)).as_posix() for path in shared(folder).rglob("*.png")}
-        assert set(report[report["status"] == "as listed"]["found"]) == there and set(report["status"]) == {"as listed", "missing"}
-
-
-def test_lossy_copies_of_the_published_set_are_re_encoded(shared, tmp_path):
-    shutil.copytree(shared("oai_webp") / "val/4", tmp_path / "val/4")
-    manifest = cohorts.manifest("oai_chen2018")
-    _, report = verification.verify(manifest, tmp_path, LAYOUTS, BESIDE)
-    listed = manifest["path"].str.startswith("val/4/")
-    assert Counter(report["status"]) == {"re-encoded": listed.sum(), "missing": (~listed).sum()}

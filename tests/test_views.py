@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from koa_lib import external, protocols
-from koa_lib.harmonisation import EXPLORATORY, VIEWS
+from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.runner import Runner
 

@@ -15,12 +15,24 @@ import pandas as pd
 from PIL import Image
 from scipy.special import ndtri
 
-from koa_lib import anatomy, manifests, pictures
-from koa_lib.captions import caption
+from koa_lib.data.manifest import natural, read_manifest, write_manifest
 from koa_lib.errors import StudyError
-from koa_lib.findings import MIX_A, MIX_B, Findings, draw_findings, finding_grades, kl_grade, noise_ceiling, read
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.radiograph import TRAITS, View, joint_centre, render
+from koa_lib.images.read import describe
+from koa_lib.phantoms.captions import caption
+from koa_lib.phantoms.draw import TRAITS, View, joint_centre, render
+from koa_lib.phantoms.findings import (
+    MIX_A,
+    MIX_B,
+    Findings,
+    draw_findings,
+    finding_grades,
+    kl_grade,
+    noise_ceiling,
+    read,
+)
+from koa_lib.phantoms.other import KINDS as OTHER_KINDS
+from koa_lib.phantoms.other import render as render_other
 
 __all__ = ["Findings", "captioned", "defects_b", "kl_grade", "noise_ceiling", "write_cohort_a", "write_cohort_b"]
 
@@ -175,15 +187,15 @@ def _on_film(knees):
 def _write(folder, plan, workers):
     rows = _spread_out(_write_picture, [(folder, picture) for picture in plan], workers)
     first = {}
-    rows = sorted(rows, key=lambda row: manifests.natural(row["path"]))
+    rows = sorted(rows, key=lambda row: natural(row["path"]))
     for row in rows:
         row["group_id"] = row["group_id"] or first.setdefault(row["pixel_sha256"], row["image_id"])
     frame = pd.DataFrame(rows)
     frame["kl_grade_reader2"] = frame["kl_grade_reader2"].astype("Int64")
     truth = ["image_id", "true_grade", "defect", "joint_x", "joint_y", "plateau", *(name for name in frame if name.startswith("latent_"))]
     frame[truth].to_csv(folder / "truth.csv", index=False, lineterminator="\n", float_format="%.4f")
-    manifests.write_manifest(frame, folder / "manifest.csv")
-    return manifests.read_manifest(folder / "manifest.csv")
+    write_manifest(frame, folder / "manifest.csv")
+    return read_manifest(folder / "manifest.csv")
 
 
 def _spread_out(function, jobs, workers):
@@ -202,7 +214,7 @@ def _write_picture(job):
     findings = max((knee for knee, _ in picture.knees), key=_badness)
     latents = {f"latent_{name}": value for name, value in asdict(findings).items()}
     row = {"image_id": path.stem.replace(" ", ""), "path": picture.path, **picture.known}
-    row |= pictures.describe(path) | finding_grades(findings)
+    row |= describe(path) | finding_grades(findings)
     x, y = joint_centre(views[0])
     return row | {"true_grade": kl_grade(findings), "defect": picture.defect, "joint_x": x, "joint_y": y, "plateau": views[0].unit} | latents
 
@@ -271,8 +283,8 @@ def _captioned_one(job):
     seed, size = job
     rng = np.random.default_rng(seed)
     if rng.random() < OTHER_ANATOMY:
-        kind, findings, side = str(rng.choice(anatomy.KINDS)), None, ""
-        image = anatomy.render(kind, rng)
+        kind, findings, side = str(rng.choice(OTHER_KINDS)), None, ""
+        image = render_other(kind, rng)
     else:
         kind, side = "knee", "LR"[int(rng.random() < 0.5)]
         findings = draw_findings(ndtri(rng.uniform(0.02, 0.98)), BROAD_MIX, rng)

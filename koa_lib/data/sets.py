@@ -3,7 +3,7 @@
 import pandas as pd
 
 from koa_lib.grades import GRADES
-from koa_lib.harmonisation import TWO_KNEES
+from koa_lib.images.shape import TWO_KNEES
 
 SUBSETS = ("raw", "deduplicated", "single_knee")
 

@@ -1,6 +1,6 @@
 """Captions for pre-training: anatomy and findings in free wording, never a grade."""
 
-from koa_lib.findings import level
+from koa_lib.phantoms.findings import level
 
 # One tuple of wordings for each level of a finding, see `findings.LIMITS`.
 _WORDINGS = {

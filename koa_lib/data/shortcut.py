@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import metrics, stats
-from koa_lib.inspection import INTENSITY
+from koa_lib.data.inspection import INTENSITY
 
 FORMAT = ["width", "height", "bit_depth", "channels"]
 FEATURES = {"size and depth": FORMAT, "gray values": INTENSITY, "both": [*FORMAT, *INTENSITY]}

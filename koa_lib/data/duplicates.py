@@ -4,7 +4,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from koa_lib.manifests import natural
+from koa_lib.data.manifest import natural
 
 # Of 256 bits. Copies of OAI pictures that were compressed, brightened, shifted by a pixel or cropped by 1 % differ in at
 # most 26 bits, different OAI knees in at least 36 (6,604 pictures); no label and no external picture was used.

@@ -6,6 +6,7 @@ observer sees: bone bright, in [0, 1]. A file that cannot be read is a StudyErro
 
 import hashlib
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,32 @@ def read_gray(path):
     if tags.get(_PHOTOMETRIC) == 0 and mode in ("I;16", "F"):  # Pillow itself inverts up to 8 bits, and only those
         gray = 1 - gray
     return gray if gray.ndim == 2 else gray.mean(axis=2)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as an observer sees it.
+
+    Attributes
+    ----------
+    gray : float32 array, (H, W)
+        In [0, 1], bone bright.
+    notes : tuple of str
+        What a person should know of how the file was read, a phrase each; empty as a rule.
+    """
+
+    gray: np.ndarray
+    notes: tuple = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself before anything is decoded: kind ('PNG', 'DICOM', ...), size in pixels, number of pictures."""
+
+    kind: str
+    width: int
+    height: int
+    frames: int = 1
 
 
 def describe(path):

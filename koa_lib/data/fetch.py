@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from koa_lib import cohorts, download, verification
-from koa_lib.archive import unpack
+from koa_lib.data import cohorts, download, verification
+from koa_lib.data.archive import unpack
 from koa_lib.errors import StudyError
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from koa_lib import duplicates, metrics, shortcut, splits
+from koa_lib import metrics, splits
+from koa_lib.data import duplicates, shortcut
+from koa_lib.data.sets import SUBSETS, conflicting, subset, two_knees
 from koa_lib.errors import StudyError
-from koa_lib.subsets import SUBSETS, conflicting, subset, two_knees
 
 INVERTED = -0.5  # correlation with the cohort's median picture below which a picture is a negative
 FOLDS = 5  # of the printed protocol

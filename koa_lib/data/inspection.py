@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from koa_lib import pictures
-from koa_lib.batch import attempt_all
-from koa_lib.building import nearest_grades, second_reader
+from koa_lib.data.batch import attempt_all
+from koa_lib.data.building import nearest_grades, second_reader
+from koa_lib.data.sets import two_knees
 from koa_lib.errors import StudyError
-from koa_lib.subsets import two_knees
+from koa_lib.images.read import describe, mislabelled, read_gray
 
 FILE_COLUMNS = ["sha256", "pixel_sha256", "width", "height", "bit_depth", "channels", "mode"]
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -68,10 +68,10 @@ def read(path, rows):
 
 def _look(file):
     """The columns of one file, and its thumbnail."""
-    gray = pictures.read_gray(file)
+    gray = read_gray(file)
     picture = Image.fromarray(np.round(gray * 255).astype(np.uint8))
     values = dict(zip(INTENSITY, (gray.mean(), gray.std(), *np.quantile(gray, QUANTILES)), strict=True))
-    columns = {**pictures.describe(file), "problem": pictures.mislabelled(file), "container": Path(file).suffix.lower(),
+    columns = {**describe(file), "problem": mislabelled(file), "container": Path(file).suffix.lower(),
                "perceptual_hash": str(imagehash.phash(picture, HASH_SIZE)), **{name: float(value) for name, value in values.items()}}
     return columns, np.asarray(Image.fromarray(gray).resize((SMALL, SMALL), Image.Resampling.BOX))
 

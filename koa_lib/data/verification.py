@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from koa_lib import manifests, pictures
-from koa_lib.batch import attempt, attempt_all
+from koa_lib.data.batch import attempt, attempt_all
+from koa_lib.data.manifest import locate_listed, tail
 from koa_lib.errors import StudyError
+from koa_lib.images.read import decoded_sha256, describe, file_sha256, is_picture, mislabelled
 
 # Statuses in the order of a report; the first three are good.
 GOOD = {
@@ -41,7 +42,7 @@ def verify(manifest, folder, layouts=(), beside=()):
     folder : Path
         The cohort's root, or a folder above or below it.
     layouts : iterable of str
-        See `manifests.locate`.
+        See `locate`.
     beside : iterable of str
         Folders of the root that the manifest does not list; they are not looked at.
 
@@ -57,7 +58,7 @@ def verify(manifest, folder, layouts=(), beside=()):
     StudyError
         The folder is missing or holds none of the pictures.
     """
-    root, files = manifests.locate_listed(manifest, folder, layouts)
+    root, files = locate_listed(manifest, folder, layouts)
     found = {path.relative_to(root).as_posix(): path for path in files}
     found = {name: path for name, path in found.items() if name.split("/")[0] not in beside}
     pairs, missing, spare = _pair(manifest, found)
@@ -70,11 +71,11 @@ def verify(manifest, folder, layouts=(), beside=()):
 
 def _pair(manifest, found):
     """Listed rows with the name of their file: by path, by the path in another container, by id and pixels elsewhere."""
-    usable = [name for name in found if pictures.is_picture(name)]
-    by_stem = {manifests.tail(name): name for name in reversed(usable)}
+    usable = [name for name in found if is_picture(name)]
+    by_stem = {tail(name): name for name in reversed(usable)}
     pairs, left, taken = [], [], set()
     for row in manifest.itertuples():
-        name = row.path if row.path in found else by_stem.get(manifests.tail(row.path))
+        name = row.path if row.path in found else by_stem.get(tail(row.path))
         (left if name is None else pairs).append(row if name is None else (row, name))
         taken.add(name)
     elsewhere, missing = {}, []
@@ -89,7 +90,7 @@ def _pair(manifest, found):
 
 
 def _holds(file, row):
-    return file.is_file() and (pictures.file_sha256(file) == row.sha256 or attempt(pictures.decoded_sha256, file) == row.pixel_sha256)
+    return file.is_file() and (file_sha256(file) == row.sha256 or attempt(decoded_sha256, file) == row.pixel_sha256)
 
 
 def _identity(name):
@@ -99,11 +100,11 @@ def _identity(name):
 def _compare(row, file, name, holder):
     report = {"image_id": row.image_id, "listed": row.path, "found": name}
     try:
-        same_bytes = pictures.file_sha256(file) == row.sha256
-        described = None if same_bytes else pictures.describe(file)
+        same_bytes = file_sha256(file) == row.sha256
+        described = None if same_bytes else describe(file)
         same_pixels = same_bytes or described["pixel_sha256"] == row.pixel_sha256
         untouched = same_bytes and Path(row.path).suffix == file.suffix  # whatever its publisher called it
-        detail = "" if untouched else pictures.mislabelled(file)
+        detail = "" if untouched else mislabelled(file)
     except StudyError as error:
         return {**report, "status": "unreadable", "detail": str(error).split(" cannot be read as a picture: ")[-1]}
     except OSError as error:
@@ -148,13 +149,13 @@ def _status(row, file, same_bytes, same_pixels, swapped):
 
 def _unpaired(missing, spare):
     """Reports on listed pictures without a file and files without a row, which may be each other's."""
-    hashes = {name: attempt(pictures.decoded_sha256, path) for name, path in spare.items() if pictures.is_picture(name)}
+    hashes = {name: attempt(decoded_sha256, path) for name, path in spare.items() if is_picture(name)}
     same_pixels = {}
     for name, digest in reversed(hashes.items()):
         same_pixels.setdefault(str(digest), []).append(name)
     wanted = {row.image_id: row.path for row in missing}
     others = {_identity(name): name for name, path in spare.items()
-              if name not in hashes and _identity(name) in wanted and isinstance(attempt(pictures.decoded_sha256, path), str)}
+              if name not in hashes and _identity(name) in wanted and isinstance(attempt(decoded_sha256, path), str)}
     rows, used = [], set()
     for row in missing:
         report = {"image_id": row.image_id, "listed": row.path}
@@ -197,4 +198,4 @@ def summary(report, most=20):
 
 def count_pictures(folder):
     """Number of picture files below a folder, 0 when it is absent."""
-    return sum(pictures.is_picture(path) for path in folder.rglob("*")) if folder.is_dir() else 0
+    return sum(is_picture(path) for path in folder.rglob("*")) if folder.is_dir() else 0

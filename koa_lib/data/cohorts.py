@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from koa_lib import manifests, profile
+from koa_lib import profile
+from koa_lib.data.manifest import read_manifest, tail
 from koa_lib.errors import StudyError
 from koa_lib.study import MANIFESTS
 
@@ -84,9 +85,9 @@ def manifest(name, folder=None):
     """
     known, committed = facts(name), MANIFESTS / f"{name}.csv"
     path = committed if committed.is_file() or folder is None else Path(folder) / "manifest.csv"
-    rows = manifests.read_manifest(path)
+    rows = read_manifest(path)
     for row in rows.itertuples():
-        told = known.pattern.fullmatch(manifests.tail(row.path))
+        told = known.pattern.fullmatch(tail(row.path))
         wanted = told and {"image_id": told["id"].replace(" ", ""), "kl_grade": int(told["grade"]), "split": told.groupdict().get("split", row.split)}
         if not told or any(getattr(row, column) != value for column, value in wanted.items()):
             raise StudyError(f"{path}, row {row.Index + 2}: image_id {row.image_id}, split {row.split} and KL grade {row.kl_grade} contradict the path {row.path}. Correct the row.")

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from koa_lib import cohorts, manifests, pictures
-from koa_lib.batch import attempt_all
+from koa_lib.data import cohorts
+from koa_lib.data.batch import attempt_all
+from koa_lib.data.manifest import COLUMNS, locate, natural, validate
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
+from koa_lib.images.read import decoded_sha256, describe, is_picture, mislabelled
 
 SECOND_READER = "MedicalExpert-II"
 
@@ -41,10 +43,10 @@ def build(name, folder, readers=None):
         Unknown cohort, no picture, or pictures that cannot be read or are wrongly named: all of them are told.
     """
     known = cohorts.facts(name)
-    root, files = manifests.locate(folder, known.pattern.fullmatch, known.layouts.values(), f"the pictures of {name}, which lie in folders {known.example}")
+    root, files = locate(folder, known.pattern.fullmatch, known.layouts.values(), f"the pictures of {name}, which lie in folders {known.example}")
     below = Path(folder).resolve()  # a part of the cohort gives its rows
     files = [path for path in files if path.is_relative_to(below)]
-    chosen = {path: match for path in files if pictures.is_picture(path)
+    chosen = {path: match for path in files if is_picture(path)
               and (match := known.pattern.fullmatch(path.relative_to(root).with_suffix("").as_posix()))}
     second = _second_grades(root, readers)
     described = read_all(_describe, chosen, "reading pictures")
@@ -54,9 +56,9 @@ def build(name, folder, readers=None):
         frame["group_id"] = frame["pixel_sha256"].map(_first_of_equal(name, frame))
     if second is not None:
         frame["kl_grade_reader2"] = second(frame)
-    manifests.validate(frame, f"the manifest of {folder}")
-    frame = frame[manifests.COLUMNS]
-    frame.attrs["left_out"] = [path for path in files if pictures.is_picture(path) and path not in chosen and path.relative_to(root).parts[0] not in known.beside]
+    validate(frame, f"the manifest of {folder}")
+    frame = frame[COLUMNS]
+    frame.attrs["left_out"] = [path for path in files if is_picture(path) and path not in chosen and path.relative_to(root).parts[0] not in known.beside]
     return frame
 
 
@@ -108,14 +110,14 @@ def _first_of_equal(name, frame):
     known, whole = ["image_id", "path", "pixel_sha256"], frame
     if (cohorts.MANIFESTS / f"{name}.csv").is_file():  # phantoms have none
         whole = pd.concat([cohorts.manifest(name)[known], frame[known]])
-    order = whole.iloc[sorted(range(len(whole)), key=lambda k: manifests.natural(whole["path"].iloc[k]))]
+    order = whole.iloc[sorted(range(len(whole)), key=lambda k: natural(whole["path"].iloc[k]))]
     return order.drop_duplicates("pixel_sha256").set_index("pixel_sha256")["image_id"].to_dict()
 
 
 def _describe(path):
-    if problem := pictures.mislabelled(path):
+    if problem := mislabelled(path):
         raise StudyError(f"{path}: {problem[:-1]}, or fetch the published file again.")
-    return pictures.describe(path)
+    return describe(path)
 
 
 def _second_grades(root, readers):
@@ -162,8 +164,8 @@ def _matched(grades, known, readers):
 
 def second_reader(root):
     """Pixel hash and grade of every readable picture in the second reader's folder, whose names mean nothing."""
-    files = [path for path in sorted((Path(root) / SECOND_READER).rglob("*")) if pictures.is_picture(path) and path.parent.name[:1] in "01234"]
-    hashes = attempt_all(pictures.decoded_sha256, files, "second reader")
+    files = [path for path in sorted((Path(root) / SECOND_READER).rglob("*")) if is_picture(path) and path.parent.name[:1] in "01234"]
+    hashes = attempt_all(decoded_sha256, files, "second reader")
     return [(digest, int(path.parent.name[0])) for path, digest in zip(files, hashes, strict=True) if isinstance(digest, str)]
 
 

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from koa_lib.download import BLOCK, bar
+from koa_lib.data.download import BLOCK, bar
 from koa_lib.errors import StudyError
-from koa_lib.pictures import SUFFIXES
+from koa_lib.images.read import SUFFIXES
 
 MAX_BYTES, MAX_MEMBERS = 40 * 10**9, 200_000
 MAX_RATIO, RATIO_FREE = 200, 10**6  # pictures reach 3:1, zip bombs 1000:1; what is smaller than RATIO_FREE does no harm

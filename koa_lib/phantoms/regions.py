@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_opening, distance_transform_edt
 
-from koa_lib import harmonisation, phantoms, radiograph
 from koa_lib.errors import StudyError
-from koa_lib.findings import Findings
+from koa_lib.images import shape
+from koa_lib.phantoms import draw
+from koa_lib.phantoms.cohorts import LIKENESS, _crop_view
+from koa_lib.phantoms.findings import Findings
 
 NAMES = ("joint line", "margins", "subchondral bone")
 # In units of half the plateau's width: a compartment lies between the spines and the bone's edge; spurs count with their surroundings.
@@ -33,7 +35,7 @@ def drawn(findings, view, traits):
     Parameters
     ----------
     findings : Findings
-    view : radiograph.View
+    view : draw.View
     traits : float array (TRAITS,)
 
     Returns
@@ -45,7 +47,7 @@ def drawn(findings, view, traits):
     traits, across = np.asarray(traits, np.float32), np.abs(u)
     inside = (across > COMPARTMENT[0]) & (across < COMPARTMENT[1])
     wide = _not_narrowed(findings)
-    femur, tibia = radiograph._joint(u, wide, traits)
+    femur, tibia = draw._joint(u, wide, traits)
     line, spurs = inside & (v > femur) & (v < tibia), _spurs(u, v, findings, traits) & (across > EDGE)
     dense = inside & _sclerotic(u, v, wide, traits)
     line, spurs, dense = (_turned(mask, rows, view) for mask in (line, binary_opening(spurs, np.ones((SLIVER, SLIVER))), dense))
@@ -55,16 +57,16 @@ def drawn(findings, view, traits):
 
 
 def _coordinates(view):
-    # As `radiograph._density` lays them out, but only the rows around the joint.
-    u = ((np.arange(view.width + 2 * radiograph.MARGIN, dtype=np.float32) - radiograph.MARGIN - view.centre[0]) / view.unit)[None, :]
-    v = ((np.arange(view.height + 2 * radiograph.MARGIN, dtype=np.float32) - radiograph.MARGIN - view.centre[1]) / view.unit)[:, None]
+    # As `draw._density` lays them out, but only the rows around the joint.
+    u = ((np.arange(view.width + 2 * draw.MARGIN, dtype=np.float32) - draw.MARGIN - view.centre[0]) / view.unit)[None, :]
+    v = ((np.arange(view.height + 2 * draw.MARGIN, dtype=np.float32) - draw.MARGIN - view.centre[1]) / view.unit)[:, None]
     rows = np.flatnonzero(np.abs(v[:, 0]) < REACH)
     return (u if view.side == "L" else -u), v[rows], rows
 
 
 def _bones(u, v, findings, traits, **changed):
     # The same texture for every call: what differs is the finding.
-    return radiograph._bones(u, v, replace(findings, **changed), traits, np.random.default_rng(0))
+    return draw._bones(u, v, replace(findings, **changed), traits, np.random.default_rng(0))
 
 
 def _spurs(u, v, findings, traits):
@@ -83,9 +85,9 @@ def _sclerotic(u, v, findings, traits):
 
 
 def _turned(mask, rows, view):
-    whole = np.zeros((view.height + 2 * radiograph.MARGIN, mask.shape[1]), np.float32)
+    whole = np.zeros((view.height + 2 * draw.MARGIN, mask.shape[1]), np.float32)
     whole[rows] = mask
-    return radiograph._place(whole, view) > 0.5
+    return draw._place(whole, view) > 0.5
 
 
 def of_cohort(study, rows, side):
@@ -116,20 +118,20 @@ def of_cohort(study, rows, side):
     truth = pd.read_csv(rows["file"].iloc[0].parents[2] / "truth.csv").set_index("image_id")
     order = _patients(study.profile.training.size, study.seed)
     knees = [drawn(*knee(study.seed, order[int(row.group_id)], row.side, truth.loc[row.image_id])) for row in rows.itertuples()]
-    return np.stack([[harmonisation.squares(mask.astype(np.float32), geometry, side)[0] > 0.5 for mask in masks] for masks in knees])
+    return np.stack([[shape.squares(mask.astype(np.float32), geometry, side)[0] > 0.5 for mask in masks] for masks in knees])
 
 
 def _patients(count, seed):
-    # Number of a patient -> place in the plan, drawn as `phantoms.write_cohort_a` draws it.
+    # Number of a patient -> place in the plan, drawn as `write_cohort_a` draws it.
     numbers = 9_000_000 + np.random.default_rng([seed, 1]).choice(999_999, count, replace=False)
     return {int(number): place for place, number in enumerate(numbers)}
 
 
 def knee(seed, place, side, truth):
     """Findings, view and traits of a knee of cohort A, from its patient's place in the plan and its row of `truth.csv`."""
-    shared = np.random.default_rng([seed, 2, place]).normal(size=radiograph.TRAITS)
+    shared = np.random.default_rng([seed, 2, place]).normal(size=draw.TRAITS)
     rng = np.random.default_rng([seed, 3, place, "LR".index(side)])
-    view = phantoms._crop_view(rng, side)
-    traits = np.sqrt(phantoms.LIKENESS) * shared + np.sqrt(1 - phantoms.LIKENESS) * rng.normal(size=radiograph.TRAITS)
+    view = _crop_view(rng, side)
+    traits = np.sqrt(LIKENESS) * shared + np.sqrt(1 - LIKENESS) * rng.normal(size=draw.TRAITS)
     latents = {name: float(truth[f"latent_{name}"]) for name in Findings.__dataclass_fields__}
     return Findings(**latents), view, traits

@@ -17,7 +17,7 @@ import pandas as pd
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
-from koa_lib.pictures import is_picture
+from koa_lib.images.read import is_picture
 
 COLUMNS = (
     "image_id path split kl_grade kl_grade_reader2 group_id side sha256 pixel_sha256 width height bit_depth channels mode"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from koa_lib.radiograph import film
+from koa_lib.phantoms.draw import film
 
 KINDS = ("hand", "hip", "chest")
 SIZE = 224

@@ -7,8 +7,8 @@ external labels, so results with them are headed *exploratory*; their parameters
 import numpy as np
 from PIL import Image
 
-from koa_lib import joint
 from koa_lib.errors import StudyError
+from koa_lib.images import joint
 
 GEOMETRIES = ("stretch", "pad", "center_crop", "joint_crop", "split")
 INTENSITIES = ("none", "clahe", "match_train")

@@ -22,14 +22,16 @@ def keep(study, system, answers):
         (system, item, row, metric) -> `scorecard.Ours` or a str that says why there is none, (system, item, claim) -> `claims.Answer`.
     """
     rows = [{"key": list(key), **_plain(value)} for key, value in answers.items()]
-    folder = study.run_dir / FOLDER
+    folder = study.shown_dir / FOLDER
     folder.mkdir(exist_ok=True)
     write_text(folder / f"{system}.json", json.dumps(rows, indent=1))
 
 
 def read(study):
     """All kept answers of a run, in the form that `verdicts.scorecard` takes; empty when no such notebook has been run."""
-    rows = [row for path in sorted((study.run_dir / FOLDER).glob("*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
+    # What a session in JupyterLab has answered comes after, and so instead of, what the run has.
+    paths = [path for base in dict.fromkeys((study.run_dir, study.shown_dir)) for path in sorted((base / FOLDER).glob("*.json"))]
+    rows = [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
     return {tuple(row["key"]): _back(row["kind"], row["value"]) for row in rows}
 
 

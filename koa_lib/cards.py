@@ -51,14 +51,14 @@ def _parts(run, path):
     cohort, split = where.rsplit("-", 1)
     graded = predictions.join(predictions.read(path), _manifest(run, cohort))
     role = {"external": "external", "train": "fitted"}.get(split, "unseen")
-    sets = {"": graded}
+    shown = {"": graded}
     if role == "external":
         graded = _near_groups(run, cohort, graded)
-        sets = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(sets.subset(graded, name))] for name in sets.SUBSETS}
+        shown = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(sets.subset(graded, name))] for name in sets.SUBSETS}
     told = f"{SPLITS.get(split, split)}" + (f", {fold.replace('fold', 'fold ')}" if split in ("train", "external") and fold != "foldmean" else "")
     return [{"model": model, "cohort": cohort, "role": role, "part": told + name, "pictures": len(part), "groups": part["group_id"].nunique(), "values": _values(run, part),
              "constant": metrics.best_constant(part["kl_grade"])["accuracy"], "ids": set(part["group_id"])}
-            for name, part in sets.items() if len(part)]
+            for name, part in shown.items() if len(part)]
 
 
 def _values(run, graded):
@@ -79,8 +79,8 @@ def _near_groups(run, cohort, graded):
     path = run.folder / "tables" / "sets.csv"
     if not path.is_file():
         return graded
-    sets = pd.read_csv(path, dtype=str)
-    groups = sets[sets["cohort"] == cohort].set_index("image_id")["near_group"]
+    listed = pd.read_csv(path, dtype=str)
+    groups = listed[listed["cohort"] == cohort].set_index("image_id")["near_group"]
     return graded.assign(group_id=graded["image_id"].map(groups).fillna(graded["group_id"]))
 
 
@@ -202,7 +202,7 @@ def _data_card(run, name, read):
     facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"), ("Licence", known.licence),
              ("Used for", "; ".join(f"{SPLITS[split]}: {USES[use]}" for split, use in known.roles.items())), *_amounts(rows, known), ("Readers", _readers(rows))]
     if read:
-        facts += [("Read in this run", f"{seen[role]['pictures']:,} pictures, data hash {seen[role]['hash']}"), ("Re-encoded files", f"{seen[role]['re_encoded']:,}")]
+        facts += [("Read in this run", f"{seen[role]['pictures']:,} pictures, data hash {seen[role]['hash']}"), ("Files not as listed", f"{seen[role]['not_as_listed']:,}")]
     found = [bool(int(row["files"] or 0)) for row in findings]
     return {
         "name": name, "title": known.title, "doi": known.doi, "read": read, "drawn": "phantoms" in known.layouts, "facts": facts, "beside": list(known.beside.items()),

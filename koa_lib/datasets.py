@@ -1,18 +1,18 @@
 """From manifest rows to tensors: the cohorts of a study, their pictures as arrays, normalisation and augmentation."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
 
 from koa_lib import splits
 from koa_lib.data import cohorts, duplicates, inspection
-from koa_lib.data.manifest import data_hash, find_pictures, read_manifest
+from koa_lib.data.manifest import data_hash, find_pictures, read_manifest, write_as_found
 from koa_lib.errors import StudyError
-from koa_lib.images import shape
-from koa_lib.images.read import file_sha256, read_gray
+from koa_lib.images import array, shape
+from koa_lib.store import digest, made_from, write_text
 from koa_lib.study import MANIFESTS
 
 STATISTICS = {  # mean and standard deviation per channel, METHODS: ImageNet as the paper prints, CLIP as its weights expect
@@ -23,7 +23,7 @@ STATISTICS = {  # mean and standard deviation per channel, METHODS: ImageNet as 
 
 @dataclass(frozen=True)
 class Cohort:
-    """A cohort of a study: its name and the manifest rows whose pictures are there (`file`, `status` added)."""
+    """A cohort of a study: its name and the manifest rows whose pictures are there (`file`, `file_sha256` and `as_listed` added)."""
 
     name: str
     rows: pd.DataFrame
@@ -72,15 +72,16 @@ def _members(study, role):
     spec = getattr(study.profile, role)
     if spec.source == "phantoms":
         folder = _phantom_folder(study, spec, role)
-        manifest = read_manifest(folder / "manifest.csv")
+        manifest, content = read_manifest(folder / "manifest.csv"), made_from(folder)
     else:
-        folder = study.folder_of(role)
+        folder, content = study.folder_of(role), study.inputs.content
         if folder is None:
             return None
         manifest = read_manifest(MANIFESTS / f"{spec.name}.csv")
     layouts = cohorts.facts(spec.name).layouts.values() if spec.name in cohorts.names() else ()
     found = find_pictures(manifest, folder, layouts)
     found = splits.sample(found) if study.dry else found
+    found = found.join(_as_found(study, spec.name, found, content))
     _note_data(study, role, found)
     return Cohort(spec.name, found)
 
@@ -92,38 +93,38 @@ def inspected(study, role):
 
 
 def _inspect(study, members):
-    key = {"data": data_hash(members.rows), "content": study.inputs.content}
-    path = study.store.make(f"data/{members.name}__files.csv", key, lambda path: inspection.write(inspection.inspect(members.rows), path),
-                            code=("data/inspection", "images/read"))
+    key = {"files": _files(members.rows), "manifest": data_hash(members.rows)}
+    path = study.store.make(f"data/{members.name}__files.csv", key, lambda path: inspection.write(inspection.inspect(members.rows), path))
     return inspection.read(path, members.rows)
 
 
 def _phantom_folder(study, spec, role):
     from koa_lib.phantoms.cohorts import write_cohort_a, write_cohort_b
 
-    write = {"training": write_cohort_a, "external": write_cohort_b}[role]
-    key = {"cohort": spec, "seed": study.seed}
-    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms/cohorts", "phantoms/findings", "phantoms/draw", "data/manifest", "images/read"))
+    draw = {"training": partial(write_cohort_a, patients=spec.size), "external": partial(write_cohort_b, pictures=spec.size)}[role]
+    return study.store.make(f"data/{spec.name}", {"cohort": spec, "seed": study.seed}, partial(draw, seed=study.seed))
 
 
-def _made(path):
-    path.mkdir(parents=True)
-    return path
+def _as_found(study, name, rows, content):
+    # Each file as it is on disk; read again only when a name, size or time below the folder changes, or the manifest.
+    key = {"content": content, "files": digest(rows[["file", "sha256", "pixel_sha256"]].astype(str).to_numpy().tolist())}
+    path = study.store.make(f"data/{name}__as_found.csv", key, partial(write_as_found, rows))
+    return pd.read_csv(path)
+
+
+def _files(rows):
+    return digest(rows[["image_id", "file_sha256"]].to_numpy().tolist())
 
 
 def _note_data(study, role, rows):
-    # The content of the pictures as they are on disk, so that a re-encoded copy has its own hash.
-    from koa_lib.store import write_text
-
-    path = study.run_dir / "data.json"
-    note = json.loads(path.read_text()) if path.exists() else {}
-    key = [study.inputs.content, data_hash(rows)]
-    if note.get(role, {}).get("key") == key:
-        return
-    files = data_hash(rows.assign(pixel_sha256=[file_sha256(file) for file in rows["file"]]))
-    note[role] = {"key": key, "hash": files, "pictures": len(rows), "re_encoded": int((rows["status"] == "re-encoded").sum())}
-    note["hash"] = "-".join(note[r]["hash"][:7] for r in ("training", "external") if r in note)
-    write_text(path, json.dumps(note, indent=1))
+    # The content of the pictures as they are on disk, so that a re-encoded copy has its own hash; whether it is as listed, its hash tells.
+    whole = data_hash(rows.assign(pixel_sha256=rows["file_sha256"]))
+    other = int((~rows["as_listed"]).sum())
+    note = study.data_note()
+    note = {**note, role: {"hash": whole, "pictures": len(rows), "not_as_listed": other}}
+    note["hash"] = "-".join(note[role]["hash"][:7] for role in ("training", "external") if role in note)
+    if note != study.data_note():
+        write_text(study.shown_dir / "data.json", json.dumps(note, indent=1))
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ class KneeDataset:
         'any' before splitting, then 'fit', 'select' or 'report': `training.fit` refuses other roles.
     mirrored : bool
         Whether pictures are shown with left and right exchanged.
+    origin : str
+        Digest of what `pixels` were made from.
     """
 
     rows: pd.DataFrame
@@ -149,6 +152,7 @@ class KneeDataset:
     index: np.ndarray
     role: str = "any"
     mirrored: bool = False
+    origin: str = ""
 
     def __len__(self):
         return len(self.rows)
@@ -161,6 +165,16 @@ class KneeDataset:
     def grades(self):
         """Reference grades, int array (n,)."""
         return self.rows["kl_grade"].to_numpy()
+
+    @cached_property
+    def shown(self):
+        """Digest of the pictures and of how they are shown, without any label: for keys of what reads no label."""
+        return digest([self.origin, digest(self.index.tobytes()), self.mirrored])
+
+    @cached_property
+    def fingerprint(self):
+        """Digest of the pictures with their grades, groups and splits: for keys of what is fitted, chosen or reported on them."""
+        return digest([self.shown, self.rows[["image_id", "kl_grade", "group_id", "split"]].astype(str).to_numpy().tolist()])
 
     def images(self, positions):
         """Pictures at some positions, uint8 (k, size, size)."""
@@ -180,25 +194,19 @@ def dataset(study, role, geometry, intensity, size):
     members = cohort(study, role)
     if members is None:
         return None
-    key = {"data": data_hash(members.rows), "content": study.inputs.content, "geometry": geometry, "intensity": intensity, "size": size}
-    trained = study.profile.our_protocol.geometry
-    if geometry == "joint_crop":
-        key["trained"] = trained
+    key, ours = {"geometry": geometry, "intensity": intensity, "size": size}, study.profile.our_protocol
     if intensity == "none":
-        files = list(members.rows["file"])
-
-        def build(path):
-            _decode_all(files, (geometry, size, trained), path)
+        key |= {"files": _files(members.rows), "trained": ours.geometry if geometry == "joint_crop" else ""}
+        build = partial(array.write_squares, list(members.rows["file"]), geometry, size, ours.geometry)
     else:
         plain = dataset(study, role, geometry, "none", size)
         reference = training_histogram(study, size) if intensity == "match_train" else None
-        key["reference"] = None if reference is None else reference.round(6).tolist()
-
-        def build(path):
-            _adjust_all(plain, intensity, reference, path)
-    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build, ("datasets", "images/shape", "images/joint", "images/read"))
+        key |= {"pictures": plain.origin, "reference": None if reference is None else digest(reference.tobytes())}
+        build = partial(array.write_adjusted, plain.pixels, pd.factorize(plain.rows["image_id"])[0], intensity, reference)
+    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build)
     owners = np.load(folder / "owners.npy")
-    return KneeDataset(members.rows.iloc[owners].reset_index(drop=True), np.load(folder / "pixels.npy", mmap_mode="r"), np.arange(len(owners)))
+    rows = members.rows.iloc[owners].reset_index(drop=True)
+    return KneeDataset(rows, np.load(folder / "pixels.npy", mmap_mode="r"), np.arange(len(owners)), origin=made_from(folder))
 
 
 def training_histogram(study, size):
@@ -206,27 +214,6 @@ def training_histogram(study, size):
     training = dataset(study, "training", study.profile.our_protocol.geometry, "none", size)
     fitted = training.images(np.flatnonzero(training.rows["split"] == "train"))
     return shape.mean_histogram(picture / np.float32(255) for picture in fitted)
-
-
-def _decode_all(files, view, folder):
-    def decode(file):
-        return [np.round(square * 255).astype(np.uint8) for square in shape.squares(read_gray(file), *view)]
-
-    with ThreadPoolExecutor(2) as pool:
-        decoded = list(pool.map(decode, files))
-    owners = np.repeat(np.arange(len(files)), [len(squares) for squares in decoded])
-    _keep(folder, owners, [square for squares in decoded for square in squares])
-
-
-def _adjust_all(plain, intensity, reference, folder):
-    adjusted = [np.round(shape.adjust(picture / 255, intensity, reference) * 255).astype(np.uint8) for picture in plain.pixels]
-    _keep(folder, pd.factorize(plain.rows["image_id"])[0], adjusted)
-
-
-def _keep(folder, owners, squares):
-    folder.mkdir()
-    np.save(folder / "owners.npy", owners)
-    np.save(folder / "pixels.npy", np.stack(squares))
 
 
 def to_tensor(images, statistics):
@@ -242,7 +229,7 @@ def to_tensor(images, statistics):
     values = torch.as_tensor(np.asarray(images))
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if values.min() < -1e-3 or values.max() > 1 + 1e-3:
-        raise StudyError(f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. Read them with read_gray.")
+        raise StudyError(f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. Read them with images.read_gray.")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in STATISTICS[statistics])
     return (values[:, None] - mean) / std
 

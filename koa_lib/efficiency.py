@@ -180,7 +180,7 @@ def _grade(study, spec, seed, fraction, parts, values, reported):
     patients, pictures = sum(part.rows["group_id"].nunique() for part in parts), sum(map(len, parts))
     for name, (part, embeddings) in reported.items():
         frame = predictions.frame(part.rows["image_id"], classifier(embeddings[part.index]))
-        predictions.write(frame, study.run_dir / "predictions" / _name(study, spec, name, seed, fraction).file)
+        predictions.write(frame, study.shown_dir / "predictions" / _name(study, spec, name, seed, fraction).file)
         rows.append({"start": spec.name, "fraction": fraction, "seed": seed, "cohort": name, "patients": patients, "pictures": pictures,
                      "graded": _reported(predictions.join(frame, part.rows), name)})
     return rows

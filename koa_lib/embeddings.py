@@ -12,14 +12,12 @@ import pandas as pd
 
 from koa_lib import encoders, predictions, sources, supervised, weights
 from koa_lib.baselines import classify, described
-from koa_lib.data.manifest import data_hash
 from koa_lib.protocols import START, Arm, BaselineRecipe, folds
 from koa_lib.runner import Runner
-from koa_lib.store import write_text
+from koa_lib.store import digest, made_from, write_text
 from koa_lib.tasks import TASKS, for_task
 
 CLASSIFIERS = ("XGBoost", "logistic regression")
-CODE = ("embeddings", "tasks", *supervised.CODE)
 
 
 class Comparison:
@@ -54,10 +52,11 @@ class Comparison:
         arrays = cache(lambda: {role: encoders.embed(self.study, spec, role) for role in ("training", "external")})
         for kind in CLASSIFIERS:
             for task in TASKS:
-                self._report(f"{label(spec)} + {kind}", task, {"encoder": spec}, spec.image_size, lambda fold, kind=kind: self._classified(kind, fold, arrays()))
+                made = {role: values is not None and digest(values.tobytes()) for role, values in arrays().items()}
+                self._report(f"{label(spec)} + {kind}", task, {"embeddings": made}, spec.image_size, lambda fold, kind=kind: self._classified(kind, fold, arrays()))
 
     def _network(self, spec):
-        recipe, (whole, external) = supervised.recipe_of(self.study, spec), self._view(spec.image_size)
+        whole, external = self._view(spec.image_size)
         trained = cache(lambda: self.network(spec)[0])
         features = cache(lambda: {"training": trained().features(whole[0]), "external": external and trained().features(external)})
 
@@ -68,7 +67,10 @@ class Comparison:
             return {"best epoch of": spec.epochs}, network.kappa, lambda part: network.probabilities(part, fold.fit.grades)
 
         for task in TASKS:
-            self._report(spec.name, task, {"network": spec, "recipe": recipe, "per_task": self.settings.per_task}, spec.image_size, lambda fold, task=task: fit(fold, task))
+            own = task if self.settings.per_task else "kl_grade"
+            fold = self._fold(spec.image_size, own)
+            made = fold.fit is not None and fold.select is not None and made_from(supervised.checkpoint(self.study, spec, fold, own))
+            self._report(spec.name, task, {"network": made}, spec.image_size, lambda fold, task=task: fit(fold, task))
 
     def _classified(self, kind, fold, arrays):
         # `reported` parts know by their index where their embeddings lie in the array of their cohort.
@@ -103,11 +105,11 @@ class Comparison:
             self.absent[TASKS[task]] = "the manifest does not grade it"
             return
         found, name = cache(lambda: fit(fold)), f"{system} {task}".lower().replace(" + ", "-").replace(" ", "_")
-        key = {**key, "system": system, "task": task, "seed": self.study.seed, "trees": self.settings.trees, "content": self.study.inputs.content,
-               "fitted": data_hash(data.rows), "grades": fold.fit.grades.tolist()}
+        key = {**key, "system": system, "task": task, "seed": self.study.seed, "trees": self.settings.trees,
+               "fit": fold.fit.fingerprint, "select": fold.select.fingerprint}
         for split, part in self._reported(fold, external, task).items():
             self.frames[system, task, split] = self._predicted(name, split, part, key, lambda part: found()[2](part))
-        path = self.study.store.make(f"checkpoints/{name}.json", key, lambda path: write_text(path, json.dumps({"settings": found()[0], "kappa": found()[1]})), CODE)
+        path = self.study.store.make(f"checkpoints/{name}.json", key, lambda path: write_text(path, json.dumps({"settings": found()[0], "kappa": found()[1]})))
         self.chosen.append({"task": TASKS[task], "system": system, "fitted_on": len(fold.fit), "chosen_on": len(fold.select), **_said(path)})
 
     @staticmethod
@@ -121,8 +123,8 @@ class Comparison:
         ours = self.study.profile.our_protocol
         cohort = self.study.profile.external if split == "external" else self.study.profile.training
         file = predictions.Name(name, cohort.name, split, ours.geometry, ours.intensity, "1", self.study.seed).file
-        path = self.study.store.make(f"predictions/{file}", {**key, "split": split, "rows": data_hash(part.rows)},
-                                     lambda path: predictions.write(predictions.frame(part.rows["image_id"], predict(part)), path), CODE)
+        path = self.study.store.make(f"predictions/{file}", {**key, "split": split, "graded": part.fingerprint},
+                                     lambda path: predictions.write(predictions.frame(part.rows["image_id"], predict(part)), path))
         return predictions.join(predictions.read(path), part.rows)
 
 

@@ -9,15 +9,14 @@ import torch
 from torch import nn
 
 from koa_lib import crops, selfsupervised, sources, weights
-from koa_lib.data.manifest import data_hash
 from koa_lib.datasets import KneeDataset
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
 from koa_lib.protocols import BaselineRecipe, our_arm
 from koa_lib.runner import Runner
+from koa_lib.store import made_from
 from koa_lib.tower import Tower
 
-CODE = ("encoders", "foundation", "texts", "sources", "device", "model", "tower", "datasets", "images/shape", "images/joint", "images/read")
 STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}  # of the pictures that an encoder was trained on; CLIP's for the others
 
 
@@ -76,10 +75,9 @@ def embed(study, spec, role, geometry=None):
     if data is None:
         return None
     recipe = _recipe(study, spec, geometry)
-    key = {"encoder": spec, "role": role, "seed": study.seed, "content": study.inputs.content, "data": data_hash(data.rows), **_start(study, spec),
-           "geometry": recipe.geometry, "intensity": recipe.intensity, "normalisation": recipe.normalisation}
+    key = {"encoder": spec, "seed": study.seed, "normalisation": recipe.normalisation, "pictures": data.shown, "weights": _weights(study, spec)}
     name = f"features/encoder-{spec.name.lower()}__{getattr(study.profile, role).name}{f'__{geometry}' if geometry else ''}.npy"
-    path = study.store.make(name, key, lambda path: sources.extract(create(study, spec), data, recipe, study.seed, path), CODE)
+    path = study.store.make(name, key, lambda path: sources.extract(create(study, spec), data, recipe, study.seed, path))
     return np.load(path)[0].astype(np.float32)
 
 
@@ -105,8 +103,8 @@ def embed_images(study, spec, draw, name, key):
         images = draw()
         sources.extract(create(study, spec), KneeDataset(pd.DataFrame(index=range(len(images))), images, np.arange(len(images))), recipe, study.seed, path)
 
-    key = {"encoder": spec, "seed": study.seed, "normalisation": recipe.normalisation, "content": study.inputs.content, **_start(study, spec), **key}
-    return np.load(study.store.make(f"features/encoder-{spec.name.lower()}__{name}.npy", key, build, CODE))[0].astype(np.float32)
+    key = {"encoder": spec, "seed": study.seed, "normalisation": recipe.normalisation, "weights": _weights(study, spec), **key}
+    return np.load(study.store.make(f"features/encoder-{spec.name.lower()}__{name}.npy", key, build, [draw]))[0].astype(np.float32)
 
 
 def clip_of(study, spec, sentences):
@@ -140,19 +138,23 @@ def _recipe(study, spec, geometry=None):
     return BaselineRecipe(**{**ours, "normalisation": STATISTICS.get(spec.source, "clip"), "views": 1, "image_size": spec.image_size})
 
 
-def _start(study, spec):
-    # What the weights come from, without building the encoder: it is only built when embeddings are missing.
-    if spec.source in ("start", "trained"):
-        return {"start": our_arm(study).key}
+def _weights(study, spec):
+    # What the weights are, without building the encoder: it is only built when embeddings are missing. Random ones follow from seed and code.
+    if spec.source == "start":
+        return our_arm(study).key
+    if spec.source == "trained":
+        return made_from(Runner(study).checkpoint(our_arm(study)))
     if spec.source == "dino":
-        return {"start": weights.weights_hash(selfsupervised.pretrained(study))}
-    if spec.source in weights.FOUNDATIONS:
-        return {"start": weights.weights_hash(_place(study, spec))}
-    return {}
+        return made_from(selfsupervised.pretrained(study))
+    return weights.weights_hash(_place(study, spec))
 
 
 def _place(study, spec):
-    return None if study.dry else weights.foundation(weights.FOUNDATIONS[spec.source], study.inputs.weights)
+    # Where published weights lie; None for an encoder without them, and in a dry run.
+    if study.dry or spec.source not in (*weights.FOUNDATIONS, "timm"):
+        return None
+    find, name = (weights.network, spec.architecture) if spec.source == "timm" else (weights.foundation, weights.FOUNDATIONS[spec.source])
+    return find(name, study.inputs.weights)
 
 
 def _start_tower(study, spec):
@@ -180,10 +182,9 @@ def _random(study, spec):
 def _timm(study, spec):
     from koa_lib.baselines import create as network
 
-    place = weights.network(spec.architecture, study.inputs.weights) if spec.source == "timm" and not study.dry else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
-        built = network(spec.architecture, spec.image_size, spec.width, place)
+        built = network(spec.architecture, spec.image_size, spec.width, _place(study, spec))
     built.reset_classifier(0)
     return Encoder(built, {}, low_precision=True)
 

@@ -9,7 +9,6 @@ import torch
 
 from koa_lib import attribution, explain, protocols
 from koa_lib.baselines import ImageGrader, described
-from koa_lib.data.manifest import data_hash
 from koa_lib.datasets import KneeDataset, to_tensor
 from koa_lib.device import compute_device
 from koa_lib.model import ClipGrader, load_clip
@@ -17,7 +16,6 @@ from koa_lib.runner import Runner
 
 SIDE = 112  # pixels of a kept map
 CLIPS = {"clip-as_printed": "CLIP as printed", "clip-our_protocol": "CLIP by our protocol"}
-_CODE = ("attribution", "baselines", "datasets", "explain", "explanations", "model", "tower")
 
 
 @dataclass(frozen=True)
@@ -136,8 +134,8 @@ def explained(study, subject):
     """Where a model looks, from the store or made now; curves only on phantoms, as real pictures get overlays without a claim."""
     settings, arm, grader = _settings(study), subject.arm, subject.trained()  # one model in memory at a time
     key = {"model": subject.name, "weights": _digest(grader), "seed": study.seed, "settings": settings, "recipe": arm.recipe,
-           "data": data_hash(subject.part.rows), "content": study.inputs.content, "synthetic": study.synthetic}
-    path = study.store.make(f"attributions/{arm.name}.npz", key, lambda path: np.savez(path, **_measure(study, subject, grader, settings)), _CODE)
+           "explained": subject.part.fingerprint, "synthetic": study.synthetic}
+    path = study.store.make(f"attributions/{arm.name}.npz", key, lambda path: np.savez(path, **_measure(study, subject, grader, settings)))
     with np.load(path) as kept:
         groups = {"map": {}, "curve": {}, "cascade": {}}
         for name in kept.files:

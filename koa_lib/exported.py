@@ -16,8 +16,9 @@ from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES, prompts
 from koa_lib.images.read import file_sha256
 from koa_lib.protocols import folds, main_fold, our_arm, prediction_name, unseen_split
-from koa_lib.runner import _CODE, Runner
-from koa_lib.store import code_hash, versions
+from koa_lib.reach import reached, versions
+from koa_lib.runner import Runner
+from koa_lib.store import made_from
 
 FOLDER = "weights"
 MOST_FITTED = 2000  # pictures that teach what is usual; more change little and cost a pass through the tower each
@@ -40,23 +41,20 @@ def export(of):
     runner, (arm, number) = Runner(of), _exported(of)
     grader = runner.grader(arm, number)
     fold = next(fold for fold in folds(runner.data("training", arm.recipe), arm, of.seed) if fold.number == number)
-    key = {"checkpoint": json.loads((_checkpoint(of.run_dir, arm.name, number, of.seed).with_suffix(".json")).read_text())["key"], "dry": of.dry}
+    performance = _performance(of, arm, number, fold)
+    key = {"checkpoint": made_from(runner.checkpoint(arm, number)), "dry": of.dry, "performance": performance,
+           "parts": {name: part.fingerprint for name, part in fold.reported.items()}}
 
     def build(folder):
         usual, facts = _usual(grader, arm.recipe, fold)
-        card = {**_model_facts(of, arm, number, fold), "performance": _performance(of, arm, number, fold), "novelty": facts}
-        write(folder, grader, card, usual)
+        write(folder, grader, {**_model_facts(of, arm, number, fold), "performance": performance, "novelty": facts}, usual)
 
-    return of.store.make(FOLDER, key, build, ("exported", "gradercard", "novelty", "images/joint"))
+    return of.store.make(FOLDER, key, build)
 
 
 def _exported(of):
     arm = our_arm(of)
     return arm, min(main_fold(of), max(1, arm.recipe.folds))
-
-
-def _checkpoint(run_dir, name, number, seed):
-    return run_dir / "checkpoints" / f"{name}__fold{number}__seed{seed}"
 
 
 def write(folder, grader, card, usual):
@@ -81,7 +79,7 @@ def _short(values):
 
 def _model_facts(of, arm, number, fold):
     recipe, settings = arm.recipe, of.profile.model
-    data = json.loads((of.run_dir / "data.json").read_text())["training"]["hash"]
+    data = of.data_note()["training"]["hash"]
     return {
         **architecture(settings.name, recipe),
         "trained": recipe.geometry, "reference": _reference(of, recipe),
@@ -131,7 +129,7 @@ def traits(grader, part, statistics):
 def _performance(of, arm, number, fold):
     """Metrics with 95 % group-bootstrap intervals of the run's own predictions on the part that was only reported."""
     split = unseen_split(fold.reported)
-    path = of.run_dir / "predictions" / prediction_name(of, arm, split, number).file
+    path = of.file(f"predictions/{prediction_name(of, arm, split, number).file}")
     if not path.is_file():
         return {"split": split, "reason": "the run has not graded this part"}
     graded = predictions.join(predictions.read(path), fold.reported[split].rows)
@@ -180,8 +178,8 @@ def _exported_now(run):
         os.environ[study.DRY] = "1"
     of = study.Study.open(inputs["profile"], inputs["seed"], "koa grade")
     arm, number = _exported(of)
-    note = _checkpoint(run, arm.name, number, of.seed).with_suffix(".json")
-    if not note.is_file() or json.loads(note.read_text())["key"]["code"] != code_hash(_CODE):
+    note = run / "checkpoints" / f"{arm.name}__fold{number}__seed{of.seed}.json"
+    if not note.is_file() or json.loads(note.read_text())["key"]["code"] != reached(Runner.run, arm.build)["code"]:
         raise StudyError(f"The run '{run.name}' has no weights folder, and its model was not made by this version of the code. "
                          f"Run 'make reproduce PROFILE={inputs['profile']}' again, or give --weights FOLDER.")
     with redirect_stdout(sys.stderr):  # the standard output is for grades

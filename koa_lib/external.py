@@ -127,7 +127,7 @@ def adapted(study, arm, graded, trained_on):
     corrected, estimated = shift.prior_correction(arrays(graded)[1], priors)
     frame = predictions.frame(graded["image_id"], corrected)
     name = protocols.prediction_name(study, arm, "external", graded.attrs["fold"])
-    predictions.write(frame, study.run_dir / "predictions" / replace(name, adaptation="em").file)
+    predictions.write(frame, study.shown_dir / "predictions" / replace(name, adaptation="em").file)
     return frame.merge(graded.drop(columns=PROBABILITIES), on="image_id", validate="one_to_one"), estimated
 
 

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from koa_lib import encoders, predictions, splits, texts, training
-from koa_lib.data.manifest import data_hash
 from koa_lib.device import compute_device, device_of
 from koa_lib.errors import StudyError
 from koa_lib.grades import prompts
@@ -28,7 +27,6 @@ LOSSES = ("similarity", "label-aware", "ordinal")
 DIMENSIONS = 256  # of the common space; the paper prints none, public code of this loss has 256
 TEMPERATURE = 0.07  # at the start, as in CLIP
 LARGEST_SCALE = 100  # as in CLIP
-CODE = ("heads", "losses", "splits", "sources", "metrics")
 
 
 def head(kind, width):
@@ -194,7 +192,7 @@ def _of_encoder(study, spec, sentences):
     data = encoders.pictures_of(study, spec, "training")
     parts = [Features(part, features[None]) for part in splits.inner(splits.official(data, "train", "fit"), study.seed)]
     split, reported = next((name, part) for name in ("test", "val") if (part := splits.official(data, name, "report")))
-    key = {"features": _digest(features), "sentences": _digest(sentences), "data": data_hash(data.rows), "settings": settings,
+    key = {"features": _digest(features), "sentences": _digest(sentences), "fit": parts[0].dataset.fingerprint, "select": parts[1].dataset.fingerprint, "settings": settings,
            "weight_decay": study.profile.our_protocol.weight_decay, "folds_seed": study.seed}
     for kind, loss, seed in product(HEADS, LOSSES, range(study.seed, study.seed + settings.seeds)):
         name = f"heads-{spec.name}-{kind}-{loss}".lower()
@@ -202,7 +200,7 @@ def _of_encoder(study, spec, sentences):
         graded = predictions.frame(reported.rows["image_id"], probabilities(model(), Features(reported, features[None])))
         view = study.profile.our_protocol
         file = predictions.Name(name, study.profile.training.name, split, view.geometry, view.intensity, "1", seed).file
-        predictions.write(graded, study.run_dir / "predictions" / file)
+        predictions.write(graded, study.shown_dir / "predictions" / file)
         yield Trained(spec, kind, loss, seed, pd.read_csv(folder / "history.csv"), predictions.join(graded, reported.rows))
 
 
@@ -219,7 +217,7 @@ def _trained(study, name, key, parts, sentences):
         training.save_state(made, folder / "state.safetensors")
         history.to_csv(folder / "history.csv", index=False)
 
-    folder = study.store.make(f"checkpoints/{name}__seed{key['seed']}", key, build, CODE)
+    folder = study.store.make(f"checkpoints/{name}__seed{key['seed']}", key, build)
     return folder, lambda: training.load_state(model(), folder / "state.safetensors").eval()
 
 

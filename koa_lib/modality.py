@@ -11,12 +11,11 @@ from koa_lib import encoders
 from koa_lib.phantoms.other import KINDS as OTHER_KINDS
 from koa_lib.phantoms.other import render as render_other
 from koa_lib.quality import STRENGTHS, degrade, measured, share
-from koa_lib.store import code_hash
+from koa_lib.store import digest
 
 KNEE = "knee"
 PROMPTS = {KNEE: ("knee radiograph",), "chest": ("chest radiograph",), "hand": ("hand radiograph",), "hip": ("hip radiograph",), "brain": ("brain MRI",)}
 CAPTIONS = 64  # drawn for knees, in the words of the stand-in's pre-training
-CODE = ("modality", "quality", "phantoms/cohorts", "phantoms/other", "phantoms/draw", "phantoms/findings", "phantoms/captions")
 
 
 def why_not(study, spec):
@@ -106,7 +105,7 @@ class Check:
         if self.study.synthetic:
             images, kinds = self._others
             rows = pd.DataFrame({"image_id": [f"other{k}" for k in range(len(kinds))], "kind": kinds, "cohort": "phantoms of other anatomy"}).assign(group_id=lambda rows: rows["image_id"])
-            parts.append(self._asked(rows, self._embed(lambda: images, "others"), images))
+            parts.append(self._asked(rows, self._embed(lambda: images, "others", pictures=digest(images.tobytes())), images))
         return pd.concat(parts, ignore_index=True)
 
     def _asked(self, rows, embeddings, images):
@@ -114,9 +113,7 @@ class Check:
         return pd.concat([found, measured(images)], axis=1)
 
     def _embed(self, draw, name, **key):
-        own = self.study.profile.systems.embeddings
-        key = {**key, "seed": self.study.seed, "others": own.others, "degraded": own.degraded, "cohort": self.study.profile.training, "code": encoders.CODE}
-        return encoders.embed_images(self.study, self.spec, draw, f"modality-{name}", {**key, "drawn": code_hash(CODE)})
+        return encoders.embed_images(self.study, self.spec, draw, f"modality-{name}", key)
 
     def degraded(self):
         """The answers for pictures that are spoilt on purpose: the first knees of the test split, and other anatomies where there are any.
@@ -129,7 +126,7 @@ class Check:
         knees, strange = self.samples()
         images = knees if strange is None else np.concatenate([knees, strange])
         steps = [(kind, strength) for kind, strengths in STRENGTHS.items() for strength in strengths]
-        embeddings = self._embed(lambda: np.concatenate([degrade(images, *step, self.study.seed) for step in steps]), "degraded", steps=steps)
+        embeddings = self._embed(lambda: np.concatenate([degrade(images, *step, self.study.seed) for step in steps]), "degraded", steps=steps, pictures=digest(images.tobytes()))
         called = self.said(embeddings, self.wording).reshape(len(steps), len(images)) == KNEE
         return pd.DataFrame([_degraded_row(*step, answer, len(knees)) for step, answer in zip(steps, called, strict=True)])
 

@@ -8,14 +8,12 @@ import pandas as pd
 import torch
 
 from koa_lib import predictions, stats, training
-from koa_lib.data.manifest import data_hash
 from koa_lib.device import autocast
 from koa_lib.images.shape import VIEWS
 from koa_lib.losses import consistency_loss, prototype_cross_entropy, symmetry_loss
 from koa_lib.protocols import folds, unseen_split
-from koa_lib.runner import _CODE, MIRRORED, Runner, _Trained
+from koa_lib.runner import MIRRORED, Runner, _Trained
 from koa_lib.settings import Recipe
-from koa_lib.store import code_hash
 from koa_lib.threads import threads
 
 PARTS = ("cross_entropy", "symmetry", "consistency")
@@ -150,8 +148,7 @@ class PairRunner(Runner):
         return self._train(arm, data, self._fold)
 
     def _train(self, arm, data, fold):
-        key = {"recipe": arm.recipe, **arm.key, "scheme": arm.scheme, "seed": arm.seed, "folds_seed": self.study.seed, "fold": fold.number,
-               "data": data_hash(data.rows), "content": self.study.inputs.content, "pairs": code_hash(("pairs",))}
+        key = self._key(arm, fold)
 
         def build(folder):
             grader, loss = arm.build(), PairLoss(arm.recipe)
@@ -167,5 +164,5 @@ class PairRunner(Runner):
                 predictions.write(predictions.frame(fold.select.rows["image_id"], training.predict(grader, part)), folder / name)
 
         with threads(self._for(arm)):
-            checkpoint = self.study.store.make(f"checkpoints/{arm.name}__fold{fold.number}__seed{arm.seed}", key, build, _CODE)
+            checkpoint = self.study.store.make(f"checkpoints/{arm.name}__fold{fold.number}__seed{arm.seed}", key, build, [arm.build])
         return _Trained(arm, fold, checkpoint, key, cache(lambda: training.load_state(arm.build(), checkpoint / "state.safetensors").eval()))

@@ -24,8 +24,7 @@ def start_weights(study):
         return None
     settings = study.profile.pretraining
     key = {"model": model, "settings": settings}
-    code = ("pretraining", "phantoms/cohorts", "phantoms/findings", "phantoms/captions", "phantoms/draw", "phantoms/other", "losses")
-    return study.store.make(f"checkpoints/{model.name}-pretrained", key, lambda path: _pretrain(model, settings, path), code)
+    return study.store.make(f"checkpoints/{model.name}-pretrained", key, lambda path: _pretrain(model, settings, path))
 
 
 def _pretrain(model, settings, folder):

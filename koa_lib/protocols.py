@@ -179,7 +179,7 @@ def fold_mean(study, arm, results, split, adaptation=""):
         return None
     mean = predictions.joined_mean(frames)
     if len(frames) > 1:
-        predictions.write(mean[predictions.COLUMNS], study.run_dir / "predictions" / replace(prediction_name(study, arm, split, "mean"), adaptation=adaptation).file)
+        predictions.write(mean[predictions.COLUMNS], study.shown_dir / "predictions" / replace(prediction_name(study, arm, split, "mean"), adaptation=adaptation).file)
     return mean
 
 
@@ -193,7 +193,7 @@ def write_primary(study, arm, results):
     """Name the prediction file of the main model for each cohort and split in `primary.json`."""
     names = [prediction_name(study, arm, split, main_fold(study)) for split in results]
     content = {f"{name.cohort}-{name.split}": name.file for name in names}
-    write_text(study.run_dir / "primary.json", json.dumps(content, indent=1))
+    write_text(study.shown_dir / "primary.json", json.dumps(content, indent=1))
 
 
 def unseen_split(results):

@@ -1,7 +1,5 @@
 """Running arms: every fold becomes a checkpoint, a history and prediction files in the study's store."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import datasets, predictions, sources, splits, training
-from koa_lib.data.manifest import data_hash
 from koa_lib.images.shape import VIEWS
 from koa_lib.protocols import Arm, Fold, clip_arm, fold_mean, folds, main_arm, main_fold, prediction_name, unseen_split
-from koa_lib.store import code_hash, plain, write_text
+from koa_lib.reach import reached
+from koa_lib.store import digest, write_text
 
-_CODE = ("training", "sources", "device", "model", "tower", "losses", "datasets", "images/shape", "images/joint", "images/read", "splits", "protocols", "runner")
 MIRRORED = "mirrored"
 
 
@@ -67,7 +64,7 @@ class Runner:
                 results.setdefault(split, []).append(self._predict(trained, split, part))
         history = pd.concat(histories)[["model", "fold", "epoch", "part", "loss", "accuracy"]]
         other = "" if arm.seed == self.study.seed else f"__seed{arm.seed}"
-        write_text(self.study.run_dir / "history" / f"{arm.name}{other}.csv", history.to_csv(index=False, lineterminator="\n", float_format="%.5f"))
+        write_text(self.study.shown_dir / "history" / f"{arm.name}{other}.csv", history.to_csv(index=False, lineterminator="\n", float_format="%.5f"))
         return results
 
     def run_seeds(self):
@@ -137,12 +134,11 @@ class Runner:
         name = prediction_name(self.study, arm, split, 0)
         source = self._sources(arm, grader, role, data, part)[0]
         frame = predictions.frame(part.rows["image_id"], training.predict(grader, source))
-        predictions.write(frame, self.study.run_dir / "predictions" / name.file)
+        predictions.write(frame, self.study.shown_dir / "predictions" / name.file)
         return predictions.join(frame, part.rows)
 
     def _train(self, arm, data, fold):
-        key = {"recipe": arm.recipe, **arm.key, "scheme": arm.scheme, "seed": arm.seed, "folds_seed": self.study.seed, "fold": fold.number,
-               "data": data_hash(data.rows), "content": self.study.inputs.content}
+        key = self._key(arm, fold)
 
         def build(folder):
             grader = arm.build()
@@ -150,24 +146,36 @@ class Runner:
             source, select, watch = self._sources(arm, grader, "training", data, fold.fit, fold.select, watched)
             seed = "" if arm.seed == self.study.seed else f" seed {arm.seed}"
             label = (f"{arm.name} fold {fold.number}" if arm.recipe.folds else arm.name) + seed
-            resume = self._resume(arm, fold, key)
+            resume = self._resume(arm, fold, {**key, **reached(build, arm.build)})
             history = training.fit(grader, source, select, arm.recipe, arm.seed, label, resume, watch)
             resume.unlink(missing_ok=True)
             folder.mkdir()
             training.save_state(grader, folder / "state.safetensors")
             history.to_csv(folder / "history.csv", index=False)
 
-        checkpoint = self.study.store.make(f"checkpoints/{arm.name}__fold{fold.number}__seed{arm.seed}", key, build, _CODE)
+        checkpoint = self.study.store.make(f"checkpoints/{arm.name}__fold{fold.number}__seed{arm.seed}", key, build, [arm.build])
         return _Trained(arm, fold, checkpoint, key, cache(lambda: training.load_state(arm.build(), checkpoint / "state.safetensors").eval()))
+
+    def _key(self, arm, fold):
+        # All that a fold's weights depend on beside code: recipe, start, seeds, and each part's pictures, grades and groups.
+        parts = {"fit": fold.fit, "select": fold.select, "watched": fold.reported.get("held_out") if arm.watch else None}
+        return {"recipe": arm.recipe, **arm.key, "scheme": arm.scheme, "seed": arm.seed, "study_seed": self.study.seed, "fold": fold.number,
+                **{name: part and part.fingerprint for name, part in parts.items()}}
 
     def _resume(self, arm, fold, key):
         # Named by its key: a state of other settings or code is never continued.
-        digest = hashlib.sha256(json.dumps(plain({**key, "code": code_hash(_CODE)}), sort_keys=True).encode()).hexdigest()[:12]
-        return self.study.run_dir / "checkpoints" / f".{arm.name}__fold{fold.number}__seed{arm.seed}.{digest}.resume"
+        return self.study.shown_dir / "checkpoints" / f".{arm.name}__fold{fold.number}__seed{arm.seed}.{digest(key)}.resume"
 
     def grader(self, arm, fold_number=1):
         """The trained grader of a fold."""
-        return next(trained.grader() for trained in self._trained(replace(arm, only=(fold_number,))))
+        return self._one(arm, fold_number).grader()
+
+    def checkpoint(self, arm, fold_number=1):
+        """The folder of a fold's trained weights, made now where it is missing."""
+        return self._one(arm, fold_number).checkpoint
+
+    def _one(self, arm, fold_number):
+        return next(self._trained(replace(arm, only=(fold_number,))))
 
     def unseen(self, arm, grader):
         """The unseen part of the main fold inside the training cohort, and its source for a trained grader.
@@ -195,8 +203,8 @@ class Runner:
             source, = self._sources(arm, trained.grader(), role, self.data(role, arm.recipe), part)
             predictions.write(predictions.frame(part.rows["image_id"], training.predict(trained.grader(), source)), path)
 
-        key = {**trained.key, "rows": data_hash(part.rows), "adaptation": trained.adaptation}
-        path = self.study.store.make(f"predictions/{name.file}", key, build, _CODE)
+        key = {**trained.key, "graded": part.fingerprint, "adaptation": trained.adaptation}
+        path = self.study.store.make(f"predictions/{name.file}", key, build, [arm.build])
         graded = predictions.join(predictions.read(path), part.rows)
         graded.attrs |= {"fold": trained.fold.number, "seed": arm.seed}
         return graded
@@ -210,13 +218,10 @@ class Runner:
     def _features(self, arm, grader, role, whole):
         # Only what shapes the frozen trunk's output is in the key: recipes that differ elsewhere share the features.
         recipe = arm.recipe if role == "training" and not whole.mirrored else replace(arm.recipe, views=1)
-        shaping = {name: getattr(recipe, name) for name in ("normalisation", "geometry", "intensity", "augmentation", "views")}
-        key = {**arm.key, **shaping, "stage": grader.stage, "seed": self.study.seed, "size": whole.pixels.shape[1],
-               "data": data_hash(whole.rows), "content": self.study.inputs.content}
-        if recipe.intensity == "match_train":
-            key["reference"] = data_hash(self.data("training", self.study.profile.our_protocol).rows)
+        shaping = {name: getattr(recipe, name) for name in ("normalisation", "augmentation", "views")}
+        key = {**arm.key, **shaping, "stage": grader.stage, "seed": self.study.seed, "pictures": whole.shown}
         spec = getattr(self.study.profile, role)
         mirrored = f"__{MIRRORED}" * whole.mirrored
         name = f"features/{grader.stage}__{spec.name}__{recipe.geometry}-{recipe.intensity}__{recipe.normalisation}{mirrored}.npy"
-        path = self.study.store.make(name, key, lambda path: sources.extract(grader, whole, recipe, self.study.seed, path), _CODE)
+        path = self.study.store.make(name, key, lambda path: sources.extract(grader, whole, recipe, self.study.seed, path), [arm.build])
         return np.load(path, mmap_mode="r")

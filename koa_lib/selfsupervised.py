@@ -9,11 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from koa_lib import baselines, crops, dino, model, weights
-from koa_lib.data.manifest import data_hash
 from koa_lib.runner import Runner
 
 LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: not above both, and a tower has collapsed
-CODE = ("selfsupervised", "dino", "crops", "model", "baselines", "datasets", "images/shape", "images/joint", "images/read")
 
 
 def untrained(study):
@@ -37,7 +35,7 @@ def pretrained(study):
     """The folder of the pre-trained weights (`state.safetensors`) and `history.csv`, made once."""
     chosen, data = study.profile.systems.labels, unlabelled(study)
     key = {"settings": replace(chosen, fractions=(), seeds=1), "model": study.profile.model.name, "seed": study.seed,
-           "data": data_hash(data.rows), "content": study.inputs.content, "recipe": study.profile.our_protocol.geometry}
+           "pictures": data.shown, "weights": weights.weights_hash(_place(study, chosen.published))}
 
     def build(folder):
         network, rows = dino.train(_network(study, chosen.published), data, chosen, study.seed)
@@ -45,7 +43,7 @@ def pretrained(study):
         save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, folder / "state.safetensors")
         rows.to_csv(folder / "history.csv", index=False)
 
-    return study.store.make("checkpoints/self-supervised", key, build, CODE)
+    return study.store.make("checkpoints/self-supervised", key, build)
 
 
 def opened(study):
@@ -91,14 +89,18 @@ class _Sized:
         self.geometry, self.intensity, self.image_size = recipe.geometry, recipe.intensity, image_size
 
 
+def _place(study, published):
+    chosen = study.profile.systems.labels
+    return weights.network(chosen.architecture, study.inputs.weights) if published and chosen.architecture else None
+
+
 def _network(study, published):
     chosen = study.profile.systems.labels
     if not chosen.architecture:
         return model.load_clip(study.profile.model.name, seed=study.seed)[0].visual
-    place = weights.network(chosen.architecture, study.inputs.weights) if published else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
-        built = baselines.create(chosen.architecture, chosen.image_size, 1.0, place)
+        built = baselines.create(chosen.architecture, chosen.image_size, 1.0, _place(study, published))
     built.reset_classifier(0)
     return built
 

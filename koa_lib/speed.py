@@ -22,7 +22,6 @@ PICTURES = 8260  # of one training as printed
 SECONDS, FEWEST = 2.0, 5  # for single pictures
 EMBEDDED, STEPS = 16, 50
 REPEATS = 3  # of a throughput, the fastest counts: warming up and other work on the machine only ever lengthen it
-_CODE = ("speed", "model", "tower", "training", "sources", "datasets")
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def measured(study):
     """
     import torch
 
-    key = {"model": MODEL, "torch": torch.__version__, "processor": _processor(), "threads": torch.get_num_threads()}
-    found = json.loads(study.store.make("speed.json", key, _write, _CODE).read_text(encoding="utf-8"))
+    key = {"model": MODEL, "recipe": profile.load("paper").as_printed, "processor": _processor(), "threads": torch.get_num_threads()}
+    found = json.loads(study.store.make("speed.json", key, _write).read_text(encoding="utf-8"))
     return Speed(**{**found, "picture_ms": np.array(found["picture_ms"])})
 
 

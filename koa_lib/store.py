@@ -6,17 +6,12 @@ import os
 import shutil
 import time
 from dataclasses import asdict, is_dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock
 
 from koa_lib import journal, progress
-
-PACKAGE = Path(__file__).resolve().parent
-# Versions that can change a result; others are in the environment page.
-_LIBRARIES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
+from koa_lib.reach import reached
 
 
 class Store:
@@ -28,10 +23,13 @@ class Store:
         The run folder.
     step : str
         Who asks, e.g. the notebook; written to `run.jsonl`.
+    out : Path, optional
+        Where what is missing is made, by default the run folder: a session in JupyterLab reads the run and never writes to it.
     """
 
-    def __init__(self, folder, step):
-        self.folder, self.step, self._told, self._building = Path(folder), step, set(), 0
+    def __init__(self, folder, step, out=None):
+        self.folder, self.step, self.out = Path(folder), step, Path(out or folder)
+        self._told, self._building = set(), 0
 
     def make(self, name, key, build, code=()):
         """Return the artefact's path, building it only when its key changed.
@@ -41,33 +39,41 @@ class Store:
         name : str
             Path below the run folder.
         key : dict
-            Everything that the result depends on, JSON-able or dataclasses.
+            Everything that the result depends on, JSON-able or dataclasses. The code that `build` reaches and the versions of its
+            libraries are added here, see `reach`.
         build : callable
             ``build(path)`` writes the artefact to a temporary path, renamed on success.
-        code : sequence of str
-            Modules of `koa_lib` whose text belongs to the key.
+        code : sequence of callables
+            What `build` calls and does not import, e.g. functions that it was given.
         """
-        path = self.folder / name
+        key = plain({**key, **reached(build, *code)})
+        places = dict.fromkeys((self.folder / name, self.out / name))
+        if same := next((place for place in places if self._reason(place, key) is None), None):
+            return self._reused(name, same)
+        path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        key = plain({**key, "code": code_hash(code)})
-        with FileLock(str(self.folder / ".locks" / (name.replace("/", "__") + ".lock")), thread_local=False):
+        lock = self.out / ".locks" / (name.replace("/", "__") + ".lock")
+        lock.parent.mkdir(exist_ok=True)
+        with FileLock(str(lock), thread_local=False):
             reason = self._reason(path, key)
-            if reason is None:
-                self.log(name, "reused", json.loads(_note_path(path).read_text())["seconds"], "same key")
-                return path
+            if reason is None:  # another process made it while this one waited
+                return self._reused(name, path)
             progress.tell(f"{name}: being built because {reason}", due=False, event="building", step=name)
             seconds = self._build(path, build)
-            note = {"key": key, "versions": versions(), "seconds": round(seconds, 2)}
-            write_text(_note_path(path), json.dumps(note, indent=1, sort_keys=True))
+            write_text(_note_path(path), json.dumps({"key": key, "seconds": round(seconds, 2)}, indent=1, sort_keys=True))
             self.log(name, "built", seconds, reason)
         return path
 
-    def _reason(self, path, key):
-        note = _note_path(path)
-        if not path.exists() or not note.exists():
+    def _reused(self, name, path):
+        self.log(name, "reused", _note(path)["seconds"], "same key")
+        return path
+
+    @staticmethod
+    def _reason(path, key):
+        old = _note(path)
+        if old is None:
             return "it did not exist"
-        old = json.loads(note.read_text())["key"]
-        changed = sorted(k for k in {*old, *key} if old.get(k) != key.get(k))
+        changed = sorted(name for name in {*old["key"], *key} if old["key"].get(name) != key.get(name))
         return f"{', '.join(changed)} changed" if changed else None
 
     def _build(self, path, build):
@@ -87,7 +93,7 @@ class Store:
     def log(self, step, status, seconds, reason):
         """Add a step to the journal and tell of it; a person at a notebook hears of what takes, or saved, a second or more."""
         nested = {"nested": True} if self._building else {}  # its seconds are part of another step's
-        journal.append(self.folder, step, status, seconds, reason, self.step, **nested)
+        journal.append(self.out, step, status, seconds, reason, self.step, **nested)
         due = seconds >= 1 and (status == "built" or step not in self._told)
         if due:
             self._told.add(step)
@@ -98,6 +104,25 @@ class Store:
 
 def _note_path(path):
     return path.with_name(path.name + ".json")
+
+
+def _note(path):
+    # What is said beside an artefact; None where either is missing, or a crash left half a note.
+    try:
+        return json.loads(_note_path(path).read_text(encoding="utf-8")) if path.exists() else None
+    except (OSError, ValueError):
+        return None
+
+
+def made_from(path):
+    """First 12 hex digits of SHA-256 over an artefact's key: what else is made from it has this in its own key."""
+    return digest(_note(path)["key"])
+
+
+def digest(value):
+    """First 12 hex digits of SHA-256 over plain values, text or bytes."""
+    data = value if isinstance(value, bytes) else json.dumps(plain(value), sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def _remove(path):
@@ -119,18 +144,3 @@ def plain(value):
     if is_dataclass(value):
         value = asdict(value)
     return json.loads(json.dumps(value, default=str))
-
-
-def code_hash(modules):
-    """First 12 hex digits of SHA-256 over the text of some modules and their arrays, e.g. joint.py and joint_template.npy."""
-    digest = hashlib.sha256()
-    for module in sorted(modules):
-        for path in (PACKAGE / f"{module}.py", *sorted(PACKAGE.glob(f"{module}_*.npy"))):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-@cache
-def versions():
-    """Versions of the libraries that can change a result."""
-    return {name: metadata.version(name) for name in _LIBRARIES}

@@ -19,6 +19,7 @@ from koa_lib.store import Store, write_text
 
 BUILD = ROOT / "reports" / "_build"
 MANIFESTS = ROOT / "data_manifests"
+FOLDERS = ("tables", "figures", "predictions", "history", "similarities", "checkpoints", "features")
 INTERACTIVE = "interactive"  # the step of a session in JupyterLab
 DRY = "KOA_DRY"  # the environment variable by which `make` tells a notebook that it is a dry run
 
@@ -68,21 +69,32 @@ class Study:
         seed = settings.seed if seed is None else _whole(seed)
         run_dir = BUILD / run_name(settings, seed, dry)
         path = run_dir / "inputs.yaml"
-        inputs = _read_inputs(path) if path.exists() else prepare_inputs(profile, seed, dry=dry)
+        inputs = _read_inputs(path) if path.exists() else _checked_inputs(profile, seed, "", "", "", dry)[0]
         settings = profiles.dry(settings, real=bool(inputs.data)) if dry else settings
-        for folder in (".locks", "tables", "figures", "predictions", "history", "similarities", "checkpoints", "features"):
-            (run_dir / folder).mkdir(parents=True, exist_ok=True)
-        return cls(settings, seed, inputs, run_dir, step or os.environ.get("KOA_STEP", INTERACTIVE))
+        study = cls(settings, seed, inputs, run_dir, step or os.environ.get("KOA_STEP", INTERACTIVE))
+        for folder in FOLDERS:
+            (study.shown_dir / folder).mkdir(parents=True, exist_ok=True)
+        return study
 
     @cached_property
     def store(self):
-        """The artefact store of this run."""
-        return Store(self.run_dir, self.step)
+        """The artefact store of this run; in a session that make did not start it reads the run and makes what is missing beside it."""
+        return Store(self.run_dir, self.step, self.shown_dir)
 
     @property
     def shown_dir(self):
-        """Where tables and figures are written: the run folder, or its `interactive` folder in a session that make did not start, so that trying things out never changes the study's own."""
+        """Where this session writes: the run folder, or its `interactive` folder in a session that make did not start, so that trying things out never changes the study's own."""
         return self.run_dir / INTERACTIVE if self.step == INTERACTIVE else self.run_dir
+
+    def file(self, name):
+        """Where a file of the run is read: what this session has written, or else what the run has; `name` is its path below the run folder."""
+        own = self.shown_dir / name
+        return own if own.exists() else self.run_dir / name
+
+    def data_note(self):
+        """What was noted of the pictures when they were read (`data.json`): hash, and per role hash, pictures and how many are not as listed; {} before."""
+        path = self.file("data.json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     @property
     def published(self):
@@ -115,14 +127,13 @@ class Study:
 
     def stamp(self):
         """One line for captions: which step, commit, data and seed made a figure."""
-        path = self.run_dir / "data.json"
-        data = json.loads(path.read_text()) if path.exists() else {"hash": "not read yet"}
-        copies = sum(data[role]["re_encoded"] for role in ("training", "external") if role in data)
-        return f"{'DRY RUN · ' if self.dry else ''}{self.step} · commit {self.commit} · data {data['hash']}{f' ({copies:,} re-encoded files)' if copies else ''} · seed {self.seed}"
+        data = {"hash": "not read yet", **self.data_note()}
+        copies = sum(data[role]["not_as_listed"] for role in ("training", "external") if role in data)
+        return f"{'DRY RUN · ' if self.dry else ''}{self.step} · commit {self.commit} · data {data['hash']}{f' ({copies:,} files not as listed)' if copies else ''} · seed {self.seed}"
 
     def headline(self, text):
         """Note the sentence that closes the run in the terminal."""
-        write_text(self.run_dir / "headline.txt", "DRY RUN: " * self.dry + text + "\n")
+        write_text(self.shown_dir / "headline.txt", "DRY RUN: " * self.dry + text + "\n")
 
     def folder_of(self, cohort):
         """The folder of real pictures for a cohort role ('training' or 'external'); None when not given."""
@@ -160,18 +171,8 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
     StudyError
         A folder that is missing, real data needed and not given, or weights that are neither there nor on the hub.
     """
-    settings = profiles.load(profile)
-    seed = settings.seed if seed is None else seed
-    folder = BUILD / run_name(settings, seed, dry)
-    settings = profiles.dry(settings, real=bool(data)) if dry else settings
-    if settings.training.source == "folder" and not data:
-        raise StudyError(f"Profile '{profile}' needs real radiographs: make reproduce PROFILE={profile} DATA=<folder of kneeKL224>. "
-                         "The set is Mendeley Data doi:10.17632/56rmx5bjcr.1 (CC BY 4.0).")
-    if settings.training.source == "phantoms" and (data or external):
-        raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. Use PROFILE=oai or PROFILE=paper.")
-    given = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
-    inputs = Inputs(profile, seed, *(_absolute(name, value) for name, value in given.items()), content=_content(given.values()), dry=dry)
-    path = folder / "inputs.yaml"
+    inputs, settings = _checked_inputs(profile, seed, data, external, weights, dry)
+    path = BUILD / run_name(settings, inputs.seed, dry) / "inputs.yaml"
     text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
@@ -179,6 +180,20 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
             published.check(settings, inputs.weights)
         write_text(path, text)
     return inputs
+
+
+def _checked_inputs(profile, seed, data, external, weights, dry):
+    settings = profiles.load(profile)
+    seed = settings.seed if seed is None else seed
+    settings = profiles.dry(settings, real=bool(data)) if dry else settings
+    if settings.training.source == "folder" and not data:
+        raise StudyError(f"Profile '{profile}' needs real radiographs: make reproduce PROFILE={profile} DATA=<folder of kneeKL224>. "
+                         "The set is Mendeley Data doi:10.17632/56rmx5bjcr.1 (CC BY 4.0).")
+    if settings.training.source == "phantoms" and (data or external):
+        raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. Use PROFILE=oai or PROFILE=paper.")
+    given = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
+    places = (_absolute(name, value) for name, value in given.items())
+    return Inputs(profile, seed, *places, content=_content(given.values()), dry=dry), settings
 
 
 def stored_inputs(path):

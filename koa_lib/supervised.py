@@ -10,13 +10,10 @@ import torch
 
 from koa_lib import encoders, explain, metrics, sources, training, weights
 from koa_lib.baselines import ImageGrader
-from koa_lib.data.manifest import data_hash
 from koa_lib.datasets import to_tensor
 from koa_lib.device import compute_device
 from koa_lib.protocols import BaselineRecipe
 from koa_lib.store import write_text
-
-CODE = ("supervised", "baselines", "training", "losses", "splits", "protocols", "metrics", *encoders.CODE)
 
 
 @dataclass(frozen=True)
@@ -63,18 +60,21 @@ def trained(study, spec, fold, task):
     task : str
         For the name of the checkpoint.
     """
-    recipe = recipe_of(study, spec)
-    parts = (fold.fit, fold.select)
-    key = {"network": spec, "recipe": recipe, "seed": study.seed, "content": study.inputs.content,
-           "data": [data_hash(part.rows) for part in parts], "grades": [part.grades.tolist() for part in parts]}
-    name = f"checkpoints/network-{spec.name}-{task}__seed{study.seed}".lower()
-    folder = study.store.make(name, key, lambda folder: _train(study, spec, recipe, parts, folder), CODE)
+    recipe, folder = recipe_of(study, spec), checkpoint(study, spec, fold, task)
     grader = training.load_state(ImageGrader(spec), folder / "state.safetensors").to(compute_device()).eval()
     return Trained(grader, recipe, json.loads((folder / "inner.json").read_text(encoding="utf-8"))["qwk"])
 
 
-def _train(study, spec, recipe, parts, folder):
+def checkpoint(study, spec, fold, task):
+    """The folder of a network's weights, trained now where it is missing; arguments as of `trained`."""
+    recipe, parts = recipe_of(study, spec), (fold.fit, fold.select)
     start = weights.network(spec.timm, study.inputs.weights) if spec.weights == "imagenet" else None
+    key = {"network": spec, "recipe": recipe, "seed": study.seed, "weights": weights.weights_hash(start), "fit": fold.fit.fingerprint, "select": fold.select.fingerprint}
+    name = f"checkpoints/network-{spec.name}-{task}__seed{study.seed}".lower()
+    return study.store.make(name, key, lambda folder: _train(study, spec, start, recipe, parts, folder))
+
+
+def _train(study, spec, start, recipe, parts, folder):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
         grader = ImageGrader(spec, start).to(compute_device())

@@ -18,6 +18,7 @@ from koa_lib.pairs import PairRecipe
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.runner import Runner
 from koa_lib.scorecard import Ours
+from koa_lib.store import made_from
 
 STANDARD, FLIPPED, AT_TEST = "standard CLIP", "flip augmentation", "flip at test time"
 # PAIRS has the cross-entropy of both pictures, as the arms with a loss have, and no loss: the fair comparison for what a loss adds.
@@ -67,13 +68,14 @@ def _on_trained_trunk(study, made):
     ours, recipe = protocols.our_arm(study), made.recipe
     if ours.recipe.folds:
         raise StudyError("systems.symmetry.trunk is 'trained', but our_protocol trains folds that hold the inner part. Use 'start', or our_protocol with folds: 0.")
-    trained = cache(lambda: Runner(study).grader(ours).clip)
+    runner = Runner(study)
+    trained = cache(lambda: runner.grader(ours).clip)
 
     def build():
         tokenizer = open_clip.get_tokenizer(study.profile.model.name)
         return ClipGrader(copy.deepcopy(trained()), tokenizer, recipe.part, recipe.prompts, recipe.residual).to(compute_device())
 
-    return replace(made, build=build, key={**made.key, "trunk": ours.recipe})
+    return replace(made, build=build, key={**made.key, "trunk": made_from(runner.checkpoint(ours))})
 
 
 def described(study):

@@ -38,7 +38,6 @@ BERTS = {
     "tiny": Bert("", True, {**_BASE, **_SMALL, "vocab_size": 512}),
 }
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-CODE = ("texts", "grades", "device")
 
 
 class TextEncoder:
@@ -114,7 +113,7 @@ def embed(study, name, sentences):
         with open(path, "wb") as file:  # np.save would add a suffix to the store's temporary name
             np.save(file, create(name, place, study.seed).embed(sentences))
 
-    return np.load(study.store.make(f"features/text-{name.lower()}.npy", key, build, CODE))
+    return np.load(study.store.make(f"features/text-{name.lower()}.npy", key, build))
 
 
 def described(study, name):

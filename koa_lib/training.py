@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import time
 
 import numpy as np
@@ -138,7 +139,10 @@ class _Loop:
         """Write all that a continuation needs."""
         if path is not None:
             state = {name: getattr(self, name).state_dict() for name in _STATEFUL}
-            torch.save({**state, "done": self.done, "best": self.best, "step": self.step, "draws": self.generator.get_state(), "torch": torch.get_rng_state()}, path)
+            state |= {"done": self.done, "best": self.best, "step": self.step, "draws": self.generator.get_state(), "torch": torch.get_rng_state()}
+            part = path.with_name(f".part-{os.getpid()}-{path.name}")  # killed while it writes, the last whole state stays
+            torch.save(state, part)
+            os.replace(part, path)
 
     def restore(self, path):
         """Go on from a saved state, if there is one."""
@@ -219,6 +223,16 @@ def save_state(grader, path):
 
 
 def load_state(grader, path):
-    """Read a trained part into a grader built in the same way."""
-    grader.load_state_dict(load_file(path), strict=False)
+    """Read a trained part into a grader built in the same way.
+
+    Raises
+    ------
+    StudyError
+        When the file does not hold exactly the weights that this grader trains, or of another shape.
+    """
+    state, expected = load_file(path), grader.trained_state()
+    wrong = sorted(name for name in {*state, *expected} if name not in state or name not in expected or state[name].shape != expected[name].shape)
+    if wrong:
+        raise StudyError(f"{path} does not fit the model: {wrong[0]} is missing, unknown or of another shape. Delete its folder and run the same command again.")
+    grader.load_state_dict(state, strict=False)
     return grader

@@ -1,6 +1,5 @@
 """The scorecard of a run: every published row, every claim and the audit's findings, each with verdict and reason."""
 
-import json
 
 import numpy as np
 import pandas as pd
@@ -84,14 +83,14 @@ def comparability(study):
 
 def _incomplete(study):
     # A part of the pictures, or lossy copies of them, are not the paper's data.
-    note, found = json.loads((study.run_dir / "data.json").read_text(encoding="utf-8")), []
+    note, found = study.data_note(), []
     for role in ("training", "external"):
         cohort = cohorts.facts(getattr(study.profile, role).name)
         listed = sum(map(sum, cohort.counts.values()))
         if role in note and note[role]["pictures"] < listed:
             found.append(f"{note[role]['pictures']:,} of {listed:,} {role} pictures")
-        if role in note and note[role]["re_encoded"]:
-            found.append(f"{note[role]['re_encoded']:,} re-encoded {role} pictures")
+        if role in note and note[role]["not_as_listed"]:
+            found.append(f"{note[role]['not_as_listed']:,} {role} pictures that are not as listed")
     return found
 
 

@@ -40,7 +40,7 @@ def run(tmp_path_factory, cohort_a, cohort_b):
         files[f"{name}-{split}"] = f"{MODEL}__{name}-{split}__stretch-none__fold2__seed42.csv"
         predict(manifest, len(manifest) // 2)[0].to_csv(folder / "predictions" / files[f"{name}-{split}"], index=False)
     (folder / "primary.json").write_text(json.dumps(files))
-    (folder / "data.json").write_text(json.dumps({role: {"hash": "ab12", "pictures": 7, "re_encoded": 3} for role in ("training", "external")}))
+    (folder / "data.json").write_text(json.dumps({role: {"hash": "ab12", "pictures": 7, "not_as_listed": 3} for role in ("training", "external")}))
     (folder / "inputs.yaml").write_text(yaml.safe_dump({"profile": "smoke", "seed": 42, "data": "", "external": "", "synthetic": True}))
     (folder / "checkpoints" / "clip-as_printed__fold2__seed42" / "state.safetensors").write_bytes(b"weights")
     (folder / "checkpoints" / "clip-as_printed__fold2__seed42.json").write_text(json.dumps({"key": {"weights": "random"}, "seconds": 12.0}))

@@ -1,6 +1,7 @@
 """Frozen embeddings against supervised networks: tasks, classifiers, differences and the claims that follow from them."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,17 @@ def study(easy_study):
 @pytest.fixture(scope="module")
 def comparison(study):
     return embeddings.Comparison(study).run()
+
+
+def test_other_embeddings_are_graded_again(study, comparison, tmp_path, monkeypatch):
+    study, again = replace(study, run_dir=shutil.copytree(study.run_dir, tmp_path / "run")), []
+    monkeypatch.setattr(type(study.store), "_build", lambda self, path, build: again.append(path.name) or 0.0)
+    embeddings.Comparison(study).run()
+    assert not again
+    embed = embeddings.encoders.embed
+    monkeypatch.setattr(embeddings.encoders, "embed", lambda *arguments: embed(*arguments) + 1)  # as after another pre-training
+    embeddings.Comparison(study).run()
+    assert again and all(name.startswith("biomedclip") for name in again)
 
 
 def features(part, values=None):

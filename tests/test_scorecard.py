@@ -1,6 +1,5 @@
 """The scorecard: every published row once, judged by its own rule, and nothing but a real run scored as a model."""
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -43,10 +42,9 @@ def runs(first, right):
 @pytest.fixture
 def study(monkeypatch, tmp_path):
     """A real run of the paper's profile on all pictures; its timings are given."""
-    whole = {role: {"pictures": number, "re_encoded": 0} for role, number in (("training", 8260), ("external", 1650))}
-    (tmp_path / "data.json").write_text(json.dumps(whole))
+    whole = {role: {"pictures": number, "not_as_listed": 0} for role, number in (("training", 8260), ("external", 1650))}
     monkeypatch.setattr(speed, "measured", lambda study: FOUND)
-    return SimpleNamespace(published=FOLDER, synthetic=False, dry=False, seed=0, run_dir=tmp_path, profile=replace(profile.load("paper"), draws=100))
+    return SimpleNamespace(published=FOLDER, synthetic=False, dry=False, seed=0, run_dir=tmp_path, data_note=lambda: whole, profile=replace(profile.load("paper"), draws=100))
 
 
 RESULTS = {"train": runs(0, 0.6), "external": runs(10, 0.3)}
@@ -284,15 +282,14 @@ def test_reasons_and_known_keys_are_demanded():
         scorecard.scorecard(TABLES["jpm2026"], {("table_9", "x", "y"): "no"}, comparable=True)
 
 
-def test_a_part_of_the_pictures_or_lossy_copies_are_not_the_papers_data(tmp_path):
+def test_a_part_of_the_pictures_or_lossy_copies_are_not_the_papers_data():
     def judged(**training):
-        external = {"pictures": 1650, "re_encoded": 0}
-        (tmp_path / "data.json").write_text(json.dumps({"training": {"pictures": 8260, "re_encoded": 0, **training}, "external": external}))
-        return verdicts.comparability(SimpleNamespace(dry=False, synthetic=False, profile=profile.load("paper"), run_dir=tmp_path))
+        note = {"training": {"pictures": 8260, "not_as_listed": 0, **training}, "external": {"pictures": 1650, "not_as_listed": 0}}
+        return verdicts.comparability(SimpleNamespace(dry=False, synthetic=False, profile=profile.load("paper"), data_note=lambda: note))
 
     assert judged() == (True, "")
     assert judged(pictures=78) == (False, "78 of 8,260 training pictures")
-    assert judged(re_encoded=3)[1] == "3 re-encoded training pictures" and not judged(re_encoded=3)[0]
+    assert judged(not_as_listed=3)[1] == "3 training pictures that are not as listed" and not judged(not_as_listed=3)[0]
 
 
 def test_what_nothing_reaches_was_measured_all_the_same():

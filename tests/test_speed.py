@@ -1,6 +1,7 @@
 """Timing: what is measured, what is computed from it, and that it is measured once."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,6 +63,10 @@ def test_measured_once_and_again_when_the_machine_changes(quick, study, monkeypa
     monkeypatch.setattr(speed, "machine", lambda: [("Processor", "another")])
     speed.measured(study)
     assert runs == [1]
+    paper = profile.load("paper")
+    monkeypatch.setattr(speed.profile, "load", lambda name: replace(paper, as_printed=replace(paper.as_printed, batch=32)))
+    speed.measured(study)
+    assert runs == [1, 1]
 
 
 @given(st.integers(64, 20000), st.integers(1, 50), st.integers(1, 8), st.integers(1, 64))

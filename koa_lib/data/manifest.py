@@ -17,7 +17,7 @@ import pandas as pd
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
-from koa_lib.images.read import is_picture
+from koa_lib.images.read import decoded_sha256, file_sha256, is_picture
 
 COLUMNS = (
     "image_id path split kl_grade kl_grade_reader2 group_id side sha256 pixel_sha256 width height bit_depth channels mode"
@@ -221,7 +221,7 @@ def find_pictures(manifest, folder, layouts=()):
     Returns
     -------
     DataFrame
-        The rows found, with `file` (Path) and `status`: *as listed* or *re-encoded* (another suffix).
+        The rows found, with `file` (Path).
 
     Raises
     ------
@@ -233,10 +233,27 @@ def find_pictures(manifest, folder, layouts=()):
     by_stem = {tail(name): path for name, path in reversed(listed.items())}
     rows = manifest.copy()
     rows["file"] = [listed.get(path) or by_stem.get(tail(path)) for path in rows["path"]]
-    rows = rows[rows["file"].notna()].reset_index(drop=True)
-    same = [Path(path).suffix.lower() == file.suffix.lower() for path, file in zip(rows["path"], rows["file"], strict=True)]
-    rows["status"] = np.where(same, "as listed", "re-encoded")
-    return rows
+    return rows[rows["file"].notna()].reset_index(drop=True)
+
+
+def write_as_found(rows, path):
+    """Write what the files of listed pictures are: CSV with `file_sha256`, and `as_listed`, whether bytes or else pixels are the manifest's.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        file, sha256, pixel_sha256.
+    """
+    found = pd.DataFrame({"file_sha256": [file_sha256(file) for file in rows["file"]]})
+    found["as_listed"] = [_same(*values) for values in zip(rows["file"], found["file_sha256"], rows["sha256"], rows["pixel_sha256"], strict=True)]
+    found.to_csv(path, index=False, lineterminator="\n")
+
+
+def _same(file, sha256, listed, pixels):
+    try:
+        return sha256 == listed or decoded_sha256(file) == pixels
+    except StudyError:  # whoever reads the picture says what is wrong with it
+        return False
 
 
 def data_hash(manifest):

@@ -131,6 +131,28 @@ class Header:
     frames: int = 1
 
 
+def header(path):
+    """What a file says of itself, without decoding it; StudyError for what is no picture."""
+    kind = _format(path)
+    if kind == "DICOM":
+        import pydicom
+
+        found = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        return Header(kind, int(found.get("Columns") or 0), int(found.get("Rows") or 0), int(found.get("NumberOfFrames") or 1))
+    with _named_errors(path), Image.open(path) as picture:
+        return Header(kind, *picture.size, 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1))
+
+
+def read(path):
+    """A file as a `Picture`: gray in [0, 1] and the notes on it; errors as `read_gray`."""
+    return Picture(read_gray(path))
+
+
+def to_uint8(gray):
+    """A float picture in [0, 1] as uint8, rounded."""
+    return np.round(255 * gray).astype(np.uint8)
+
+
 def describe(path):
     """The manifest columns that a file alone determines: two hashes, size, depth, channels, mode; errors as `decode`."""
     pixels, mode = decode(path)

@@ -1,9 +1,10 @@
-"""PNG, WebP, JPEG, TIFF and BMP, each by the one class of Pillow that its content asks for: no other decoder runs."""
+"""PNG, WebP, JPEG, TIFF and BMP, each by the class of Pillow that its content asks for: no other decoder runs."""
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL.Image import DecompressionBombError
 
 from koa_lib.images.picture import Picture, Refused, check_size, not_square
 
@@ -54,12 +55,17 @@ def read(path, kind):
     return Picture(_upright(gray, turn), (*notes, *doubts), doubts)
 
 
+@contextmanager
 def _opened(path, kind):
-    try:
-        return _CLASSES[kind](path)
-    except SyntaxError as error:
-        reason = f"it is truncated, damaged or a {kind} that Pillow does not know ({error})"
-        raise Refused(reason, "Fetch it again or save it as PNG.") from error
+    with open(path, "rb") as file:  # no name for Pillow: the memory map of a named TIFF on its side is scrambled
+        try:
+            picture = _CLASSES[kind](file)
+        except DecompressionBombError as error:
+            raise Refused(f"it is gigantic ({error})", "Replace it by a smaller picture.") from error
+        except SyntaxError as error:
+            reason = f"it is truncated, damaged or a {kind} that Pillow does not know ({error})"
+            raise Refused(reason, "Fetch it again or save it as PNG.") from error
+        yield picture
 
 
 def _frames(picture):
@@ -69,16 +75,16 @@ def _frames(picture):
 
 
 def _values(picture):
-    """Stored values of an opened picture: uint8, uint16, or float32 in [0, 1]; gray (H, W) or colour (H, W, 3)."""
+    """Stored values of an opened picture: uint8, uint16 or float32 in [0, 1]; gray (H, W) or colour (H, W, 3)."""
     check_size(*picture.size)
-    mode, signed = picture.mode, 2 in getattr(picture, "tag_v2", {}).get(_SAMPLE_FORMAT, ())
+    mode, tags = picture.mode, getattr(picture, "tag_v2", {})
     if mode == "F" or mode.startswith("I"):
         return _checked(np.asarray(picture))
-    if picture.format in ("PNG", "TIFF") and any(";16" in str(tile.args) for tile in picture.tile):
+    if max(tags.get(_BITS, (1,))) > 8 if tags else picture.format == "PNG" and ";16" in str(picture.tile):
         reason = f"it has 16 bits in each of several channels ({mode}), of which Pillow keeps 8"
         raise Refused(reason, "Save it as 16-bit gray without alpha.")
     pixels = np.asarray(picture.convert("L" if mode in ("L", "1", "LA") else "RGB"))
-    if signed:
+    if 2 in tags.get(_SAMPLE_FORMAT, ()):
         _checked(pixels.view(np.int8))
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
@@ -104,7 +110,7 @@ def _white(values, path, tags):
     if values.dtype == np.uint8:
         return 255
     highest = int(np.max(tags.get(_HIGHEST, 0)))
-    bits = highest.bit_length() or max(tags.get(_BITS, ())) if tags else _significant_bits(path)
+    bits = highest.bit_length() or max(tags.get(_BITS, (1,))) if tags else _significant_bits(path)
     white = 2**bits - 1
     return white if values.max() <= white <= 65535 else 65535
 

@@ -1,7 +1,7 @@
 """Where the joint is: template matching without a trained network, and the crop with OAI's field of view.
 
-The template is the locally normalised mean of OAI training pictures around the joint (`learn`), so nothing of an
-external cohort enters it. Width and height are matched apart, because some sets stretch their pictures.
+The template is the locally normalised mean of OAI training pictures around the joint (`learn_joint`), so nothing of
+an external cohort enters it. Width and height are matched apart, because some sets stretch their pictures.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 UNIT = 12  # pixels of the template in half a joint line's width
-SMOOTH, MARGIN = 4.7, 12  # pixels: what is coarser is field and exposure, not bone
+SMOOTH = 4.7  # pixels: what is coarser is field and exposure, not bone
 HALF_HEIGHT, HALF_WIDTH = 10, 13  # pixels of the template around the joint's centre
 # An OAI crop as shares of its side: half the width of the joint line and of the bones there, and the line's centre.
 LINE, PLATEAU, CENTRE = 0.375, 0.42, (0.5, 0.57)
@@ -67,20 +67,23 @@ def find(image):
     if min(image.shape) < SMALLEST:
         height, width = image.shape
         return Joint(CENTRE[0] * width, CENTRE[1] * height, PLATEAU * width, LINE * height, -1.0)
-    best = _search(image, ASPECTS, _template())
+    best = search(image, ASPECTS, _template())
     left, right = _bone_edges(image, best)
     # Edges are less sure than the template about the middle, and wrong where they nearly meet.
     return replace(best, across=max((right - left) / 2, NARROWEST * best.across))
 
 
-def _search(image, aspects, template):
-    height, middle = image.shape[0], _limb_middle(image)
-    tried = [_match(image, share * height, aspect, middle, template) for share in HEIGHTS for aspect in aspects]
-    best, step = max(tried, key=lambda joint: joint.score), (HEIGHTS[1] / HEIGHTS[0]) ** 0.4
-    for _ in range(2):
-        aspect, stretches = best.across / best.down, (1,) if len(aspects) == 1 else (0.9, 1, 1.1)
-        near = [_match(image, best.down * scale, aspect * stretch, middle, template) for scale in (1 / step, 1, step) for stretch in stretches]
-        best, step = max([best, *near], key=lambda joint: joint.score), step**0.5
+def search(image, aspects, template):
+    """The best `Joint` over all places, `HEIGHTS` and these stretches (width over height), refined in two steps."""
+    middle, joints, step = _limb_middle(image), [], (HEIGHTS[1] / HEIGHTS[0]) ** 0.4
+    stretches = (0.9, 1, 1.1) if len(aspects) > 1 else (1,)
+    tries = [(share * len(image), aspect) for share in HEIGHTS for aspect in aspects]
+    for _ in range(3):
+        joints += [_match(image, down, aspect, middle, template) for down, aspect in tries]
+        best = max(joints, key=lambda joint: joint.score)
+        aspect = best.across / best.down
+        tries = [(best.down * scale, aspect * stretch) for scale in (1 / step, 1, step) for stretch in stretches]
+        step **= 0.5
     return best
 
 
@@ -104,7 +107,8 @@ def _match(image, down, aspect, middle, template):
     # Scales the picture so that a plateau of this size has the template's, and looks for the template everywhere.
     height, width = image.shape
     across = down * aspect
-    small = normalised(_scaled(image, UNIT / across, UNIT / down))
+    size = max(8, round(width * (UNIT / across))), max(8, round(height * (UNIT / down)))
+    small = normalised(resized(image, size, Image.Resampling.BOX))
     pad_y, pad_x = HALF_HEIGHT // 2, HALF_WIDTH // 2
     padded = np.pad(small, ((pad_y, pad_y), (pad_x, pad_x)))
     if any(have < need for have, need in zip(padded.shape, template.shape, strict=True)):
@@ -113,7 +117,8 @@ def _match(image, down, aspect, middle, template):
     y = (np.arange(score.shape[0]) - pad_y + HALF_HEIGHT + 0.5) * down / UNIT
     x = (np.arange(score.shape[1]) - pad_x + HALF_WIDTH + 0.5) * across / UNIT
     unusual = (2 * np.log(aspect)) ** 2 + (2 * np.log(down / (LINE * height))) ** 2
-    score = score - PRIOR * ((4 * (y / height - 0.5)) ** 2)[:, None] - PRIOR * (4 * (x - middle) / width) ** 2 - PRIOR * unusual
+    score = score - PRIOR * ((4 * (y / height - 0.5)) ** 2)[:, None]
+    score = score - PRIOR * (4 * (x - middle) / width) ** 2 - PRIOR * unusual
     row, column = np.unravel_index(score.argmax(), score.shape)
     return Joint(float(x[column]), float(y[row]), across, down, float(score[row, column]))
 
@@ -129,10 +134,9 @@ def normalised(image):
     return difference / np.sqrt(gaussian_filter(difference**2, SMOOTH) + 1e-4)
 
 
-def _scaled(image, across, down):
-    height, width = image.shape
-    size = max(8, round(width * across)), max(8, round(height * down))
-    return np.asarray(Image.fromarray(image.astype(np.float32)).resize(size, Image.Resampling.BOX))
+def resized(image, size, how, box=None):
+    """A picture, or the box (left, top, right, bottom) of it, as float32 in another size (width, height)."""
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize(size, how, box))
 
 
 def _limb_middle(image):
@@ -161,47 +165,7 @@ def crop(image, size, joint=None):
     joint = joint or find(image)
     side_x, side_y = joint.across / PLATEAU, joint.down / LINE
     left, top = joint.x - CENTRE[0] * side_x, joint.y - CENTRE[1] * side_y
-    box = (left, top, left + side_x, top + side_y)
+    box = np.array((left, top, left + side_x, top + side_y))
     pad = int(np.ceil(max(0, -left, -top, box[2] - image.shape[1], box[3] - image.shape[0]))) + 1
-    padded = Image.fromarray(np.pad(image.astype(np.float32), pad, mode="mean", stat_length=EDGE))
-    square = padded.resize((size, size), Image.Resampling.BILINEAR, box=tuple(edge + pad for edge in box))
-    return np.clip(np.asarray(square), 0, 1)
-
-
-def learn(images, rounds=2):
-    """The template from undistorted square crops: their mean around the joint, found again with the template so far.
-
-    Parameters
-    ----------
-    images : list of float arrays (side, side) in [0, 1]
-        OAI training pictures. The first mean takes the joint where `CENTRE` and `LINE` expect it, and later ones
-        keep these as medians, so that the template neither drifts nor grows.
-
-    Returns
-    -------
-    float32 array (2 HALF_HEIGHT, 2 HALF_WIDTH)
-    """
-    expected = np.array([(*CENTRE, LINE)])
-    template = _mean_window(images, np.repeat(expected, len(images), axis=0))
-    for _ in range(rounds):
-        found = [_search(image, (1,), template) for image in images]
-        places = np.array([(joint.x, joint.y, joint.down) for joint in found]) / [[len(image)] for image in images]
-        places[:, :2] += expected[:, :2] - np.median(places[:, :2], axis=0)
-        places[:, 2] *= LINE / np.median(places[:, 2])
-        score = np.array([joint.score for joint in found])
-        kept = np.flatnonzero(score >= np.quantile(score, 0.2))
-        template = _mean_window([images[k] for k in kept], places[kept])
-    return template
-
-
-def _mean_window(images, places):
-    windows = []
-    rows, columns = HALF_HEIGHT + MARGIN, HALF_WIDTH + MARGIN
-    for image, (x, y, unit) in zip(images, places * [[len(image)] for image in images], strict=True):
-        step, pad = unit / UNIT, len(image)
-        box = (pad + x - columns * step, pad + y - rows * step, pad + x + columns * step, pad + y + rows * step)
-        wide = Image.fromarray(np.pad(image.astype(np.float32), pad, mode="edge"))
-        window = normalised(np.asarray(wide.resize((2 * columns, 2 * rows), Image.Resampling.BOX, box=box)))
-        windows.append(window[MARGIN:-MARGIN, MARGIN:-MARGIN])
-    mean = np.mean(windows, axis=0).astype(np.float32)
-    return (mean + mean[:, ::-1]) / 2  # as many left knees as right ones
+    padded = np.pad(image.astype(np.float32), pad, mode="mean", stat_length=EDGE)
+    return np.clip(resized(padded, (size, size), Image.Resampling.BILINEAR, tuple(box + pad)), 0, 1)

@@ -5,7 +5,7 @@ external labels, so results with them are headed *exploratory*; their parameters
 """
 
 import numpy as np
-from PIL import Image
+from PIL.Image import Resampling
 
 from koa_lib.errors import StudyError
 from koa_lib.images import joint
@@ -13,7 +13,8 @@ from koa_lib.images import joint
 GEOMETRIES = ("stretch", "pad", "center_crop", "joint_crop", "split")
 INTENSITIES = ("none", "clahe", "match_train")
 EXPLORATORY = frozenset(("joint_crop", "match_train"))
-# What the external cohort is shown in, beside the way a model was trained: one factor at a time, and the two exploratory ones together.
+# What the external cohort is shown in, beside the way a model was trained: one factor at a time, and the two
+# exploratory ones together.
 VIEWS = (("stretch", "none"), ("pad", "none"), ("center_crop", "none"), ("split", "none"), ("stretch", "clahe"),
          ("stretch", "match_train"), ("joint_crop", "none"), ("joint_crop", "match_train"))
 TWO_KNEES = 3.0  # width over height from which a picture shows both knees (Gornale: 640 x 161 against 300 x 162)
@@ -52,7 +53,8 @@ def squares(image, geometry, size, trained="stretch"):
         return [square for half in halves(image) for square in squares(joint.crop(half, FILE_SIDE), trained, size)]
     parts = halves(image) if geometry == "split" else [image]
     fit = {"pad": _pad, "center_crop": _central}.get(geometry, lambda part: part)
-    return [_resized(fit(part), size) for part in parts]
+    fitted = [joint.resized(fit(part), (size, size), Resampling.BILINEAR) for part in parts]
+    return [np.clip(square, 0, 1) for square in fitted]
 
 
 def halves(image):
@@ -65,10 +67,9 @@ def _pad(image):
     height, width = image.shape
     side = max(height, width)
     border = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
-    square = np.full((side, side), border, dtype=np.float32)
     top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = image
-    return square
+    around = (top, side - height - top), (left, side - width - left)
+    return np.pad(image, around, constant_values=border)
 
 
 def _central(image):
@@ -76,11 +77,6 @@ def _central(image):
     side = round(min(height, width) * CENTRAL_SHARE)
     top, left = (height - side) // 2, (width - side) // 2
     return image[top : top + side, left : left + side]
-
-
-def _resized(image, size):
-    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
-    return np.clip(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), 0, 1)
 
 
 def adjust(square, intensity, reference=None):
@@ -130,7 +126,8 @@ def mean_histogram(pictures):
     """
     total, count = np.zeros(LEVELS), 0
     for picture in pictures:
-        total, count = total + _histogram(picture), count + 1
+        total += np.histogram(picture, LEVELS, (0, 1))[0] / picture.size
+        count += 1
     return np.cumsum(total / count)
 
 
@@ -147,11 +144,7 @@ def views(image, size, reference, trained):
     trained : str
         As for `squares`.
     """
-    shown = {"file": image, **{geometry.replace("_", " "): squares(image, geometry, size, trained)[0] for geometry in GEOMETRIES}}
-    crop = shown["joint crop"]
-    return {**shown, "joint crop,\nclahe": adjust(crop, "clahe"), "joint crop,\nmatch train": adjust(crop, "match_train", reference)}
-
-
-def _histogram(picture):
-    counts, _ = np.histogram(picture, LEVELS, (0, 1))
-    return counts / picture.size
+    shown = {name.replace("_", " "): squares(image, name, size, trained)[0] for name in GEOMETRIES}
+    changed = {f"joint crop,\n{name.replace('_', ' ')}": adjust(shown["joint crop"], name, reference)
+               for name in ("clahe", "match_train")}
+    return {"file": image, **shown, **changed}

@@ -9,11 +9,11 @@ import pandas as pd
 
 from koa_lib import splits
 from koa_lib.data import cohorts, duplicates, inspection
-from koa_lib.data.manifest import data_hash, find_pictures, read_manifest
+from koa_lib.data.files import find_pictures
+from koa_lib.data.manifest import data_hash
 from koa_lib.errors import StudyError
 from koa_lib.images import shape
 from koa_lib.images.read import file_sha256, read_gray
-from koa_lib.study import MANIFESTS
 
 STATISTICS = {  # mean and standard deviation per channel, METHODS: ImageNet as the paper prints, CLIP as its weights expect
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -23,7 +23,7 @@ STATISTICS = {  # mean and standard deviation per channel, METHODS: ImageNet as 
 
 @dataclass(frozen=True)
 class Cohort:
-    """A cohort of a study: its name and the manifest rows whose pictures are there (`file`, `status` added)."""
+    """A cohort of a study: its name and the manifest rows whose pictures are there (`file` added)."""
 
     name: str
     rows: pd.DataFrame
@@ -72,12 +72,12 @@ def _members(study, role):
     spec = getattr(study.profile, role)
     if spec.source == "phantoms":
         folder = _phantom_folder(study, spec, role)
-        manifest = read_manifest(folder / "manifest.csv")
+        manifest = cohorts.manifest(spec.name, folder)
     else:
         folder = study.folder_of(role)
         if folder is None:
             return None
-        manifest = read_manifest(MANIFESTS / f"{spec.name}.csv")
+        manifest = cohorts.manifest(spec.name)
     layouts = cohorts.facts(spec.name).layouts.values() if spec.name in cohorts.names() else ()
     found = find_pictures(manifest, folder, layouts)
     found = splits.sample(found) if study.dry else found
@@ -117,11 +117,12 @@ def _note_data(study, role, rows):
 
     path = study.run_dir / "data.json"
     note = json.loads(path.read_text()) if path.exists() else {}
-    key = [study.inputs.content, data_hash(rows)]
+    key = [study.inputs.content, data_hash(rows), data_hash(rows.assign(pixel_sha256=rows["sha256"]))]
     if note.get(role, {}).get("key") == key:
         return
-    files = data_hash(rows.assign(pixel_sha256=[file_sha256(file) for file in rows["file"]]))
-    note[role] = {"key": key, "hash": files, "pictures": len(rows), "re_encoded": int((rows["status"] == "re-encoded").sum())}
+    digests = [file_sha256(file) for file in rows["file"]]
+    files = data_hash(rows.assign(pixel_sha256=digests))
+    note[role] = {"key": key, "hash": files, "pictures": len(rows), "re_encoded": int((rows["sha256"] != digests).sum())}
     note["hash"] = "-".join(note[r]["hash"][:7] for r in ("training", "external") if r in note)
     write_text(path, json.dumps(note, indent=1))
 

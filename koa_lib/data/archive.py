@@ -1,7 +1,7 @@
 """One published zip, unpacked so that no member can do harm.
 
-A published archive is somebody else's file: every member is judged before anything is written, and the folder gets its
-own name only when it is complete.
+A published archive is somebody else's file: every member is judged before it is written, and the folder gets its own
+name only when it is complete.
 """
 
 import os
@@ -9,16 +9,17 @@ import re
 import shutil
 import stat
 import struct
+import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from koa_lib.data.download import BLOCK, bar
+from koa_lib.data.download import bar
 from koa_lib.errors import StudyError
-from koa_lib.images.read import SUFFIXES
+from koa_lib.images.read import SUFFIXES, is_picture
 
 MAX_BYTES, MAX_MEMBERS = 40 * 10**9, 200_000
 MAX_RATIO, RATIO_FREE = 200, 10**6  # pictures reach 3:1, zip bombs 1000:1; what is smaller than RATIO_FREE does no harm
@@ -34,19 +35,18 @@ class _Job:
     bytes_left: int
     members_left: int
     progress: tqdm
-    due: int = 0  # bytes announced and not yet written
-    names: set = field(default_factory=set)
 
 
 def unpack(archive, folder, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS):
     """Unpack the pictures of a zip, and of zips directly inside it, into a new folder.
 
-    A zip `a/b.zip` inside becomes the folder `a/b`; files without a picture's suffix are left out.
+    A zip `a/b.zip` inside becomes the folder `a/b`; hidden files, and files without a picture's suffix, are left out.
+    Backslashes in names, as Windows writes them, separate folders.
 
     Parameters
     ----------
     archive, folder : Path
-        The zip; the folder, absent or empty, written as `<folder>.part` and renamed at the end.
+        The zip; the folder, absent or empty, written in a temporary folder beside it and renamed at the end.
     max_bytes, max_members : int
         Limits of what is unpacked, zips inside included.
 
@@ -65,25 +65,19 @@ def unpack(archive, folder, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS):
         raise StudyError(f"The archive {archive} does not exist. Download it first.")
     if folder.is_file() or folder.exists() and any(folder.iterdir()):
         raise StudyError(f"{folder} exists already and is not empty. Use it as it is, remove it, or give another folder.")
-    part = folder.with_name(f"{folder.name}.part")
     try:
-        return _unpack_to(archive, part, folder, max_bytes, max_members)
-    except OSError as error:
-        raise StudyError(f"{error.filename or folder} cannot be written ({error.strerror or error}). Give a folder where you may write.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _unpack_to(archive, part, folder, max_bytes, max_members):
-    if part.exists():
-        shutil.rmtree(part)  # of a killed run
-    with bar(archive.name, 0) as progress:
-        count = _unpack_zip(_Job(archive, part, max_bytes, max_members, progress), archive)
-    if not count:
-        raise StudyError(f"{archive} holds no pictures ({', '.join(SUFFIXES)}). Check that it is the right archive.")
-    if folder.exists():
-        folder.rmdir()  # Windows replaces no folder, not even an empty one
-    os.replace(part, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as part, bar(archive.name, 0) as progress:
+            root = Path(part) / folder.name  # the temporary folder itself is for nobody else to read
+            count = _unpack_zip(_Job(archive, root, max_bytes, max_members, progress), archive)
+            if not count:
+                raise StudyError(f"{archive} holds no pictures ({', '.join(SUFFIXES)}). Check that it is the right archive.")
+            if folder.exists():
+                folder.rmdir()  # Windows replaces no folder, not even an empty one
+            os.replace(root, folder)
+    except (OSError, UnicodeEncodeError) as error:  # names that this system cannot write
+        name, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+        raise StudyError(f"{name or folder} cannot be written ({reason or error}). Give a folder where you may write.") from error
     return count
 
 
@@ -96,44 +90,45 @@ def _unpack_zip(job, file, inside=None):
             kind = "a cut off or damaged zip" if opened.read(2) == b"PK" else "no zip, perhaps an error page of the server"
         raise StudyError(f"{where} is {kind} ({error}). Delete {job.archive} and download it again.") from error
     with bundle:
-        chosen = _choose(job, bundle.infolist(), where, inside)
-        _check_sizes(job, [info for info, _ in chosen], where)
-        for info, path in chosen:
-            _write(job, bundle, info, job.root / path, where)
-            if path.suffix.lower() == ".zip":
-                count += _unpack_zip(job, job.root / path, path)
-                (job.root / path).unlink()
-            else:
+        chosen = [info for info in _safe(job, bundle.infolist(), where) if _is_wanted(info)]
+        _check_sizes(job, chosen, where)
+        for info in chosen:
+            if inside and not is_picture(info.filename):
+                raise _refusal(job, where, info, "is a zip inside a zip inside a zip, only one level is unpacked")
+            written = _extract(job, bundle, info, job.root / inside.with_suffix("") if inside else job.root, where)
+            if is_picture(written):
                 count += 1
+            else:
+                count += _unpack_zip(job, written, PurePosixPath(info.filename))
+                written.unlink()
     return count
 
 
-def _choose(job, members, where, inside):
-    """The members to write, with their paths below the root; the name and kind of every member are checked."""
+def _safe(job, members, where):
+    # All members, after a look at the name and kind of each, also of those that are left out.
     job.members_left -= len(members)
     if job.members_left < 0:
         raise _oversized(where, f"{len(members)} members, {-job.members_left} over the limit")
-    chosen, below = [], inside.with_suffix("") if inside else PurePosixPath()
     for info in members:
-        path = below / info.filename
-        picked = path.suffix.lower() in (*SUFFIXES, ".zip") and not info.is_dir() and "__MACOSX" not in path.parts and not path.name.startswith("._")
-        if reason := _danger(info) or picked and _clash(job, path, inside):
+        info.filename = info.filename.replace("\\", "/")
+        if reason := _danger(info):
             raise _refusal(job, where, info, reason)
-        if picked:
-            job.names.add(path)
-            chosen.append((info, path))
-    for info, path in chosen:
-        if not job.names.isdisjoint(path.parents):
-            raise _refusal(job, where, info, "lies below a name that is a file")
-    return chosen
+    return members
+
+
+def _is_wanted(info):
+    path = PurePosixPath(info.filename)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not (hidden or info.is_dir()) and (is_picture(path) or path.suffix.lower() == ".zip")
 
 
 def _danger(info):
-    for name in (info.orig_filename, info.filename):  # zipfile cuts at zero bytes, turns backslashes, renames by Unicode fields
+    # zipfile cuts a name at zero bytes and renames by Unicode fields: both names are judged.
+    for name in (info.orig_filename.replace("\\", "/"), info.filename):
         if any(ord(letter) < 32 for letter in name):
             return "has control characters in its name"
-        if "\\" in name or name.startswith("/") or re.match("[A-Za-z]:", name):
-            return "has an absolute path, a drive letter or a backslash"
+        if name.startswith("/") or re.match("[A-Za-z]:", name):
+            return "has an absolute path or a drive letter"
         # Windows drops dots and spaces at the end of a part, and '...zip' would be unpacked into '..'.
         if any(part not in ("", ".") and not re.sub(r"(?i)\.zip$", "", part).strip(". ") for part in name.split("/")):
             return "leads out of its folder ('..')"
@@ -142,14 +137,9 @@ def _danger(info):
     return "is encrypted" if info.flag_bits & 0x2041 else None  # three ways of encryption
 
 
-def _clash(job, path, inside):
-    if path.suffix.lower() == ".zip" and inside:
-        return "is a zip inside a zip inside a zip, only one level is unpacked"
-    return "is there twice" if path in job.names else None
-
-
 def _refusal(job, where, info, reason):
-    return StudyError(f"{where}: member {info.orig_filename[:200]!r} {reason}. Nothing was unpacked: delete {job.archive} and get it from its publisher again.")
+    return StudyError(f"{where}: member {info.orig_filename[:200]!r} {reason}. "
+                      f"Nothing was unpacked: delete {job.archive} and get it from its publisher again.")
 
 
 def _oversized(where, what):
@@ -166,12 +156,13 @@ def _check_sizes(job, members, where):
     total, packed = sum(info.file_size for info in members), sum(info.compress_size for info in members)
     if total > max(RATIO_FREE, MAX_RATIO * packed):
         raise _oversized(where, f"members that unpack to more than {MAX_RATIO} times their size, as in zip bombs")
-    if total > job.bytes_left:
-        raise _oversized(where, f"{total / 1e6:.1f} MB unpacked, {(total - job.bytes_left) / 1e6:.1f} MB over the limit")
-    job.bytes_left, job.due, job.progress.total = job.bytes_left - total, job.due + total, job.progress.total + total
-    missing = job.due - shutil.disk_usage(next(place for place in job.root.parents if place.exists())).free
+    job.bytes_left, job.progress.total = job.bytes_left - total, job.progress.total + total
+    if job.bytes_left < 0:
+        raise _oversized(where, f"{total / 1e6:.1f} MB unpacked, {-job.bytes_left / 1e6:.1f} MB over the limit")
+    missing = total - shutil.disk_usage(job.root.parent).free
     if missing > 0:
-        raise StudyError(f"The disk of {job.root.parent} is too full to unpack {where} ({total / 1e6:.1f} MB): {missing / 1e6:.1f} MB are missing. Free some or give another folder.")
+        raise StudyError(f"The disk of {job.root.parent.parent} is too full to unpack {where} ({total / 1e6:.1f} MB): "
+                         f"{missing / 1e6:.1f} MB are missing. Free some or give another folder.")
 
 
 def _bomb(info, end):
@@ -183,18 +174,19 @@ def _bomb(info, end):
     return f"unpacks to more than {MAX_RATIO} times its size, as in zip bombs" if large else None
 
 
-def _write(job, bundle, info, file, where):
-    left = info.file_size
+def _extract(job, bundle, info, folder, where):
+    written = folder / info.filename
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with bundle.open(info) as source, open(file, "xb") as sink:  # x: names that differ in case may be one file
-            while left >= 0 and (block := source.read(BLOCK)):
-                sink.write(block)
-                left, job.due = left - len(block), job.due - len(block)
-                job.progress.update(len(block))
+        if written.exists():  # also by names that differ in case, where the system takes them for one
+            raise FileExistsError
+        bundle.extract(info, folder)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _refusal(job, where, info, "is there twice, or lies below a name that is a file") from error
+    except UnicodeEncodeError:
+        raise
     except _DAMAGE as error:
         raise _refusal(job, where, info, f"is damaged ({error})") from error
-    except OSError as error:
-        raise StudyError(f"{where}: member {info.filename[:200]!r} cannot be written ({error.strerror or error}). Make space or give another folder.") from error
-    if left:
+    if written.stat().st_size != info.file_size:
         raise _refusal(job, where, info, f"does not have the {info.file_size} bytes that it announces")
+    job.progress.update(info.file_size)
+    return written

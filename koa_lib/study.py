@@ -12,7 +12,7 @@ import yaml
 
 from koa_lib import profile as profiles
 from koa_lib import weights as published
-from koa_lib.data.manifest import MANIFESTS
+from koa_lib.data import MANIFESTS
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 from koa_lib.settings import Profile

@@ -12,9 +12,8 @@ import pandas as pd
 
 from koa_lib.data import cohorts
 from koa_lib.data.files import attempt_all, in_place, locate, locate_listed, walk
-from koa_lib.data.manifest import COLUMNS, natural, validate
+from koa_lib.data.manifest import COLUMNS, check_cells, digits, natural, validate
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES
 from koa_lib.images.read import decoded_sha256, describe, file_sha256, is_picture, mislabelled
 
 SECOND_READER = "MedicalExpert-II"
@@ -56,9 +55,9 @@ def _look(file, listed):
         as_published = row and PurePosixPath(row["path"]).suffix == file.suffix  # whatever its publisher called it
         return {**(row or describe(file)), "suffix": "" if as_published else mislabelled(file), "problem": ""}
     except StudyError as error:
-        problem = str(error)
+        problem = str(error).split(" cannot be read as a picture: ")[-1]
     except OSError as error:
-        problem = f"{file} cannot be read as a picture: the system says '{error.strerror}'"
+        problem = f"the system says '{error.strerror}'"
     return dict.fromkeys(LOOKED, "") | {"problem": problem}
 
 
@@ -104,35 +103,28 @@ def build(name, folder, readers=None):
     expected = f"the pictures of {name}, which lie in folders {known.example}"
     root, files = locate(folder, known.files.fullmatch, known.layouts.values(), expected)
     below = Path(folder).resolve()  # a part of the cohort gives its rows
-    pictures = {place: file for place, file in files.items() if is_picture(place) and file.is_relative_to(below)}
-    named = {place: known.files.fullmatch(_place(place).as_posix()) for place in pictures}
-    chosen = {place: file for place, file in pictures.items() if named[place]}
+    pictures = {name: file for name, file in files.items() if is_picture(name) and file.is_relative_to(below)}
+    chosen = {name: file for name, file in pictures.items() if known.files.fullmatch(_place(name).as_posix())}
     second = _second_grades(root, readers)
-    frame = _look_at(chosen, "reading pictures")
-    _refuse_unusable(frame, chosen)
-    frame = frame.assign(path=frame["found"], kl_grade_reader2=pd.array([pd.NA] * len(frame), "Int64"))
-    frame = frame.join(pd.DataFrame([_told(known, named[place]) for place in chosen]))
+    looked = _look_at(chosen, "reading pictures")
+    _refuse_unusable(looked, chosen)
+    nothing = {"split": next(iter(known.roles)), "group_id": "", "side": "", "kl_grade_reader2": ""}
+    told = known.told(looked["found"])
+    frame = looked.assign(**nothing, path=looked["found"]).drop(columns=told.columns, errors="ignore").join(told)
+    frame["kl_grade"] = frame["kl_grade"].astype(int)
     if known.group != "patient":
         frame["group_id"] = frame["pixel_sha256"].map(_first_of_equal(name, frame))
-    if second is not None:
-        frame["kl_grade_reader2"] = second(frame)
+    frame["kl_grade_reader2"] = second(frame)
     frame = frame[COLUMNS]
     validate(frame, f"the manifest of {folder}")
-    others = [file for place, file in pictures.items() if place not in chosen and place.split("/")[0] not in known.beside]
-    frame.attrs["left_out"] = others
+    frame.attrs["left_out"] = [file for name, file in pictures.items() if name not in chosen and name.split("/")[0] not in known.beside]
     return frame
 
 
-def _told(known, match):
-    # The columns that a picture's path tells.
-    named = {"split": next(iter(known.roles)), "group": "", "side": "", **match.groupdict()}
-    return {"image_id": named["id"].replace(" ", ""), "split": named["split"], "kl_grade": int(named["grade"]),
-            "group_id": named["group"], "side": named["side"]}
-
-
-def _refuse_unusable(frame, files):
-    problems = [row.problem or f"{files[row.found]}: {row.suffix[:-1]}, or fetch the published file again."
-                for row in frame.itertuples() if row.problem or row.suffix]
+def _refuse_unusable(looked, files):
+    problems = [f"{files[row.found]} cannot be read as a picture: {row.problem}" if row.problem else
+                f"{files[row.found]}: {row.suffix[:-1]}, or fetch the published file again."
+                for row in looked.itertuples() if row.problem or row.suffix]
     if problems:
         raise StudyError(f"{len(problems)} of {len(files)} files cannot be used:\n  " + "\n  ".join(problems))
 
@@ -151,66 +143,51 @@ def compare(built, name):
     committed = cohorts.MANIFESTS / f"{name}.csv"
     if not committed.is_file():
         return f"{name} has no committed manifest to compare with."
-    ours, theirs = (Path(path).read_bytes().splitlines()[1:] for path in (built, committed))
-    same = len(set(ours) & set(theirs))
-    rest = _differing(built, committed) if same < len(ours) else ""
-    return f"{same:,} of them equal the committed manifest byte for byte, which lists {len(theirs):,}.{rest}"
-
-
-def _differing(built, committed):
-    ours, theirs = (pd.read_csv(path, dtype=str, keep_default_na=False).set_index("image_id") for path in (built, committed))
+    ours, theirs = (pd.read_csv(path, dtype=str, keep_default_na=False, index_col="image_id") for path in (built, committed))
     shared = ours.index.intersection(theirs.index, sort=False)
-    counts = (ours.loc[shared, theirs.columns] != theirs.loc[shared]).sum()
-    counts, absent = counts[counts > 0], len(ours) - len(shared)
-    columns = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
-    readers = list(counts.index) == ["kl_grade_reader2"]
-    hint = "Give --readers FILE for the second reader." if readers else "'koa data verify' names the files."
-    return (f" Rows differ in {columns}. {hint}" if columns else "") + (f" {absent:,} are not in it." if absent else "")
+    differing = ours.loc[shared] != theirs.loc[shared, ours.columns]
+    counts, absent = differing.sum(), len(ours) - len(shared)
+    said = [f"{(~differing.any(axis=1)).sum():,} of them equal the committed manifest byte for byte, which lists {len(theirs):,}."]
+    if counts.any():
+        only_reader = set(counts.index[counts > 0]) == {"kl_grade_reader2"}
+        said.append(f"Rows differ in {', '.join(f'{name} ({count:,})' for name, count in counts[counts > 0].items())}.")
+        said.append("Give --readers FILE for the second reader." if only_reader else "'koa data verify' names the files.")
+    return " ".join([*said, *[f"{absent:,} are not in it."] * bool(absent)])
 
 
 # The second reader
 
 
 def _second_grades(root, readers):
-    # A function from manifest rows to the second reader's grades, or None; made first, because a wrong file is told at once.
-    if readers is not None:
-        return _from_file(Path(readers))
-    return partial(nearest_grades, second=second_reader(root)) if (root / SECOND_READER).is_dir() else None
+    # A function from manifest rows to the second reader's grades; made first, because a wrong file is told at once.
+    return _from_file(Path(readers)) if readers is not None else partial(nearest_grades, second=second_reader(root))
 
 
 def _from_file(readers):
-    table = _read_readers(readers)
+    try:
+        text = readers.read_text(encoding="utf-8-sig")
+        mark = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write any of them
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=mark, index_col=False)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"The readers file {readers} cannot be read ({error}). "
+                         "Give a CSV with pixel_sha256 and kl_grade_reader2.") from error
     key = next((name for name in ("pixel_sha256", "image_id") if name in table), None)
     if key is None or "kl_grade_reader2" not in table:
         raise StudyError(f"The readers file {readers} has the columns {', '.join(table)}. "
                          "It needs kl_grade_reader2 and image_id or pixel_sha256.")
-    ids, grades = table[key].str.replace(" ", ""), table["kl_grade_reader2"].str.removesuffix(".0")  # pandas writes 1.0 where some are empty
-    wrong, twice = ~grades.isin([*map(str, GRADES), ""]), ids.duplicated() & (key == "image_id")
-    if wrong.any():
-        raise StudyError(f"{readers}, row {wrong.idxmax() + 2}: kl_grade_reader2 '{grades[wrong.idxmax()]}' is no KL grade. "
-                         "Use 0-4 or leave it empty.")
-    if twice.any():
-        raise StudyError(f"{readers}, row {twice.idxmax() + 2}: image_id '{ids[twice.idxmax()]}' is there twice. "
-                         "Keep one row per picture.")
-    second = [(name, int(grade)) for name, grade in zip(ids, grades, strict=True) if grade]
+    table = table.assign(**{key: table[key].str.replace(" ", ""), "kl_grade_reader2": digits(table["kl_grade_reader2"])})
+    check_cells(table[["image_id", "kl_grade_reader2"] if key == "image_id" else ["kl_grade_reader2"]], readers)
+    graded = table[table["kl_grade_reader2"] != ""]
+    second = list(zip(graded[key], graded["kl_grade_reader2"].astype(int), strict=True))
 
     def grades_of(frame):
         found = nearest_grades(frame, second, key)
         if second and found.isna().all():
-            raise StudyError(f"The readers file {readers} grades none of the {len(frame)} pictures. Check that it belongs to this cohort.")
+            raise StudyError(f"The readers file {readers} grades none of the {len(frame)} pictures. "
+                             "Check that it belongs to this cohort.")
         return found
 
     return grades_of
-
-
-def _read_readers(readers):
-    try:
-        text = readers.read_text(encoding="utf-8-sig")
-        mark = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write any of them
-        return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=mark, index_col=False)
-    except (OSError, ValueError) as error:
-        raise StudyError(f"The readers file {readers} cannot be read ({error}). "
-                         "Give a CSV with pixel_sha256 and kl_grade_reader2.") from error
 
 
 def second_reader(root):
@@ -279,14 +256,13 @@ def verify(manifest, folder, layouts=(), beside=()):
     rows = manifest.assign(found=in_place(manifest["path"], files))
     rows["in_place"] = rows["found"].notna()
     wanted = rows[~rows["in_place"]].set_index("image_id")["path"].to_dict()
-    placed = set(rows["found"])
-    chosen = {name: file for name, file in files.items() if is_picture(name) or name in placed or _identity(name) in wanted}
-    looked = _look_at(chosen, "verifying", manifest)
-    rows = _find_elsewhere(rows, looked)
-    known, holder = looked.set_index("found").to_dict("index"), dict(zip(manifest["pixel_sha256"], manifest["path"], strict=True))
+    near = {*rows["found"], *filter(is_picture, files), *(name for name in files if _identity(name) in wanted)}
+    looked = _look_at({name: file for name, file in files.items() if name in near}, "verifying", manifest)
+    rows, known = _find_elsewhere(rows, looked), looked.set_index("found", drop=False).to_dict("index")
+    holder = dict(zip(manifest["pixel_sha256"], manifest["path"], strict=True))
     report = [(*_judge(row, known.get(row.found), holder), row.image_id, row.path, row.found) for row in rows.itertuples()]
-    spare = looked[~looked["found"].isin(rows["found"]) & looked["found"].map(is_picture)]
-    report += [(*_judge_spare(row, wanted), "", "", row.found) for row in spare.itertuples()]
+    used = set(rows["found"])
+    report += [(*_judge_spare(file, wanted), "", "", name) for name, file in known.items() if is_picture(name) and name not in used]
     report = pd.DataFrame(report, columns=["status", "detail", "image_id", "listed", "found"])[REPORT].fillna("")
     order = [*GOOD, *BAD].index
     return root, report.sort_values("status", key=lambda status: status.map(order), kind="stable", ignore_index=True)
@@ -308,7 +284,7 @@ def _judge(row, file, holder):
     if file is None:
         return "missing", ""
     if file["problem"]:
-        return "unreadable", _reason(file["problem"])
+        return "unreadable", file["problem"]
     same_bytes, same_pixels = file["sha256"] == row.sha256, file["pixel_sha256"] == row.pixel_sha256
     if not row.in_place:
         if not is_picture(row.found) or _identity(row.found) != row.image_id:
@@ -343,16 +319,11 @@ def _difference(row, file):
     return f"{', '.join(changes)}." if changes else ""
 
 
-def _reason(problem):
-    return problem.split(" cannot be read as a picture: ")[-1]
-
-
-def _judge_spare(row, wanted):
+def _judge_spare(file, wanted):
     """Status and detail of a picture without a row; `wanted`: listed paths without a file in place, by image id."""
-    if row.problem:
-        refused = "the system says" in row.problem
-        return "unreadable", _reason(row.problem) if refused else "not listed: remove it"
-    like = wanted.get(_identity(row.found))
+    if file["problem"]:
+        return "unreadable", file["problem"] if "the system says" in file["problem"] else "not listed: remove it"
+    like = wanted.get(_identity(file["found"]))
     return "extra", f"named like {like}, with other pixels: fetch that one" if like else ""
 
 

@@ -8,7 +8,8 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from koa_lib.data.manifest import MANIFESTS, read_manifest, tail
+from koa_lib.data import MANIFESTS
+from koa_lib.data.manifest import read_manifest, tail
 from koa_lib.errors import StudyError
 
 FACTS = MANIFESTS / "cohorts.yaml"
@@ -33,6 +34,14 @@ class CohortFacts:
     layouts: dict[str, str]
     beside: dict[str, str]
     counts: dict[str, tuple[int, ...]] | None
+
+    def told(self, paths):
+        """What the paths of pictures tell, as text: a DataFrame of image_id, kl_grade and, where the layout tells them, split,
+        group_id and side; empty cells (NaN) where a path is none of the layout's.
+        """
+        named = paths.map(tail).str.extract(f"^(?:{self.files.pattern})$")
+        named = named.rename(columns={"id": "image_id", "grade": "kl_grade", "group": "group_id"})
+        return named.assign(image_id=named["image_id"].str.replace(" ", ""))
 
     @property
     def example(self):
@@ -95,10 +104,11 @@ def manifest(name, folder=None):
     committed = MANIFESTS / f"{name}.csv"
     path = committed if committed.is_file() or folder is None else Path(folder) / "manifest.csv"
     rows = read_manifest(path)
-    for row in rows.itertuples() if name in names() else ():
-        told = facts(name).files.fullmatch(tail(row.path))
-        own = row.image_id, row.kl_grade, row.split
-        if not told or own != (told["id"].replace(" ", ""), int(told["grade"]), told.groupdict().get("split", row.split)):
-            raise StudyError(f"{path}, row {row.Index + 2}: image_id {row.image_id}, split {row.split} and KL grade "
-                             f"{row.kl_grade} contradict the path {row.path}. Correct the row.")
+    if name in names():
+        told = facts(name).told(rows["path"]).filter(["image_id", "kl_grade", "split"])
+        wrong = (told != rows[told.columns].astype(str)).any(axis=1)
+        if wrong.any():
+            row = rows.loc[wrong.idxmax()]
+            raise StudyError(f"{path}, row {row.name + 2}: image_id {row['image_id']}, split {row['split']} and KL grade "
+                             f"{row['kl_grade']} contradict the path {row['path']}. Correct the row.")
     return rows

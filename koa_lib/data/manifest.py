@@ -12,7 +12,6 @@ import pandas as pd
 
 from koa_lib.errors import StudyError
 
-MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
 FINDINGS = ("osteophytes", "jsn", "sclerosis")
 SPLITS = ("train", "val", "test", "auto_test", "external")
 _SIZE, _HASH = ("[1-9][0-9]{0,8}", "is no size: build the manifest again"), ("[0-9a-f]{64}", "is no SHA-256: build the manifest again")
@@ -72,13 +71,13 @@ def read_manifest(path):
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is not a CSV table: {error}. Restore it from version control.") from error
     numbers = [name for name in (*_WHOLE, *_MAY_BE_EMPTY) if name in frame]
-    frame[numbers] = frame[numbers].apply(_digits)
+    frame[numbers] = frame[numbers].apply(digits)
     validate(frame, path)
     return frame.assign(**{name: pd.to_numeric(frame[name]).astype("int64" if name in _WHOLE else "Int64") for name in numbers})
 
 
-def _digits(cells):
-    # '2.0', as pandas writes it beside empty cells, is 2; what is no whole number stays, so that it is told.
+def digits(cells):
+    """Text with whole numbers as digits ('2.0', as pandas writes beside empty cells, is 2); what is none stays, to be told."""
     numbers = pd.to_numeric(cells, errors="coerce")
     whole = numbers.notna() & (numbers % 1 == 0)
     return cells.mask(whole, numbers[whole].map("{:.0f}".format))
@@ -91,14 +90,19 @@ def validate(frame, path="manifest"):
         raise StudyError(f"{path} lacks the column(s) {', '.join(missing)}. A manifest has: {', '.join(COLUMNS)}.")
     if frame.empty:
         raise StudyError(f"{path} has no rows. Build the manifest again from the picture folder.")
+    check_cells(frame, path)
+
+
+def check_cells(frame, path):
+    """StudyError about the first wrong cell of a table that has some of a manifest's columns."""
     text = frame.filter(list(_RULES)).reset_index(drop=True).map(lambda cell: "" if pd.isna(cell) else str(cell))
     wrong = text.apply(lambda cells: cells.map(re.compile(_RULES[cells.name][0], re.DOTALL).fullmatch).isna())
     wrong |= text.apply(lambda cells: cells.duplicated() & (cells.name in _UNIQUE))
     if wrong.any(axis=None):
         row = wrong.any(axis=1).idxmax()
-        name, image = wrong.loc[row].idxmax(), text["image_id"][row]
-        more = wrong[name].sum() - 1
-        raise StudyError(f"{path}, row {row + 2} (image_id {image}): {name} '{text[name][row]}' {_RULES[name][1]}"
+        name = wrong.loc[row].idxmax()
+        picture, more = f" (image_id {text['image_id'][row]})" if "image_id" in text else "", wrong[name].sum() - 1
+        raise StudyError(f"{path}, row {row + 2}{picture}: {name} '{text[name][row]}' {_RULES[name][1]}"
                          f"{f' and {more} more like it' * bool(more)}.")
 
 

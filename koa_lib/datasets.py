@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import splits
-from koa_lib.data import cohorts, duplicates, inspection
+from koa_lib.data import MANIFESTS, cohorts, duplicates, inspection
 from koa_lib.data.files import find_pictures
 from koa_lib.data.manifest import data_hash
 from koa_lib.errors import StudyError
@@ -77,7 +77,7 @@ def _members(study, role):
         folder = study.folder_of(role)
         if folder is None:
             return None
-        manifest = cohorts.manifest(spec.name)
+        manifest = cohorts.manifest(spec.name, lists=MANIFESTS)
     layouts = cohorts.facts(spec.name).layouts.values() if spec.name in cohorts.names() else ()
     found = find_pictures(manifest, folder, layouts)
     found = splits.sample(found) if study.dry else found

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from koa_lib import datasets, profile, settings
-from koa_lib.data import cohorts
 from koa_lib.data.manifest import write_manifest
 from koa_lib.grades import GRADES
 from koa_lib.images.read import describe
@@ -131,5 +130,5 @@ def easy_study(tmp_path_factory):
                      our_protocol=replace(TINY, part="projection"), seeds=2, tower_epochs=1, baseline_folds=1)
     inputs = Inputs("smoke", 3, str(base / "easy_a"), str(base / "easy_b"), "", "none", dry=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cohorts, "MANIFESTS", lists)
+        patch.setattr(datasets, "MANIFESTS", lists)
         yield Study(chosen, 3, inputs, run, "tests")

@@ -146,7 +146,7 @@ def _danger(info):
 def _is_wanted(info):
     path = PurePosixPath(info.filename)
     hidden = any(part[0] == "." or part == "__MACOSX" for part in path.parts)
-    return not (hidden or info.is_dir()) and (is_picture(path) or path.suffix.lower() == ".zip")
+    return not hidden and (is_picture(path) or path.suffix.lower() == ".zip") and not info.is_dir()
 
 
 def _extract(job, bundle, info, folder, member):

@@ -86,7 +86,7 @@ def facts(name):
     return _all()[name]
 
 
-def manifest(name, folder=None):
+def manifest(name, folder=None, lists=None):
     """A cohort's manifest: the committed one, or for phantoms the one in their folder.
 
     Parameters
@@ -95,13 +95,15 @@ def manifest(name, folder=None):
         A cohort; of one without facts, the paths are not looked into.
     folder : Path, optional
         Where phantoms lie.
+    lists : Path, optional
+        Another folder of committed manifests.
 
     Raises
     ------
     StudyError
         No manifest, one that `read_manifest` refuses, or a row whose grade, split or id contradicts its path.
     """
-    committed = MANIFESTS / f"{name}.csv"
+    committed = (lists or MANIFESTS) / f"{name}.csv"
     path = committed if committed.is_file() or folder is None else Path(folder) / "manifest.csv"
     rows = read_manifest(path)
     if name in names():

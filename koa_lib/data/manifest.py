@@ -79,7 +79,7 @@ def read_manifest(path):
 def digits(cells):
     """Text with whole numbers as digits ('2.0', as pandas writes beside empty cells, is 2); what is none stays, to be told."""
     numbers = pd.to_numeric(cells, errors="coerce")
-    whole = numbers.notna() & (numbers % 1 == 0)
+    whole = (numbers.abs() < 1e9) & (numbers % 1 == 0)
     return cells.mask(whole, numbers[whole].map("{:.0f}".format))
 
 

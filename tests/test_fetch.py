@@ -1,4 +1,6 @@
-"""Fetching a cohort: a download that goes on, an archive that can do no harm, and four steps where it is impossible."""
+"""Fetching a cohort: a download that goes on, an archive that can do no harm, and four steps where it is
+impossible.
+"""
 
 import hashlib
 import io
@@ -60,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(416, {"Content-Range": f"bytes */{len(content)}"}, b"", None)
         start = 0 if rules.from_zero else start
         rest = content[start : start + rules.most]
-        self.answer(206, {"Content-Range": f"bytes {start}-{start + len(rest) - 1}/{len(content)}", **tags}, rest, cut)
+        self.answer(
+            206, {"Content-Range": f"bytes {start}-{start + len(rest) - 1}/{len(content)}", **tags}, rest, cut
+        )
 
     def answer(self, status, headers, body, cut):
         self.send_response(status)
@@ -80,8 +84,20 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     """A local server, its rules and the address of its one file."""
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.rules = SimpleNamespace(requests=[], served=0, cuts=[], status=None, tagged=True, etag=None, ignore_range=False,
-                                ignore_if_range=False, from_zero=False, most=10**9, announced=True, delay=0)
+    web.rules = SimpleNamespace(
+        requests=[],
+        served=0,
+        cuts=[],
+        status=None,
+        tagged=True,
+        etag=None,
+        ignore_range=False,
+        ignore_if_range=False,
+        from_zero=False,
+        most=10**9,
+        announced=True,
+        delay=0,
+    )
     web.file, web.address = OLD, f"http://127.0.0.1:{web.server_port}/56rmx5bjcr-1.zip"
     web.handle_error = lambda *_: None  # a client that left
     monkeypatch.setenv("NO_PROXY", "*")
@@ -97,7 +113,9 @@ def begun(server, tmp_path):
     """The target of a download of which about 1.2 MB are there."""
     target = tmp_path / "set.zip"
     server.rules.cuts = [1_200_000, 0, 0, 0]
-    with pytest.raises(StudyError, match=r"cut .*1\.[12] of 2\.0 MB are in .*set\.zip\.part: running the same command again"):
+    with pytest.raises(
+        StudyError, match=r"cut .*1\.[12] of 2\.0 MB are in .*set\.zip\.part: running the same command again"
+    ):
         download.download(server.address, target)
     assert names(tmp_path) == ["set.zip.part", "set.zip.part.json"]
     server.rules.cuts, server.rules.requests, server.rules.served = [], [], 0
@@ -116,7 +134,11 @@ def test_next_command_fetches_the_rest_only(server, begun):
     have = begun.with_name("set.zip.part").stat().st_size
     server.rules.most = 500_000  # fewer bytes than asked for
     download.download(server.address, begun, sha256(OLD))
-    assert begun.read_bytes() == OLD and server.rules.served == SIZE - have and names(begun.parent) == ["set.zip"]
+    assert (
+        begun.read_bytes() == OLD
+        and server.rules.served == SIZE - have
+        and names(begun.parent) == ["set.zip"]
+    )
 
 
 @pytest.mark.parametrize("rule", ["none", "ignore_range", "ignore_if_range"])
@@ -127,14 +149,18 @@ def test_file_that_changed_meanwhile_is_never_mixed(server, begun, rule):
     assert begun.read_bytes() == NEW and names(begun.parent) == ["set.zip"]
 
 
-@pytest.mark.parametrize("rules", [{"ignore_range": True}, {"tagged": False}, {"etag": 'W/"weak"'}, {"from_zero": True}])
+@pytest.mark.parametrize(
+    "rules", [{"ignore_range": True}, {"tagged": False}, {"etag": 'W/"weak"'}, {"from_zero": True}]
+)
 def test_server_that_cannot_resume_starts_again(server, tmp_path, rules):
     vars(server.rules).update(rules, cuts=[1_200_000, None])
     download.download(server.address, tmp_path / "set.zip")
     assert (tmp_path / "set.zip").read_bytes() == OLD
 
 
-@pytest.mark.parametrize("content, query, served", [(OLD, "", 0), (OLD + b"more", "", SIZE), (None, "?other", SIZE)])
+@pytest.mark.parametrize(
+    "content, query, served", [(OLD, "", 0), (OLD + b"more", "", SIZE), (None, "?other", SIZE)]
+)
 def test_part_that_is_complete_too_long_or_of_another_address(server, begun, content, query, served):
     if content:
         begun.with_name("set.zip.part").write_bytes(content)
@@ -155,9 +181,16 @@ def test_wrong_hash_names_both_and_leaves_nothing(server, tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("address, words", [
-    ("http://127.0.0.1:9/set.zip", "No connection to 127.0.0.1:9: .*refused"), ("http://no-such-host.invalid/x", "to no-such-host.invalid: "),
-    ("ftp://127.0.0.1/set.zip", "ftp://127.0.0.1/set.zip cannot"), ("set.zip", "set.zip cannot"), ("http://[half/set.zip", "cannot be downloaded")])
+@pytest.mark.parametrize(
+    "address, words",
+    [
+        ("http://127.0.0.1:9/set.zip", "No connection to 127.0.0.1:9: .*refused"),
+        ("http://no-such-host.invalid/x", "to no-such-host.invalid: "),
+        ("ftp://127.0.0.1/set.zip", "ftp://127.0.0.1/set.zip cannot"),
+        ("set.zip", "set.zip cannot"),
+        ("http://[half/set.zip", "cannot be downloaded"),
+    ],
+)
 def test_address_without_a_server(server, tmp_path, address, words):
     with pytest.raises(StudyError, match=words) as caught:
         download.download(address, tmp_path / "set.zip")
@@ -212,20 +245,42 @@ def unpack(tmp_path):
 
 
 def test_pictures_are_unpacked_and_the_rest_left_out(unpack, tmp_path, capfd):
-    members = [("a/b/1.png", PNG), ("./a//2.JPG", b""), ("scan.dcm", b"d" * 300_000), ("read.me", b"x"), ("__MACOSX/a/1.png", b"x"),
-               ("a/._1.png", b"x"), (".ipynb_checkpoints/1.png", b"x"), ("empty/", b""), ("folder.png/", b""), ("a/b/.png", b"x")]
+    members = [
+        ("a/b/1.png", PNG),
+        ("./a//2.JPG", b""),
+        ("scan.dcm", b"d" * 300_000),
+        ("read.me", b"x"),
+        ("__MACOSX/a/1.png", b"x"),
+        ("a/._1.png", b"x"),
+        (".ipynb_checkpoints/1.png", b"x"),
+        ("empty/", b""),
+        ("folder.png/", b""),
+        ("a/b/.png", b"x"),
+    ]
     inner = zipped(("val/0/1.png", PNG), ("notes.txt", b"x"))
     assert unpack(zipped(*members, ("set/A.zip", inner), ("set/B.ZIP", inner))) == 5
     knees = tmp_path / "data" / "knees"
-    assert names(tmp_path / "data") == [f"knees/{name}" for name in ("a/2.JPG", "a/b/1.png", "scan.dcm", "set/A/val/0/1.png", "set/B/val/0/1.png")]
+    assert names(tmp_path / "data") == [
+        f"knees/{name}"
+        for name in ("a/2.JPG", "a/b/1.png", "scan.dcm", "set/A/val/0/1.png", "set/B/val/0/1.png")
+    ]
     assert (knees / "a/b/1.png").read_bytes() == PNG and (knees / "scan.dcm").stat().st_size == 300_000
     (tmp_path / "made").mkdir()
-    assert stat.S_IMODE(knees.stat().st_mode) == stat.S_IMODE((tmp_path / "made").stat().st_mode) and capfd.readouterr() == ("", "")
+    assert stat.S_IMODE(knees.stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "made").stat().st_mode
+    ) and capfd.readouterr() == ("", "")
 
 
 def test_backslashes_part_folders(unpack, tmp_path):
     inner = zipped((member("train\\1\\b.png"), PNG))
-    assert unpack(zipped((member("train\\"), b""), (member("train\\0\\a.png"), PNG), (member("more\\in.zip"), inner))) == 2
+    assert (
+        unpack(
+            zipped(
+                (member("train\\"), b""), (member("train\\0\\a.png"), PNG), (member("more\\in.zip"), inner)
+            )
+        )
+        == 2
+    )
     assert names(tmp_path / "data") == ["knees/more/in/train/1/b.png", "knees/train/0/a.png"]
 
 
@@ -242,23 +297,46 @@ REFUSED = {
     "drive": (zipped(OTHER, ("C:evil.png", PNG)), "evil"),
     "drive by backslashes": (zipped(OTHER, (member("C:\\evil.png"), PNG)), "evil"),
     "zero byte": (zipped(OTHER, (member("evil.png\0.txt"), PNG)), "evil"),
-    "symbolic link": (zipped(OTHER, (member("evil.png", stat.S_IFLNK | 0o777), "/etc")), r"'evil\.png' .*link"),
+    "symbolic link": (
+        zipped(OTHER, (member("evil.png", stat.S_IFLNK | 0o777), "/etc")),
+        r"'evil\.png' .*link",
+    ),
     "device": (zipped(OTHER, (member("evil.png", stat.S_IFCHR | 0o666), b"")), "evil"),
     "encrypted": (patched(zipped(OTHER, ("evil.png", PNG)), 8, "<H", 1), r"'evil\.png' is encrypted"),
     "ratio": (BOMB, r"set\.zip unpacks to more than 200 times"),
     "ratio of all": (zipped(*((f"{i}.png", bytes(900_000)) for i in range(3))), "200 times"),
-    "ratio of a zip inside": (zipped(OTHER, ("in.zip", BOMB)), r"zip 'in\.zip' unpacks to more than 200 times"),
+    "ratio of a zip inside": (
+        zipped(OTHER, ("in.zip", BOMB)),
+        r"zip 'in\.zip' unpacks to more than 200 times",
+    ),
     "twice": (zipped(OTHER, ("./ok.png", PNG)), r"'\./ok\.png' is there twice"),
     "below a file": (zipped(OTHER, ("ok.png/evil.png", PNG)), "evil.*lies below"),
     "above a file": (zipped(("ok.png/evil.png", PNG), OTHER), r"'ok\.png' is there twice"),
     "same bytes": (patched(zipped(OTHER, ("evil.png", PNG)), 42, "<I", 0), "shares its bytes"),
     "method": (zipped(OTHER, ("evil.png", PNG), method=zipfile.ZIP_BZIP2), "method 12"),
-    "zip three deep": (zipped(("a.zip", zipped(("b.zip", zipped(OTHER))))), r"zip 'a\.zip': member 'b\.zip' is a zip inside"),
-    "link in a zip inside": (zipped(OTHER, ("in.zip", zipped((member("evil.png", stat.S_IFLNK), "/etc")))), r"zip 'in\.zip': .*evil\.png"),
-    "twice by a zip inside": (zipped(("a/ok.png", PNG), ("a.zip", zipped(OTHER))), r"zip 'a\.zip': member 'ok\.png' is there twice"),
-    "wrong checksum": (zipped(OTHER, ("evil.png", PNG), method=zipfile.ZIP_STORED).replace(b"evil.png" + PNG, b"evil.png" + PNG.lower()), r"'evil\.png' is damaged .*CRC"),
+    "zip three deep": (
+        zipped(("a.zip", zipped(("b.zip", zipped(OTHER))))),
+        r"zip 'a\.zip': member 'b\.zip' is a zip inside",
+    ),
+    "link in a zip inside": (
+        zipped(OTHER, ("in.zip", zipped((member("evil.png", stat.S_IFLNK), "/etc")))),
+        r"zip 'in\.zip': .*evil\.png",
+    ),
+    "twice by a zip inside": (
+        zipped(("a/ok.png", PNG), ("a.zip", zipped(OTHER))),
+        r"zip 'a\.zip': member 'ok\.png' is there twice",
+    ),
+    "wrong checksum": (
+        zipped(OTHER, ("evil.png", PNG), method=zipfile.ZIP_STORED).replace(
+            b"evil.png" + PNG, b"evil.png" + PNG.lower()
+        ),
+        r"'evil\.png' is damaged .*CRC",
+    ),
     "more bytes than announced": (patched(zipped(OTHER, ("evil.png", PNG)), 24, "<I", 5), "evil"),
-    "fewer bytes than announced": (patched(zipped(OTHER, ("evil.png", PNG)), 24, "<I", 500), "evil.* 500 bytes"),
+    "fewer bytes than announced": (
+        patched(zipped(OTHER, ("evil.png", PNG)), 24, "<I", 500),
+        "evil.* 500 bytes",
+    ),
     "other local name": (zipped(OTHER, ("evil.png", PNG)).replace(b"evil.png", b"good.png", 1), "evil"),
     "web page": (b"<!DOCTYPE html><title>Sorry</title>", r"set\.zip is no zip"),
     "empty file": (b"", r"set\.zip is no zip"),
@@ -274,12 +352,21 @@ def test_bad_archive_is_refused_and_leaves_nothing(unpack, tmp_path, name):
     content, message = REFUSED[name]
     with pytest.raises(StudyError, match=message) as error:
         unpack(content)
-    assert str(tmp_path) in str(error.value) and names(tmp_path) == ["set.zip"] and not any(tmp_path.glob("data/*"))
+    assert (
+        str(tmp_path) in str(error.value)
+        and names(tmp_path) == ["set.zip"]
+        and not any(tmp_path.glob("data/*"))
+    )
 
 
 def test_limits_hold_for_zips_inside_too(unpack, tmp_path, monkeypatch):
     content = zipped(("in.zip", zipped(("a.png", os.urandom(5000)), ("b.png", PNG))), ("c.png", PNG))
-    for limits, where in (({"MAX_MEMBERS": 1}, r"set\.zip"), ({"MAX_MEMBERS": 3}, r"zip 'in\.zip'"), ({"MAX_BYTES": 4000}, r"set\.zip"), ({"MAX_BYTES": 8000}, r"zip 'in\.zip'")):
+    for limits, where in (
+        ({"MAX_MEMBERS": 1}, r"set\.zip"),
+        ({"MAX_MEMBERS": 3}, r"zip 'in\.zip'"),
+        ({"MAX_BYTES": 4000}, r"set\.zip"),
+        ({"MAX_BYTES": 8000}, r"zip 'in\.zip'"),
+    ):
         with monkeypatch.context() as patch, pytest.raises(StudyError, match=where + " holds"):
             for name, value in limits.items():
                 patch.setattr(archive, name, value)
@@ -304,17 +391,48 @@ def test_folders_in_use_and_of_others_are_left_alone(unpack, tmp_path):
     for folder in (tmp_path / "data" / "knees", tmp_path / "set.zip"):
         with pytest.raises(StudyError, match=f"{folder} exists already"):
             archive.unpack(tmp_path / "set.zip", folder)
-    assert names(tmp_path) == ["data/knees.part/mine.png", "data/knees/ok.png", "set.zip"] and len(list((tmp_path / "data").iterdir())) == 2
+    assert (
+        names(tmp_path) == ["data/knees.part/mine.png", "data/knees/ok.png", "set.zip"]
+        and len(list((tmp_path / "data").iterdir())) == 2
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
-    assert archive.unpack(tmp_path / "set.zip", tmp_path / "link") == 1 and names(tmp_path / "empty") == ["ok.png"]
-    for place, words in ((tmp_path / "none.zip", "none.zip does not exist"), (tmp_path / "set.zip", "cannot be written")):
+    assert archive.unpack(tmp_path / "set.zip", tmp_path / "link") == 1 and names(tmp_path / "empty") == [
+        "ok.png"
+    ]
+    for place, words in (
+        (tmp_path / "none.zip", "none.zip does not exist"),
+        (tmp_path / "set.zip", "cannot be written"),
+    ):
         with pytest.raises(StudyError, match=words):
             archive.unpack(place, tmp_path / "set.zip" / "below")
 
 
-PIECES = st.sampled_from(["..", ".", "/", "//", "\\", "C:", " ", "\0", "a", "a.png", ".png", ".zip", "..zip", "~", "CAGE", "__MACOSX", "\u2025", "\uff0f"])
-NAMES = st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=5), min_size=1, max_size=6).map("".join)
+PIECES = st.sampled_from(
+    [
+        "..",
+        ".",
+        "/",
+        "//",
+        "\\",
+        "C:",
+        " ",
+        "\0",
+        "a",
+        "a.png",
+        ".png",
+        ".zip",
+        "..zip",
+        "~",
+        "CAGE",
+        "__MACOSX",
+        "\u2025",
+        "\uff0f",
+    ]
+)
+NAMES = st.lists(
+    PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=5), min_size=1, max_size=6
+).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -330,30 +448,46 @@ def test_no_name_makes_a_file_outside_the_folder(cage, parts, suffix):
     shutil.rmtree(cage, ignore_errors=True)
     home.mkdir(parents=True)
     inner = zipped(*((member(part.replace("CAGE", str(cage)) + ".png"), PNG) for part in parts))
-    content = zipped(*((member(part.replace("CAGE", str(cage)) + suffix), inner if suffix == ".zip" else PNG) for part in parts), OTHER)
+    content = zipped(
+        *(
+            (member(part.replace("CAGE", str(cage)) + suffix), inner if suffix == ".zip" else PNG)
+            for part in parts
+        ),
+        OTHER,
+    )
     (home / "set.zip").write_bytes(content)
     try:
         count = archive.unpack(home / "set.zip", home / "knees")
     except StudyError:
         count = 0
     written = names(cage)
-    assert [name for name in written if not name.startswith("1/2/knees/")] == ["1/2/set.zip"] and len(written) == 1 + count
+    assert [name for name in written if not name.startswith("1/2/knees/")] == ["1/2/set.zip"] and len(
+        written
+    ) == 1 + count
 
 
 # A cohort
 
 
 def published(folder, manifest, changes=()):
-    """The zip of a cohort as published: a zip in a zip, with pictures of another size and detector crops beside."""
+    """The zip of a cohort as published: a zip in a zip, with pictures of another size and detector crops
+    beside.
+    """
     files = {f"{PUBLISHED}/{path}": (folder / path).read_bytes() for path in manifest["path"]} | dict(changes)
     files |= {f"{PUBLISHED[:-1]}9/{path}": b"another size" for path in manifest["path"]}
-    files |= {f"{PUBLISHED}/auto_test/{path.partition('/')[2]}": b"a crop" for path in manifest["path"] if path.startswith("test/")}
+    files |= {
+        f"{PUBLISHED}/auto_test/{path.partition('/')[2]}": b"a crop"
+        for path in manifest["path"]
+        if path.startswith("test/")
+    }
     return zipped(("readme.txt", "by its author"), ("56rmx5bjcr/set.zip", zipped(*files.items())))
 
 
 @pytest.fixture
 def web(server, cohort_a, tmp_path, monkeypatch):
-    """A server with a small published cohort, whose facts and manifest stand in for Chen's; `folder` is where it goes."""
+    """A server with a small published cohort, whose facts and manifest stand in for Chen's; `folder` is
+    where it goes.
+    """
     server.file, server.folder = published(*cohort_a), tmp_path / "data" / "my knees"
     server.zip = server.folder.parent / "56rmx5bjcr-1.zip"
     server.facts = {name: cohorts.facts(name) for name in cohorts.names()}
@@ -373,7 +507,11 @@ def test_cohort_is_downloaded_unpacked_and_verified_once_and_then_only_checked(w
     assert all((root / path).read_bytes() == (source / path).read_bytes() for path in manifest["path"])
     crops = sum(path.startswith("test/") for path in manifest["path"])
     assert web.address in out and f"{root} (Mendeley layout)" in out and f"auto_test: {crops} pictures" in out
-    assert "all 24 pictures are there and right" in out and not list(web.folder.rglob("*.zip")) and not list(web.folder.parent.glob("*.part*"))
+    assert (
+        "all 24 pictures are there and right" in out
+        and not list(web.folder.rglob("*.zip"))
+        and not list(web.folder.parent.glob("*.part*"))
+    )
     fetch.fetch(NAME, web.folder)
     assert len(web.rules.requests) == 1 and "all 24 pictures are there and right" in capsys.readouterr().out
     (root / manifest["path"][3]).unlink()
@@ -395,15 +533,29 @@ def test_impossible_download_ends_in_four_steps_that_work_by_hand(web, fault, ca
         fetch.fetch(NAME, web.folder, address)
     where, save, unpack, check = str(error.value).splitlines()[-4:]
     facts = web.facts[NAME]
-    assert {"status": "404", "gone": "127.0.0.1:9", "hash": "was expected"}[fault] in str(error.value).splitlines()[0]
-    assert all(word in where for word in ("1. ", facts.page, facts.doi, web.address)) and save == f"2. Save it as {web.zip}."
-    assert str(web.folder) in unpack and f"koa data verify {NAME} '{web.folder}'" in check and (facts.sha256 or "") in check
+    assert {"status": "404", "gone": "127.0.0.1:9", "hash": "was expected"}[fault] in str(
+        error.value
+    ).splitlines()[0]
+    assert (
+        all(word in where for word in ("1. ", facts.page, facts.doi, web.address))
+        and save == f"2. Save it as {web.zip}."
+    )
+    assert (
+        str(web.folder) in unpack
+        and f"koa data verify {NAME} '{web.folder}'" in check
+        and (facts.sha256 or "") in check
+    )
     assert ("sha256sum" in check) == (fault == "hash") and not web.folder.exists() and not web.zip.exists()
     web.zip.write_bytes(web.file)
     requests = len(web.rules.requests)
     fetch.fetch(NAME, web.folder)
     out = capsys.readouterr().out
-    assert len(web.rules.requests) == requests and f"using {web.zip}" in out and "all 24" in out and web.zip.is_file()
+    assert (
+        len(web.rules.requests) == requests
+        and f"using {web.zip}" in out
+        and "all 24" in out
+        and web.zip.is_file()
+    )
 
 
 def test_mirror_is_used_where_one_is_given(web):
@@ -414,16 +566,22 @@ def test_mirror_is_used_where_one_is_given(web):
 
 def test_wrong_pictures_of_the_archive_are_told_and_kept(web, cohort_a, capsys):
     wrong, lost = cohort_a[1]["path"][[2, 7]]
-    web.file = published(*cohort_a, {f"{PUBLISHED}/{wrong}": (cohort_a[0] / lost).read_bytes(), f"{PUBLISHED}/{lost}": b""})
+    web.file = published(
+        *cohort_a, {f"{PUBLISHED}/{wrong}": (cohort_a[0] / lost).read_bytes(), f"{PUBLISHED}/{lost}": b""}
+    )
     with pytest.raises(StudyError, match=f"2 of 24 files.*was unpacked from {web.zip}"):
         fetch.fetch(NAME, web.folder)
     out = capsys.readouterr().out
-    assert all(word in out for word in (wrong, lost, "changed pixels", "unreadable")) and "all 24" not in out and list(web.folder.rglob(wrong))
+    assert (
+        all(word in out for word in (wrong, lost, "changed pixels", "unreadable"))
+        and "all 24" not in out
+        and list(web.folder.rglob(wrong))
+    )
 
 
 def test_page_instead_of_the_archive_and_archive_of_another_set(web, cohort_b):
     web.file = b"<html>please log in</html>"
-    with pytest.raises(StudyError, match=f"no zip, perhaps an error page of the server.*delete it.*") as error:
+    with pytest.raises(StudyError, match="no zip, perhaps an error page of the server.*delete it.*") as error:
         fetch.fetch(NAME, web.folder)
     assert str(web.zip) in str(error.value) and not web.folder.exists()
     web.zip.unlink()
@@ -432,8 +590,15 @@ def test_page_instead_of_the_archive_and_archive_of_another_set(web, cohort_b):
         fetch.fetch(NAME, web.folder)
 
 
-@pytest.mark.parametrize("name, place, words", [("phantom_a", None, "make reproduce"), ("oai", None, "'oai' is unknown"),
-                                                (NAME, "folder", "my knees is a file"), (NAME, "parent", "data is a file")])
+@pytest.mark.parametrize(
+    "name, place, words",
+    [
+        ("phantom_a", None, "make reproduce"),
+        ("oai", None, "'oai' is unknown"),
+        (NAME, "folder", "my knees is a file"),
+        (NAME, "parent", "data is a file"),
+    ],
+)
 def test_cohort_that_cannot_be_fetched_is_told_before_the_download(web, name, place, words):
     if place == "parent":
         web.folder.parent.write_text("a file")
@@ -454,6 +619,10 @@ def test_verify_tells_of_folders_beside_and_writes_the_whole_list(web, cohort_a,
     with pytest.raises(StudyError, match=f"16 of 25 files need attention.*{tmp_path}/list.csv"):
         fetch.verify(NAME, folder, tmp_path / "list.csv")
     lines = (tmp_path / "list.csv").read_text().splitlines()
-    assert len(lines) == 1 + 25 and sum("unreadable" in line for line in lines) == 16 and any("udce9" in line for line in lines)
+    assert (
+        len(lines) == 1 + 25
+        and sum("unreadable" in line for line in lines) == 16
+        and any("udce9" in line for line in lines)
+    )
     out = capsys.readouterr().out
     assert "auto_test: not there, which is no error" in out and "(Kaggle layout)" in out

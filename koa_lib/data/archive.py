@@ -1,7 +1,7 @@
 """One published zip, unpacked so that no member can do harm.
 
-A published archive is somebody else's file: every member is judged before it is written, and the folder gets its
-own name only when it is complete.
+A published archive is somebody else's file: every member is judged before it is written, and the folder
+gets its own name only when it is complete.
 """
 
 import os
@@ -22,10 +22,14 @@ from koa_lib.errors import StudyError
 from koa_lib.images.read import is_picture
 
 MAX_BYTES, MAX_MEMBERS = 40 * 10**9, 200_000  # of an archive with the zips inside it
-MAX_RATIO, RATIO_FREE = 200, 10**6  # pictures reach 3:1, zip bombs 1000:1; what stays below RATIO_FREE does no harm
+MAX_RATIO, RATIO_FREE = (
+    200,
+    10**6,
+)  # pictures reach 3:1, zip bombs 1000:1; what stays below RATIO_FREE does no harm
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # only these come out in limited pieces
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, OverflowError)
-# Absolute, with a drive letter or a control character, or with a part of dots and spaces, which Windows drops.
+# Absolute, with a drive letter or a control character, or with a part of dots and spaces, which Windows
+# drops.
 _UNSAFE = re.compile(r"^/|^[A-Za-z]:|[\x00-\x1f]|(^|/)([. ]{2,}| )(/|$)")
 
 
@@ -40,15 +44,17 @@ class _Job:
 
     def refusal(self, what):
         """The error that ends the unpacking."""
-        return StudyError(f"{what}. Nothing was unpacked: check that {self.archive} is the right archive, "
-                          "or delete it and get it from its publisher again.")
+        return StudyError(
+            f"{what}. Nothing was unpacked: check that {self.archive} is the right archive, "
+            "or delete it and get it from its publisher again."
+        )
 
 
 def unpack(archive, folder):
     """Unpack the pictures of a zip, and of zips directly inside it, into a new folder.
 
-    A zip `a/b.zip` inside becomes the folder `a/b`; hidden files, and files without a picture's suffix, are left
-    out. Backslashes in names, as Windows writes them, part folders.
+    A zip `a/b.zip` inside becomes the folder `a/b`; hidden files, and files without a picture's suffix, are
+    left out. Backslashes in names, as Windows writes them, part folders.
 
     Parameters
     ----------
@@ -63,13 +69,16 @@ def unpack(archive, folder):
     Raises
     ------
     StudyError
-        No zip, a damaged, dangerous or oversized one, too little space, a folder in use. Nothing is left behind.
+        No zip, a damaged, dangerous or oversized one, too little space, a folder in use. Nothing is left
+        behind.
     """
     archive, folder = Path(archive), Path(folder).resolve()
     if not archive.is_file():
         raise StudyError(f"The archive {archive} does not exist. Download it first.")
     if folder.is_file() or folder.exists() and any(folder.iterdir()):
-        raise StudyError(f"{folder} exists already and is not empty. Use it as it is, remove it, or give another folder.")
+        raise StudyError(
+            f"{folder} exists already and is not empty. Use it as it is, remove it, or give another folder."
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as part:
@@ -83,8 +92,10 @@ def unpack(archive, folder):
                 folder.rmdir()  # Windows replaces no folder, not even an empty one
             os.replace(whole, folder)
     except OSError as error:
-        raise StudyError(f"{error.filename or folder} cannot be written ({error.strerror or error}). "
-                         "Give a folder where you may write.") from error
+        raise StudyError(
+            f"{error.filename or folder} cannot be written ({error.strerror or error}). "
+            "Give a folder where you may write."
+        ) from error
     return count
 
 
@@ -92,7 +103,9 @@ def _unpack_zip(job, file, folder, where, nested=False):
     try:
         bundle = zipfile.ZipFile(file)
     except _DAMAGE as error:
-        raise job.refusal(f"{where} is no zip, perhaps an error page of the server, or it is cut off ({error})") from error
+        raise job.refusal(
+            f"{where} is no zip, perhaps an error page of the server, or it is cut off ({error})"
+        ) from error
     count = 0
     with bundle:
         for info in _chosen(job, bundle.infolist(), where, folder):
@@ -110,7 +123,9 @@ def _unpack_zip(job, file, folder, where, nested=False):
 
 
 def _chosen(job, members, where, folder):
-    """The pictures and zips among the members; all are judged by name and kind, these by their announced sizes too."""
+    """The pictures and zips among the members; all are judged by name and kind, these by their announced
+    sizes too.
+    """
     for info in members:
         if reason := _danger(info):
             raise job.refusal(f"{where}: member {info.orig_filename[:200]!r} {reason}")
@@ -118,7 +133,9 @@ def _chosen(job, members, where, folder):
     chosen = sorted(filter(_is_wanted, members), key=lambda info: info.header_offset)
     for first, second in zip(chosen, chosen[1:], strict=False):
         if second.header_offset < first.header_offset + 30 + first.compress_size:  # 30: the smallest header
-            raise job.refusal(f"{where}: member {second.filename!r} shares its bytes with another one, as in zip bombs")
+            raise job.refusal(
+                f"{where}: member {second.filename!r} shares its bytes with another one, as in zip bombs"
+            )
     size, packed = sum(info.file_size for info in chosen), sum(info.compress_size for info in chosen)
     job.bytes_left, job.members_left = job.bytes_left - size, job.members_left - len(members)
     job.progress.total += size
@@ -127,7 +144,9 @@ def _chosen(job, members, where, folder):
     if min(job.bytes_left, job.members_left) < 0:
         raise job.refusal(f"{where} holds {len(members):,} files, {size / 1e6:,.0f} MB: more than we unpack")
     if size > shutil.disk_usage(folder.parent).free:
-        raise StudyError(f"The disk is too full to unpack {where}: {size / 1e6:.1f} MB are needed. Free some.")
+        raise StudyError(
+            f"The disk is too full to unpack {where}: {size / 1e6:.1f} MB are needed. Free some."
+        )
     return chosen
 
 
@@ -140,7 +159,10 @@ def _danger(info):
     if info.flag_bits & 0x2041:  # three ways of encryption
         return "is encrypted"
     packed_otherwise = info.compress_type not in _METHODS and _is_wanted(info)
-    return f"is packed with method {info.compress_type}: only stored and deflated members are read" * packed_otherwise
+    return (
+        f"is packed with method {info.compress_type}: only stored and deflated members are read"
+        * packed_otherwise
+    )
 
 
 def _is_wanted(info):
@@ -158,7 +180,9 @@ def _extract(job, bundle, info, folder, member):
     except (FileExistsError, NotADirectoryError) as error:
         raise job.refusal(f"{member} is there twice, or lies below a name that is a file") from error
     except UnicodeEncodeError as error:
-        raise StudyError(f"{member} cannot be written with the character set of this system. Set LC_ALL=C.UTF-8.") from error
+        raise StudyError(
+            f"{member} cannot be written with the character set of this system. Set LC_ALL=C.UTF-8."
+        ) from error
     except _DAMAGE as error:
         raise job.refusal(f"{member} is damaged ({error})") from error
     if written.stat().st_size != info.file_size:

@@ -36,8 +36,8 @@ class CohortFacts:
     counts: dict[str, tuple[int, ...]] | None
 
     def told(self, paths):
-        """What the paths of pictures tell, as text: a DataFrame of image_id, kl_grade and, where the layout tells them, split,
-        group_id and side; empty cells (NaN) where a path is none of the layout's.
+        """What the paths of pictures tell, as text: a DataFrame of image_id, kl_grade and, where the layout
+        tells them, split, group_id and side; empty cells (NaN) where a path is none of the layout's.
         """
         named = paths.map(tail).str.extract(f"^(?:{self.files.pattern})$")
         named = named.rename(columns={"id": "image_id", "grade": "kl_grade", "group": "group_id"})
@@ -111,6 +111,8 @@ def manifest(name, folder=None, lists=None):
         wrong = (told != rows[told.columns].astype(str)).any(axis=1)
         if wrong.any():
             row = rows.loc[wrong.idxmax()]
-            raise StudyError(f"{path}, row {row.name + 2}: image_id {row['image_id']}, split {row['split']} and KL grade "
-                             f"{row['kl_grade']} contradict the path {row['path']}. Correct the row.")
+            raise StudyError(
+                f"{path}, row {row.name + 2}: image_id {row['image_id']}, split {row['split']} and KL grade "
+                f"{row['kl_grade']} contradict the path {row['path']}. Correct the row."
+            )
     return rows

@@ -40,13 +40,16 @@ def download(address, target, sha256=None):
     Raises
     ------
     StudyError
-        No connection, an error of the server, a connection cut too often (what came stays in `<target>.part`),
-        a wrong hash (the download is removed), a `<target>.part` of somebody else, or a file that cannot be written.
+        No connection, an error of the server, a connection cut too often (what came stays in
+        `<target>.part`), a wrong hash (the download is removed), a `<target>.part` of somebody else, or a
+        file that cannot be written.
     """
     target, sha256 = Path(target).absolute(), sha256 and sha256.lower()
     part = target.with_name(f"{target.name}.part")
     if part.exists() and not _note_path(part).exists():  # browsers name their unfinished downloads so, too
-        raise StudyError(f"{part} was not left by this command. Wait until it is complete, rename or remove it.")
+        raise StudyError(
+            f"{part} was not left by this command. Wait until it is complete, rename or remove it."
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _fetch(address, part)
@@ -58,11 +61,16 @@ def download(address, target, sha256=None):
     except (requests.RequestException, ValueError) as error:
         raise StudyError(f"{address} cannot be downloaded: {error}. Correct the address.") from error
     except OSError as error:
-        raise StudyError(f"{error.filename or target} cannot be written ({error.strerror or error}). "
-                         "Give a folder with enough space where you may write.") from error
+        raise StudyError(
+            f"{error.filename or target} cannot be written ({error.strerror or error}). "
+            "Give a folder with enough space where you may write."
+        ) from error
     if found != sha256:
-        raise StudyError(f"The download of {target} has the wrong content: SHA-256 {sha256} was expected, {found} was found. "
-                         f"It was removed: run the same command again; if this repeats, the publisher changed {address}.")
+        raise StudyError(
+            f"The download of {target} has the wrong content: "
+            f"SHA-256 {sha256} was expected, {found} was found. "
+            f"It was removed: run the same command again; if this repeats, the publisher changed {address}."
+        )
     return target
 
 
@@ -78,8 +86,11 @@ def _fetch(address, part):
             problem = _problem(error, host)
     have, total = _size(part), _note(part).get("total")
     amount = f"{have / 1e6:.1f}{f' of {total / 1e6:.1f}' if total else ''} MB"
-    then = (f"{amount} are in {part}: running the same command again goes on from there" if have
-            else "Check the connection and run the same command again")
+    then = (
+        f"{amount} are in {part}: running the same command again goes on from there"
+        if have
+        else "Check the connection and run the same command again"
+    )
     raise StudyError(f"{problem} (tried {1 + RETRIES} times). {then}.")
 
 
@@ -87,7 +98,11 @@ def _problem(error, host):
     cause = error.args[0] if error.args else error
     if hasattr(cause, "reason"):  # urllib3's error when no connection came about at all
         return f"No connection to {host}: {re.sub('^.*?>: |^HTTPS?Connection.*?: ', '', str(cause.reason))}"
-    return f"{host} sent nothing for {TIMEOUTS[1]} s" if "timed out" in str(error) else f"The connection to {host} was cut"
+    return (
+        f"{host} sent nothing for {TIMEOUTS[1]} s"
+        if "timed out" in str(error)
+        else f"The connection to {host} was cut"
+    )
 
 
 def _receive(address, part):
@@ -95,15 +110,21 @@ def _receive(address, part):
     have, note = _size(part), _note(part)
     validator = note.get("validator") if have and note.get("address") == address else None
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if validator else {}
-    with requests.get(address, headers={"Accept-Encoding": "identity", **headers}, stream=True, timeout=TIMEOUTS) as answer:
+    with requests.get(
+        address, headers={"Accept-Encoding": "identity", **headers}, stream=True, timeout=TIMEOUTS
+    ) as answer:
         status, (first, total) = answer.status_code, _announced(answer.headers)
         if status not in (200, 206, 416):
-            raise StudyError(f"The server answers {status} ({answer.reason}) to {address}. "
-                             "Try the address in a browser; if it fails there too, ask the publisher.")
+            raise StudyError(
+                f"The server answers {status} ({answer.reason}) to {address}. "
+                "Try the address in a browser; if it fails there too, ask the publisher."
+            )
         if status == 416 and validator and (first, total) == (None, have):
             return True
         # Some servers know Range but not If-Range: the rest of another file must not be appended.
-        goes_on = status == 206 and validator and first == have and _validator(answer.headers) in (None, validator)
+        goes_on = (
+            status == 206 and validator and first == have and _validator(answer.headers) in (None, validator)
+        )
         if not goes_on:
             part.unlink(missing_ok=True)  # before the note: old bytes never stand beside a new validator
         if status != 200 and not goes_on:
@@ -128,7 +149,9 @@ def bar(name, total, initial=0):
 
 
 def _announced(headers):
-    """First byte and total size by `Content-Range: bytes 5-9/10` or `bytes */10`, or by Content-Length; None if unknown."""
+    """First byte and total size by `Content-Range: bytes 5-9/10` or `bytes */10`, or by Content-Length;
+    None if unknown.
+    """
     found = re.fullmatch(r"bytes (\d+|\*)(?:-\d+)?/(\d+|\*)", headers.get("Content-Range", ""))
     texts = found.groups() if found else ("0", headers.get("Content-Length", ""))
     return tuple(int(text) if text.isdigit() else None for text in texts)

@@ -31,7 +31,10 @@ def fetch(name, folder, address=""):
     """
     known, folder = cohorts.facts(name), Path(folder).absolute()
     if not known.address:
-        raise StudyError(f"The cohort {name} is made, not downloaded: 'make reproduce' leaves it in reports/_build/demo/data.")
+        raise StudyError(
+            f"The cohort {name} is made, not downloaded: "
+            "'make reproduce' leaves it in reports/_build/demo/data."
+        )
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if existing.is_file():
         raise StudyError(f"{existing} is a file, so {folder} can be no folder. Give another folder.")
@@ -42,14 +45,20 @@ def fetch(name, folder, address=""):
             print(f"using {zipped}, which is already there; delete it to download it again", flush=True)
         else:
             free = shutil.disk_usage(existing).free
-            print(f"downloading {address or known.address} to {zipped} ({free / 1e9:.0f} GB free)", flush=True)
+            print(
+                f"downloading {address or known.address} to {zipped} ({free / 1e9:.0f} GB free)", flush=True
+            )
             _download(known, address or known.address, zipped, folder)
         print(f"unpacking {zipped.name} to {folder}", flush=True)
         print(f"{unpack(zipped, folder):,} pictures unpacked", flush=True)
     try:
         verify(name, folder)
     except StudyError as error:
-        done = "was unpacked from" if fetched else "was not empty, so it was only checked. To fetch anew delete it and"
+        done = (
+            "was unpacked from"
+            if fetched
+            else "was not empty, so it was only checked. To fetch anew delete it and"
+        )
         raise StudyError(f"{error} {folder} {done} {zipped}.") from error
     if fetched:
         print(f"{zipped} is no longer needed")
@@ -60,15 +69,22 @@ def _download(known, address, zipped, folder):
         download(address, zipped, known.sha256)
     except StudyError as error:
         place = shlex.quote(str(folder))
-        digest = f"`sha256sum {shlex.quote(str(zipped))}` must print {known.sha256}, and " if known.sha256 else ""
-        raise StudyError("\n".join((
-            f"{error}\nIf it stays impossible, do it by hand:",
-            f"1. Open {known.page} (doi:{known.doi}) in a browser and download the whole data set "
-            f"(the file itself: {known.address}).",
-            f"2. Save it as {zipped}.",
-            f"3. Unpack it, and any zip inside it, into {folder}; running the same command again does so.",
-            f"4. Check: {digest}`koa data verify {known.name} {place}` must find the pictures.",
-        ))) from error
+        digest = (
+            f"`sha256sum {shlex.quote(str(zipped))}` must print {known.sha256}, and " if known.sha256 else ""
+        )
+        raise StudyError(
+            "\n".join(
+                (
+                    f"{error}\nIf it stays impossible, do it by hand:",
+                    f"1. Open {known.page} (doi:{known.doi}) in a browser and download the whole data set "
+                    f"(the file itself: {known.address}).",
+                    f"2. Save it as {zipped}.",
+                    f"3. Unpack it, and any zip inside it, into {folder}; "
+                    "running the same command again does so.",
+                    f"4. Check: {digest}`koa data verify {known.name} {place}` must find the pictures.",
+                )
+            )
+        ) from error
 
 
 def verify(name, folder, out=""):
@@ -85,12 +101,18 @@ def verify(name, folder, out=""):
     print(check.summary(report))
     for beside, meaning in known.beside.items():
         count = sum(map(is_picture, walk(root / beside)))
-        found = f"{count:,} pictures, {meaning}; not listed and not checked" if count else f"not there, which is no error ({meaning})"
+        found = (
+            f"{count:,} pictures, {meaning}; not listed and not checked"
+            if count
+            else f"not there, which is no error ({meaning})"
+        )
         print(f"  {beside}: {found}")
     if out:
         report.to_csv(out, index=False, lineterminator="\n", errors="backslashreplace")
     wrong = check.problems(report)
     if len(wrong):
-        listed = f"the whole list is in {out}" if out else "'koa data verify ... --out FILE' writes the whole list"
+        listed = (
+            f"the whole list is in {out}" if out else "'koa data verify ... --out FILE' writes the whole list"
+        )
         raise StudyError(f"{len(wrong):,} of {len(report):,} files need attention, see above; {listed}.")
     print(f"all {len(manifest):,} pictures are there and right")

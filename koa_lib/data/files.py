@@ -16,19 +16,27 @@ from koa_lib.images.read import is_picture
 def walk(folder):
     """Every file below a folder, in no order.
 
-    Hidden files and folders ('.ipynb_checkpoints', and '._name' as macOS leaves beside each file) are left out. Links
-    are followed, but not back to a folder that they lie in; a link to nowhere counts as a file, a pipe does not.
+    Hidden files and folders ('.ipynb_checkpoints', and '._name' as macOS leaves beside each file) are left
+    out. Links are followed, but not back to a folder that they lie in; a link to nowhere counts as a file,
+    a pipe does not.
     """
     above = {}
     for place, folders, names in os.walk(folder, followlinks=True):
         above[place] = above.get(os.path.dirname(place), frozenset()) | {os.path.realpath(place)}
-        folders[:] = [name for name in folders if name[0] != "." and os.path.realpath(os.path.join(place, name)) not in above[place]]
+        folders[:] = [
+            name
+            for name in folders
+            if name[0] != "." and os.path.realpath(os.path.join(place, name)) not in above[place]
+        ]
         files = [Path(place, name) for name in names if name[0] != "."]
         yield from (file for file in files if os.path.isfile(file) or not os.path.exists(file))
 
 
 def attempt_all(function, files, label):
-    """The result of a function for each file in turn, or the StudyError that it raised; the bar shows on a terminal only."""
+    """The result of a function for each file in turn, or the StudyError that it raised; the bar shows on a
+    terminal only.
+    """
+
     def attempt(file):
         try:
             return function(file)
@@ -47,8 +55,8 @@ def locate(folder, known, layouts, expected):
     known : callable
         Whether the last three parts of a path, without suffix, belong to the cohort.
     layouts : iterable of str
-        Folders that lead to the root in published archives; a root that ends like one is preferred, because an
-        archive may hold the same names in another size.
+        Folders that lead to the root in published archives; a root that ends like one is preferred, because
+        an archive may hold the same names in another size.
     expected : str
         What should be there, for the error.
 
@@ -72,8 +80,13 @@ def locate(folder, known, layouts, expected):
     files = list(walk(folder.resolve()))
     votes = Counter(path.parents[2] for path in files if is_picture(path) and known(tail(path.as_posix())))
     if not votes:
-        raise StudyError(f"{folder} holds none of {expected} in folders of these names. Point to the folder that contains them.")
-    root = min(votes, key=lambda root: (-_common_end(root, layouts), -votes[root], len(root.parts), root.as_posix()))
+        raise StudyError(
+            f"{folder} holds none of {expected} in folders of these names. "
+            "Point to the folder that contains them."
+        )
+    root = min(
+        votes, key=lambda root: (-_common_end(root, layouts), -votes[root], len(root.parts), root.as_posix())
+    )
     files = files if root.is_relative_to(folder.resolve()) else walk(root)
     below = {path.relative_to(root).as_posix(): path for path in files if path.is_relative_to(root)}
     return root, {name: below[name] for name in sorted(below, key=natural)}
@@ -81,7 +94,9 @@ def locate(folder, known, layouts, expected):
 
 def _common_end(root, layouts):
     # How many folders the root has in common with the end of a layout.
-    pairs = (zip(reversed(root.parts), reversed(PurePosixPath(layout).parts), strict=False) for layout in layouts)
+    pairs = (
+        zip(reversed(root.parts), reversed(PurePosixPath(layout).parts), strict=False) for layout in layouts
+    )
     return max((len(list(takewhile(lambda pair: pair[0] == pair[1], pair))) for pair in pairs), default=0)
 
 
@@ -89,11 +104,14 @@ def locate_listed(manifest, folder, layouts=()):
     """`locate` for the pictures of a manifest."""
     first = manifest["path"].iloc[0]
     keys = set(manifest["path"].map(tail))
-    return locate(folder, keys.__contains__, layouts, f"the {len(manifest)} pictures of the manifest (first: {first})")
+    return locate(
+        folder, keys.__contains__, layouts, f"the {len(manifest)} pictures of the manifest (first: {first})"
+    )
 
 
 def in_place(paths, names):
-    """For each listed path the file that stands for it: this one, or else the picture of its name in another container.
+    """For each listed path the file that stands for it: this one, or else the picture of its name in
+    another container.
 
     Parameters
     ----------
@@ -106,12 +124,15 @@ def in_place(paths, names):
     -------
     list of str, None where no file is in place
     """
-    pictures = {PurePosixPath(name).with_suffix("").as_posix(): name for name in reversed(names) if is_picture(name)}
+    pictures = {
+        PurePosixPath(name).with_suffix("").as_posix(): name for name in reversed(names) if is_picture(name)
+    }
     return [path if path in names else pictures.get(tail(path)) for path in paths]
 
 
 def find_pictures(manifest, folder, layouts=()):
-    """Each row's file below `folder`, as `in_place` finds it; whether it holds the listed bytes, its hash tells.
+    """Each row's file below `folder`, as `in_place` finds it; whether it holds the listed bytes, its hash
+    tells.
 
     Returns
     -------

@@ -1,7 +1,8 @@
 """Cohort manifests: one CSV row per picture, the only description of data that the study trusts.
 
 A row holds what identifies a picture (id, path, two hashes), its reference and second grade, the group that
-must stay together in splits and resampling, and its decoded format. `cohorts.manifest` reads one by its cohort's name.
+must stay together in splits and resampling, and its decoded format. `cohorts.manifest` reads one by its
+cohort's name.
 """
 
 import hashlib
@@ -14,15 +15,21 @@ from koa_lib.errors import StudyError
 
 FINDINGS = ("osteophytes", "jsn", "sclerosis")
 SPLITS = ("train", "val", "test", "auto_test", "external")
-_SIZE, _HASH = ("[1-9][0-9]{0,8}", "is no size: build the manifest again"), ("[0-9a-f]{64}", "is no SHA-256: build the manifest again")
+_SIZE, _HASH = (
+    ("[1-9][0-9]{0,8}", "is no size: build the manifest again"),
+    ("[0-9a-f]{64}", "is no SHA-256: build the manifest again"),
+)
 
 # What a cell holds, as a regular expression, and what is wrong where it does not.
 _RULES = {
     "image_id": (".+", "is empty or there twice: keep one row per picture"),
-    # Neither absolute nor climbing out of the data folder, and with the two folders that tell split and grade.
-    "path": (r"(?![A-Za-z]:)(?!(.*[/\\])?\.\.([/\\]|\Z))([^/\\]+[/\\]+){2,}[^/\\]+",
-             "is there twice, absolute, leads out of the data folder or lacks folders: "
-             "give each picture's own path, like train/0/name.png"),
+    # Neither absolute nor climbing out of the data folder, and with the two folders that tell split and
+    # grade.
+    "path": (
+        r"(?![A-Za-z]:)(?!(.*[/\\])?\.\.([/\\]|\Z))([^/\\]+[/\\]+){2,}[^/\\]+",
+        "is there twice, absolute, leads out of the data folder or lacks folders: "
+        "give each picture's own path, like train/0/name.png",
+    ),
     "split": ("|".join(SPLITS), f"is no split: use one of {', '.join(SPLITS)}"),
     "kl_grade": ("[0-4]", "is no KL grade: use 0, 1, 2, 3 or 4"),
     "kl_grade_reader2": ("[0-4]?", "is no KL grade: use 0-4 or leave it empty"),
@@ -61,11 +68,14 @@ def read_manifest(path):
     Raises
     ------
     StudyError
-        Missing file or column, text or nothing where a number belongs, or what `validate` refuses: names file and row.
+        Missing file or column, text or nothing where a number belongs, or what `validate` refuses: names
+        file and row.
     """
     path = Path(path)
     if not path.is_file():
-        raise StudyError(f"The manifest {path} does not exist. Build it with 'koa data build' or correct the path.")
+        raise StudyError(
+            f"The manifest {path} does not exist. Build it with 'koa data build' or correct the path."
+        )
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -73,21 +83,32 @@ def read_manifest(path):
     numbers = [name for name in (*_WHOLE, *_MAY_BE_EMPTY) if name in frame]
     frame[numbers] = frame[numbers].apply(digits)
     validate(frame, path)
-    return frame.assign(**{name: pd.to_numeric(frame[name]).astype("int64" if name in _WHOLE else "Int64") for name in numbers})
+    return frame.assign(
+        **{
+            name: pd.to_numeric(frame[name]).astype("int64" if name in _WHOLE else "Int64")
+            for name in numbers
+        }
+    )
 
 
 def digits(cells):
-    """Text with whole numbers as digits ('2.0', as pandas writes beside empty cells, is 2); what is none stays, to be told."""
+    """Text with whole numbers as digits ('2.0', as pandas writes beside empty cells, is 2); what is none
+    stays, to be told.
+    """
     numbers = pd.to_numeric(cells, errors="coerce")
     whole = (numbers.abs() < 1e9) & (numbers % 1 == 0)
     return cells.mask(whole, numbers[whole].map("{:.0f}".format))
 
 
 def validate(frame, path="manifest"):
-    """Check the rules that every manifest keeps; the error names file, row and value (the header is row 1)."""
+    """Check the rules that every manifest keeps; the error names file, row and value (the header is row
+    1).
+    """
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
-        raise StudyError(f"{path} lacks the column(s) {', '.join(missing)}. A manifest has: {', '.join(COLUMNS)}.")
+        raise StudyError(
+            f"{path} lacks the column(s) {', '.join(missing)}. A manifest has: {', '.join(COLUMNS)}."
+        )
     if frame.empty:
         raise StudyError(f"{path} has no rows. Build the manifest again from the picture folder.")
     check_cells(frame, path)
@@ -95,15 +116,22 @@ def validate(frame, path="manifest"):
 
 def check_cells(frame, path):
     """StudyError about the first wrong cell of a table that has some of a manifest's columns."""
-    text = frame.filter(list(_RULES)).reset_index(drop=True).map(lambda cell: "" if pd.isna(cell) else str(cell))
+    text = (
+        frame.filter(list(_RULES)).reset_index(drop=True).map(lambda cell: "" if pd.isna(cell) else str(cell))
+    )
     wrong = text.apply(lambda cells: cells.map(re.compile(_RULES[cells.name][0], re.DOTALL).fullmatch).isna())
     wrong |= text.apply(lambda cells: cells.duplicated() & (cells.name in _UNIQUE))
     if wrong.any(axis=None):
         row = wrong.any(axis=1).idxmax()
         name = wrong.loc[row].idxmax()
-        picture, more = f" (image_id {text['image_id'][row]})" if "image_id" in text else "", wrong[name].sum() - 1
-        raise StudyError(f"{path}, row {row + 2}{picture}: {name} '{text[name][row]}' {_RULES[name][1]}"
-                         f"{f' and {more} more like it' * bool(more)}.")
+        picture, more = (
+            f" (image_id {text['image_id'][row]})" if "image_id" in text else "",
+            wrong[name].sum() - 1,
+        )
+        raise StudyError(
+            f"{path}, row {row + 2}{picture}: {name} '{text[name][row]}' {_RULES[name][1]}"
+            f"{f' and {more} more like it' * bool(more)}."
+        )
 
 
 def natural(path):
@@ -118,7 +146,9 @@ def tail(path):
 
 
 def data_hash(manifest):
-    """SHA-256 (first 12 hex digits) over ids, grades, splits and pixel hashes: names a data set in keys and reports."""
+    """SHA-256 (first 12 hex digits) over ids, grades, splits and pixel hashes: names a data set in keys
+    and reports.
+    """
     columns = ("image_id", "split", "kl_grade", "pixel_sha256")
     text = map("|".join, zip(*(manifest[name].astype(str) for name in columns), strict=True))
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:12]

@@ -22,7 +22,7 @@ _SIZE, _HASH = (
 
 # What a cell holds, as a regular expression, and what is wrong where it does not.
 _RULES = {
-    "image_id": (".+", "is empty or there twice: keep one row per picture"),
+    "image_id": (".+", "is there twice or empty: keep one row per picture"),
     # Neither absolute nor climbing out of the data folder, and with the two folders that tell split and
     # grade.
     "path": (

@@ -122,12 +122,12 @@ def fetch(cohort: str, folder: str = typer.Argument("", help="By default data/<c
 def build(cohort: str, folder: str, readers: str = typer.Option(None, help="CSV with image_id or pixel_sha256 and kl_grade_reader2."),
           out: str = typer.Option("", help="By default <cohort>.csv in this folder.")):
     """Build a cohort's manifest from its files and compare it with the committed one."""
-    from koa_lib.data import building
+    from koa_lib.data import check
 
     target = _new_file(out or f"{cohort}.csv")
-    frame = building.build(cohort, folder, readers)
+    frame = check.build(cohort, folder, readers)
     frame.to_csv(target, index=False, lineterminator="\n", errors="backslashreplace")
-    print(f"{len(frame):,} rows written to {target}. {building.compare(target, cohort)}")
+    print(f"{len(frame):,} rows written to {target}. {check.compare(target, cohort)}")
     for path in frame.attrs["left_out"]:
         print(f"left out, because its path does not fit the layout: {path}")
 
@@ -144,7 +144,7 @@ def verify(cohort: str, folder: str, out: str = typer.Option("", help="CSV for t
 def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for the tables, by default <cohort>_audit.")):
     """Find what repeats, contradicts, leaks or looks odd in a cohort's files."""
     from koa_lib.data import audit, cohorts, inspection
-    from koa_lib.data.manifest import find_pictures
+    from koa_lib.data.files import find_pictures
 
     target = Path(out or f"{cohort}_audit")
     if target.is_file() or (target / "findings.csv").exists():

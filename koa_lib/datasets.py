@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import splits
-from koa_lib.data import cohorts, duplicates, inspection
-from koa_lib.data.manifest import data_hash, find_pictures, read_manifest, write_as_found
+from koa_lib.data import MANIFESTS, cohorts, duplicates, inspection
+from koa_lib.data.files import find_pictures, write_as_found
+from koa_lib.data.manifest import data_hash
 from koa_lib.errors import StudyError
 from koa_lib.images import array, shape
 from koa_lib.store import digest, made_from, write_text
-from koa_lib.study import MANIFESTS
 
 STATISTICS = {  # mean and standard deviation per channel, METHODS: ImageNet as the paper prints, CLIP as its weights expect
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -72,12 +72,12 @@ def _members(study, role):
     spec = getattr(study.profile, role)
     if spec.source == "phantoms":
         folder = _phantom_folder(study, spec, role)
-        manifest, content = read_manifest(folder / "manifest.csv"), made_from(folder)
+        manifest, content = cohorts.manifest(spec.name, folder), made_from(folder)
     else:
         folder, content = study.folder_of(role), study.inputs.content
         if folder is None:
             return None
-        manifest = read_manifest(MANIFESTS / f"{spec.name}.csv")
+        manifest = cohorts.manifest(spec.name, lists=MANIFESTS)
     layouts = cohorts.facts(spec.name).layouts.values() if spec.name in cohorts.names() else ()
     found = find_pictures(manifest, folder, layouts)
     found = splits.sample(found) if study.dry else found

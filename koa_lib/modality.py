@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from koa_lib import encoders
+from koa_lib.images import to_uint8
 from koa_lib.phantoms.other import KINDS as OTHER_KINDS
 from koa_lib.phantoms.other import render as render_other
 from koa_lib.quality import STRENGTHS, degrade, measured, share
@@ -62,7 +63,7 @@ def others(study, size):
 
     kinds = [OTHER_KINDS[k % len(OTHER_KINDS)] for k in range(study.profile.systems.embeddings.others)]
     drawn = [render_other(kind, np.random.default_rng([study.seed, 8, k])) for k, kind in enumerate(kinds)]
-    images = [Image.fromarray(np.round(255 * image).astype(np.uint8)).resize((size, size), Image.Resampling.BOX) for image in drawn]
+    images = [Image.fromarray(to_uint8(image)).resize((size, size), Image.Resampling.BOX) for image in drawn]
     return np.stack(images), kinds
 
 

@@ -12,13 +12,13 @@ import yaml
 
 from koa_lib import profile as profiles
 from koa_lib import weights as published
+from koa_lib.data import MANIFESTS
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 from koa_lib.settings import Profile
 from koa_lib.store import Store, write_text
 
 BUILD = ROOT / "reports" / "_build"
-MANIFESTS = ROOT / "data_manifests"
 FOLDERS = ("tables", "figures", "predictions", "history", "similarities", "checkpoints", "features")
 INTERACTIVE = "interactive"  # the step of a session in JupyterLab
 DRY = "KOA_DRY"  # the environment variable by which `make` tells a notebook that it is a dry run

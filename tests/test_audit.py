@@ -11,8 +11,9 @@ from PIL import Image, ImageEnhance
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import cohen_kappa_score
 
-from koa_lib.data import audit, building, duplicates, inspection, sets, shortcut
-from koa_lib.data.manifest import find_pictures, read_manifest
+from koa_lib.data import audit, check, duplicates, inspection, sets, shortcut
+from koa_lib.data.files import find_pictures
+from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
 from koa_lib.images.read import read_gray
 from koa_lib.phantoms.cohorts import defects_b
@@ -367,6 +368,6 @@ def test_right_answers_for_the_whole_external_set(gornale, tmp_path):
         assert found(result, name)["files"] == files, name
     assert "kappa 0.991" in found(result, "readers disagree")["detail"] and "quadratic 0.998" in found(result, "readers disagree")["detail"]
     assert result.sets[list(sets.SUBSETS)].sum().tolist() == [1650, 1576, 1410]
-    built = building.build("gornale2020", tmp_path)
+    built = check.build("gornale2020", tmp_path)
     for column in ("image_id", "path", "kl_grade", "kl_grade_reader2", "group_id"):
         assert built[column].tolist() == gornale[column].tolist(), column

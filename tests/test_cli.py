@@ -252,7 +252,7 @@ def test_result_that_cannot_be_written_is_one_line(koa, copy, command, out):
     assert code in (0, 1) and (code == 0 or out in err and len(err.splitlines()) == 1)
 
 
-@pytest.mark.parametrize("command, work", [("verify", "koa_lib.data.fetch.verify"), ("build", "koa_lib.data.building.build")])
+@pytest.mark.parametrize("command, work", [("verify", "koa_lib.data.fetch.verify"), ("build", "koa_lib.data.check.build")])
 def test_read_only_folder_is_told_before_the_work(koa, copy, monkeypatch, command, work):
     monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
     monkeypatch.setattr(work, lambda *_: pytest.fail("worked in vain"))

@@ -2,3 +2,7 @@
 
 May import images, grades, metrics, stats, errors and store.
 """
+
+from pathlib import Path
+
+MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"

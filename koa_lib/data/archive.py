@@ -1,7 +1,7 @@
 """One published zip, unpacked so that no member can do harm.
 
-A published archive is somebody else's file: every member is judged before anything is written, and the folder gets its
-own name only when it is complete.
+A published archive is somebody else's file: every member is judged before it is written, and the folder
+gets its own name only when it is complete.
 """
 
 import os
@@ -9,20 +9,28 @@ import re
 import shutil
 import stat
 import struct
+import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from koa_lib.data.download import BLOCK, bar
+from koa_lib.data.download import bar
 from koa_lib.errors import StudyError
-from koa_lib.images.read import SUFFIXES
+from koa_lib.images.read import is_picture
 
-MAX_BYTES, MAX_MEMBERS = 40 * 10**9, 200_000
-MAX_RATIO, RATIO_FREE = 200, 10**6  # pictures reach 3:1, zip bombs 1000:1; what is smaller than RATIO_FREE does no harm
+MAX_BYTES, MAX_MEMBERS = 40 * 10**9, 200_000  # of an archive with the zips inside it
+MAX_RATIO, RATIO_FREE = (
+    200,
+    10**6,
+)  # pictures reach 3:1, zip bombs 1000:1; what stays below RATIO_FREE does no harm
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # only these come out in limited pieces
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, OverflowError)
+# Absolute, with a drive letter or a control character, or with a part of dots and spaces, which Windows
+# drops.
+_UNSAFE = re.compile(r"^/|^[A-Za-z]:|[\x00-\x1f]|(^|/)([. ]{2,}| )(/|$)")
 
 
 @dataclass
@@ -30,25 +38,28 @@ class _Job:
     """What an archive and the zips inside it share."""
 
     archive: Path
-    root: Path
+    progress: tqdm
     bytes_left: int
     members_left: int
-    progress: tqdm
-    due: int = 0  # bytes announced and not yet written
-    names: set = field(default_factory=set)
+
+    def refusal(self, what):
+        """The error that ends the unpacking."""
+        return StudyError(
+            f"{what}. Nothing was unpacked: check that {self.archive} is the right archive, "
+            "or delete it and get it from its publisher again."
+        )
 
 
-def unpack(archive, folder, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS):
+def unpack(archive, folder):
     """Unpack the pictures of a zip, and of zips directly inside it, into a new folder.
 
-    A zip `a/b.zip` inside becomes the folder `a/b`; files without a picture's suffix are left out.
+    A zip `a/b.zip` inside becomes the folder `a/b`; hidden files, and files without a picture's suffix, are
+    left out. Backslashes in names, as Windows writes them, part folders.
 
     Parameters
     ----------
     archive, folder : Path
-        The zip; the folder, absent or empty, written as `<folder>.part` and renamed at the end.
-    max_bytes, max_members : int
-        Limits of what is unpacked, zips inside included.
+        The zip; the folder, absent or empty, written in a temporary folder beside it and renamed at the end.
 
     Returns
     -------
@@ -58,143 +69,123 @@ def unpack(archive, folder, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS):
     Raises
     ------
     StudyError
-        No zip, a damaged, dangerous or oversized one, too little space, a folder in use. Nothing is left behind.
+        No zip, a damaged, dangerous or oversized one, too little space, a folder in use. Nothing is left
+        behind.
     """
     archive, folder = Path(archive), Path(folder).resolve()
     if not archive.is_file():
         raise StudyError(f"The archive {archive} does not exist. Download it first.")
     if folder.is_file() or folder.exists() and any(folder.iterdir()):
-        raise StudyError(f"{folder} exists already and is not empty. Use it as it is, remove it, or give another folder.")
-    part = folder.with_name(f"{folder.name}.part")
+        raise StudyError(
+            f"{folder} exists already and is not empty. Use it as it is, remove it, or give another folder."
+        )
     try:
-        return _unpack_to(archive, part, folder, max_bytes, max_members)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as part:
+            whole = Path(part) / folder.name  # the temporary folder itself is for nobody else to read
+            with bar(archive.name, 0) as progress:
+                job = _Job(archive, progress, MAX_BYTES, MAX_MEMBERS)
+                count = _unpack_zip(job, archive, whole, str(archive))
+            if not count:
+                raise job.refusal(f"{archive} holds no pictures")
+            if folder.exists():
+                folder.rmdir()  # Windows replaces no folder, not even an empty one
+            os.replace(whole, folder)
     except OSError as error:
-        raise StudyError(f"{error.filename or folder} cannot be written ({error.strerror or error}). Give a folder where you may write.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _unpack_to(archive, part, folder, max_bytes, max_members):
-    if part.exists():
-        shutil.rmtree(part)  # of a killed run
-    with bar(archive.name, 0) as progress:
-        count = _unpack_zip(_Job(archive, part, max_bytes, max_members, progress), archive)
-    if not count:
-        raise StudyError(f"{archive} holds no pictures ({', '.join(SUFFIXES)}). Check that it is the right archive.")
-    if folder.exists():
-        folder.rmdir()  # Windows replaces no folder, not even an empty one
-    os.replace(part, folder)
+        raise StudyError(
+            f"{error.filename or folder} cannot be written ({error.strerror or error}). "
+            "Give a folder where you may write."
+        ) from error
     return count
 
 
-def _unpack_zip(job, file, inside=None):
-    where, count = f"{job.archive}, zip '{inside}'" if inside else str(job.archive), 0
+def _unpack_zip(job, file, folder, where, nested=False):
     try:
         bundle = zipfile.ZipFile(file)
     except _DAMAGE as error:
-        with open(file, "rb") as opened:
-            kind = "a cut off or damaged zip" if opened.read(2) == b"PK" else "no zip, perhaps an error page of the server"
-        raise StudyError(f"{where} is {kind} ({error}). Delete {job.archive} and download it again.") from error
+        raise job.refusal(
+            f"{where} is no zip, perhaps an error page of the server, or it is cut off ({error})"
+        ) from error
+    count = 0
     with bundle:
-        chosen = _choose(job, bundle.infolist(), where, inside)
-        _check_sizes(job, [info for info, _ in chosen], where)
-        for info, path in chosen:
-            _write(job, bundle, info, job.root / path, where)
-            if path.suffix.lower() == ".zip":
-                count += _unpack_zip(job, job.root / path, path)
-                (job.root / path).unlink()
-            else:
+        for info in _chosen(job, bundle.infolist(), where, folder):
+            member = f"{where}: member {info.orig_filename[:200]!r}"
+            written = _extract(job, bundle, info, folder, member)
+            if is_picture(written):
                 count += 1
+            elif nested:
+                raise job.refusal(f"{member} is a zip inside a zip inside a zip, only one level is unpacked")
+            else:
+                inner = f"{job.archive}, zip '{info.filename}'"
+                count += _unpack_zip(job, written, written.with_suffix(""), inner, nested=True)
+                written.unlink()
     return count
 
 
-def _choose(job, members, where, inside):
-    """The members to write, with their paths below the root; the name and kind of every member are checked."""
-    job.members_left -= len(members)
-    if job.members_left < 0:
-        raise _oversized(where, f"{len(members)} members, {-job.members_left} over the limit")
-    chosen, below = [], inside.with_suffix("") if inside else PurePosixPath()
+def _chosen(job, members, where, folder):
+    """The pictures and zips among the members; all are judged by name and kind, these by their announced
+    sizes too.
+    """
     for info in members:
-        path = below / info.filename
-        picked = path.suffix.lower() in (*SUFFIXES, ".zip") and not info.is_dir() and "__MACOSX" not in path.parts and not path.name.startswith("._")
-        if reason := _danger(info) or picked and _clash(job, path, inside):
-            raise _refusal(job, where, info, reason)
-        if picked:
-            job.names.add(path)
-            chosen.append((info, path))
-    for info, path in chosen:
-        if not job.names.isdisjoint(path.parents):
-            raise _refusal(job, where, info, "lies below a name that is a file")
+        if reason := _danger(info):
+            raise job.refusal(f"{where}: member {info.orig_filename[:200]!r} {reason}")
+        info.filename = info.filename.replace("\\", "/")
+    chosen = sorted(filter(_is_wanted, members), key=lambda info: info.header_offset)
+    for first, second in zip(chosen, chosen[1:], strict=False):
+        if second.header_offset < first.header_offset + 30 + first.compress_size:  # 30: the smallest header
+            raise job.refusal(
+                f"{where}: member {second.filename!r} shares its bytes with another one, as in zip bombs"
+            )
+    size, packed = sum(info.file_size for info in chosen), sum(info.compress_size for info in chosen)
+    job.bytes_left, job.members_left = job.bytes_left - size, job.members_left - len(members)
+    job.progress.total += size
+    if size > max(RATIO_FREE, MAX_RATIO * packed):
+        raise job.refusal(f"{where} unpacks to more than {MAX_RATIO} times its size, as zip bombs do")
+    if min(job.bytes_left, job.members_left) < 0:
+        raise job.refusal(f"{where} holds {len(members):,} files, {size / 1e6:,.0f} MB: more than we unpack")
+    if size > shutil.disk_usage(folder.parent).free:
+        raise StudyError(
+            f"The disk is too full to unpack {where}: {size / 1e6:.1f} MB are needed. Free some."
+        )
     return chosen
 
 
 def _danger(info):
-    for name in (info.orig_filename, info.filename):  # zipfile cuts at zero bytes, turns backslashes, renames by Unicode fields
-        if any(ord(letter) < 32 for letter in name):
-            return "has control characters in its name"
-        if "\\" in name or name.startswith("/") or re.match("[A-Za-z]:", name):
-            return "has an absolute path, a drive letter or a backslash"
-        # Windows drops dots and spaces at the end of a part, and '...zip' would be unpacked into '..'.
-        if any(part not in ("", ".") and not re.sub(r"(?i)\.zip$", "", part).strip(". ") for part in name.split("/")):
-            return "leads out of its folder ('..')"
+    # zipfile cuts a name at a zero byte and renames by Unicode fields: both names are judged.
+    if any(_UNSAFE.search(name.replace("\\", "/")) for name in (info.orig_filename, info.filename)):
+        return "has a name that leads out of its folder, is absolute or holds control characters"
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a symbolic link or another special file"
-    return "is encrypted" if info.flag_bits & 0x2041 else None  # three ways of encryption
+    if info.flag_bits & 0x2041:  # three ways of encryption
+        return "is encrypted"
+    packed_otherwise = info.compress_type not in _METHODS and _is_wanted(info)
+    return (
+        f"is packed with method {info.compress_type}: only stored and deflated members are read"
+        * packed_otherwise
+    )
 
 
-def _clash(job, path, inside):
-    if path.suffix.lower() == ".zip" and inside:
-        return "is a zip inside a zip inside a zip, only one level is unpacked"
-    return "is there twice" if path in job.names else None
+def _is_wanted(info):
+    path = PurePosixPath(info.filename)
+    hidden = any(part[0] == "." or part == "__MACOSX" for part in path.parts)
+    return not hidden and (is_picture(path) or path.suffix.lower() == ".zip") and not info.is_dir()
 
 
-def _refusal(job, where, info, reason):
-    return StudyError(f"{where}: member {info.orig_filename[:200]!r} {reason}. Nothing was unpacked: delete {job.archive} and get it from its publisher again.")
-
-
-def _oversized(where, what):
-    return StudyError(f"{where} has {what}. Nothing was unpacked: check that it is the right archive.")
-
-
-def _check_sizes(job, members, where):
-    """Judge the announced sizes before anything is written: method, overlap, ratio, limit, disk."""
-    end = 0
-    for info in sorted(members, key=lambda info: info.header_offset):
-        if reason := _bomb(info, end):
-            raise _refusal(job, where, info, reason)
-        end = info.header_offset + 30 + info.compress_size  # 30: the smallest header
-    total, packed = sum(info.file_size for info in members), sum(info.compress_size for info in members)
-    if total > max(RATIO_FREE, MAX_RATIO * packed):
-        raise _oversized(where, f"members that unpack to more than {MAX_RATIO} times their size, as in zip bombs")
-    if total > job.bytes_left:
-        raise _oversized(where, f"{total / 1e6:.1f} MB unpacked, {(total - job.bytes_left) / 1e6:.1f} MB over the limit")
-    job.bytes_left, job.due, job.progress.total = job.bytes_left - total, job.due + total, job.progress.total + total
-    missing = job.due - shutil.disk_usage(next(place for place in job.root.parents if place.exists())).free
-    if missing > 0:
-        raise StudyError(f"The disk of {job.root.parent} is too full to unpack {where} ({total / 1e6:.1f} MB): {missing / 1e6:.1f} MB are missing. Free some or give another folder.")
-
-
-def _bomb(info, end):
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # only these come out in limited pieces
-        return f"is packed with method {info.compress_type}, only stored and deflated members are read"
-    if info.header_offset < end:
-        return "shares its bytes with another member, as in zip bombs"
-    large = info.file_size > max(RATIO_FREE, MAX_RATIO * info.compress_size)
-    return f"unpacks to more than {MAX_RATIO} times its size, as in zip bombs" if large else None
-
-
-def _write(job, bundle, info, file, where):
-    left = info.file_size
+def _extract(job, bundle, info, folder, member):
+    written = folder / info.filename
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with bundle.open(info) as source, open(file, "xb") as sink:  # x: names that differ in case may be one file
-            while left >= 0 and (block := source.read(BLOCK)):
-                sink.write(block)
-                left, job.due = left - len(block), job.due - len(block)
-                job.progress.update(len(block))
+        if written.exists():  # also by names that differ in case, where the system takes them for one
+            raise FileExistsError
+        bundle.extract(info, folder)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise job.refusal(f"{member} is there twice, or lies below a name that is a file") from error
+    except UnicodeEncodeError as error:
+        raise StudyError(
+            f"{member} cannot be written with the character set of this system. Set LC_ALL=C.UTF-8."
+        ) from error
     except _DAMAGE as error:
-        raise _refusal(job, where, info, f"is damaged ({error})") from error
-    except OSError as error:
-        raise StudyError(f"{where}: member {info.filename[:200]!r} cannot be written ({error.strerror or error}). Make space or give another folder.") from error
-    if left:
-        raise _refusal(job, where, info, f"does not have the {info.file_size} bytes that it announces")
+        raise job.refusal(f"{member} is damaged ({error})") from error
+    if written.stat().st_size != info.file_size:
+        raise job.refusal(f"{member} does not have the {info.file_size} bytes that it announces")
+    job.progress.update(info.file_size)
+    return written

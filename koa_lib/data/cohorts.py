@@ -1,19 +1,21 @@
 """The cohorts of the study as data: origin, licence, layout and role, from `data_manifests/cohorts.yaml`."""
 
 import re
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-from koa_lib import profile
+from koa_lib.data import MANIFESTS
 from koa_lib.data.manifest import read_manifest, tail
 from koa_lib.errors import StudyError
-from koa_lib.study import MANIFESTS
+
+FACTS = MANIFESTS / "cohorts.yaml"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class CohortFacts:
     """What is known about a cohort before any picture is read; the keys are explained in `cohorts.yaml`."""
 
@@ -28,20 +30,24 @@ class CohortFacts:
     sha256: str | None
     roles: dict[str, str]
     group: str
-    files: str
+    files: re.Pattern[str]
     layouts: dict[str, str]
     beside: dict[str, str]
     counts: dict[str, tuple[int, ...]] | None
 
-    @cached_property
-    def pattern(self):
-        """The compiled expression for the last three parts of a picture's path, without suffix."""
-        return re.compile(self.files)
+    def told(self, paths):
+        """What the paths of pictures tell, as text: a DataFrame of image_id, kl_grade and, where the layout
+        tells them, split, group_id and side; empty cells (NaN) where a path is none of the layout's.
+        """
+        named = paths.map(tail).str.extract(f"^(?:{self.files.pattern})$")
+        named = named.rename(columns={"id": "image_id", "grade": "kl_grade", "group": "group_id"})
+        return named.assign(image_id=named["image_id"].str.replace(" ", ""))
 
     @property
     def example(self):
         """Where a picture lies below the root, for messages."""
-        return "like train/0/9003175L.png" if self.group == "patient" else "like MedicalExpert-I/0Normal/NormalG0 (1).png"
+        patients = self.group == "patient"
+        return "like " + ("train/0/9003175L.png" if patients else "MedicalExpert-I/0Normal/NormalG0 (1).png")
 
     @property
     def archive(self):
@@ -57,10 +63,15 @@ class CohortFacts:
 @cache
 def _all():
     try:
-        content = yaml.safe_load((MANIFESTS / "cohorts.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise StudyError(f"{MANIFESTS / 'cohorts.yaml'} is not valid YAML: {error}. Restore it from version control.") from error
-    return {name: profile.build(CohortFacts, {"name": name, **facts}, "cohorts.yaml", f"{name}.") for name, facts in content.items()}
+        content = yaml.safe_load(FACTS.read_text(encoding="utf-8"))
+        named = {name: {"name": name, **facts} for name, facts in content.items()}
+        return TypeAdapter(dict[str, CohortFacts]).validate_python(named)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StudyError(f"{FACTS}: key '{key}': {first['msg']}. Correct it, or restore the file.") from error
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise StudyError(f"{FACTS} is not valid: {error}. Restore it from version control.") from error
 
 
 def names():
@@ -75,20 +86,33 @@ def facts(name):
     return _all()[name]
 
 
-def manifest(name, folder=None):
+def manifest(name, folder=None, lists=None):
     """A cohort's manifest: the committed one, or for phantoms the one in their folder.
+
+    Parameters
+    ----------
+    name : str
+        A cohort; of one without facts, the paths are not looked into.
+    folder : Path, optional
+        Where phantoms lie.
+    lists : Path, optional
+        Another folder of committed manifests.
 
     Raises
     ------
     StudyError
-        An unknown cohort, no manifest, or a row whose grade, split or id contradicts its path.
+        No manifest, one that `read_manifest` refuses, or a row whose grade, split or id contradicts its path.
     """
-    known, committed = facts(name), MANIFESTS / f"{name}.csv"
+    committed = (lists or MANIFESTS) / f"{name}.csv"
     path = committed if committed.is_file() or folder is None else Path(folder) / "manifest.csv"
     rows = read_manifest(path)
-    for row in rows.itertuples():
-        told = known.pattern.fullmatch(tail(row.path))
-        wanted = told and {"image_id": told["id"].replace(" ", ""), "kl_grade": int(told["grade"]), "split": told.groupdict().get("split", row.split)}
-        if not told or any(getattr(row, column) != value for column, value in wanted.items()):
-            raise StudyError(f"{path}, row {row.Index + 2}: image_id {row.image_id}, split {row.split} and KL grade {row.kl_grade} contradict the path {row.path}. Correct the row.")
+    if name in names():
+        told = facts(name).told(rows["path"]).filter(["image_id", "kl_grade", "split"])
+        wrong = (told != rows[told.columns].astype(str)).any(axis=1)
+        if wrong.any():
+            row = rows.loc[wrong.idxmax()]
+            raise StudyError(
+                f"{path}, row {row.name + 2}: image_id {row['image_id']}, split {row['split']} and KL grade "
+                f"{row['kl_grade']} contradict the path {row['path']}. Correct the row."
+            )
     return rows

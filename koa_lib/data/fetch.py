@@ -1,11 +1,15 @@
 """Getting a cohort: download, unpack, verify; and what a person does where a download is impossible."""
 
+import shlex
 import shutil
 from pathlib import Path
 
-from koa_lib.data import cohorts, download, verification
+from koa_lib.data import check, cohorts
 from koa_lib.data.archive import unpack
+from koa_lib.data.download import download
+from koa_lib.data.files import walk
 from koa_lib.errors import StudyError
+from koa_lib.images.read import is_picture
 
 
 def fetch(name, folder, address=""):
@@ -27,23 +31,34 @@ def fetch(name, folder, address=""):
     """
     known, folder = cohorts.facts(name), Path(folder).absolute()
     if not known.address:
-        raise StudyError(f"The cohort {name} is made, not downloaded: 'make reproduce' leaves it in reports/_build/demo/data.")
-    blocking = next((place for place in (folder, *folder.parents) if place.is_file()), None)
-    if blocking:
-        raise StudyError(f"{blocking} is a file, so {folder} can be no folder. Give another folder.")
-    fetched = not (folder.is_dir() and any(folder.iterdir()))
+        raise StudyError(
+            f"The cohort {name} is made, not downloaded: "
+            "'make reproduce' leaves it in reports/_build/demo/data."
+        )
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if existing.is_file():
+        raise StudyError(f"{existing} is a file, so {folder} can be no folder. Give another folder.")
     zipped = folder.parent / known.archive
+    fetched = existing != folder or not any(folder.iterdir())
     if fetched:
         if zipped.is_file():
             print(f"using {zipped}, which is already there; delete it to download it again", flush=True)
         else:
+            free = shutil.disk_usage(existing).free
+            print(
+                f"downloading {address or known.address} to {zipped} ({free / 1e9:.0f} GB free)", flush=True
+            )
             _download(known, address or known.address, zipped, folder)
         print(f"unpacking {zipped.name} to {folder}", flush=True)
         print(f"{unpack(zipped, folder):,} pictures unpacked", flush=True)
     try:
         verify(name, folder)
     except StudyError as error:
-        done = "was unpacked from" if fetched else "was not empty, so it was only checked. To fetch anew delete it and"
+        done = (
+            "was unpacked from"
+            if fetched
+            else "was not empty, so it was only checked. To fetch anew delete it and"
+        )
         raise StudyError(f"{error} {folder} {done} {zipped}.") from error
     if fetched:
         print(f"{zipped} is no longer needed")
@@ -51,17 +66,25 @@ def fetch(name, folder, address=""):
 
 def _download(known, address, zipped, folder):
     try:
-        free = shutil.disk_usage(_existing(folder)).free
-        print(f"downloading {address} to {zipped} ({free / 1e9:.0f} GB free)", flush=True)
-        zipped.parent.mkdir(parents=True, exist_ok=True)
-        download.download(address, zipped, known.sha256)
-    except (StudyError, OSError) as error:
-        steps = download.manual_steps(known.name, f"{known.page} (doi:{known.doi})", known.address, zipped, folder, known.sha256)
-        raise StudyError(f"{error}\nIf it stays impossible, do it by hand:\n{steps}") from error
-
-
-def _existing(folder):
-    return next(place for place in (folder, *folder.parents) if place.exists())
+        download(address, zipped, known.sha256)
+    except StudyError as error:
+        place = shlex.quote(str(folder))
+        digest = (
+            f"`sha256sum {shlex.quote(str(zipped))}` must print {known.sha256}, and " if known.sha256 else ""
+        )
+        raise StudyError(
+            "\n".join(
+                (
+                    f"{error}\nIf it stays impossible, do it by hand:",
+                    f"1. Open {known.page} (doi:{known.doi}) in a browser and download the whole data set "
+                    f"(the file itself: {known.address}).",
+                    f"2. Save it as {zipped}.",
+                    f"3. Unpack it, and any zip inside it, into {folder}; "
+                    "running the same command again does so.",
+                    f"4. Check: {digest}`koa data verify {known.name} {place}` must find the pictures.",
+                )
+            )
+        ) from error
 
 
 def verify(name, folder, out=""):
@@ -73,16 +96,23 @@ def verify(name, folder, out=""):
         When a picture is missing, wrong or extra: after everything was compared.
     """
     known, manifest = cohorts.facts(name), cohorts.manifest(name, folder)
-    root, report = verification.verify(manifest, folder, known.layouts.values(), known.beside)
+    root, report = check.verify(manifest, folder, known.layouts.values(), known.beside)
     print(f"{name} in {root} ({known.layout(root)} layout): {len(manifest):,} pictures listed")
-    print(verification.summary(report))
+    print(check.summary(report))
     for beside, meaning in known.beside.items():
-        count = verification.count_pictures(root / beside)
-        print(f"  {beside}: {f'{count:,} pictures, {meaning}; not listed and not checked' if count else f'not there, which is no error ({meaning})'}")
+        count = sum(map(is_picture, walk(root / beside)))
+        found = (
+            f"{count:,} pictures, {meaning}; not listed and not checked"
+            if count
+            else f"not there, which is no error ({meaning})"
+        )
+        print(f"  {beside}: {found}")
     if out:
         report.to_csv(out, index=False, lineterminator="\n", errors="backslashreplace")
-    wrong = verification.problems(report)
+    wrong = check.problems(report)
     if len(wrong):
-        listed = f"the whole list is in {out}" if out else "'koa data verify ... --out FILE' writes the whole list"
+        listed = (
+            f"the whole list is in {out}" if out else "'koa data verify ... --out FILE' writes the whole list"
+        )
         raise StudyError(f"{len(wrong):,} of {len(report):,} files need attention, see above; {listed}.")
     print(f"all {len(manifest):,} pictures are there and right")

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from koa_lib.data.batch import attempt_all
-from koa_lib.data.building import nearest_grades, second_reader
+from koa_lib.data.check import nearest_grades, second_reader
+from koa_lib.data.files import attempt_all
 from koa_lib.data.sets import two_knees
 from koa_lib.errors import StudyError
 from koa_lib.images.read import describe, mislabelled, read_gray

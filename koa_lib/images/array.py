@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from koa_lib.images.picture import to_uint8
 from koa_lib.images.read import read_gray
 from koa_lib.images.shape import adjust, squares
 
@@ -12,7 +13,7 @@ def write_squares(files, geometry, size, trained, folder):
     """Decode picture files into squares, see `shape.squares`; a file of two knees may give two."""
 
     def decode(file):
-        return [_uint8(square) for square in squares(read_gray(file), geometry, size, trained)]
+        return [to_uint8(square) for square in squares(read_gray(file), geometry, size, trained)]
 
     with ThreadPoolExecutor(2) as pool:
         decoded = list(pool.map(decode, files))
@@ -22,11 +23,7 @@ def write_squares(files, geometry, size, trained, folder):
 
 def write_adjusted(pixels, owners, intensity, reference, folder):
     """Change the gray values of squares (n, size, size) uint8, see `shape.adjust`."""
-    _keep(folder, owners, [_uint8(adjust(square / 255, intensity, reference)) for square in pixels])
-
-
-def _uint8(square):
-    return np.round(square * 255).astype(np.uint8)
+    _keep(folder, owners, [to_uint8(adjust(square / 255, intensity, reference)) for square in pixels])
 
 
 def _keep(folder, owners, pixels):

@@ -1,0 +1,360 @@
+"""Manifests, the facts of cohorts, and the files that stand for a manifest's rows."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from koa_lib import datasets
+from koa_lib.data import cohorts
+from koa_lib.data.files import find_pictures, walk
+from koa_lib.data.manifest import SPLITS, data_hash, natural, read_manifest, tail, write_manifest
+from koa_lib.errors import StudyError
+from koa_lib.grades import GRADES
+from koa_lib.images.read import describe, pixel_sha256
+
+PUBLISHED = ["oai_chen2018", "gornale2020"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_manifest_survives_reading_and_writing(shared, tmp_path, name):
+    write_manifest(cohorts.manifest(name), tmp_path / "copy.csv")
+    committed = (cohorts.MANIFESTS / f"{name}.csv").read_bytes()
+    assert (tmp_path / "copy.csv").read_bytes() == committed == shared(f"{name}.csv").read_bytes()
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A function that reads six rows of a manifest, with a cell changed."""
+
+    def read(row=0, column="side", value=""):
+        frame = pd.read_csv(cohorts.MANIFESTS / "gornale2020.csv", dtype=str, keep_default_na=False, nrows=6)
+        frame.loc[row, column] = value
+        frame.to_csv(tmp_path / "cohort.csv", index=False)
+        return read_manifest(tmp_path / "cohort.csv")
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "row, column, value",
+    [
+        (3, "image_id", "NormalG0(1)"),
+        (2, "kl_grade", "7"),
+        (2, "kl_grade", "-1"),
+        (4, "kl_grade_reader2", "5"),
+        (1, "kl_grade", "severe"),
+        (0, "kl_grade", ""),
+        (0, "kl_grade", "NaN"),
+        (5, "kl_grade", "2.5"),
+        (5, "width", "wide"),
+        (5, "width", "1e30"),
+        (5, "height", "0"),
+        (1, "split", "dev"),
+        (2, "group_id", ""),
+        (2, "sha256", "0" * 63),
+        (2, "side", "l"),
+        (3, "path", "MedicalExpert-I/0Normal/NormalG0 (1).png"),
+        (2, "path", "0Normal/NormalG0 (3).png"),
+        (2, "path", "/a/b/c.png"),
+        (2, "path", "a/../b/c.png"),
+        (2, "path", "a\\..\\b\\c.png"),
+        (2, "path", "C:/a/b/c.png"),
+        (2, "osteophytes", "4"),
+    ],
+)
+def test_wrong_cell_is_named_by_file_row_and_value(changed, row, column, value):
+    with pytest.raises(StudyError) as error:
+        changed(row, column, value)
+    assert all(
+        word in str(error.value)
+        for word in ("cohort.csv", f"row {row + 2} ", "image_id ", column, f"'{value}'")
+    )
+
+
+@pytest.mark.parametrize(
+    "column, value, read",
+    [
+        ("kl_grade_reader2", "2.0", 2),
+        ("kl_grade", " 3", 3),
+        ("kl_grade", "3.0", 3),
+        ("mode", "NA", "NA"),
+        ("group_id", 'a "b", c', 'a "b", c'),
+        ("mode", "null", "null"),
+    ],
+)
+def test_odd_but_right_cell_is_taken(changed, column, value, read):
+    assert changed(1, column, value)[column][1] == read
+
+
+def test_further_wrong_cells_are_counted_and_empty_ones_stay_empty(changed, tmp_path, cohort_a):
+    assert (
+        pd.isna(changed(2, "kl_grade_reader2", "")["kl_grade_reader2"][2])
+        and changed(2, "jsn", "3")["jsn"][2] == 3
+    )
+    with pytest.raises(StudyError, match="row 2 .* and 23 more"):
+        write_manifest(cohort_a[1].assign(kl_grade=9), tmp_path / "bad.csv")
+    with pytest.raises(StudyError, match="'1.0'"):
+        write_manifest(cohort_a[1].assign(kl_grade=1.0), tmp_path / "bad.csv")
+    assert not (tmp_path / "bad.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"a,b\n1,2,3\n4\n",
+        b"image_id\n\xff\xfe\n",
+        b"\x89PNG\r\n\x1a\n\x00\x00",
+        b"image_id,path\na,b\n",
+    ],
+)
+def test_file_that_is_no_manifest_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "cohort.csv").write_bytes(content)
+    with pytest.raises(StudyError, match="cohort.csv"):
+        read_manifest(tmp_path / "cohort.csv")
+    with pytest.raises(StudyError, match="no rows"):
+        write_manifest(cohorts.manifest("gornale2020").iloc[:0], tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize(
+    "column, value", [("kl_grade", 3), ("split", "test"), ("pixel_sha256", "0" * 64), ("image_id", "other")]
+)
+def test_data_hash_names_what_matters(cohort_a, column, value):
+    frame = cohort_a[1].copy()
+    frame.loc[0, column] = (
+        value if frame.loc[0, column] != value else (4 if column == "kl_grade" else "train")
+    )
+    assert data_hash(frame) != data_hash(cohort_a[1]) == data_hash(cohort_a[1].assign(side=""))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), wide=st.booleans(), colour=st.booleans())
+def test_pixel_hash_follows_its_definition(seed, wide, colour):
+    dtype = np.uint16 if wide else np.uint8
+    pixels = np.random.default_rng(seed).integers(
+        0, np.iinfo(dtype).max, (5, 7, 3) if colour else (5, 7), dtype=dtype
+    )
+    head = f"5x7{'x3' if colour else ''}:{'uint16' if wide else 'uint8'}:".encode()
+    assert (
+        pixel_sha256(pixels)
+        == hashlib.sha256(head + pixels.astype("<u2" if wide else "u1").tobytes()).hexdigest()
+    )
+    assert pixel_sha256(np.asfortranarray(pixels.astype(pixels.dtype.newbyteorder(">")))) == pixel_sha256(
+        pixels
+    )
+
+
+# Facts of cohorts
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def known(request):
+    """Facts and committed manifest of a published cohort."""
+    return cohorts.facts(request.param), cohorts.manifest(request.param)
+
+
+def test_facts_agree_with_the_manifest(known):
+    facts, manifest = known
+    listed = Counter(zip(manifest["split"], manifest["kl_grade"], strict=True))
+    assert facts.counts == {split: tuple(listed[split, grade] for grade in GRADES) for split in facts.counts}
+    assert set(facts.roles) == set(manifest["split"]) <= set(SPLITS) and sum(
+        map(sum, facts.counts.values())
+    ) == len(manifest)
+    told = facts.told(manifest["path"])
+    assert {"image_id", "kl_grade"} <= {*told} and (told == manifest[told.columns].astype(str)).all(axis=None)
+    inside = manifest["path"][0].split("/", 1)[1]
+    assert facts.beside and facts.told(pd.Series([f"{name}/{inside}" for name in facts.beside])).isna().all(
+        axis=None
+    )
+    number, version = re.fullmatch(r"10\.17632/(\w+)\.(\d)", facts.doi).groups()
+    assert facts.archive == f"{number}-{version}.zip" and facts.page.endswith(f"/{number}/{version}")
+
+
+def test_cohorts_and_their_layouts():
+    committed = {path.stem for path in cohorts.MANIFESTS.glob("*.csv")}
+    assert committed == set(PUBLISHED) == {name for name in cohorts.names() if cohorts.facts(name).address}
+    facts = cohorts.facts("oai_chen2018")
+    for other in (
+        "train/5/9000001L",
+        "train/0/900000L",
+        "train/0/9000001",
+        "dev/0/9000001L",
+        "0/9000001L",
+        "x/train/0/9000001L",
+    ):
+        assert not facts.files.fullmatch(other)
+    for root, layout in (
+        ("/d/KneeXrayData/ClsKLData/kneeKL224", "Mendeley"),
+        ("/d/kaggle", "Kaggle"),
+        ("/d/KneeXrayData/ClsKLData/kneeKL299", "Kaggle"),
+    ):
+        assert facts.layout(root) == layout
+    with pytest.raises(StudyError, match="'oai_chen'.*oai_chen2018, gornale2020"):
+        cohorts.facts("oai_chen")
+
+
+@pytest.mark.parametrize(
+    "change", [{"licens": "MIT"}, {"roles": None}, {"files": "(train"}, {"counts": {"train": ["many"]}}]
+)
+def test_mistake_in_the_facts_is_named(tmp_path, monkeypatch, change):
+    content = yaml.safe_load(cohorts.FACTS.read_text(encoding="utf-8"))
+    content["phantom_a"].update(change)
+    (tmp_path / "cohorts.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    monkeypatch.setattr(cohorts, "FACTS", tmp_path / "cohorts.yaml")
+    with pytest.raises(StudyError, match=f"cohorts.yaml.*phantom_a.{next(iter(change))}"):
+        cohorts._all.__wrapped__()
+    for broken in ("a: [", "just text", "phantom_a: 3"):
+        (tmp_path / "cohorts.yaml").write_text(broken)
+        with pytest.raises(StudyError, match="cohorts.yaml"):
+            cohorts._all.__wrapped__()
+
+
+def test_phantoms_bring_their_manifest_along_and_published_cohorts_do_not(cohort_a, cohort_b, tmp_path):
+    for name, (folder, rows) in (("phantom_a", cohort_a), ("phantom_b", cohort_b)):
+        assert cohorts.manifest(name, folder).equals(rows)
+    assert len(cohorts.manifest("gornale2020", cohort_a[0])) == 1650
+    with pytest.raises(StudyError, match=re.escape(f"{tmp_path}/manifest.csv does not exist")):
+        cohorts.manifest("phantom_a", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, column, value",
+    [
+        ("phantom_a", "kl_grade", 4),
+        ("phantom_a", "split", "train"),
+        ("phantom_a", "image_id", "9000001L"),
+        ("phantom_b", "kl_grade", 4),
+        ("phantom_b", "image_id", "NormalG0(999)"),
+        ("phantom_b", "path", "x/y/z.png"),
+    ],
+)
+def test_row_that_contradicts_its_path_is_refused(cohort_a, cohort_b, tmp_path, name, column, value):
+    frame = {"phantom_a": cohort_a, "phantom_b": cohort_b}[name][1].copy()
+    row = frame.index[(frame["kl_grade"] < 4) & (frame["split"] != "train")][0]
+    frame.loc[row, column] = value
+    write_manifest(frame, tmp_path / "manifest.csv")
+    with pytest.raises(StudyError, match="contradict") as error:
+        cohorts.manifest(name, tmp_path)
+    assert all(
+        word in str(error.value)
+        for word in (f"{tmp_path}/manifest.csv, row {row + 2}: ", str(value), frame["path"][row])
+    )
+
+
+# Files
+
+
+def test_natural_order_and_tail():
+    assert sorted(["a (10)", "a (9)", "a"], key=natural) == ["a", "a (9)", "a (10)"]
+    assert tail("x/train/0/9.1.png") == "train/0/9.1"
+
+
+def test_walk_follows_links_but_no_loops_and_leaves_out_what_is_hidden(tmp_path):
+    for name in (
+        "root/a/1.png",
+        "root/.ipynb_checkpoints/1-checkpoint.png",
+        "root/a/._1.png",
+        "root/a/.hidden.png",
+        "other/b/2.png",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "root/link").symlink_to(tmp_path / "other")
+    (tmp_path / "root/twice").symlink_to(tmp_path / "other")
+    (tmp_path / "root/a/up").symlink_to(tmp_path / "root")
+    (tmp_path / "other/b/back").symlink_to(tmp_path / "other")
+    (tmp_path / "root/nowhere.png").symlink_to("gone.png")
+    os.mkfifo(tmp_path / "root/pipe.png")  # opening it would wait for ever
+    found = {path.relative_to(tmp_path / "root").as_posix() for path in walk(tmp_path / "root")}
+    assert found == {"a/1.png", "link/b/2.png", "twice/b/2.png", "nowhere.png"}
+
+
+def saved(path, seed=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 14), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, folder, count",
+    [("oai_chen2018", "oai_original_sample", 78), ("gornale2020", "gornale_sample", 56)],
+)
+def test_every_original_file_matches_its_row(shared, name, folder, count):
+    found = find_pictures(cohorts.manifest(name), shared(folder))
+    assert len(found) == count
+    for row in found.to_dict("records"):
+        described = describe(row["file"])
+        assert described == {name: row[name] for name in described}, row["path"]
+
+
+def test_pictures_are_found_as_listed_or_in_another_container(cohort_a, tmp_path):
+    folder, manifest = cohort_a
+    first, second, third = manifest["path"][:3]
+    listed = saved(tmp_path / "outer" / first)
+    saved((tmp_path / "outer" / first).with_suffix(".bmp"))
+    webp = saved((tmp_path / "outer" / second).with_suffix(".webp"))
+    saved(tmp_path / "outer/copies" / second)  # namesakes elsewhere stand for nobody
+    saved(tmp_path / "outer/copies" / third)
+    found = find_pictures(manifest, tmp_path)
+    assert list(found["path"]) == [first, second] and list(found["file"]) == [listed, webp]
+
+
+def test_folder_mistakes_are_named(tmp_path, cohort_a):
+    for folder, words in (
+        (tmp_path / "gone", "gone does not exist"),
+        (tmp_path, "none of the 24 pictures"),
+        (saved(tmp_path / "x.png"), "is a file"),
+    ):
+        with pytest.raises(StudyError, match=words):
+            find_pictures(cohort_a[1], folder)
+
+
+def test_a_study_counts_by_hash_what_is_not_as_listed(easy_study, tmp_path):
+    from dataclasses import replace
+
+    copy = Path(shutil.copytree(easy_study.inputs.data, tmp_path / "copy"))
+    overwritten, appended = sorted(copy.rglob("*.png"))[:2]
+    saved(overwritten)
+    with open(appended, "ab") as file:
+        file.write(b"more")
+    noted = {}
+    for name, data in (("listed", easy_study.inputs.data), ("copy", copy)):
+        (tmp_path / name / ".locks").mkdir(parents=True)
+        study = replace(
+            easy_study, run_dir=tmp_path / name, inputs=replace(easy_study.inputs, data=str(data))
+        )
+        datasets.cohort(study, "training")
+        noted[name] = study.stamp()
+    assert "re-encoded" not in noted["listed"] and "(2 re-encoded files)" in noted["copy"]
+
+
+def test_a_study_refuses_rows_that_contradict_their_paths(easy_study, cohort_a, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from koa_lib.settings import Cohort
+
+    rows = cohort_a[1].copy()
+    rows.loc[3, "kl_grade"] = (rows.loc[3, "kl_grade"] + 1) % 5
+    write_manifest(rows, tmp_path / "oai_chen2018.csv")
+    monkeypatch.setattr(datasets, "MANIFESTS", tmp_path)
+    study = replace(
+        easy_study,
+        profile=replace(easy_study.profile, training=Cohort("oai_chen2018", "folder", 0)),
+        inputs=replace(easy_study.inputs, data=str(cohort_a[0])),
+    )
+    with pytest.raises(StudyError, match="row 5: .*contradict"):
+        datasets.cohort(study, "training")

@@ -15,6 +15,7 @@ __all__ = ["chromium", "print_report"]
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 MINUTES = 8
+FOOT = 50  # points from the lower edge of a sheet: margin, where no heading fits
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 # The margins carry the banner and the page number.
 _HEAD = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{title}</title>
@@ -200,6 +201,8 @@ def _bookmark(writer, headings):
     for level, mark, title in headings:
         place = places[mark]
         parent = next((above[higher] for higher in range(level - 1, 0, -1) if higher in above), None)
-        page = writer.get_destination_page_number(place)
+        page, top = writer.get_destination_page_number(place), place.top
+        if top < FOOT:  # Chromium says the end of the page of a heading that begins the next one
+            page, top = page + 1, writer.pages[page + 1].mediabox.top
         above = {higher: item for higher, item in above.items() if higher < level}
-        above[level] = writer.add_outline_item(title, page, parent, fit=Fit.xyz(top=place.top), is_open=False)
+        above[level] = writer.add_outline_item(title, page, parent, fit=Fit.xyz(top=top), is_open=False)

@@ -110,7 +110,7 @@ def _check_stream(dataset):
         if 64 * len(stream) < dataset.Rows * dataset.Columns:  # two bytes make 128 at most
             raise Refused(f"it is truncated or damaged ({len(stream)} bytes for {told} rows and columns)")
     elif (found := _stream_size(stream)) != told:
-        raise Refused(f"it is truncated or damaged ({found} rows and columns of pixels, {told} in its header)")
+        raise Refused(f"it is truncated or damaged ({found} rows and columns, {told} in its header)")
 
 
 def _stream_size(stream):

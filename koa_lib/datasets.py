@@ -94,7 +94,7 @@ def inspected(study, role):
 def _inspect(study, members):
     key = {"data": data_hash(members.rows), "content": study.inputs.content}
     path = study.store.make(f"data/{members.name}__files.csv", key, lambda path: inspection.write(inspection.inspect(members.rows), path),
-                            code=("data/inspection", "images/read"))
+                            code=("data/inspection", "images/read", "images/raster", "images/dicom"))
     return inspection.read(path, members.rows)
 
 
@@ -103,7 +103,7 @@ def _phantom_folder(study, spec, role):
 
     write = {"training": write_cohort_a, "external": write_cohort_b}[role]
     key = {"cohort": spec, "seed": study.seed}
-    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms/cohorts", "phantoms/findings", "phantoms/draw", "data/manifest", "images/read"))
+    return study.store.make(f"data/{spec.name}", key, lambda path: write(_made(path), spec.size, study.seed), code=("phantoms/cohorts", "phantoms/findings", "phantoms/draw", "data/manifest", "images/read", "images/raster", "images/dicom"))
 
 
 def _made(path):
@@ -196,7 +196,7 @@ def dataset(study, role, geometry, intensity, size):
 
         def build(path):
             _adjust_all(plain, intensity, reference, path)
-    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build, ("datasets", "images/shape", "images/joint", "images/read"))
+    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build, ("datasets", "images/shape", "images/joint", "images/read", "images/raster", "images/dicom"))
     owners = np.load(folder / "owners.npy")
     return KneeDataset(members.rows.iloc[owners].reset_index(drop=True), np.load(folder / "pixels.npy", mmap_mode="r"), np.arange(len(owners)))
 

@@ -17,7 +17,7 @@ from koa_lib.protocols import BaselineRecipe, our_arm
 from koa_lib.runner import Runner
 from koa_lib.tower import Tower
 
-CODE = ("encoders", "foundation", "texts", "sources", "device", "model", "tower", "datasets", "images/shape", "images/joint", "images/read")
+CODE = ("encoders", "foundation", "texts", "sources", "device", "model", "tower", "datasets", "images/shape", "images/joint", "images/read", "images/raster", "images/dicom")
 STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}  # of the pictures that an encoder was trained on; CLIP's for the others
 
 

@@ -16,7 +16,7 @@ from koa_lib.images.shape import VIEWS
 from koa_lib.protocols import Arm, Fold, clip_arm, fold_mean, folds, main_arm, main_fold, prediction_name, unseen_split
 from koa_lib.store import code_hash, plain, write_text
 
-_CODE = ("training", "sources", "device", "model", "tower", "losses", "datasets", "images/shape", "images/joint", "images/read", "splits", "protocols", "runner")
+_CODE = ("training", "sources", "device", "model", "tower", "losses", "datasets", "images/shape", "images/joint", "images/read", "images/raster", "images/dicom", "splits", "protocols", "runner")
 MIRRORED = "mirrored"
 
 

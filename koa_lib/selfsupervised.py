@@ -13,7 +13,7 @@ from koa_lib.data.manifest import data_hash
 from koa_lib.runner import Runner
 
 LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: not above both, and a tower has collapsed
-CODE = ("selfsupervised", "dino", "crops", "model", "baselines", "datasets", "images/shape", "images/joint", "images/read")
+CODE = ("selfsupervised", "dino", "crops", "model", "baselines", "datasets", "images/shape", "images/joint", "images/read", "images/raster", "images/dicom")
 
 
 def untrained(study):

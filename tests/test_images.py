@@ -684,6 +684,8 @@ def test_a_missing_decoder_is_named(tmp_path, kind, bits):
         ({"photometric": "RGB"}, "colour (RGB)"),
         ({"bits": 32}, "32 bits"),
         ({"PixelData": bytes(50)}, "truncated or damaged"),
+        ({"Rows": 3}, "truncated or damaged"),
+        ({"SamplesPerPixel": 2}, "truncated or damaged"),
         ({"Rows": 60000, "Columns": 60000}, "60,000 x 60,000"),
     ],
 )

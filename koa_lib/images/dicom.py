@@ -84,7 +84,10 @@ def _stored(path):
     _check_decoder(dataset)
     if dataset["PixelData"].is_undefined_length:
         _check_stream(dataset)
-    return dataset, dataset.pixel_array
+    stored = dataset.pixel_array
+    if stored.ndim != 2:  # pydicom takes what is too long for several pictures
+        raise Refused(f"it is truncated or damaged (pixels of the shape {stored.shape})")
+    return dataset, stored
 
 
 def _check_decoder(dataset):

@@ -1,4 +1,4 @@
-"""The joint finder: as near as the phantoms' truth, neutral on OAI crops, and it follows what is done to a picture."""
+"""The joint finder: near the truth of phantoms, neutral on OAI crops, and it follows a changed picture."""
 
 import subprocess
 import sys
@@ -24,7 +24,9 @@ def external(tmp_path_factory):
     rows = write_cohort_b(folder, 70, seed=1203, workers=1)[["image_id", "path"]]
     rows = rows.merge(pd.read_csv(folder / "truth.csv"), on="image_id")
     rows["image"] = [read_gray(folder / path) for path in rows["path"]]
-    cut = 8 * (rows["defect"] == "other_size")  # columns that the cohort cuts off at the left of such a picture
+    cut = 8 * (
+        rows["defect"] == "other_size"
+    )  # columns that the cohort cuts off at the left of such a picture
     rows["centre"] = list(zip(rows["joint_x"] - cut, rows["joint_y"], strict=True))
     return rows
 
@@ -56,23 +58,32 @@ def test_the_centre_is_near_the_truth_also_in_the_left_of_two_knees(single, exte
     assert len(errors) > 50 and (errors < 0.06).mean() >= 0.95 and np.median(errors) < 0.04
     rows = external[external["defect"] == "two_knees"]
     halves = [shape.halves(image)[0] for image in rows["image"]]
-    errors = np.array([off(joint.find(half), centre, half) for half, centre in zip(halves, rows["centre"], strict=True)])
+    errors = np.array(
+        [off(joint.find(half), centre, half) for half, centre in zip(halves, rows["centre"], strict=True)]
+    )
     assert len(errors) == 8 and (errors < 0.06).mean() >= 0.85 and np.median(errors) < 0.04
 
 
 def test_the_width_follows_the_plateau_and_crops_show_knees_of_equal_size(single):
     ratio = np.array([row.found.across / row.plateau for row in single.itertuples()])
-    assert np.median(ratio) == pytest.approx(0.95, abs=0.06) and (np.abs(ratio - np.median(ratio)) < 0.12).mean() > 0.85
+    assert (
+        np.median(ratio) == pytest.approx(0.95, abs=0.06)
+        and (np.abs(ratio - np.median(ratio)) < 0.12).mean() > 0.85
+    )
     before = np.array([row.plateau / row.image.shape[1] for row in single.itertuples()])
     after = joint.PLATEAU / ratio  # the plateau's share of the crop's width, and of the file's width above
-    spread = [np.subtract(*np.quantile(shares, [0.75, 0.25])) / np.median(shares) for shares in (before, after)]
+    spread = [
+        np.subtract(*np.quantile(shares, [0.75, 0.25])) / np.median(shares) for shares in (before, after)
+    ]
     assert spread[1] < 0.5 * spread[0] and np.median(after) == pytest.approx(joint.PLATEAU, rel=0.12)
 
 
 def test_an_oai_crop_stays_nearly_whole_also_when_stretched(shared):
     images = [read_gray(file) for file in sorted(shared("oai_original_sample").rglob("*.png"))[::4]]
     found = [joint.find(image) for image in images]
-    share = np.array([(one.x, one.y, one.across / joint.PLATEAU, one.down / joint.LINE) for one in found]) / len(images[0])
+    share = np.array(
+        [(one.x, one.y, one.across / joint.PLATEAU, one.down / joint.LINE) for one in found]
+    ) / len(images[0])
     assert len(images) == 20 and np.abs(np.median(share, axis=0) - (*joint.CENTRE, 1, 1)).max() < 0.12
     assert np.abs(np.median(share[:, :2], axis=0) - joint.CENTRE).max() < 0.02
     crops = [joint.crop(image, 224, one) for image, one in zip(images, found, strict=True)]
@@ -81,8 +92,13 @@ def test_an_oai_crop_stays_nearly_whole_also_when_stretched(shared):
     assert np.median([one.score for one in found]) > 0.5
     stretched = [joint.resized(image, (336, 224), Resampling.BILINEAR) for image in images[::3]]
     again = [joint.find(image) for image in stretched]
-    assert np.median([new.across / old.across for new, old in zip(again, found[::3], strict=True)]) == pytest.approx(1.5, rel=0.03)
-    likeness = [alike(joint.crop(image, 224, one), crop) for image, one, crop in zip(stretched, again, crops[::3], strict=True)]
+    assert np.median(
+        [new.across / old.across for new, old in zip(again, found[::3], strict=True)]
+    ) == pytest.approx(1.5, rel=0.03)
+    likeness = [
+        alike(joint.crop(image, 224, one), crop)
+        for image, one, crop in zip(stretched, again, crops[::3], strict=True)
+    ]
     assert np.median(likeness) > 0.85
 
 
@@ -100,7 +116,9 @@ def test_the_joint_follows_what_is_done_to_a_picture(knees):
         bright = joint.find(0.7 * image + 0.2)
         assert np.allclose(astuple(bright)[:4], astuple(found)[:4], atol=2)
         right, down = generator.integers([-20, -12], [21, 13])
-        moved = np.pad(image, 20, mode="edge")[20 - down : 20 - down + height, 20 - right : 20 - right + width]
+        moved = np.pad(image, 20, mode="edge")[
+            20 - down : 20 - down + height, 20 - right : 20 - right + width
+        ]
         moves.append(off(joint.find(moved), (found.x + right, found.y + down), image))
         mirrored = joint.find(image[:, ::-1])
         assert off(mirrored, (width - 1 - found.x, found.y), image) < 0.06
@@ -109,7 +127,9 @@ def test_the_joint_follows_what_is_done_to_a_picture(knees):
         assert off(wide, (1.5 * found.x, found.y), image) < 0.08
         ratios.append((mirrored.across / found.across, wide.across / found.across, wide.down / found.down))
         likeness.append(alike(joint.crop(stretched, 112, wide), joint.crop(image, 112)))
-    assert max(moves) < 0.05 and np.median(moves) < 0.02 and np.median(likeness) > 0.88 and min(likeness) > 0.5
+    assert (
+        max(moves) < 0.05 and np.median(moves) < 0.02 and np.median(likeness) > 0.88 and min(likeness) > 0.5
+    )
     assert np.median(ratios, axis=0) == pytest.approx((1, 1.5, 1), rel=0.1)
 
 
@@ -118,16 +138,27 @@ def ramp(height, width):
 
 
 NOISE = np.random.default_rng(0)
-NO_KNEES = {"flat": np.full((162, 300), 0.5, np.float32), "black": np.zeros((224, 224)), "noise": NOISE.random((162, 300)),
-            "portrait": NOISE.random((300, 100)), "small": NOISE.random((10, 10)), "row": NOISE.random((1, 20)),
-            "column": NOISE.random((50, 1)), "pixel": np.ones((1, 1)), "darker": ramp(162, 300)[:, ::-1], "brighter": ramp(162, 300)}
+NO_KNEES = {
+    "flat": np.full((162, 300), 0.5, np.float32),
+    "black": np.zeros((224, 224)),
+    "noise": NOISE.random((162, 300)),
+    "portrait": NOISE.random((300, 100)),
+    "small": NOISE.random((10, 10)),
+    "row": NOISE.random((1, 20)),
+    "column": NOISE.random((50, 1)),
+    "pixel": np.ones((1, 1)),
+    "darker": ramp(162, 300)[:, ::-1],
+    "brighter": ramp(162, 300),
+}
 
 
 @pytest.mark.parametrize("name", NO_KNEES)
 def test_a_picture_without_a_knee_gives_some_crop(name):
     image = NO_KNEES[name]
     found = joint.find(image)
-    assert np.isfinite(astuple(found)).all() and found.score < (0.3 if name in ("flat", "black", "noise") else 0.6)
+    assert np.isfinite(astuple(found)).all() and found.score < (
+        0.3 if name in ("flat", "black", "noise") else 0.6
+    )
     assert 0 <= found.x <= image.shape[1] and 0 <= found.y <= image.shape[0] and found.down > 0
     assert min(image.shape) < 16 or 0.3 * found.down < found.across < 4 * found.down
     square = joint.crop(image, 64)
@@ -135,15 +166,25 @@ def test_a_picture_without_a_knee_gives_some_crop(name):
 
 
 @settings(max_examples=60, deadline=None)
-@given(x=st.floats(-30, 330), y=st.floats(-30, 190), across=st.floats(15, 120), down=st.floats(15, 120), size=st.sampled_from([32, 64, 224]), upright=st.booleans())
+@given(
+    x=st.floats(-30, 330),
+    y=st.floats(-30, 190),
+    across=st.floats(15, 120),
+    down=st.floats(15, 120),
+    size=st.sampled_from([32, 64, 224]),
+    upright=st.booleans(),
+)
 def test_the_crop_is_the_window_around_the_joint(x, y, across, down, size, upright):
-    # A ramp tells where each pixel of the crop comes from; beyond the edge the mean of the last rows or columns goes on.
+    # A ramp tells where each pixel comes from; beyond the edge the mean of the last rows or columns goes on.
     image = ramp(162, 300) if upright else ramp(300, 162).T
     square = joint.crop(image, size, joint.Joint(x, y, across, down, 1.0))
     place, side, length = (x, across / joint.PLATEAU, 300) if upright else (y, down / joint.LINE, 162)
     source = place + ((np.arange(size) + 0.5) / size - joint.CENTRE[0 if upright else 1]) * side - 0.5
     step, along = max(1, side / size), square if upright else square.T
-    inside, beyond = (step < source) & (source < length - 1 - step), (source < -1 - step) | (source > length + step)
+    inside, beyond = (
+        (step < source) & (source < length - 1 - step),
+        (source < -1 - step) | (source > length + step),
+    )
     assert np.abs(along * (length - 1) - source)[:, inside].max(initial=0) < 0.35 * step
     end = np.where(source > 0, length - 1 - (joint.EDGE - 1) / 2, (joint.EDGE - 1) / 2)
     assert np.abs(along * (length - 1) - end)[:, beyond].max(initial=0) < 0.01

@@ -3,7 +3,6 @@
 Imports `errors` alone.
 """
 
-from koa_lib.images.picture import to_uint8
-from koa_lib.images.read import read_gray
+from koa_lib.images.read import describe, read_gray, to_uint8
 
-__all__ = ["read_gray", "to_uint8"]
+__all__ = ["describe", "read_gray", "to_uint8"]

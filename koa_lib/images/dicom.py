@@ -1,4 +1,5 @@
-"""DICOM with one gray picture: refused by its header before anything large is read, and shown as its header says.
+"""DICOM with one gray picture: refused by its header before anything large is read, and shown as its header
+says.
 
 pydicom is imported late: it is an extra, and reading other files does without it.
 """
@@ -8,10 +9,11 @@ from contextlib import suppress
 
 import numpy as np
 
-from koa_lib.images.picture import Picture, Refused, check_size, not_square
+from koa_lib.images.checks import Refused, check_size, not_square
 
 _LARGE = 2**20  # bytes: longer elements are read when they are asked for
-_SPACINGS = ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")  # down, across
+# Each down, then across.
+_SPACINGS = ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
 def size(path):
@@ -25,11 +27,12 @@ def decode(path):
     dataset, stored = _stored(path)
     if dataset.PixelRepresentation == 1:
         stored = stored.astype(np.int32) + 2 ** (dataset.BitsStored - 1)
-    return stored.astype(np.uint8 if dataset.BitsAllocated <= 8 else np.uint16), dataset.PhotometricInterpretation
+    kind = np.uint8 if dataset.BitsAllocated <= 8 else np.uint16
+    return stored.astype(kind), dataset.PhotometricInterpretation
 
 
 def read(path):
-    """The `Picture` of a file, as `koa_lib.images.read.read` says."""
+    """Gray picture, facts (none) and doubts of a file, as `koa_lib.images.read.read` says."""
     dataset, stored = _stored(path)
     try:
         padding = _padding(dataset, stored)
@@ -40,10 +43,10 @@ def read(path):
     if inverse or dataset.PhotometricInterpretation == "MONOCHROME1":
         gray = 1 - gray
     gray[padding] = 0
-    doubts = _pixel_shape(dataset)
+    doubts = [*_pixel_shape(dataset)]
     if inverse and dataset.PhotometricInterpretation == "MONOCHROME2":
-        doubts += ("PresentationLUTShape INVERSE beside MONOCHROME2: it was inverted",)
-    return Picture(gray, doubts, doubts)
+        doubts.append("PresentationLUTShape INVERSE beside MONOCHROME2: it was inverted")
+    return gray, (), doubts
 
 
 def _dataset(path):
@@ -57,7 +60,7 @@ def _dataset(path):
     with open(path, "rb") as file:
         read_preamble(file, force=True)  # force: also without the first 132 bytes
         meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2, defer_size=_LARGE)
-    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:  # pydicom inflates any number of bytes
+    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:  # inflated without any bound
         raise Refused("it is deflated as a whole, header and all", "Export it uncompressed.")
     dataset = dcmread(path, force=True, defer_size=_LARGE)
     if any(name not in dataset for name in ("PixelData", "Rows", "Columns")):
@@ -81,7 +84,10 @@ def _stored(path):
     _check_decoder(dataset)
     if dataset["PixelData"].is_undefined_length:
         _check_stream(dataset)
-    return dataset, dataset.pixel_array
+    stored = dataset.pixel_array
+    if stored.ndim != 2:  # pydicom takes what is too long for several pictures
+        raise Refused(f"it is truncated or damaged (pixels of the shape {stored.shape})")
+    return dataset, stored
 
 
 def _check_decoder(dataset):
@@ -107,7 +113,7 @@ def _check_stream(dataset):
         if 64 * len(stream) < dataset.Rows * dataset.Columns:  # two bytes make 128 at most
             raise Refused(f"it is truncated or damaged ({len(stream)} bytes for {told} rows and columns)")
     elif (found := _stream_size(stream)) != told:
-        raise Refused(f"it is truncated or damaged ({told} rows and columns by its header, {found} by its pixels)")
+        raise Refused(f"it is truncated or damaged ({found} rows and columns, {told} in its header)")
 
 
 def _stream_size(stream):
@@ -135,7 +141,8 @@ def _padding(dataset, stored):
     value, limit = _given(dataset, "PixelPaddingValue"), _given(dataset, "PixelPaddingRangeLimit")
     if value is None:
         return np.zeros(stored.shape, bool)
-    ends = np.array([value, value if limit is None else limit]).astype(stored.dtype)  # wraps a sign written as unsigned
+    # Many write a negative value as an unsigned one: as the stored type it is right.
+    ends = np.array([value, value if limit is None else limit]).astype(stored.dtype)
     padding = (stored >= ends.min()) & (stored <= ends.max())
     return padding & ~padding.all()
 

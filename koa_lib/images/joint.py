@@ -1,7 +1,8 @@
 """Where the joint is: template matching without a trained network, and the crop with OAI's field of view.
 
-The template is the locally normalised mean of OAI training pictures around the joint (`learn_joint`), so nothing of
-an external cohort enters it. Width and height are matched apart, because some sets stretch their pictures.
+The template is the locally normalised mean of OAI training pictures around the joint (`learn_joint`), so
+nothing of an external cohort enters it. Width and height are matched apart, because some sets stretch their
+pictures.
 """
 
 from dataclasses import dataclass, replace
@@ -15,14 +16,17 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 UNIT = 12  # pixels of the template in half a joint line's width
 SMOOTH = 4.7  # pixels: what is coarser is field and exposure, not bone
 HALF_HEIGHT, HALF_WIDTH = 10, 13  # pixels of the template around the joint's centre
-# An OAI crop as shares of its side: half the width of the joint line and of the bones there, and the line's centre.
+# An OAI crop as shares of its side: half the width of the joint line and of the bones there, and the line's
+# centre.
 LINE, PLATEAU, CENTRE = 0.375, 0.42, (0.5, 0.57)
-BANDS = ((-0.5, -0.15), (0.05, 0.35))  # rows above and below the joint line, in plateau heights, where bone ends sideways
-# Loss of correlation where the joint lies a quarter of the picture off its middle, is stretched by 1.65 (e to the 0.5)
-# or is that much larger or smaller than in an OAI crop: ties go to what is usual.
+# Rows above and below the joint line, in plateau heights, where bone ends sideways.
+BANDS = ((-0.5, -0.15), (0.05, 0.35))
+# Loss of correlation where the joint lies a quarter of the picture off its middle, is stretched by 1.65 (e
+# to the 0.5) or is that much larger or smaller than in an OAI crop: ties go to what is usual.
 PRIOR = 0.05
 ASPECTS = (0.9, 1.3, 1.9)
-HEIGHTS = np.geomspace(0.22, 0.66, 7)  # half the plateau's width, measured down, as shares of the picture's height
+# Half the plateau's width, measured down, as shares of the picture's height.
+HEIGHTS = np.geomspace(0.22, 0.66, 7)
 SMALLEST = 16  # pixels; a smaller picture is taken whole
 NARROWEST = 0.8  # of the joint line's width: bones are not narrower than their joint
 EDGE = 8  # rows or columns whose mean goes on beyond the picture
@@ -62,7 +66,8 @@ def find(image):
     Returns
     -------
     Joint
-        The best place even when there is no knee; a `score` below 0.3 is a guess, -1 a picture too small to search.
+        The best place even when there is no knee; a `score` below 0.3 is a guess, -1 a picture too small to
+        search.
     """
     if min(image.shape) < SMALLEST:
         height, width = image.shape
@@ -74,7 +79,7 @@ def find(image):
 
 
 def search(image, aspects, template):
-    """The best `Joint` over all places, `HEIGHTS` and these stretches (width over height), refined in two steps."""
+    """The best `Joint` over all places, `HEIGHTS` and these aspects (width over height), refined twice."""
     middle, joints, step = _limb_middle(image), [], (HEIGHTS[1] / HEIGHTS[0]) ** 0.4
     stretches = (0.9, 1, 1.1) if len(aspects) > 1 else (1,)
     tries = [(share * len(image), aspect) for share in HEIGHTS for aspect in aspects]
@@ -82,17 +87,19 @@ def search(image, aspects, template):
         joints += [_match(image, down, aspect, middle, template) for down, aspect in tries]
         best = max(joints, key=lambda joint: joint.score)
         aspect = best.across / best.down
-        tries = [(best.down * scale, aspect * stretch) for scale in (1 / step, 1, step) for stretch in stretches]
+        scales = (1 / step, 1, step)
+        tries = [(best.down * scale, aspect * stretch) for scale in scales for stretch in stretches]
         step **= 0.5
     return best
 
 
 def _bone_edges(image, joint):
-    # Where brightness falls most outwards, a little more or less than a joint line away; above and below the line
-    # the nearer fall counts, because the other may be the skin.
+    # Where brightness falls most outwards, a little more or less than a joint line away; above and below
+    # the line the nearer fall counts, because the other may be the skin.
     x, edges = np.arange(image.shape[1]), []
     for top, bottom in BANDS:
-        first, last = (int(np.clip(joint.y + share * joint.down, 0, len(image) - 1)) for share in (top, bottom))
+        rows = joint.y + np.array((top, bottom)) * joint.down
+        first, last = np.clip(rows, 0, len(image) - 1).astype(int)
         profile = gaussian_filter1d(np.median(image[first : last + 1], axis=0), 1 + joint.across / 20)
         for side in (-1, 1):
             distance = np.clip(side * (x - joint.x) / joint.across, 1e-3, None)
@@ -104,7 +111,8 @@ def _bone_edges(image, joint):
 def _match(image, down, aspect, middle, template):
     from skimage.feature import match_template  # slow to import, and rarely needed
 
-    # Scales the picture so that a plateau of this size has the template's, and looks for the template everywhere.
+    # Scales the picture so that a plateau of this size has the template's, and looks for the template
+    # everywhere.
     height, width = image.shape
     across = down * aspect
     size = max(8, round(width * (UNIT / across))), max(8, round(height * (UNIT / down)))
@@ -129,7 +137,7 @@ def _template():
 
 
 def normalised(image):
-    """Local contrast of a picture: what differs from its surroundings, in units of what usually differs there."""
+    """Local contrast: what differs from its surroundings, in units of what usually differs there."""
     difference = image - gaussian_filter(image, SMOOTH)
     return difference / np.sqrt(gaussian_filter(difference**2, SMOOTH) + 1e-4)
 

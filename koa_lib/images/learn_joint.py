@@ -1,7 +1,7 @@
 """The joint template, learnt from OAI training pictures: `python -m koa_lib.images.learn_joint FOLDER`.
 
-Takes the pictures below the folder, at most `MOST` of them evenly, and writes joint_template.npy where it is run;
-moved beside this file it is the one that `joint.find` uses.
+Takes the pictures below the folder, at most `MOST` of them evenly, and writes joint_template.npy where it
+is run; moved beside this file it is the one that `joint.find` uses.
 """
 
 import sys
@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import Resampling
 
-from koa_lib.images.joint import CENTRE, HALF_HEIGHT, HALF_WIDTH, LINE, TEMPLATE, UNIT, normalised, resized, search
+from koa_lib.images.joint import (
+    CENTRE,
+    HALF_HEIGHT,
+    HALF_WIDTH,
+    LINE,
+    TEMPLATE,
+    UNIT,
+    normalised,
+    resized,
+    search,
+)
 from koa_lib.images.read import is_picture, read_gray
 
 MARGIN = 12  # pixels around the template that its local contrast looks at
@@ -18,13 +28,14 @@ MOST = 400
 
 
 def learn(images, rounds=2):
-    """The template from undistorted square crops: their mean around the joint, found again with the template so far.
+    """The template from undistorted square crops: their mean around the joint, found again with the
+    template so far.
 
     Parameters
     ----------
     images : list of float arrays (side, side) in [0, 1]
-        OAI training pictures. The first mean takes the joint where `CENTRE` and `LINE` expect it, and later ones
-        keep these as medians, so that the template neither drifts nor grows.
+        OAI training pictures. The first mean takes the joint where `CENTRE` and `LINE` expect it, and later
+        ones keep these as medians, so that the template neither drifts nor grows.
 
     Returns
     -------
@@ -50,7 +61,7 @@ def _mean_window(images, places):
     half = np.array((HALF_WIDTH + MARGIN, HALF_HEIGHT + MARGIN))
     for image, (x, y, unit) in zip(images, places, strict=True):
         side = len(image)
-        centre, reach = side * (np.array((x, y)) + 1), half * unit * side / UNIT  # the picture is padded by its side
+        centre, reach = side * (np.array((x, y)) + 1), half * unit * side / UNIT  # + 1: padded by its side
         wide = np.pad(image, side, mode="edge")
         window = normalised(resized(wide, 2 * half, Resampling.BOX, (*(centre - reach), *(centre + reach))))
         windows.append(window[MARGIN:-MARGIN, MARGIN:-MARGIN])

@@ -1,4 +1,4 @@
-"""PNG, WebP, JPEG, TIFF and BMP, each by the class of Pillow that its content asks for: no other decoder runs."""
+"""PNG, WebP, JPEG, TIFF and BMP, each by the class of Pillow that its content asks for, and no other."""
 
 from contextlib import contextmanager, suppress
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.Image import DecompressionBombError
 
-from koa_lib.images.picture import Picture, Refused, check_size, not_square
+from koa_lib.images.checks import Refused, check_size, not_square
 
 _CLASSES = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -29,35 +29,37 @@ def decode(path, kind):
     """Stored pixels and mode, as `koa_lib.images.read.decode` says."""
     with _opened(path, kind) as picture:
         values = _values(picture)
-        return (np.rint(values * 65535).astype(np.uint16) if values.dtype.kind == "f" else values), picture.mode
+    if values.dtype.kind == "f":
+        values = np.rint(values * 65535).astype(np.uint16)
+    return values, picture.mode
 
 
 def read(path, kind):
-    """The `Picture` of a file, as `koa_lib.images.read.read` says."""
-    notes = []
+    """Gray picture, facts and doubts of a file, as `koa_lib.images.read.read` says."""
+    facts = []
     with _opened(path, kind) as picture:
         values, tags = _values(picture), getattr(picture, "tag_v2", {})
         turn = 1 if kind == "TIFF" else _orientation(picture)  # Pillow itself turns TIFF
-        doubts = _pixel_shape(picture)
+        doubts = [*_pixel_shape(picture)]
         if (frames := _frames(picture)) > 1:
-            notes.append(f"file of {frames} pictures: the first was read")
+            facts.append(f"file of {frames} pictures: the first was read")
     gray = values.astype(np.float32)
     if values.dtype.kind == "u":
         gray /= _white(values, path, tags)
     if values.dtype != np.uint8:
         if np.ptp(gray) < NARROW:
-            doubts += (f"uses {100 * np.ptp(gray):.0f} % of its range",)
+            doubts.append(f"uses {100 * np.ptp(gray):.0f} % of its range")
         if tags.get(_PHOTOMETRIC) == 0:  # Pillow itself inverts up to 8 bits, and only those
             gray = 1 - gray
     if gray.ndim == 3:
         gray = gray.mean(axis=2)
-        notes.append("colour picture: its channels were averaged")
-    return Picture(_upright(gray, turn), (*notes, *doubts), doubts)
+        facts.append("colour picture: its channels were averaged")
+    return _upright(gray, turn), facts, doubts
 
 
 @contextmanager
 def _opened(path, kind):
-    with open(path, "rb") as file:  # no name for Pillow: the memory map of a named TIFF on its side is scrambled
+    with open(path, "rb") as file:  # not by name: Pillow scrambles its memory map of a TIFF on its side
         try:
             picture = _CLASSES[kind](file)
         except DecompressionBombError as error:
@@ -75,7 +77,7 @@ def _frames(picture):
 
 
 def _values(picture):
-    """Stored values of an opened picture: uint8, uint16 or float32 in [0, 1]; gray (H, W) or colour (H, W, 3)."""
+    """Stored values, gray (H, W) or colour (H, W, 3): uint8, uint16, or float32 in [0, 1]."""
     check_size(*picture.size)
     mode, tags = picture.mode, getattr(picture, "tag_v2", {})
     if mode == "F" or mode.startswith("I"):
@@ -134,7 +136,7 @@ def _orientation(picture):
 
 
 def _upright(gray, orientation):
-    """Turned and mirrored as EXIF says: its eight codes are two flips, from the fifth on after a transposition."""
+    """Turned as EXIF says: its eight codes are two flips, from the fifth on after a transposition."""
     if orientation not in range(2, 9):
         return gray
     turned = gray.T if orientation > 4 else gray

@@ -1,28 +1,65 @@
 """Picture files: the one room that reads them, from PNG, WebP, JPEG, TIFF, BMP and DICOM.
 
-`decode` gives the stored pixels, by which a picture is recognised in any container; `read` gives what an observer
-sees: bone bright, in [0, 1]. A file that cannot be read is a StudyError with its name, the cause and the remedy.
+`decode` gives the stored pixels, by which a picture is recognised in any container; `read` gives what an
+observer sees: bone bright, in [0, 1]. A file that cannot be read is a StudyError with its name, the cause
+and the remedy.
 """
 
 import hashlib
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from koa_lib.errors import StudyError
 from koa_lib.images import dicom, raster
-from koa_lib.images.picture import Header, Picture, Refused, to_uint8
+from koa_lib.images.checks import Refused
 
-__all__ = ["FORMATS", "SUFFIXES", "Header", "Picture", "decode", "decoded_sha256", "describe", "file_sha256", "header",
-           "is_picture", "mislabelled", "pixel_sha256", "read", "read_gray", "to_uint8"]
 FORMATS = {"PNG": (".png",), "WEBP": (".webp",), "JPEG": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff"),
            "BMP": (".bmp",), "DICOM": (".dcm", ".dicom")}
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 _BEGINNINGS = {"DICOM": rb".{128}DICM", "PNG": rb"\x89PNG\r\n\x1a\n", "WEBP": rb"RIFF....WEBP",
                "JPEG": rb"\xff\xd8\xff", "TIFF": rb"(II|MM)(\0[*+]|[*+]\0)", "BMP": rb"BM"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as an observer sees it.
+
+    Attributes
+    ----------
+    gray : float32 array, (H, W)
+        In [0, 1], bone bright.
+    notes : tuple of str
+        What a person should know of how the file was read, a phrase each; empty as a rule.
+    doubts : tuple of str
+        Those of the notes by which the values or the shape may not be what was meant.
+    """
+
+    gray: np.ndarray
+    notes: tuple = ()
+    doubts: tuple = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself before anything is decoded.
+
+    Kind ('PNG', 'DICOM', ...), number of pictures, and size in pixels as it is decoded, like in a manifest.
+    """
+
+    kind: str
+    width: int
+    height: int
+    frames: int = 1
+
+
+def to_uint8(gray):
+    """A float picture in [0, 1] as uint8, rounded to the nearest."""
+    return np.round(255 * gray).astype(np.uint8)
 
 
 def file_sha256(path):
@@ -68,12 +105,13 @@ def header(path):
 
 
 def decode(path):
-    """The stored pixels of a picture file and the name of its mode: what the hash is taken from, not what is seen.
+    """The stored pixels of a picture file and the name of its mode: what the hash is taken from, not what
+    is seen.
 
-    Equal RGB channels become one, alpha is dropped, a palette is expanded, CMYK becomes RGB; 16-bit gray stays
-    16-bit and float gray in [0, 1] becomes 16-bit. Polarity and window of 16-bit TIFF and DICOM are not applied, nor
-    is the orientation that JPEG, PNG and WebP name (TIFF is turned upright); signed DICOM values are shifted by half
-    their range, 2 ** (bits stored - 1), so that the lowest is 0.
+    Equal RGB channels become one, alpha is dropped, a palette is expanded, CMYK becomes RGB; 16-bit gray
+    stays 16-bit and float gray in [0, 1] becomes 16-bit. Polarity and window of 16-bit TIFF and DICOM are
+    not applied, nor is the orientation that JPEG, PNG and WebP name (TIFF is turned upright); signed DICOM
+    values are shifted by half their range, 2 ** (bits stored - 1), so that the lowest is 0.
 
     Returns
     -------
@@ -99,11 +137,12 @@ def decoded_sha256(path):
 def read(path):
     """A picture as an observer sees it, bone bright, and what a person should know of how it was read.
 
-    Eight and 16 bits are divided by 255 and 65,535, and by less where the file says that it uses fewer bits (12-bit
-    TIFF, `MaxSampleValue`, `sBIT`); colour is averaged; TIFF in which zero is white is inverted; an orientation tag
-    is obeyed. DICOM is shown as its header says: modality table or rescale, then the first table or window of
-    interest, whose range becomes [0, 1], then MONOCHROME1 or PresentationLUTShape INVERSE inverted. Without a window
-    it runs from the lowest (0) to the highest (1) value of the picture. Padding is black and part of no range.
+    Eight and 16 bits are divided by 255 and 65,535, and by less where the file says that it uses fewer bits
+    (12-bit TIFF, `MaxSampleValue`, `sBIT`); colour is averaged; TIFF in which zero is white is inverted; an
+    orientation tag is obeyed. DICOM is shown as its header says: modality table or rescale, then the first
+    table or window of interest, whose range becomes [0, 1], then MONOCHROME1 or PresentationLUTShape
+    INVERSE inverted. Without a window it runs from the lowest (0) to the highest (1) value of the picture.
+    Padding is black and part of no range.
 
     Returns
     -------
@@ -116,7 +155,8 @@ def read(path):
     """
     with _named_errors(path):
         kind = _kind(path)
-        return dicom.read(path) if kind == "DICOM" else raster.read(path, kind)
+        gray, facts, doubts = dicom.read(path) if kind == "DICOM" else raster.read(path, kind)
+        return Picture(gray, (*facts, *doubts), tuple(doubts))
 
 
 def read_gray(path):
@@ -128,7 +168,7 @@ def read_gray(path):
 
 
 def describe(path):
-    """The manifest columns that a file alone determines: two hashes, size, depth, channels, mode; errors as `decode`."""
+    """The manifest columns that a file alone determines: hashes, size, depth, mode; errors as `decode`."""
     pixels, mode = decode(path)
     return {
         "sha256": file_sha256(path),
@@ -142,7 +182,7 @@ def describe(path):
 
 
 def mislabelled(path):
-    """'' when a file's content fits its suffix, else its true format and the remedy; StudyError for no picture."""
+    """'' where content and suffix agree, else the true format and the remedy; StudyError for no picture."""
     path = Path(path)
     with _named_errors(path):
         kind = _kind(path)

@@ -1,7 +1,8 @@
 """Making pictures of different origin look alike: named choices of geometry and of intensity.
 
-`stretch` and `none` are what the paper prints. `joint_crop` and `match_train` were suggested by an earlier look at
-external labels, so results with them are headed *exploratory*; their parameters come from OAI pictures alone.
+`stretch` and `none` are what the paper prints. `joint_crop` and `match_train` were suggested by an earlier
+look at external labels, so results with them are headed *exploratory*; their parameters come from OAI
+pictures alone.
 """
 
 import numpy as np
@@ -15,10 +16,13 @@ INTENSITIES = ("none", "clahe", "match_train")
 EXPLORATORY = frozenset(("joint_crop", "match_train"))
 # What the external cohort is shown in, beside the way a model was trained: one factor at a time, and the two
 # exploratory ones together.
-VIEWS = (("stretch", "none"), ("pad", "none"), ("center_crop", "none"), ("split", "none"), ("stretch", "clahe"),
-         ("stretch", "match_train"), ("joint_crop", "none"), ("joint_crop", "match_train"))
-TWO_KNEES = 3.0  # width over height from which a picture shows both knees (Gornale: 640 x 161 against 300 x 162)
-# Share of the shorter side that `center_crop` keeps: OAI crops carry the joint line in their middle (our reading).
+VIEWS = (("stretch", "none"), ("pad", "none"), ("center_crop", "none"), ("split", "none"),
+         ("stretch", "clahe"), ("stretch", "match_train"),
+         ("joint_crop", "none"), ("joint_crop", "match_train"))
+# Width over height from which a picture shows both knees (Gornale: 640 x 161 against 300 x 162).
+TWO_KNEES = 3.0
+# Share of the shorter side that `center_crop` keeps: OAI crops carry the joint line in their middle (our
+# reading).
 CENTRAL_SHARE = 0.82
 FILE_SIDE = 224  # pixels of an OAI crop
 LEVELS = 256
@@ -37,7 +41,8 @@ def squares(image, geometry, size, trained="stretch"):
     size : int
         Side in pixels.
     trained : str
-        Geometry of the training pictures: what `joint_crop` cuts looks like an OAI file, and is fitted like one.
+        Geometry of the training pictures: what `joint_crop` cuts looks like an OAI file, and is fitted like
+        one.
 
     Returns
     -------
@@ -50,7 +55,8 @@ def squares(image, geometry, size, trained="stretch"):
     """
     _check("geometry", geometry, GEOMETRIES)
     if geometry == "joint_crop":
-        return [square for half in halves(image) for square in squares(joint.crop(half, FILE_SIDE), trained, size)]
+        files = [joint.crop(half, FILE_SIDE) for half in halves(image)]
+        return [square for file in files for square in squares(file, trained, size)]
     parts = halves(image) if geometry == "split" else [image]
     fit = {"pad": _pad, "center_crop": _central}.get(geometry, lambda part: part)
     fitted = [joint.resized(fit(part), (size, size), Resampling.BILINEAR) for part in parts]
@@ -86,8 +92,8 @@ def adjust(square, intensity, reference=None):
     ----------
     square : float array (size, size) in [0, 1]
     intensity : {'none', 'clahe', 'match_train'}
-        `clahe`: contrast-limited adaptive histogram equalisation of scikit-image with its defaults (our reading);
-        `match_train`: the gray values get the distribution `reference`, their order is kept.
+        `clahe`: contrast-limited adaptive histogram equalisation of scikit-image with its defaults (our
+        reading); `match_train`: the gray values get the distribution `reference`, their order is kept.
     reference : float array (256,), optional
         Cumulative histogram of the training cohort, from `mean_histogram`; needed by `match_train`.
 
@@ -132,7 +138,8 @@ def mean_histogram(pictures):
 
 
 def views(image, size, reference, trained):
-    """One picture in every named way, for a contact sheet: title to array; of two knees the left one is shown.
+    """One picture in every named way, for a contact sheet: title to array; of two knees the left one is
+    shown.
 
     Parameters
     ----------

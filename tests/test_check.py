@@ -325,7 +325,7 @@ def saved_as(suffix, **options):
 
 
 def moved(place):
-    """A defect: the picture lies elsewhere; `place` is its new path in terms of split, grade and stem, and of others."""
+    """A defect: the picture lies elsewhere; `place` is its new path from split, grade, stem and others."""
 
     def plant(root, path):
         split, grade, stem = path.removesuffix(".png").split("/")

@@ -226,7 +226,7 @@ def _from_file(readers):
 
 
 def second_reader(root):
-    """Pixel hash and grade of every readable picture in the second reader's folder, whose names say nothing."""
+    """Pixel hash and grade of every readable picture in the second reader's folder; names say nothing."""
     files = [
         file
         for file in sorted(walk(Path(root) / SECOND_READER))

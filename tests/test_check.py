@@ -325,10 +325,15 @@ def saved_as(suffix, **options):
 
 
 def moved(place):
-    """A defect: the picture lies elsewhere; `place` makes the new path of its split, grade and name."""
+    """A defect: the picture lies elsewhere; `place` is its new path from split, grade, stem and others."""
 
     def plant(root, path):
-        name = place(*path.split("/"))
+        split, grade, stem = path.removesuffix(".png").split("/")
+        other = {
+            "other_grade": (int(grade) + 1) % 5,
+            "other_split": {"train": "val", "val": "test", "test": "train"}[split],
+        }
+        name = place.format(split=split, grade=grade, stem=stem, **other)
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / path).rename(root / name)
         return name
@@ -365,12 +370,7 @@ def dangling(root, path):
     return path
 
 
-def other_grade(split, grade, name):
-    return f"{split}/{(int(grade) + 1) % 5}/{name}"
-
-
-def other_split(split, grade, name):
-    return f"{ {'train': 'val', 'val': 'test', 'test': 'train'}[split] }/{grade}/{name}"
+OTHER_GRADE = "{split}/{other_grade}/{stem}.png"
 
 
 # What is done to a picture's file, the status that must be found, and words of its detail.
@@ -393,45 +393,29 @@ DEFECTS = {
         "16 instead of 8 bits.",
     ),
     "lossy under its name": (changed(format="JPEG", quality=60), "changed pixels", " is a JPEG file."),
-    "another grade": (moved(other_grade), "wrong grade folder", "listed as {}; bytes as listed"),
-    "another split": (moved(other_split), "wrong split folder", "listed as {}; bytes as listed"),
+    "another grade": (moved(OTHER_GRADE), "wrong grade folder", "listed as {}; bytes as listed"),
+    "another split": (
+        moved("{other_split}/{grade}/{stem}.png"),
+        "wrong split folder",
+        "listed as {}; bytes as listed",
+    ),
     "folder of another name": (
-        moved(lambda split, grade, name: f"{split}/{grade} of 4/{name}"),
+        moved("{split}/{grade} of 4/{stem}.png"),
         "wrong folder",
         "listed as {}; bytes as listed",
     ),
-    "deeper": (
-        moved(lambda split, grade, name: f"more/{split}/{grade}/{name}"),
-        "wrong folder",
-        "listed as {}; bytes as listed",
-    ),
+    "deeper": (moved("more/{split}/{grade}/{stem}.png"), "wrong folder", "listed as {}; bytes as listed"),
     "outside the grade folders": (
-        moved(lambda split, grade, name: f"{split}/{name}"),
+        moved("{split}/{stem}.png"),
         "wrong grade folder",
         "listed as {}; bytes as listed",
     ),
-    "another name": (
-        moved(lambda split, grade, name: f"{split}/{grade}/scan_{name}"),
-        "renamed",
-        "rename it to {}",
-    ),
-    "another name and grade": (
-        moved(lambda split, grade, name: f"{split}/{(int(grade) + 2) % 5}/scan_{name}"),
-        "renamed",
-        "rename it to {}",
-    ),
-    "no picture's suffix": (
-        moved(lambda split, grade, name: f"{split}/{grade}/{name[:-4]}.txt"),
-        "wrong extension",
-        "rename it to {}",
-    ),
-    "no suffix": (
-        moved(lambda split, grade, name: f"{split}/{grade}/{name[:-4]}"),
-        "wrong extension",
-        "rename it to {}",
-    ),
+    "another name": (moved("{split}/{grade}/scan_{stem}.png"), "renamed", "rename it to {}"),
+    "another name and grade": (moved("{split}/{other_grade}/scan_{stem}.png"), "renamed", "rename it to {}"),
+    "no picture's suffix": (moved("{split}/{grade}/{stem}.txt"), "wrong extension", "rename it to {}"),
+    "no suffix": (moved("{split}/{grade}/{stem}"), "wrong extension", "rename it to {}"),
     "another format's suffix": (
-        moved(lambda split, grade, name: f"{split}/{grade}/{name[:-4]}.jpg"),
+        moved("{split}/{grade}/{stem}.jpg"),
         "wrong extension",
         "a PNG file. Rename it to ",
     ),
@@ -533,19 +517,12 @@ def test_swapped_pictures_are_told_with_each_others_paths(copy_a, cohort_a):
 def test_misplaced_picture_that_was_written_again_is_told_to_have_its_pixels(copy_a, cohort_a):
     path = cohort_a[1]["path"][3]
     rewritten(copy_a / path, compress_level=9)
-    moved(other_grade)(copy_a, path)
+    moved(OTHER_GRADE)(copy_a, path)
     (line,) = check.problems(verified(cohort_a[1], copy_a)).itertuples()
     assert (line.status, line.detail) == ("wrong grade folder", f"listed as {path}; pixels as listed")
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        other_grade,
-        lambda split, grade, name: f"more/{split}/{grade}/{name}",
-        lambda split, grade, name: f"{split}/9/{name[:-4]}.dat",
-    ],
-)
+@pytest.mark.parametrize("place", [OTHER_GRADE, "more/{split}/{grade}/{stem}.png", "{split}/9/{stem}.dat"])
 def test_namesake_with_other_pixels_stands_for_nobody(copy_a, cohort_a, place):
     row = cohort_a[1].iloc[0]
     rewritten(copy_a / row["path"], one_pixel)
@@ -601,7 +578,7 @@ def test_suffix_as_published_and_capital_suffix_are_no_problem(copy_a, cohort_a)
 
 def test_file_that_the_system_refuses_is_told_and_the_others_go_on(copy_a, cohort_a, monkeypatch):
     listed, lost = cohort_a[1]["path"][[0, 1]]
-    name = moved(other_grade)(copy_a, lost)
+    name = moved(OTHER_GRADE)(copy_a, lost)
     refused, real = {copy_a / listed, copy_a / name}, builtins.open
 
     def guarded(file, *more, **options):

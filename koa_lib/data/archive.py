@@ -123,9 +123,7 @@ def _unpack_zip(job, file, folder, where, nested=False):
 
 
 def _chosen(job, members, where, folder):
-    """The pictures and zips among the members; all are judged by name and kind, these by their announced
-    sizes too.
-    """
+    """The pictures and zips among the members: all are judged by their names, these by their sizes too."""
     for info in members:
         if reason := _danger(info):
             raise job.refusal(f"{where}: member {info.orig_filename[:200]!r} {reason}")
@@ -158,11 +156,9 @@ def _danger(info):
         return "is a symbolic link or another special file"
     if info.flag_bits & 0x2041:  # three ways of encryption
         return "is encrypted"
-    packed_otherwise = info.compress_type not in _METHODS and _is_wanted(info)
-    return (
-        f"is packed with method {info.compress_type}: only stored and deflated members are read"
-        * packed_otherwise
-    )
+    if info.compress_type not in _METHODS and _is_wanted(info):
+        return f"is packed with method {info.compress_type}: only stored and deflated members are read"
+    return ""
 
 
 def _is_wanted(info):

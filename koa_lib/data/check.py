@@ -41,10 +41,10 @@ REPORT = ["status", "image_id", "listed", "found", "detail"]
 
 
 def _look_at(files, label, manifest=None):
-    """What files are, one row each: `found` (their path, the key), the columns of `describe`, a wrong
-    `suffix`, a `problem`.
+    """What files are, one row each: `found` (their path), the columns of `describe`, `suffix`, `problem`.
 
-    A file with the bytes of a listed picture has the columns of its row; only others are decoded.
+    The last two are empty, or say what is wrong with the suffix, and why the file cannot be read. A file with
+    the bytes of a listed picture has the columns of its row; only others are decoded.
     """
     listed = {} if manifest is None else {row["sha256"]: row for row in manifest.to_dict("records")}
     rows = attempt_all(partial(_look, listed=listed), files.values(), label)
@@ -56,7 +56,7 @@ def _look_at(files, label, manifest=None):
 def _look(file, listed):
     try:
         row = listed.get(file_sha256(file)) if listed else None
-        # Whatever its publisher called it.
+        # Right, whatever its publisher called it.
         as_published = row and PurePosixPath(row["path"]).suffix == file.suffix
         return {**(row or describe(file)), "suffix": "" if as_published else mislabelled(file), "problem": ""}
     except StudyError as error:
@@ -118,20 +118,15 @@ def build(name, folder, readers=None):
     _refuse_unusable(looked, chosen)
     nothing = {"split": next(iter(known.roles)), "group_id": "", "side": "", "kl_grade_reader2": ""}
     told = known.told(looked["found"])
-    frame = (
-        looked.assign(**nothing, path=looked["found"]).drop(columns=told.columns, errors="ignore").join(told)
-    )
+    frame = looked.assign(**nothing).assign(**told, path=looked["found"])
     frame["kl_grade"] = frame["kl_grade"].astype(int)
     if known.group != "patient":
         frame["group_id"] = frame["pixel_sha256"].map(_first_of_equal(name, frame))
     frame["kl_grade_reader2"] = second(frame)
     frame = frame[COLUMNS]
     validate(frame, f"the manifest of {folder}")
-    frame.attrs["left_out"] = [
-        file
-        for name, file in pictures.items()
-        if name not in chosen and name.split("/")[0] not in known.beside
-    ]
+    others = [name for name in pictures if name not in chosen and name.split("/")[0] not in known.beside]
+    frame.attrs["left_out"] = [pictures[name] for name in others]
     return frame
 
 
@@ -188,11 +183,9 @@ def compare(built, name):
 def _second_grades(root, readers):
     # A function from manifest rows to the second reader's grades; made first, because a wrong file is told
     # at once.
-    return (
-        _from_file(Path(readers))
-        if readers is not None
-        else partial(nearest_grades, second=second_reader(root))
-    )
+    if readers is None:
+        return partial(nearest_grades, second=second_reader(root))
+    return _from_file(Path(readers))
 
 
 def _from_file(readers):
@@ -233,9 +226,7 @@ def _from_file(readers):
 
 
 def second_reader(root):
-    """Pixel hash and grade of every readable picture in the second reader's folder, whose names mean
-    nothing.
-    """
+    """Pixel hash and grade of every readable picture in the second reader's folder; names say nothing."""
     files = [
         file
         for file in sorted(walk(Path(root) / SECOND_READER))
@@ -250,8 +241,7 @@ def second_reader(root):
 
 
 def nearest_grades(frame, second, key="pixel_sha256"):
-    """For each row the second reader's grade of the same picture; of several, the one nearest to the row's
-    own.
+    """For each row the second reader's grade of the same picture; of several, the nearest to its own.
 
     Parameters
     ----------
@@ -319,23 +309,16 @@ def verify(manifest, folder, layouts=(), beside=()):
     looked = _look_at({name: file for name, file in files.items() if name in near}, "verifying", manifest)
     rows, known = _find_elsewhere(rows, looked), looked.set_index("found", drop=False).to_dict("index")
     holder = dict(zip(manifest["pixel_sha256"], manifest["path"], strict=True))
-    report = [
-        (*_judge(row, known.get(row.found), holder), row.image_id, row.path, row.found)
+    told = [
+        (row.image_id, row.path, row.found, *_judge(row, known.get(row.found), holder))
         for row in rows.itertuples()
     ]
-    used = set(rows["found"])
-    report += [
-        (*_judge_spare(file, wanted), "", "", name)
-        for name, file in known.items()
-        if is_picture(name) and name not in used
-    ]
-    report = pd.DataFrame(report, columns=["status", "detail", "image_id", "listed", "found"])[REPORT].fillna(
-        ""
-    )
+    spare = set(filter(is_picture, known)).difference(rows["found"])
+    told += [("", "", name, *_judge_spare(known[name], wanted)) for name in known if name in spare]
+    report = pd.DataFrame(told, columns=["image_id", "listed", "found", "status", "detail"]).fillna("")
     order = [*GOOD, *BAD].index
-    return root, report.sort_values(
-        "status", key=lambda status: status.map(order), kind="stable", ignore_index=True
-    )
+    report = report.sort_values("status", key=lambda status: status.map(order), kind="stable")
+    return root, report[REPORT].reset_index(drop=True)
 
 
 def _find_elsewhere(rows, looked):
@@ -344,18 +327,15 @@ def _find_elsewhere(rows, looked):
     files = looked.assign(image_id=looked["found"].map(_identity))[["found", "image_id", "pixel_sha256"]]
     for keys in (["image_id", "pixel_sha256"], ["pixel_sha256"]):
         lost, spare = rows[rows["found"].isna()], files[~files["found"].isin(rows["found"])]
-        lost, spare = (
-            table.assign(nth=table.groupby(keys).cumcount()) for table in (lost, spare)
-        )  # each file once
+        # Each file for one row only.
+        lost, spare = (table.assign(nth=table.groupby(keys).cumcount()) for table in (lost, spare))
         both = lost.reset_index().merge(spare, on=[*keys, "nth"], suffixes=("_lost", ""))
         rows.loc[both["index"], "found"] = both["found"].to_numpy()
     return rows
 
 
 def _judge(row, file, holder):
-    """Status and detail of a listed picture, by the file that was found for it (its row of `_look_at`, or
-    None).
-    """
+    """Status and detail of a listed picture, by what `_look_at` tells of its file (None without one)."""
     if file is None:
         return "missing", ""
     if file["problem"]:
@@ -380,8 +360,7 @@ def _judge(row, file, holder):
 
 
 def _misplaced(place, other):
-    # What is wrong with the place of a picture; both as the parts of a path. Published grade folders begin
-    # with the grade.
+    # Both as the parts of a path. Published grade folders begin with the grade.
     if place[:-1] == other[:-1]:
         return "renamed"
     if place[-2][:1] != other[-2:][0][:1]:
@@ -417,9 +396,7 @@ def problems(report):
 
 
 def summary(report, most=20):
-    """A report for the terminal: one line per status with its meaning, and the first files of each bad
-    one.
-    """
+    """A report for the terminal: one line per status with its meaning, and the first bad files."""
     lines = []
     for status, meaning in {**GOOD, **BAD}.items():
         rows = report[report["status"] == status]

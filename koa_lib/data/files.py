@@ -34,9 +34,7 @@ def walk(folder):
 
 
 def attempt_all(function, files, label):
-    """The result of a function for each file in turn, or the StudyError that it raised; the bar shows on a
-    terminal only.
-    """
+    """The result of a function for each file, or the StudyError that it raised; a bar shows on terminals."""
 
     def attempt(file):
         try:
@@ -132,8 +130,7 @@ def in_place(paths, names):
 
 
 def find_pictures(manifest, folder, layouts=()):
-    """Each row's file below `folder`, as `in_place` finds it; whether it holds the listed bytes, its hash
-    tells.
+    """Each row's file below `folder`, as `in_place` finds it; its hash tells whether it is as listed.
 
     Returns
     -------

@@ -83,27 +83,20 @@ def read_manifest(path):
     numbers = [name for name in (*_WHOLE, *_MAY_BE_EMPTY) if name in frame]
     frame[numbers] = frame[numbers].apply(digits)
     validate(frame, path)
-    return frame.assign(
-        **{
-            name: pd.to_numeric(frame[name]).astype("int64" if name in _WHOLE else "Int64")
-            for name in numbers
-        }
-    )
+    for name in numbers:
+        frame[name] = pd.to_numeric(frame[name]).astype("int64" if name in _WHOLE else "Int64")
+    return frame
 
 
 def digits(cells):
-    """Text with whole numbers as digits ('2.0', as pandas writes beside empty cells, is 2); what is none
-    stays, to be told.
-    """
+    """Text cells with whole numbers as digits: '2.0', as pandas writes beside empty cells, is '2'."""
     numbers = pd.to_numeric(cells, errors="coerce")
     whole = (numbers.abs() < 1e9) & (numbers % 1 == 0)
     return cells.mask(whole, numbers[whole].map("{:.0f}".format))
 
 
 def validate(frame, path="manifest"):
-    """Check the rules that every manifest keeps; the error names file, row and value (the header is row
-    1).
-    """
+    """Check the rules that every manifest keeps; the error names file, row (header: 1) and value."""
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise StudyError(
@@ -124,10 +117,8 @@ def check_cells(frame, path):
     if wrong.any(axis=None):
         row = wrong.any(axis=1).idxmax()
         name = wrong.loc[row].idxmax()
-        picture, more = (
-            f" (image_id {text['image_id'][row]})" if "image_id" in text else "",
-            wrong[name].sum() - 1,
-        )
+        picture = f" (image_id {text['image_id'][row]})" if "image_id" in text else ""
+        more = wrong[name].sum() - 1
         raise StudyError(
             f"{path}, row {row + 2}{picture}: {name} '{text[name][row]}' {_RULES[name][1]}"
             f"{f' and {more} more like it' * bool(more)}."

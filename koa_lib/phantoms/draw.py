@@ -66,18 +66,24 @@ def joint_centre(view):
     return view.centre[0] + half_gap * np.sin(angle), view.centre[1] - half_gap * np.cos(angle)
 
 
-def _density(findings, view, traits, rng):
-    u = ((np.arange(view.width + 2 * MARGIN, dtype=np.float32) - MARGIN - view.centre[0]) / view.unit)[None, :]
-    v = ((np.arange(view.height + 2 * MARGIN, dtype=np.float32) - MARGIN - view.centre[1]) / view.unit)[:, None]
+def coordinates(view):
+    """Knee coordinates of a view's pixels and of `MARGIN` more on each side: u (1, width) and v (height, 1)."""
+    x, y = (np.arange(size + 2 * MARGIN, dtype=np.float32) - MARGIN for size in (view.width, view.height))
+    u, v = (x - view.centre[0]) / view.unit, (y - view.centre[1]) / view.unit
     # On the film of a right knee the fibula lies at the viewer's left.
-    u = u if view.side == "L" else -u
+    return (u if view.side == "L" else -u)[None, :], v[:, None]
+
+
+def _density(findings, view, traits, rng):
+    u, v = coordinates(view)
     traits = np.asarray(traits, np.float32)  # double precision would leak into every map
-    return _place(_soft_tissue(u, v, traits, view.wide) + _bones(u, v, findings, traits, rng), view)
+    return place(_soft_tissue(u, v, traits, view.wide) + bones(u, v, findings, traits, rng), view)
 
 
-def _bones(u, v, findings, traits, rng):
+def bones(u, v, findings, traits, rng):
+    """Density of femur, tibia and fibula at knee coordinates, before the film is turned."""
     worse = _worse_side(u, findings)
-    femur_end, tibia_end = _joint(u, findings, traits)
+    femur_end, tibia_end = joint_ends(u, findings, traits)
     grain = 1 + rng.uniform(0.08, 0.26) * _texture(np.broadcast(u, v).shape, traits, rng)
     lips = 0.17 * findings.osteophytes * np.clip(0.8 + 0.25 * traits[8:12], 0.4, 1.15)
     femur, below = _bone(u, v, femur_end, _half_width(v, FEMUR_WIDTH, traits[12:14], lips[:2], (-0.17, 0.07)), -1)
@@ -92,23 +98,23 @@ def _bones(u, v, findings, traits, rng):
 def _worse_side(u, findings):
     # 1 over the more narrowed compartment, 0.25 over the other, nothing between the spines.
     sign = 1 if findings.lateral_jsn > findings.medial_jsn else -1
-    return _bump(u, sign * 0.6, 0.36) + 0.25 * _bump(u, -sign * 0.6, 0.36)
+    return bump(u, sign * 0.6, 0.36) + 0.25 * bump(u, -sign * 0.6, 0.36)
 
 
-def _joint(u, findings, traits):
+def joint_ends(u, findings, traits):
     """Lower edge of the femur and upper edge of the tibia: v at each u."""
-    lateral = _ramp(u, 0.35)
+    lateral = ramp(u, 0.35)
     width = GAP * (1 + 0.07 * traits[0] + 0.06 * traits[1] * (lateral - 0.5))
     width = width * (1 - 0.95 * (findings.lateral_jsn * lateral + findings.medial_jsn * (1 - lateral)))
     worse = -0.72 if findings.medial_jsn >= findings.lateral_jsn else 0.72
-    wear = 0.10 * findings.deformity * _bump(u, worse, 0.34)
+    wear = 0.10 * findings.deformity * bump(u, worse, 0.34)
     rough = findings.deformity * (0.018 * np.sin(15 * u + 3 * traits[2]) + 0.012 * np.sin(31 * u + 3 * traits[3]))
     reach = 1 + 0.15 * findings.osteophytes  # spurs carry the joint surface outwards
-    notch = 1 + 0.12 * traits[4] * _bump(u, 0, 0.3)
+    notch = 1 + 0.12 * traits[4] * bump(u, 0, 0.3)
     femur = _curve(u / reach, FEMUR_END, 0.05) * notch - width + wear + rough
     tibia = _curve(u / reach, TIBIA_END, 0.02)
-    spines = _bump(u, 0, 0.2) * (0.10 * traits[5] + 0.35 * findings.osteophytes)
-    lip = 0.10 * findings.osteophytes * _bump(np.abs(u), reach, 0.07)
+    spines = bump(u, 0, 0.2) * (0.10 * traits[5] + 0.35 * findings.osteophytes)
+    lip = 0.10 * findings.osteophytes * bump(np.abs(u), reach, 0.07)
     tilt = 0.02 * traits[6] * u
     return femur + tilt, tibia * (1 + spines) + wear - rough - lip + tilt
 
@@ -150,32 +156,32 @@ def _profile(kind):
     inside, deep = 1 / (1 + np.exp(-np.clip(depth / 0.005, -30, 30))), np.maximum(depth, 0)
     if kind == "body":
         return inside * (0.16 + 0.30 * (1 - np.exp(-deep / 0.13)))
-    return inside * (0.17 * _bump(depth, 0.012, 0.014) + 0.08 * np.exp(-deep / 0.05))
+    return inside * (0.17 * bump(depth, 0.012, 0.014) + 0.08 * np.exp(-deep / 0.05))
 
 
 def _subchondral(outline, beneath, worse, share, findings):
     # The bone plate of every knee, and sclerosis: a band that grows thicker and denser in the worse compartment.
     dense = findings.sclerosis * worse * share
-    shape = _bump(np.clip(beneath, 0, 1), 0, 0.035 + 0.13 * findings.sclerosis)
-    return (outline > 0) * (0.16 * share * _bump(beneath, 0.025, 0.025) + (0.04 * share + 0.50 * dense) * shape)
+    shape = bump(np.clip(beneath, 0, 1), 0, 0.035 + 0.13 * findings.sclerosis)
+    return (outline > 0) * (0.16 * share * bump(beneath, 0.025, 0.025) + (0.04 * share + 0.50 * dense) * shape)
 
 
 def _femur_marks(u, v, depth, traits):
     # Patella, roof and walls of the notch, growth scar.
     patella = 1 - ((u - 0.06 * traits[16]) / (0.44 + 0.03 * traits[17])) ** 2
     patella = patella - ((v + 0.80 + 0.06 * traits[18]) / 0.38) ** 2
-    marks = 0.20 * _ramp(patella, 0.2) + 0.08 * _bump(patella, 0.1, 0.12)
+    marks = 0.20 * ramp(patella, 0.2) + 0.08 * bump(patella, 0.1, 0.12)
     walls = np.abs(u) - 0.24 - 0.10 * (-v - 0.2) - 0.02 * traits[19]
-    marks += 0.30 * _bump(walls, 0, 0.03) * _ramp(v + 0.62, 0.1) * _ramp(-v - 0.12, 0.1)
+    marks += 0.30 * bump(walls, 0, 0.03) * ramp(v + 0.62, 0.1) * ramp(-v - 0.12, 0.1)
     scar = v + 0.58 + 0.05 * np.cos(4 * u + traits[20]) + 0.02 * np.sin(13 * u + 3 * traits[21])
-    return marks + (0.16 + 0.05 * traits[21]) * _bump(scar, 0, 0.022)
+    return marks + (0.16 + 0.05 * traits[21]) * bump(scar, 0, 0.022)
 
 
 def _tibia_marks(u, v, beneath, traits):
     # The far rim of the plateau, and the growth scar.
     rim = beneath - 0.075 - 0.01 * traits[22] + 0.03 * np.cos(3 * u)
     scar = v - 0.36 + 0.05 * np.cos(4 * u + traits[20]) - 0.015 * np.sin(15 * u + 3 * traits[21])
-    return 0.35 * _bump(rim, 0, 0.02) * _ramp(np.abs(u) - 0.25, 0.1) + (0.14 + 0.05 * traits[21]) * _bump(scar, 0, 0.02)
+    return 0.35 * bump(rim, 0, 0.02) * ramp(np.abs(u) - 0.25, 0.1) + (0.14 + 0.05 * traits[21]) * bump(scar, 0, 0.02)
 
 
 def _fibula(u, v, traits, grain):
@@ -189,7 +195,7 @@ def _fibula(u, v, traits, grain):
 def _soft_tissue(u, v, traits, wide):
     limb = 1.42 + 0.10 * traits[23] + 0.14 * np.abs(v + 0.1) + 0.05 * traits[13] * np.sin(2 * v)
     across = np.clip(1 - (np.abs(u + 0.06 * traits[19]) / limb) ** 2, 0, 1)
-    muscle = _ramp(0.86 * limb - np.abs(u), 0.14)
+    muscle = ramp(0.86 * limb - np.abs(u), 0.14)
     return (0.42 if wide else 0.34) * across**0.6 + 0.06 * muscle
 
 
@@ -209,8 +215,8 @@ def _texture(shape, traits, rng):
     return sum(np.float32(weight) * layer[crop] for weight, layer in zip(weights, _textures(), strict=True))
 
 
-def _place(density, view):
-    # Turns the map about the plateau's centre and cuts the margin away.
+def place(density, view):
+    """Turn a map about the plateau's centre and cut its margin away."""
     angle, (x, y) = np.deg2rad(view.rotation), view.centre
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = (cos, sin, x + MARGIN - cos * x - sin * y, -sin, cos, y + MARGIN + sin * x - cos * y)
@@ -248,10 +254,11 @@ def _curve(x, knots, softness):
     return gaussian_filter1d(flat, softness / step, mode="nearest").reshape(x.shape).astype(np.float32)
 
 
-def _ramp(x, width):
+def ramp(x, width):
     """From 0 to 1 around x = 0."""
     return np.clip(0.5 + x / (2 * width), 0, 1)
 
 
-def _bump(x, centre, width):
+def bump(x, centre, width):
+    """1 at the centre, and 1/e a width away from it."""
     return np.exp(-(((x - centre) / width) ** 2))

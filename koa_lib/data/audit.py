@@ -36,8 +36,13 @@ MEANING = {
     "size and depth predict the grade": "whether width, height, bit depth and channels tell the grade",
     "gray values predict the grade": "whether mean and quantiles of the gray values tell the grade",
 }
-ODD = {"inverted pictures": "inverted", "two knees in one picture": "two knees", "other sizes": "other size",
-       "16-bit pictures": "16 bits", "colour pictures": "colour"}
+ODD = {
+    "inverted pictures": "inverted",
+    "two knees in one picture": "two knees",
+    "other sizes": "other size",
+    "16-bit pictures": "16 bits",
+    "colour pictures": "colour",
+}
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,15 @@ def audit(inspected, cohort, seed=42, draws=1000, known=None):
     # Where a side is known, so is the patient.
     unit = "group_id" if rows["side"].ne("").any() else "near_group"
     betrayed = predictability(rows, unit, seed, draws).assign(cohort=cohort)
-    found = [*_files(inspected), *_repeats(rows), *_readers(rows), *_leaks(rows, seed), *_oddities(rows),
-             *_shortcut(rows, betrayed), *_shared(rows, known)]
+    found = [
+        *_files(inspected),
+        *_repeats(rows),
+        *_readers(rows),
+        *_leaks(rows, seed),
+        *_oddities(rows),
+        *_shortcut(rows, betrayed),
+        *_shared(rows, known),
+    ]
     findings, affected = [], []
     for name, files, group, detail in found:
         own = files[files["cohort"] == cohort]
@@ -121,8 +133,12 @@ def audit(inspected, cohort, seed=42, draws=1000, known=None):
         if not name.endswith("predict the grade"):  # which is about the cohort, not about single files
             affected.append(files.assign(finding=name, group=files[group])[AFFECTED])
     sets = rows.assign(**{name: rows["image_id"].isin(subset(rows, name)) for name in SUBSETS})
-    return Audit(pd.DataFrame(findings, columns=COLUMNS), pd.concat(affected),
-                 sets[["cohort", "image_id", "near_group", *SUBSETS]], betrayed[["cohort", *PREDICTED]])
+    return Audit(
+        pd.DataFrame(findings, columns=COLUMNS),
+        pd.concat(affected),
+        sets[["cohort", "image_id", "near_group", *SUBSETS]],
+        betrayed[["cohort", *PREDICTED]],
+    )
 
 
 # Each check gives findings: name, the affected rows, the column that groups them, and the rule or a remark.
@@ -145,8 +161,10 @@ def _repeats(rows):
     yield "equal pixels under different grades", disputed, "pixel_sha256", "left out of the deduplicated set"
     # Groups that hold more than copies of one picture.
     near = rows[conflicting(rows, "near_group", "pixel_sha256")]
-    rule = (f"perceptual hashes differ in at most {THRESHOLD} of 256 bits, pixels not equal; "
-            f"{rows['near_group'].nunique():,} groups remain")
+    rule = (
+        f"perceptual hashes differ in at most {THRESHOLD} of 256 bits, pixels not equal; "
+        f"{rows['near_group'].nunique():,} groups remain"
+    )
     yield "near-duplicates", near, "near_group", rule
     kept = near[conflicting(near, "near_group")]
     yield "near-duplicates under different grades", kept, "near_group", "kept in the sets, resampled together"
@@ -156,8 +174,10 @@ def _readers(rows):
     second = rows[rows["kl_grade_reader2"].notna()]
     detail, found = "one reader only", reader_agreement(second)
     if found:
-        detail = (f"of {len(second)} pictures with two grades: kappa {found['kappa']:.3f}, "
-                  f"linear {found['linear_kappa']:.3f}, quadratic {found['qwk']:.3f}")
+        detail = (
+            f"of {len(second)} pictures with two grades: kappa {found['kappa']:.3f}, "
+            f"linear {found['linear_kappa']:.3f}, quadratic {found['qwk']:.3f}"
+        )
     yield "readers disagree", second[second["kl_grade"] != second["kl_grade_reader2"]], "image_id", detail
 
 
@@ -193,7 +213,7 @@ def _oddities(rows):
     rule = f"correlation with the cohort's median picture below {INVERTED:g}"
     yield "inverted pictures", rows[rows["polarity"] < INVERTED], "near_group", rule
     yield "two knees in one picture", rows[double], "near_group", "width at least 3 times the height"
-    other = rows[rows[["width", "height"]].ne(usual).any(axis=1) & ~double]
+    other = rows[rows[["width", "height"]].ne(list(usual)).any(axis=1) & ~double]
     yield "other sizes", other, "near_group", f"one knee, not {usual[0]} x {usual[1]}; all sizes: {listed}"
     yield "16-bit pictures", rows[rows["bit_depth"] == 16], "near_group", f"file modes: {modes}"
     yield "colour pictures", rows[rows["channels"] == 3], "near_group", "averaged when read"
@@ -257,16 +277,22 @@ def _predicted(name, rows, group, folds, seed, draws):
     row = {"features": name, "n": len(rows), "chance": 1 / len(np.unique(grades)), "above_chance": False}
     if (features == features[0]).all():
         return row
-    model = HistGradientBoostingClassifier(max_iter=50, max_depth=3, class_weight="balanced",
-                                           early_stopping=False, random_state=seed)
+    model = HistGradientBoostingClassifier(
+        max_iter=50, max_depth=3, class_weight="balanced", early_stopping=False, random_state=seed
+    )
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with threadpool_limits(1):  # trees this small wait longer for a second thread than they gain
         predicted = cross_val_predict(model, features, grades, groups=rows[group], cv=parts)
     observed = metrics.from_confusion(metrics.confusion(grades, predicted))
     drawn = metrics.from_confusion(stats.group_bootstrap(grades, predicted, rows[group], draws, seed))
     low, high = stats.interval(drawn["balanced_accuracy"])
-    return row | {"balanced_accuracy": float(observed["balanced_accuracy"]), "ci_low": low, "ci_high": high,
-                  "qwk": float(observed["qwk"]), "above_chance": low > row["chance"]}
+    return row | {
+        "balanced_accuracy": float(observed["balanced_accuracy"]),
+        "ci_low": low,
+        "ci_high": high,
+        "qwk": float(observed["qwk"]),
+        "above_chance": low > row["chance"],
+    }
 
 
 def reader_agreement(rows):
@@ -289,8 +315,10 @@ def in_words(result):
     """What an audit found about folds, near-duplicates and pictures of the other cohort, in sentences."""
     found = result.findings
     told = found[found["finding"].str.contains("patients across image-level|^near-duplicates$|^also in")]
-    return " ".join(f"{row.cohort}: {row.finding}, {row.groups:,} groups of {row.files:,} pictures."
-                    for row in told.itertuples())
+    return " ".join(
+        f"{row.cohort}: {row.finding}, {row.groups:,} groups of {row.files:,} pictures."
+        for row in told.itertuples()
+    )
 
 
 def one_of_each_oddity(result):
@@ -301,7 +329,9 @@ def one_of_each_oddity(result):
 
 def as_text(result):
     """Findings and sets for the terminal."""
-    lines = [f"  {row.finding:<54}{row.groups:>7,}{row.files:>7,}  {row.detail}"
-             for row in result.findings.itertuples()]
+    lines = [
+        f"  {row.finding:<54}{row.groups:>7,}{row.files:>7,}  {row.detail}"
+        for row in result.findings.itertuples()
+    ]
     sets = ", ".join(f"{name.replace('_', ' ')} {result.sets[name].sum():,}" for name in SUBSETS)
     return "\n".join([f"  {'finding':<54}{'groups':>7}{'files':>7}", *lines, f"derived sets: {sets}"])

@@ -43,7 +43,8 @@ def inspect(rows):
     DataFrame
         The rows with `FILE_COLUMNS` as the files have them, and: as_in_manifest (same pixels), problem (why
         the file cannot be read or is wrongly named, else missing), readable, perceptual_hash (hex), mean, sd
-        and quantiles of the gray values in [0, 1], polarity (-1 to 1, see `_polarity`; NaN with few pictures).
+        and quantiles of the gray values in [0, 1], polarity (-1 to 1, see `_polarity`; NaN with few
+        pictures).
 
     Raises
     ------
@@ -138,8 +139,12 @@ def _look(file):
     values = gray.mean(), gray.std(), *np.quantile(gray, QUANTILES)
     picture = Image.fromarray(np.round(gray * 255).astype(np.uint8))
     small = Image.fromarray(gray).resize((SMALL, SMALL), Image.Resampling.BOX)
-    return {**columns, **dict(zip(INTENSITY, map(float, values), strict=True)),
-            "perceptual_hash": str(imagehash.phash(picture, HASH_SIZE)), "small": np.ravel(small)}
+    return {
+        **columns,
+        **dict(zip(INTENSITY, map(float, values), strict=True)),
+        "perceptual_hash": str(imagehash.phash(picture, HASH_SIZE)),
+        "small": np.ravel(small),
+    }
 
 
 def _polarity(small):

@@ -15,8 +15,8 @@ from koa_lib.phantoms import draw
 from koa_lib.phantoms.findings import Findings
 
 NAMES = ("joint line", "margins", "subchondral bone")
-# In units of half the plateau's width: a compartment lies between the spines and the bone's edge; spurs count with
-# their surroundings.
+# In units of half the plateau's width: a compartment lies between the spines and the bone's edge; spurs
+# count with their surroundings.
 COMPARTMENT, EDGE, AROUND = (0.2, 0.92), 0.8, 0.06
 SLIVER = 4  # pixels: what is thinner is the spur's long tail along the bone
 NARROWER = 1e-6  # makes a compartment the worse one without moving a bone
@@ -29,9 +29,9 @@ GEOMETRIES = ("stretch", "pad", "center_crop")  # need no look at the picture
 def drawn(findings, view, traits):
     """The regions of one drawn knee.
 
-    The *joint line* is the space between the bones' ends as wide as without narrowing, the *margins* are where spurs
-    of the severest osteophytes would become bone, with a narrow border, *subchondral bone* is what the severest
-    sclerosis would make denser, in either compartment.
+    The *joint line* is the space between the bones' ends as wide as without narrowing, the *margins* are
+    where spurs of the severest osteophytes would become bone, with a narrow border, *subchondral bone* is
+    what the severest sclerosis would make denser, in either compartment.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ def drawn(findings, view, traits):
     rows = np.abs(v[:, 0]) < REACH
     v, traits, across = v[rows], np.asarray(traits, np.float32), np.abs(u)
     inside = (across > COMPARTMENT[0]) & (across < COMPARTMENT[1])
-    # Joint space as wide as in health; the worse compartment, which wears and grows dense, stays the worse one.
+    # Joint space as wide as in health; the worse compartment, which wears and grows dense, stays the worse
+    # one.
     lateral = findings.lateral_jsn > findings.medial_jsn
     wide = replace(findings, medial_jsn=0.0, lateral_jsn=NARROWER * lateral)
     femur, tibia = draw.joint_ends(u, wide, traits)
@@ -56,7 +57,11 @@ def drawn(findings, view, traits):
     spurs &= _bones(u, v, findings, traits, osteophytes=0.0) < BONE
     gain = _bones(u, v, wide, traits, sclerosis=1.0) - _bones(u, v, wide, traits, sclerosis=0.0)
     dense = gain > BONE * np.where((u > 0) == lateral, 1, OTHER_SIDE)
-    found = inside & (v > femur) & (v < tibia), binary_opening(spurs, np.ones((SLIVER, SLIVER))), inside & dense
+    found = (
+        inside & (v > femur) & (v < tibia),
+        binary_opening(spurs, np.ones((SLIVER, SLIVER))),
+        inside & dense,
+    )
     line, spurs, dense = (_turned(mask, rows, view) for mask in found)
     margins = distance_transform_edt(~spurs) <= AROUND * view.unit
     line &= ~margins
@@ -98,14 +103,17 @@ def of_cohort(study, rows, side):
     profile = study.profile
     used = {recipe.geometry for recipe in (profile.as_printed, profile.our_protocol) if recipe}
     if profile.training.source != "phantoms" or len(used) > 1 or not used <= set(GEOMETRIES):
-        raise StudyError(f"Regions are known for phantoms in one of the geometries {', '.join(GEOMETRIES)}, "
-                         f"not for {profile.training.name} in {', '.join(sorted(used))}.")
-    geometry, = used
+        raise StudyError(
+            f"Regions are known for phantoms in one of the geometries {', '.join(GEOMETRIES)}, "
+            f"not for {profile.training.name} in {', '.join(sorted(used))}."
+        )
+    (geometry,) = used
     known = json.loads((rows["file"].iloc[0].parents[2] / "knees.json").read_text())
-    masks = [drawn(*_knee(known[name][0])) for name in rows["image_id"]]
-    return np.stack([[shape.squares(region.astype(np.float32), geometry, side)[0] > 0.5 for region in found]
-                     for found in masks])
-
-
-def _knee(kept):
-    return Findings(**kept["findings"]), draw.View(**kept["view"]), kept["traits"]
+    knees = (known[name][0] for name in rows["image_id"])
+    masks = [drawn(Findings(**findings), draw.View(**view), traits) for findings, view, traits in knees]
+    return np.stack(
+        [
+            [shape.squares(region.astype(np.float32), geometry, side)[0] > 0.5 for region in found]
+            for found in masks
+        ]
+    )

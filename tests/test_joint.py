@@ -14,8 +14,6 @@ from koa_lib.images import joint, shape
 from koa_lib.images.read import read_gray
 from koa_lib.phantoms.cohorts import write_cohort_b
 
-CUT = {"other_size": 8}  # columns that py cuts off at the left of a picture with this defect
-
 
 @pytest.fixture(scope="module")
 def external(tmp_path_factory):
@@ -23,7 +21,7 @@ def external(tmp_path_factory):
     folder = tmp_path_factory.mktemp("joint_b")
     rows = write_cohort_b(folder, 70, seed=1203, workers=1)[["image_id", "path"]].merge(pd.read_csv(folder / "truth.csv"), on="image_id")
     rows["image"] = [read_gray(folder / path) for path in rows["path"]]
-    rows["centre"] = list(zip(rows["joint_x"] - rows["defect"].map(CUT).fillna(0), rows["joint_y"], strict=True))
+    rows["centre"] = list(zip(rows["joint_x"], rows["joint_y"], strict=True))
     return rows
 
 

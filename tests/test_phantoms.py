@@ -1,4 +1,4 @@
-"""Phantoms: repeatable, graded by the rules, honest in difficulty, like a real cohort for the code, with known regions."""
+"""Phantoms: repeatable, graded by the rules, honest in difficulty, with known regions, like a real cohort."""
 
 import json
 import re
@@ -29,7 +29,9 @@ HEALTHY, SEVERE = Findings(0, 0, 0, 0, 0), Findings(0.95, 0.4, 0.95, 0.9, 0.8)
 
 
 def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def truth_of(folder):
@@ -38,12 +40,15 @@ def truth_of(folder):
 
 def as_drawn(folder, image_id):
     """Findings, view and traits of a picture's only knee."""
-    (found, view, traits), = json.loads((folder / "knees.json").read_text())[image_id]
+    ((found, view, traits),) = json.loads((folder / "knees.json").read_text())[image_id]
     return Findings(**found), View(**view), traits
 
 
 def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(tmp_path, cohort_a, cohort_b):
-    for write, count, workers, (folder, _) in ((write_cohort_a, 12, 2, cohort_a), (write_cohort_b, 60, 1, cohort_b)):
+    for write, count, workers, (folder, _) in (
+        (write_cohort_a, 12, 2, cohort_a),
+        (write_cohort_b, 60, 1, cohort_b),
+    ):
         again = tmp_path / write.__name__
         again.mkdir()
         write(again, count, seed=5, workers=workers)
@@ -58,24 +63,39 @@ def test_cohort_reads_like_a_real_one(cohort, request):
     found = find_pictures(read_manifest(folder / "manifest.csv"), folder)
     assert len(found) == len(manifest) and (found["status"] == "as listed").all()
     assert all(describe(row["file"]).items() <= row.items() for row in found.to_dict("records"))
-    assert list(truth_of(folder).index) == list(manifest["image_id"]) and not manifest.filter(regex="latent|true").columns.any()
+    assert (
+        list(truth_of(folder).index) == list(manifest["image_id"])
+        and not manifest.filter(regex="latent|true").columns.any()
+    )
 
 
 def test_cohort_a_has_the_layout_of_the_training_set(cohort_a):
     _, rows = cohort_a
     patients = rows.groupby("group_id")
-    assert len(rows) == 24 and (patients["side"].agg(sorted).map("".join) == "LR").all() and (patients["split"].nunique() == 1).all()
-    assert [f"{row.split}/{row.kl_grade}/{row.group_id}{row.side}.png" for row in rows.itertuples()] == list(rows["path"])
-    assert set(rows["split"]) == {"train", "val", "test"} and (rows[["width", "height"]] == 224).all(axis=None)
+    assert (
+        len(rows) == 24
+        and (patients["side"].agg(sorted).map("".join) == "LR").all()
+        and (patients["split"].nunique() == 1).all()
+    )
+    assert [f"{row.split}/{row.kl_grade}/{row.group_id}{row.side}.png" for row in rows.itertuples()] == list(
+        rows["path"]
+    )
+    assert set(rows["split"]) == {"train", "val", "test"} and (rows[["width", "height"]] == 224).all(
+        axis=None
+    )
 
 
 def test_cohort_b_has_the_layout_of_the_external_set(cohort_b):
     folder, rows = cohort_b
     assert len(rows) == 60 and rows["image_id"].is_unique and set(rows["split"]) == {"external"}
     for path, grade in zip(rows["path"], rows["kl_grade"], strict=True):
-        assert re.fullmatch(rf"MedicalExpert-I/{grade}{NAMES[grade]}/{NAMES[grade]}G{grade} \(\d+\)\.png", path)
+        assert re.fullmatch(
+            rf"MedicalExpert-I/{grade}{NAMES[grade]}/{NAMES[grade]}G{grade} \(\d+\)\.png", path
+        )
     assert set(zip(rows["width"], rows["height"], strict=True)) == {(300, 162), (640, 161), (284, 150)}
-    second = Counter((file_sha256(path), int(path.parent.name[0])) for path in (folder / "MedicalExpert-II").rglob("*.png"))
+    second = Counter(
+        (file_sha256(path), int(path.parent.name[0])) for path in (folder / "MedicalExpert-II").rglob("*.png")
+    )
     assert second == Counter(zip(rows["sha256"], rows["kl_grade_reader2"], strict=True))
 
 
@@ -99,15 +119,25 @@ def test_grades_grow_with_findings_and_a_reader_is_at_most_one_off(knee, name, m
     assert 0 <= label <= 4 and abs(label - findings.kl_grade(knee)) <= 1
 
 
-@pytest.mark.parametrize("grade, knee", [
-    (0, HEALTHY), (1, replace(HEALTHY, osteophytes=0.25)), (2, replace(HEALTHY, osteophytes=0.6)),
-    (3, replace(HEALTHY, osteophytes=0.6, medial_jsn=0.6)), (3, replace(HEALTHY, osteophytes=0.6, medial_jsn=0.9)),
-    (4, SEVERE), (0, replace(HEALTHY, sclerosis=1.0, deformity=1.0))])
+@pytest.mark.parametrize(
+    "grade, knee",
+    [
+        (0, HEALTHY),
+        (1, replace(HEALTHY, osteophytes=0.25)),
+        (2, replace(HEALTHY, osteophytes=0.6)),
+        (3, replace(HEALTHY, osteophytes=0.6, medial_jsn=0.6)),
+        (3, replace(HEALTHY, osteophytes=0.6, medial_jsn=0.9)),
+        (4, SEVERE),
+        (0, replace(HEALTHY, sclerosis=1.0, deformity=1.0)),
+    ],
+)
 def test_grades_follow_the_kl_rules(grade, knee):
     assert findings.kl_grade(knee) == grade
 
 
-@pytest.mark.parametrize("mix, name, most", [(findings.MIX_A, "oai_chen2018", 0.03), (findings.MIX_B, "gornale2020", 0.08)])
+@pytest.mark.parametrize(
+    "mix, name, most", [(findings.MIX_A, "oai_chen2018", 0.03), (findings.MIX_B, "gornale2020", 0.08)]
+)
 def test_labels_have_the_real_mix_and_leave_room_for_a_perfect_grader(mix, name, most):
     rng = np.random.default_rng(1)
     drawn = [findings.draw_findings(value, mix, rng) for value in rng.normal(size=8000)]
@@ -126,8 +156,13 @@ def test_gray_values_alone_do_not_grade_and_knees_of_a_patient_are_alike(tmp_pat
     pairs = rows.pivot(index="group_id", columns="side", values="kl_grade")
     assert 0.2 < np.corrcoef(pairs["L"], pairs["R"])[0, 1] < 0.9
     histograms = np.stack([Image.open(tmp_path / path).histogram() for path in rows["path"]])
-    model, scores = RandomForestClassifier(100, class_weight="balanced", random_state=0), {"scoring": "balanced_accuracy"}
-    found = cross_val_score(model, histograms, rows["kl_grade"], groups=rows["group_id"], cv=GroupKFold(4), **scores)
+    model, scores = (
+        RandomForestClassifier(100, class_weight="balanced", random_state=0),
+        {"scoring": "balanced_accuracy"},
+    )
+    found = cross_val_score(
+        model, histograms, rows["kl_grade"], groups=rows["group_id"], cv=GroupKFold(4), **scores
+    )
     assert found.mean() <= 0.35
 
 
@@ -136,15 +171,17 @@ def test_gray_values_alone_do_not_grade_and_knees_of_a_patient_are_alike(tmp_pat
 
 def drawn(knee=HEALTHY, side="L", seed=0, wide=False):
     traits = np.random.default_rng([seed, 1]).normal(size=TRAITS)
-    return render([(knee, View(224, 224, 90.0, (111.5, 120.0), 0.0, side, wide), traits)], np.random.default_rng(seed))
+    return render(
+        [(knee, View(224, 224, 90.0, (111.5, 120.0), 0.0, side, wide), traits)], np.random.default_rng(seed)
+    )
 
 
-@settings(max_examples=10, deadline=None)
-@given(knee=knees, seed=st.integers(0, 1000), wide=st.booleans(), kind=st.sampled_from(other.KINDS))
-def test_pictures_use_the_range(knee, seed, wide, kind):
-    for image in (drawn(knee, seed=seed, wide=wide), other.render(kind, np.random.default_rng(seed))):
-        assert image.shape == (224, 224) and image.dtype == np.float32
-        assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.05
+@pytest.mark.parametrize(
+    "image",
+    [drawn(SEVERE, wide=True), *(other.render(kind, np.random.default_rng(0)) for kind in other.KINDS)],
+)
+def test_pictures_use_the_range(image):
+    assert image.shape == (224, 224) and image.min() >= 0 and image.max() <= 1 and image.std() > 0.05
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -154,10 +191,16 @@ def test_sides_mirror_each_other(seed):
     assert mirrored > max(0.85, same + 0.03)
 
 
-@pytest.mark.parametrize("field, rows, columns", [
-    ("medial_jsn", slice(105, 122), slice(30, 95)), ("lateral_jsn", slice(105, 122), slice(130, 195)),
-    ("sclerosis", slice(115, 135), slice(30, 195)), ("osteophytes", slice(90, 135), slice(0, 224)),
-    ("deformity", slice(80, 135), slice(20, 205))])
+@pytest.mark.parametrize(
+    "field, rows, columns",
+    [
+        ("medial_jsn", slice(105, 122), slice(30, 95)),
+        ("lateral_jsn", slice(105, 122), slice(130, 195)),
+        ("sclerosis", slice(115, 135), slice(30, 195)),
+        ("osteophytes", slice(90, 135), slice(0, 224)),
+        ("deformity", slice(80, 135), slice(20, 205)),
+    ],
+)
 def test_each_finding_shows_where_it_belongs(field, rows, columns):
     # A left knee has its medial side at the viewer's left; the same seed draws the same film.
     difference = np.abs(drawn(replace(HEALTHY, **{field: 0.9})) - drawn(HEALTHY))
@@ -177,10 +220,15 @@ def test_a_picture_is_told_as_it_was_drawn(cohort, defect, request):
     (found, view, traits), told = as_drawn(folder, row["image_id"]), truth.loc[row["image_id"]]
     assert (view.height, view.width) == (row["height"], row["width"])
     assert draw.joint_centre(view) == pytest.approx((told["joint_x"], told["joint_y"]), abs=1e-3)
-    assert list(asdict(found).values()) == pytest.approx([told[f"latent_{name}"] for name in asdict(found)], abs=1e-4)
+    assert list(asdict(found).values()) == pytest.approx(
+        [told[f"latent_{name}"] for name in asdict(found)], abs=1e-4
+    )
     # Another film of the same knee is most like the picture where it is not moved.
     x, y = view.centre
-    films = [render([(found, replace(view, centre=(x + off, y)), traits)], np.random.default_rng(0)) for off in (-4, 0, 4)]
+    films = [
+        render([(found, replace(view, centre=(x + off, y)), traits)], np.random.default_rng(0))
+        for off in (-4, 0, 4)
+    ]
     likeness = [np.corrcoef(read_gray(folder / row["path"]).ravel(), film.ravel())[0, 1] for film in films]
     assert np.argmax(likeness) == 1
 
@@ -190,12 +238,16 @@ def without_noise(knee, view, traits):
     return draw.place(draw.bones(u, v, knee, np.asarray(traits, np.float32), np.random.default_rng(0)), view)
 
 
-@pytest.mark.parametrize("knee", [HEALTHY, Findings(0.5, 0.1, 0.4, 0.3, 0.1), Findings(0.7, 0.1, 0.9, 0.9, 0.8)])
+@pytest.mark.parametrize(
+    "knee", [HEALTHY, Findings(0.5, 0.1, 0.4, 0.3, 0.1), Findings(0.7, 0.1, 0.9, 0.9, 0.8)]
+)
 @pytest.mark.parametrize("side", "LR")
 def test_joint_line_is_the_darkest_gap_between_the_bones(knee, side):
     view, traits = View(224, 224, 90, (110, 126), 3.0, side), np.random.default_rng(1).normal(size=TRAITS)
     density, (line, margins, _) = without_noise(knee, view, traits), regions.drawn(knee, view, traits)
-    lateral = (np.arange(224) > view.centre[0]) == (side == "L")  # severe narrowing leaves no gap on the medial side
+    lateral = (np.arange(224) > view.centre[0]) == (
+        side == "L"
+    )  # severe narrowing leaves no gap on the medial side
     columns = np.flatnonzero(line.any(0) & lateral)
     gap = np.clip(density[96:156, columns], 0.001, None)  # turning the drawing overshoots a little below 0
     assert (line | margins)[96:156, columns][gap == gap.min(axis=0)].mean() > 0.95
@@ -222,7 +274,11 @@ def test_regions_of_a_cohort_are_those_of_its_knees(cohort_a, easy_study):
     assert masks.shape == (3, 3, 224, 224) and masks.sum(1).max() == 1 and not masks[:, :, [0, -1]].any()
     for image_id, found in zip(rows["image_id"], masks, strict=False):
         assert np.array_equal(found, regions.drawn(*as_drawn(folder, image_id)))
-        assert found[:, :, :100].any((1, 2)).all() and found[:, :, 124:].any((1, 2)).all() and 0.08 < found.any(0).mean() < 0.25
+        assert (
+            found[:, :, :100].any((1, 2)).all()
+            and found[:, :, 124:].any((1, 2)).all()
+            and 0.08 < found.any(0).mean() < 0.25
+        )
     with pytest.raises(StudyError, match="easy_a"):
         regions.of_cohort(easy_study, None, 112)
 
@@ -235,11 +291,17 @@ GRADE_WORDS = re.compile(r"\b(grade|kl|kellgren|lawrence|stage|score)\b|\d", re.
 @settings(max_examples=300, deadline=None)
 @given(knee=knees, side=st.sampled_from("LR"), seed=st.integers(0, 100_000))
 def test_caption_speaks_of_findings_and_never_of_grades(knee, side, seed):
-    text, healthy = (captions.caption("knee", shown, side, np.random.default_rng(seed)) for shown in (knee, HEALTHY))
+    text, healthy = (
+        captions.caption("knee", shown, side, np.random.default_rng(seed)) for shown in (knee, HEALTHY)
+    )
     assert "knee" in text and ("left" in text, "right" in text) == (side == "L", side == "R")
-    assert not GRADE_WORDS.search(text) and not any(sentence.split(": ")[1].lower() in text.lower() for sentence in TABLE_1)
+    assert not GRADE_WORDS.search(text) and not any(
+        sentence.split(": ")[1].lower() in text.lower() for sentence in TABLE_1
+    )
     narrowed = "medial" if knee.medial_jsn >= knee.lateral_jsn else "lateral"
-    assert (narrowed in text) == (findings.finding_grades(knee)["jsn"] > 0) and (text == healthy) <= (findings.kl_grade(knee) == 0)
+    assert (narrowed in text) == (findings.finding_grades(knee)["jsn"] > 0) and (text == healthy) <= (
+        findings.kl_grade(knee) == 0
+    )
 
 
 def test_captioned_pictures_show_mostly_knees_of_their_own():

@@ -143,7 +143,7 @@ def verify(cohort: str, folder: str, out: str = typer.Option("", help="CSV for t
 @data_app.command()
 def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for the tables, by default <cohort>_audit.")):
     """Find what repeats, contradicts, leaks or looks odd in a cohort's files."""
-    from koa_lib.data import audit, cohorts, inspection
+    from koa_lib.data import audit, cohorts, looks
     from koa_lib.data.files import find_pictures
 
     target = Path(out or f"{cohort}_audit")
@@ -154,7 +154,7 @@ def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for
     listed = cohorts.manifest(cohort, folder)
     rows = find_pictures(listed, folder, known.layouts.values())
     root = rows["file"].iloc[0].parents[2]
-    inspected = inspection.with_second_reader(inspection.inspect(rows), root)
+    inspected = looks.with_second_reader(looks.inspect(rows), root)
     result = audit.audit(inspected, cohort)
     result.write(target)
     print(f"{cohort} in {root}: {len(rows):,} of {len(listed):,} listed pictures found; 'koa data verify' tells about the others\n{audit.as_text(result)}")

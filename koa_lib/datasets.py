@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import splits
-from koa_lib.data import MANIFESTS, cohorts, duplicates, inspection
+from koa_lib.data import MANIFESTS, cohorts, looks
 from koa_lib.data.files import find_pictures, write_as_found
 from koa_lib.data.manifest import data_hash
 from koa_lib.errors import StudyError
@@ -64,7 +64,7 @@ def cohort(study, role):
         return members
     seen = _inspect(study, members)
     rows, readable = members.rows.copy(), seen["readable"]
-    rows.loc[readable, "group_id"] = duplicates.near_groups(seen[readable], "group_id")
+    rows.loc[readable, "group_id"] = looks.near_groups(seen[readable], "group_id")
     return replace(members, rows=rows)
 
 
@@ -87,15 +87,15 @@ def _members(study, role):
 
 
 def inspected(study, role):
-    """What the files of a study's cohort hold (`inspection.inspect`), read once; None without the cohort."""
+    """What the files of a study's cohort hold (`looks.inspect`), read once; None without the cohort."""
     members = _members(study, role)
     return None if members is None else _inspect(study, members)
 
 
 def _inspect(study, members):
     key = {"files": _files(members.rows), "manifest": data_hash(members.rows)}
-    path = study.store.make(f"data/{members.name}__files.csv", key, lambda path: inspection.write(inspection.inspect(members.rows), path))
-    return inspection.read(path, members.rows)
+    path = study.store.make(f"data/{members.name}__files.csv", key, partial(looks.write_inspected, members.rows))
+    return looks.read(path, members.rows)
 
 
 def _phantom_folder(study, spec, role):

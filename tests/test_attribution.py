@@ -1,109 +1,22 @@
-"""Scores of attribution maps: right by hand on synthetic maps, at chance where a map knows nothing; regions where findings are drawn."""
+"""Scores of attribution maps: right by hand on synthetic maps, at chance where a map knows nothing."""
 
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import easy_dataset
 from scipy.stats import spearmanr
 
 from koa_lib import attribution, explain, explanations, localisation, overlays
-from koa_lib.errors import StudyError
-from koa_lib.images.read import read_gray
 from koa_lib.model import ClipGrader, load_clip
-from koa_lib.phantoms import draw, regions
-from koa_lib.phantoms.cohorts import _crop_view
-from koa_lib.phantoms.findings import Findings
 from koa_lib.protocols import our_arm
-
-HEALTHY = Findings(0, 0, 0, 0, 0)
 
 
 def square(side=8, top=2, left=2, size=4):
     mask = np.zeros((1, side, side), bool)
     mask[0, top : top + size, left : left + size] = True
     return mask
-
-
-# Regions
-
-
-def truth_of(folder):
-    return pd.read_csv(folder / "truth.csv").set_index("image_id")
-
-
-def redrawn(cohort, position, seed=5, patients=12):
-    """Findings, view and traits of a picture of the shared phantom cohort."""
-    folder, rows = cohort
-    row = rows.iloc[position]
-    place = regions._patients(patients, seed)[int(row["group_id"])]
-    return row, truth_of(folder).loc[row["image_id"]], regions.knee(seed, place, row["side"], truth_of(folder).loc[row["image_id"]])
-
-
-def without_noise(findings, view, traits):
-    u, *_ = regions._coordinates(view)
-    v = ((np.arange(view.height + 2 * draw.MARGIN, dtype=np.float32) - draw.MARGIN - view.centre[1]) / view.unit)[:, None]
-    return draw._place(draw._bones(u, v, findings, np.asarray(traits, np.float32), np.random.default_rng(0)), view)
-
-
-@pytest.mark.parametrize("position", [0, 5, 13, 22])
-def test_the_knee_is_the_one_of_the_file(cohort_a, position):
-    row, truth, (findings, view, traits) = redrawn(cohort_a, position)
-    assert draw.joint_centre(view) == pytest.approx((truth["joint_x"], truth["joint_y"]), abs=1e-3) and view.unit == pytest.approx(truth["plateau"], abs=1e-3)
-    rng = np.random.default_rng([5, 3, regions._patients(12, 5)[int(row["group_id"])], "LR".index(row["side"])])
-    _crop_view(rng, row["side"]), rng.normal(size=draw.TRAITS)  # what was drawn before the film
-    image = draw.render([(findings, view, traits)], rng)
-    image = 1 - image if truth["defect"] == "inverted" else image
-    assert np.abs(image - read_gray(cohort_a[0] / row["path"])).mean() < 0.004  # 1/255 by storing, and findings with four digits
-
-
-@pytest.mark.parametrize("findings", [HEALTHY, Findings(0.5, 0.1, 0.4, 0.3, 0.1), Findings(0.2, 0.8, 0.9, 0.9, 0.8)])
-@pytest.mark.parametrize("side", "LR")
-def test_joint_line_is_the_darkest_gap_between_the_bones(findings, side):
-    view, traits = draw.View(224, 224, 90, (110, 126), 3.0, side), np.random.default_rng(1).normal(size=draw.TRAITS)
-    density = without_noise(findings, view, traits)
-    line, margins, dense = regions.drawn(findings, view, traits)
-    columns = np.flatnonzero(line.any(0))
-    wide = (columns < view.centre[0]) == (side == "L")  # the medial side: severe narrowing leaves no gap on the other one
-    columns = columns[wide] if findings.lateral_jsn > 0.5 else columns
-    near = slice(126 - 30, 126 + 30)
-    empty = np.clip(density, 0.001, None)  # turning the drawing overshoots a little below 0
-    gap = [np.flatnonzero(values == values.min()) + near.start for values in empty[near, columns].T]
-    assert np.mean([(line | margins)[rows, column].mean() for rows, column in zip(gap, columns, strict=True)]) > 0.95
-    if findings == HEALTHY:
-        assert density[line].mean() < 0.3 * density[dense].mean()
-
-
-@pytest.mark.parametrize("side", "LR")
-def test_regions_are_where_a_finding_changes_the_drawing(side):
-    view, traits = draw.View(224, 224, 90, (110, 126), -2.0, side), np.random.default_rng(2).normal(size=draw.TRAITS)
-    masks = dict(zip(regions.NAMES, regions.drawn(HEALTHY, view, traits), strict=True))
-    plain = without_noise(HEALTHY, view, traits)
-    for name, changed in {"joint line": {"medial_jsn": 1.0}, "margins": {"osteophytes": 1.0}, "subchondral bone": {"sclerosis": 1.0}}.items():
-        change = np.abs(without_noise(replace(HEALTHY, **changed), view, traits) - plain)
-        inside = {other: change[mask].mean() for other, mask in masks.items()}
-        rest = change[~np.any(list(masks.values()), axis=0)].mean()
-        assert inside[name] > 5 * rest, name
-        if name != "subchondral bone":  # a femur that comes down changes the bone at its end, too
-            assert max(inside, key=inside.get) == name
-
-
-def test_regions_are_apart_inside_the_picture_and_on_both_sides():
-    rng = np.random.default_rng(3)
-    for side in "LR":
-        view = _crop_view(rng, side)
-        masks = regions.drawn(Findings(0.3, 0.3, 0.5, 0.2, 0.2), view, rng.normal(size=draw.TRAITS))
-        assert masks.shape == (3, 224, 224) and masks.sum(0).max() == 1
-        x = round(view.centre[0])
-        assert masks[:, :, :x].any((1, 2)).all() and masks[:, :, x:].any((1, 2)).all() and 0.08 < masks.any(0).mean() < 0.25
-        assert not masks[:, 0].any() and not masks[:, -1].any()
-
-
-def test_regions_of_real_pictures_are_refused(easy_study):
-    with pytest.raises(StudyError, match="known for phantoms"):
-        regions.of_cohort(easy_study, None, 112)
 
 
 # Scores

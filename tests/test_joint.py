@@ -24,10 +24,7 @@ def external(tmp_path_factory):
     rows = write_cohort_b(folder, 70, seed=1203, workers=1)[["image_id", "path"]]
     rows = rows.merge(pd.read_csv(folder / "truth.csv"), on="image_id")
     rows["image"] = [read_gray(folder / path) for path in rows["path"]]
-    cut = 8 * (
-        rows["defect"] == "other_size"
-    )  # columns that the cohort cuts off at the left of such a picture
-    rows["centre"] = list(zip(rows["joint_x"] - cut, rows["joint_y"], strict=True))
+    rows["centre"] = list(zip(rows["joint_x"], rows["joint_y"], strict=True))
     return rows
 
 

@@ -1,7 +1,8 @@
-"""Sets derived from a cohort: what an external result is computed on, and how many pictures there are of each grade."""
+"""Sets derived from a cohort, on which external results are computed, and counts of pictures per grade."""
 
 import pandas as pd
 
+from koa_lib.data.manifest import SPLITS
 from koa_lib.grades import GRADES
 from koa_lib.images.shape import TWO_KNEES
 
@@ -29,7 +30,7 @@ def subset(rows, name):
 
 
 def conflicting(rows, group="pixel_sha256", column="kl_grade"):
-    """Whether each row's group carries more than one value of a column, e.g. equal pixels under two grades."""
+    """Whether each row's group carries several values of a column, e.g. equal pixels under two grades."""
     return rows.groupby(group)[column].transform("nunique") > 1
 
 
@@ -39,17 +40,15 @@ def two_knees(rows):
 
 
 def one_per_grade(rows):
-    """The first picture of one knee for each grade, and the first of two knees: rows with a title as index."""
-    double = two_knees(rows)
-    single = rows[~double].drop_duplicates("kl_grade").sort_values("kl_grade")
-    titled = single.set_index("KL " + single["kl_grade"].astype(str))
-    pair = rows[double].head(1)
-    return titled if pair.empty else pd.concat([titled, pair.set_axis(["two knees"])])
+    """The first picture of one knee for each grade, and the first of two knees: rows with titles as index."""
+    title = ("KL " + rows["kl_grade"].astype(str)).mask(two_knees(rows), "two knees")
+    titled = rows.set_index(title.to_numpy())
+    return titled[~titled.index.duplicated()].sort_index()
 
 
 def counts(rows, cohort):
     """Pictures per split and grade: cohort, split, grade, n (zero where a grade is absent)."""
-    table = rows.groupby(["split", "kl_grade"]).size().unstack(fill_value=0).reindex(columns=list(GRADES), fill_value=0)
-    order = [split for split in ("train", "val", "test", "auto_test", "external") if split in table.index]
-    long = table.loc[order].stack().rename("n").reset_index()
-    return long.rename(columns={"kl_grade": "grade"}).assign(cohort=cohort)[["cohort", "split", "grade", "n"]]
+    order = [split for split in SPLITS if (rows["split"] == split).any()]
+    every = pd.MultiIndex.from_product([order, GRADES], names=["split", "grade"])
+    n = rows.groupby(["split", "kl_grade"]).size().reindex(every, fill_value=0)
+    return n.rename("n").reset_index().assign(cohort=cohort)[["cohort", "split", "grade", "n"]]

@@ -25,11 +25,28 @@ _WORDINGS = {
 }
 _NARROWING = ("{word} {place}joint space narrowing", "{word} narrowing of the {place}joint space")
 _OTHERS = {
-    "hand": ("radiograph of a hand with fingers and wrist", "frontal view of a hand, five digits", "bones of a hand"),
-    "hip": ("radiograph of a hip with femoral head and pelvis", "frontal view of a hip", "hip joint and acetabulum"),
-    "chest": ("radiograph of a chest with lungs, ribs, heart", "frontal view of the thorax", "chest with clear lungs"),
+    "hand": (
+        "radiograph of a hand with fingers and wrist",
+        "frontal view of a hand, five digits",
+        "bones of a hand",
+    ),
+    "hip": (
+        "radiograph of a hip with femoral head and pelvis",
+        "frontal view of a hip",
+        "hip joint and acetabulum",
+    ),
+    "chest": (
+        "radiograph of a chest with lungs, ribs, heart",
+        "frontal view of the thorax",
+        "chest with clear lungs",
+    ),
 }
-_KNEES = ("radiograph of a {side} knee", "frontal view of a {side} knee", "{side} knee, standing", "knee joint, {side}")
+_KNEES = (
+    "radiograph of a {side} knee",
+    "frontal view of a {side} knee",
+    "{side} knee, standing",
+    "knee joint, {side}",
+)
 _WHOLE = ("absence of osteoarthritis", "normal joint", "no X-ray changes")
 
 
@@ -45,22 +62,26 @@ def caption(kind, findings, side, rng):
         Chooses the wording and the order of the findings.
     """
     if kind != "knee":
-        return str(rng.choice(_OTHERS[kind]))
-    head = str(rng.choice(_KNEES)).format(side={"L": "left", "R": "right"}[side])
-    others = [_words(name, findings, rng) for name in ("osteophytes", "sclerosis", "deformity")]
-    parts = [_narrowing(findings, rng), *others]
+        return _one(_OTHERS[kind], rng)
+    head = _one(_KNEES, rng).format(side={"L": "left", "R": "right"}[side])
+    words = [_words(name, findings, rng) for name in ("osteophytes", "sclerosis", "deformity")]
+    parts = [_narrowing(findings, rng), *words]
     if level("jsn", findings.jsn) == level("osteophytes", findings.osteophytes) == 0:
-        parts.append(str(rng.choice(_WHOLE)))
+        parts.append(_one(_WHOLE, rng))
     # The two findings that carry most come first; wording and the rest vary.
-    rest = [parts[k] for k in 2 + rng.permutation(len(parts) - 2)]
-    return ", ".join([head, *(parts[k] for k in rng.permutation(2)), *rest])
+    rest = rng.permutation(parts[2:])
+    return ", ".join([head, *rng.permutation(parts[:2]), *rest])
 
 
 def _narrowing(findings, rng):
     compartment = "medial" if findings.medial_jsn >= findings.lateral_jsn else "lateral"
-    place = compartment + " " if level("jsn", findings.jsn) else ""
-    return str(rng.choice(_NARROWING)).format(word=_words("jsn", findings, rng), place=place)
+    place = f"{compartment} " if level("jsn", findings.jsn) else ""
+    return _one(_NARROWING, rng).format(word=_words("jsn", findings, rng), place=place)
 
 
 def _words(name, findings, rng):
-    return str(rng.choice(_WORDINGS[name][level(name, getattr(findings, name))]))
+    return _one(_WORDINGS[name][level(name, getattr(findings, name))], rng)
+
+
+def _one(wordings, rng):
+    return str(rng.choice(wordings))

@@ -121,14 +121,14 @@ SOURCES = {
     "a docstring": ("metrics.py", lambda text: text.replace('"""', '"""In other words: ', 1), set(), set()),
     "a comment": ("runner.py", lambda text: text + "# seen\n", set(), set()),
     "a table": ("tables.py", lambda text: text + LINE, set(), set()),
-    "a metric, by which epochs are chosen": ("metrics.py", lambda text: text + LINE, GRADERS, {"trunk", "encoder", "DINO", "DINO encoder", "inspected"}),
-    "a prompt": ("grades.py", lambda text: text.replace("osteophytes", "bony spurs", 1), GRADERS, {"trunk", "encoder", "DINO", "DINO encoder", "inspected", "as found"}),
-    "an architecture": ("model_configs/koa-tiny.json", lambda text: text + " ", TRAINED, {"inspected"}),
-    "a network of Table 4": ("baselines.py", lambda text: text + LINE, set(), TRAINED | {"inspected"}),
+    "a metric, by which epochs are chosen": ("metrics.py", lambda text: text + LINE, GRADERS, {"trunk", "encoder", "DINO", "DINO encoder"}),
+    "a prompt": ("grades.py", lambda text: text.replace("osteophytes", "bony spurs", 1), GRADERS, {"trunk", "encoder", "DINO", "DINO encoder", "inspected"}),
+    "an architecture": ("model_configs/koa-tiny.json", lambda text: text + " ", TRAINED, set()),
+    "a network of Table 4": ("baselines.py", lambda text: text + LINE, set(), TRAINED),
     "how pictures are read": ("images/read.py", lambda text: text + LINE, TRAINED | {"as found", "inspected", "pictures"}, set()),
     "how pictures are fitted": ("images/shape.py", lambda text: text + LINE, TRAINED | {"pictures", "inspected"}, set()),
     "how a grade is told": ("grading.py", lambda text: text + LINE, {"exported"}, set()),
-    "how phantoms are drawn": ("phantoms/draw.py", lambda text: text + LINE, set(), TRAINED | {"inspected"}),
+    "how phantoms are drawn": ("phantoms/draw.py", lambda text: text + LINE, set(), TRAINED),
 }
 
 
@@ -146,7 +146,7 @@ def test_a_changed_group_or_grade_trains_again_what_was_fitted_on_it(again, chan
 def test_another_version_of_torch_makes_all_again_that_uses_it(again, monkeypatch):
     versions = {**reach.versions(), "torch": "0.1"}
     monkeypatch.setattr(reach, "versions", lambda: versions)
-    assert again() == TRAINED | {"inspected"}  # the last is too broad
+    assert again() == TRAINED
 
 
 def test_other_published_weights_make_again_what_starts_from_them(again, small, tmp_path):

@@ -4,8 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from koa_lib.images.picture import to_uint8
-from koa_lib.images.read import read_gray
+from koa_lib.images.read import read_gray, to_uint8
 from koa_lib.images.shape import adjust, squares
 
 

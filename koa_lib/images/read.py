@@ -272,3 +272,32 @@ def _dicom_gray(path):
     span = float(high) - float(low) or 1.0  # a picture of one value is all 0
     gray = np.clip((values - float(low)) / span, 0, 1).astype(np.float32)
     return 1 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray
+
+
+def read(path):
+    """A picture as an observer sees it, with what a person should know of how it was read: a `Picture`; errors as `decode`."""
+    found = header(path)
+    notes = ["colour picture: its channels were averaged"] if decode(path)[0].ndim == 3 else []
+    notes += [f"file of {found.frames} pictures: the first was read"] if found.frames > 1 else []
+    return Picture(read_gray(path), tuple(notes))
+
+
+def header(path):
+    """What a file says of itself: a `Header`; nothing is decoded, so that a gigantic picture costs no memory."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        kind = _format(path)
+        if kind == "DICOM":
+            import pydicom
+
+            found = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+            return Header(kind, int(found.get("Columns") or 32), int(found.get("Rows") or 32))
+        with Image.open(path) as picture:
+            return Header(kind, *picture.size, 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def to_uint8(gray):
+    """A gray picture in [0, 1] as uint8, rounded."""
+    return np.round(255 * np.clip(gray, 0, 1)).astype(np.uint8)

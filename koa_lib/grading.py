@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
@@ -20,14 +19,13 @@ from koa_lib.datasets import to_tensor
 from koa_lib.device import autocast, compute_device, device_of
 from koa_lib.errors import StudyError
 from koa_lib.images import shape
-from koa_lib.images.read import decode, file_sha256, mislabelled, read_gray
+from koa_lib.images.read import file_sha256, header, read
 
 WEIGHTS = "grader.safetensors"
 NOVELTY = "novelty."  # prefix of the arrays that are not the grader's
 MOST_PIXELS = 50_000_000  # a large radiograph has 20 million
 SMALLEST = 32  # pixels of the shorter side
 BATCH = 32
-COLOUR = "colour picture: its channels were averaged"
 UNLIKE = "unlike the training pictures: the grade may mean little"
 NO_KNEE = "probably not a knee radiograph, or one that is turned, cut or badly deformed: the grade is not to be trusted"
 
@@ -171,21 +169,25 @@ def forward(grader, squares, statistics):
 def grade(model, paths):
     """Grade picture files in order, a batch at a time; no file stops the others.
 
+    One picture is held at a time; of a batch only what the network sees and what `novelty.is_knee` looks at.
+
     Yields
     ------
     Graded
     """
-    with _quiet():
-        for start in range(0, len(paths), BATCH):
-            rows = [Graded(Path(path)) for path in paths[start : start + BATCH]]
-            _grade_batch(model, rows, [_read(model, row) for row in rows])
-            yield from rows
+    for start in range(0, len(paths), BATCH):
+        rows = [Graded(Path(path)) for path in paths[start : start + BATCH]]
+        with _quiet():
+            seen = [(row, *found) for row in rows if (found := _told(row, _read, model, row))]
+            if seen:
+                _grade_batch(model, *zip(*seen, strict=True))
+        yield from rows
 
 
 def look(model, row):
     """A graded row's picture again, for a page: the gray picture (H, W), and the square (size, size) that was graded."""
     with _quiet():
-        image = read_gray(row.path)
+        image = read(row.path).gray
         return image, model.squares(image)[row.knee]
 
 
@@ -194,14 +196,10 @@ def attended(model, square):
     return explain.heatmap(model.grader, to_tensor(square[None], model.card["statistics"]))[0]
 
 
-def _read(model, row):
-    """The picture and its squares, or None with the row's `problem` set."""
+def _told(row, work, *given):
+    """What some work on a row gives, or None with the row's `problem` set."""
     try:
-        row.warnings += _checked(row.path)
-        image = read_gray(row.path)
-        if image.min() == image.max():
-            raise StudyError(f"nothing to see: {row.path} has one gray value everywhere. Give the radiograph itself.")
-        return image, model.squares(image)
+        return work(*given)
     except StudyError as error:
         row.problem = str(error).replace(str(row.path), row.path.name)
     except Exception as error:  # whatever a decoder or a lack of memory brings, the other files are graded
@@ -209,20 +207,30 @@ def _read(model, row):
     return None
 
 
-def _checked(path):
-    """Warnings about a file that can be graded; StudyError for one that is too large or too small."""
+def _read(model, row):
+    """The squares and the small picture of a row's file; its notes become the row's warnings."""
+    _check(row.path)
+    picture = read(row.path)
+    if picture.gray.min() == picture.gray.max():
+        raise StudyError(f"nothing to see: {row.path} has one gray value everywhere. Give the radiograph itself.")
+    row.warnings += picture.notes
+    return model.squares(picture.gray), novelty.small(picture.gray)
+
+
+def _check(path):
+    """StudyError for a file that is none, or too large or too small to be graded."""
     mode = _mode(path)
     if stat.S_ISDIR(mode):
         raise StudyError(f"{path} is a folder without a picture that can be read. Give another folder, or look at its permissions.")
     if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
         raise StudyError(f"{path} is a pipe or a device. Give a regular file.")
-    (width, height), frames, gray = _header(path)
+    found = header(path)
+    width, height = found.width, found.height
     if width * height > MOST_PIXELS:
         raise StudyError(f"{path} has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}. Scale it down or cut the knee out.")
     if min(width, height) < SMALLEST:
-        raise StudyError(f"{path} has {width} x {height} pixels, too few to see a knee: the shorter side needs {SMALLEST}. Give the radiograph itself, no preview.")
-    found = [] if gray or decode(path)[0].ndim == 2 else [COLOUR]
-    return found + [f"file of {frames} pictures: the first was graded"] * (frames > 1)
+        raise StudyError(f"{path} has {width} x {height} pixels, too few to see a knee: the shorter side needs {SMALLEST}. "
+                         "Give the radiograph itself, no preview.")
 
 
 def _mode(path):
@@ -234,58 +242,29 @@ def _mode(path):
         raise StudyError(f"{path} cannot be looked at ({error.strerror}). Correct the path or its permissions.") from error
 
 
-def _header(path):
-    """(width, height), number of pictures and whether they are gray for sure, without decoding: a gigantic picture costs no memory."""
+def _grade_batch(model, rows, squares, images):
+    """Grade rows, each with the squares of its knees and its small picture."""
     try:
-        with _any_size():
-            mislabelled(path)  # raises for what is no picture
-            picture = Image.open(path)
-        with picture:
-            frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-            return picture.size, frames, picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I")
-    except UnidentifiedImageError:
-        return _dicom_size(path), 1, True
-
-
-@contextmanager
-def _any_size():
-    # Pillow refuses what is gigantic in its own words and by its own limit; opening alone decodes nothing.
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _dicom_size(path):
-    try:
-        import pydicom
-    except ImportError:
-        return SMALLEST, SMALLEST  # reading the picture will say what to install
-    header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-    return int(header.get("Columns") or SMALLEST), int(header.get("Rows") or SMALLEST)
-
-
-def _grade_batch(model, rows, images):
-    owners = [(place, knee) for place, found in enumerate(images) if found for knee in range(len(found[1]))]
-    if not owners:
+        found = forward(model.grader, np.concatenate(squares), model.card["statistics"])
+    except Exception as error:  # too little memory, as a rule
+        for row in rows:
+            row.problem = f"{row.path.name} cannot be graded ({type(error).__name__}: {error}). Free some memory."
         return
-    squares = np.stack([images[place][1][knee] for place, knee in owners])
-    probabilities, similarities, traits = forward(model.grader, squares, model.card["statistics"])
-    scores = model.novelty.score(traits)
-    for number, (place, knee) in enumerate(owners):
-        row = rows[place]
-        if row.grade is not None and _expected(row.probabilities) >= _expected(probabilities[number]):
-            continue
-        row.grade, row.knee, row.novelty = int(probabilities[number].argmax()), knee, float(scores[number])
-        row.probabilities, row.similarities = probabilities[number], similarities[number]
-    for row, found in zip(rows, images, strict=True):
-        if row.novelty > 1:
-            row.warnings.append(UNLIKE if novelty.is_knee(found[0]) else NO_KNEE)
+    ends = np.cumsum([len(knees) for knees in squares])[:-1]
+    parts = (np.split(values, ends) for values in (*found[:2], model.novelty.score(found[2])))
+    for row, image, *numbers in zip(rows, images, *parts, strict=True):
+        _told(row, _conclude, row, image, *numbers)
 
 
-def _expected(probabilities):
-    return float(probabilities @ np.arange(len(probabilities)))
+def _conclude(row, image, probabilities, similarities, distances):
+    """Write the numbers of a picture's knees (n, 5), (n, 5) and (n,) into its row: those of the worse knee."""
+    if not all(np.isfinite(values).all() for values in (probabilities, similarities, distances)):
+        raise StudyError(f"the model gives no number for {row.path}. Grade with other weights, or give the picture as 8-bit gray PNG.")
+    row.knee = int((probabilities @ np.arange(5)).argmax())
+    row.probabilities, row.similarities = probabilities[row.knee], similarities[row.knee]
+    row.grade, row.novelty = int(row.probabilities.argmax()), float(distances[row.knee])
+    if row.novelty > 1:
+        row.warnings.append(UNLIKE if novelty.is_knee(image) else NO_KNEE)
 
 
 @contextmanager

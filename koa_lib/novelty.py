@@ -126,10 +126,11 @@ def is_knee(image):
 
 
 def _joint_scores(image):
-    return (joint.find(shown).score for half in halves(_small(image)) for shown in (half, 1 - half))
+    return (joint.find(shown).score for half in halves(small(image)) for shown in (half, 1 - half))
 
 
-def _small(image):
+def small(image):
+    """A gray picture (H, W) reduced to what `is_knee` looks at: at most `JOINT_SIDE` pixels a side; a small one stays as it is."""
     shrink = JOINT_SIDE / max(image.shape)
     if shrink >= 1:
         return np.asarray(image, dtype=np.float32)

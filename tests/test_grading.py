@@ -32,7 +32,7 @@ def koa(monkeypatch, capsys, weights):
 
     def run(*arguments, stdin=""):
         monkeypatch.setattr(sys, "argv", ["koa", "grade", *map(str, arguments), *([] if "--weights" in arguments else ["--weights", str(weights)])])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode())))
         with pytest.raises(SystemExit) as done:
             cli.main()
         return done.value.code or 0, *capsys.readouterr()

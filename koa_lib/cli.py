@@ -1,4 +1,5 @@
-"""The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a traceback."""
+"""The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a
+traceback."""
 
 import errno
 import os
@@ -31,7 +32,7 @@ def _named(name: str):
 Profile = typer.Option("demo", help="smoke, demo, oai or paper.")
 Seed = typer.Option(None, help="By default the profile's own.")
 Pictures = typer.Argument(
-    help="Picture files (PNG, JPEG, TIFF, WebP, BMP, DICOM), folders, lists of paths (.txt), or - for a list on stdin."
+    help="Picture files (PNG, JPEG, TIFF, WebP, BMP, DICOM), folders, lists (.txt), or - for a list on stdin."
 )
 Weights = typer.Option(
     None,
@@ -185,7 +186,8 @@ def build(
 
 @data_app.command("verify")
 def verify_files(cohort: str, folder: str, out: str = typer.Option("", help="CSV for the whole list.")):
-    """Compare every picture below a folder with the cohort's manifest; exit code 1 when something is wrong."""
+    """Compare every picture below a folder with the cohort's manifest; exit code 1 when something is
+    wrong."""
     from koa_lib.data.fetch import verify
 
     verify(cohort, folder, out and _new_file(out))
@@ -193,7 +195,9 @@ def verify_files(cohort: str, folder: str, out: str = typer.Option("", help="CSV
 
 @data_app.command()
 def audit(
-    cohort: str, folder: str, out: str = typer.Option("", help="Folder for the tables, by default <cohort>_audit.")
+    cohort: str,
+    folder: str,
+    out: str = typer.Option("", help="Folder for the tables, by default <cohort>_audit."),
 ):
     """Find what repeats, contradicts, leaks or looks odd in a cohort's files."""
     from koa_lib.data import audit, cohorts, inspection
@@ -231,14 +235,19 @@ def _new_file(path, option="--out"):
     # Looked at before the work, so that nothing is done in vain.
     path = Path(path)
     if path.exists():
-        raise StudyError(f"{path} exists already. Give another name with {option}, so that nothing is overwritten.")
+        raise StudyError(
+            f"{path} exists already. Give another name with {option}, so that nothing is overwritten."
+        )
     if not os.access(path.absolute().parent, os.W_OK):
-        raise StudyError(f"The folder of {path} does not exist or is read-only. Give another name with {option}.")
+        raise StudyError(
+            f"The folder of {path} does not exist or is read-only. Give another name with {option}."
+        )
     return path
 
 
 def main():
-    """Entry point: a `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2 when
+    """Entry point: a `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2
+    when
     grading, whose 1 is that of a picture); Ctrl-C is a line and 130."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
@@ -260,4 +269,6 @@ def _refused(error, kept):
     where = error.filename or "A file"
     if error.errno == errno.ENOSPC:
         return f"The disk is full. {where} could not be written. Free some space.{kept}"
-    return f"{where} cannot be read or written ({error.strerror or error}). Check the folder and the space left."
+    return (
+        f"{where} cannot be read or written ({error.strerror or error}). Check the folder and the space left."
+    )

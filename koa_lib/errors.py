@@ -1,4 +1,5 @@
-"""The one exception of the library that is meant for people, what an unfinished run is told, and text that is safe to print."""
+"""The one exception of the library that is meant for people, what an unfinished run is told, and text that
+is safe to print."""
 
 GOES_ON = "Finished work is kept: the same command goes on from there."
 
@@ -11,7 +12,8 @@ class StudyError(Exception):
 
 
 def printable(found):
-    """Text of a file or its name as a terminal may show it: what is no printable character, such as a command to the terminal, becomes '?'.
+    """Text of a file or its name as a terminal may show it: what is no printable character, such as a
+    command to the terminal, becomes '?'.
 
     Parameters
     ----------
@@ -22,4 +24,8 @@ def printable(found):
         return {key: printable(value) for key, value in found.items()}
     if isinstance(found, list):
         return [printable(value) for value in found]
-    return "".join(letter if letter.isprintable() else "?" for letter in found) if isinstance(found, str) else found
+    return (
+        "".join(letter if letter.isprintable() else "?" for letter in found)
+        if isinstance(found, str)
+        else found
+    )

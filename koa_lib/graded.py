@@ -18,11 +18,19 @@ from koa_lib.errors import StudyError, printable
 from koa_lib.images.read import to_uint8
 from koa_lib.listing import listing, short_names
 
-NO_DEVICE = "This is research software and no medical device: its grades must not be used for diagnosis or treatment."
+NO_DEVICE = (
+    "This is research software and no medical device: its grades must not be used for diagnosis or treatment."
+)
 FEW = 3  # up to so many pictures are told in detail
 MANY = 20  # from so many on a bar shows the progress
 # How warnings begin, and the word for them in a table's row; they are explained once below it.
-SHORT = {grading.UNLIKE: "unlike", grading.NO_KNEE: "no knee", "colour": "colour", "file of": "several", "": "note"}
+SHORT = {
+    grading.UNLIKE: "unlike",
+    grading.NO_KNEE: "no knee",
+    "colour": "colour",
+    "file of": "several",
+    "": "note",
+}
 LEAST = 20  # columns of a description, however narrow the terminal
 NAME = 26  # columns of a file's name in the terminal
 METRICS = {"accuracy": "accuracy", "qwk": "quadratic kappa"}
@@ -89,24 +97,40 @@ def facts(card):
     found, known = card["performance"], card["novelty"]
     kind = "synthetic phantoms" if card["synthetic"] else "radiographs"
     values = {row["metric"]: row for row in found.get("metrics", [])}
-    tested = ", ".join(f"{label} {_interval(values[name])}" for name, label in METRICS.items() if name in values)
+    tested = ", ".join(
+        f"{label} {_interval(values[name])}" for name, label in METRICS.items() if name in values
+    )
     if tested:
-        tested += (f" (95 % intervals; {found['pictures']:,} pictures, {found['groups']:,} patients, "
-                   f"{found['split']} split of the same cohort)")
+        tested += (
+            f" (95 % intervals; {found['pictures']:,} pictures, {found['groups']:,} patients, "
+            f"{found['split']} split of the same cohort)"
+        )
     return [
-        ("Model", f"{card['name']}, {card['image_size']} px, {card['arm']}, fold {card['fold']}, seed {card['seed']}; "
-                  f"run '{card['run']}', commit {card['commit']}, data {card['data']}, weights {card['weights_sha256'][:8]}"),
+        (
+            "Model",
+            f"{card['name']}, {card['image_size']} px, {card['arm']}, fold {card['fold']}, seed "
+            f"{card['seed']}; "
+            f"run '{card['run']}', commit {card['commit']}, data {card['data']}, weights "
+            f"{card['weights_sha256'][:8]}",
+        ),
         ("Trained on", f"{card['pictures']:,} {kind} of {card['groups']:,} patients ({card['cohort']})"),
         ("Held out", tested or found.get("reason", "unknown")),
-        ("Warnings", f"'unlike the training pictures' was meant for {known['rate']:.0%} of pictures of the same origin; "
-                     f"on the {known['checked_on']} split it came for {known['alarms']} of {known['checked']}"),
+        (
+            "Warnings",
+            f"'unlike the training pictures' was meant for {known['rate']:.0%} of pictures of the "
+            "same origin; "
+            f"on the {known['checked_on']} split it came for {known['alarms']} of {known['checked']}",
+        ),
     ]
 
 
 def cautions(card):
     """What limits all grades of a model, as a list of sentences."""
-    limits = {"synthetic": "The model knows synthetic phantoms only: its grades of real radiographs mean nothing.",
-              "only_a_test": "The weights come from a test of the software (a smoke or dry run): no grade means anything."}
+    limits = {
+        "synthetic": "The model knows synthetic phantoms only: its grades of real radiographs mean nothing.",
+        "only_a_test": "The weights come from a smoke or dry run, a test of the software: no grade "
+        "means anything.",
+    }
     return [text for key, text in limits.items() if card[key]]
 
 
@@ -120,12 +144,15 @@ def summary(rows):
     graded, unlike = [row for row in rows if row.grade is not None], [row for row in rows if row.novelty > 1]
     no_knee = sum(grading.NO_KNEE in row.warnings for row in unlike)
     parts = [f"{len(graded):,} of {len(rows):,} picture{'s' * (len(rows) != 1)} graded"]
-    parts += [f"{len(unlike):,} unlike the training pictures, {no_knee:,} of them probably no knee radiograph"] * bool(unlike)
+    parts += [
+        f"{len(unlike):,} unlike the training pictures, {no_knee:,} of them probably no knee radiograph"
+    ] * bool(unlike)
     return "; ".join(parts) + "."
 
 
 def explained(rows):
-    """The short words of a table's rows, a line for each that occurs and each thing that it means, whatever its numbers."""
+    """The short words of a table's rows, a line for each that occurs and each thing that it means, whatever
+    its numbers."""
     told = {re.sub(r"\d[\d,.]*", "N", text): _short(text) for row in rows for text in row.warnings}
     return [f"! {word + ':':8} {printable(text)}" for text, word in told.items()]
 
@@ -161,12 +188,20 @@ def _lines(name, row, card):
 def _details(name, row, card):
     if row.problem:
         return f"\n{name}: not graded\n  {printable(row.problem)}"
-    lines = [f"\n{name}: KL {row.grade}, {card['names'][row.grade].lower()}", *(f"  ! {printable(text)}" for text in row.warnings),
-             f"  {'KL':3} {'probability':18} {'similarity':10}  description"]
+    lines = [
+        f"\n{name}: KL {row.grade}, {card['names'][row.grade].lower()}",
+        *(f"  ! {printable(text)}" for text in row.warnings),
+        f"  {'KL':3} {'probability':18} {'similarity':10}  description",
+    ]
     for grade, (probability, cosine) in enumerate(zip(row.probabilities, row.similarities, strict=True)):
         bar = "#" * round(10 * probability)
         numbers = f"  {grade:<3} {100 * probability:5.1f} % {bar:10} {cosine:10.3f}  "
-        lines.append(numbers + textwrap.shorten(card["descriptions"][grade], max(_columns() - len(numbers), LEAST), placeholder="..."))
+        lines.append(
+            numbers
+            + textwrap.shorten(
+                card["descriptions"][grade], max(_columns() - len(numbers), LEAST), placeholder="..."
+            )
+        )
     if card["prompts"] == "as_printed":
         lines.append("  (descriptions as the paper prints them: it numbers them 1 to 5)")
     return "\n".join(lines)
@@ -177,7 +212,17 @@ def _columns():
 
 
 def _json_writer(model):
-    print(json.dumps({"type": "model", **model.card, "cautions": cautions(model.card), "not_a_medical_device": NO_DEVICE}), flush=True)
+    print(
+        json.dumps(
+            {
+                "type": "model",
+                **model.card,
+                "cautions": cautions(model.card),
+                "not_a_medical_device": NO_DEVICE,
+            }
+        ),
+        flush=True,
+    )
     return lambda name, row: print(json.dumps(as_dict(name, row)), flush=True)
 
 
@@ -186,20 +231,40 @@ def as_dict(name, row):
     plain = {"type": "picture", "path": str(row.path), "name": name, "grade": row.grade}
     if row.problem:
         return {**plain, "problem": row.problem}
-    probabilities, similarities = ([round(float(value), 6) for value in values] for values in (row.probabilities, row.similarities))
-    return {**plain, "probabilities": probabilities, "similarities": similarities, "unlike_training": bool(row.novelty > 1),
-            "probably_no_knee": grading.NO_KNEE in row.warnings, "novelty": round(row.novelty, 4), "warnings": row.warnings}
+    probabilities, similarities = (
+        [round(float(value), 6) for value in values] for values in (row.probabilities, row.similarities)
+    )
+    return {
+        **plain,
+        "probabilities": probabilities,
+        "similarities": similarities,
+        "unlike_training": bool(row.novelty > 1),
+        "probably_no_knee": grading.NO_KNEE in row.warnings,
+        "novelty": round(row.novelty, 4),
+        "warnings": row.warnings,
+    }
 
 
 def write_page(target, model, names, rows):
-    """Write one self-contained HTML page; pictures are read again one by one, so that memory never holds many."""
+    """Write one self-contained HTML page; pictures are read again one by one, so that memory never holds
+    many."""
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("koa_lib", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    entries = (_entry(model, name, row) for name, row in zip(names, _with_bar(rows, len(rows), "page"), strict=True))
+    environment = Environment(
+        loader=PackageLoader("koa_lib", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    entries = (
+        _entry(model, name, row) for name, row in zip(names, _with_bar(rows, len(rows), "page"), strict=True)
+    )
     card = printable(model.card)
     stream = environment.get_template("graded.html.jinja").stream(
-        entries=entries, card=card, facts=facts(card), cautions=cautions(card), summary=summary(rows), no_device=NO_DEVICE)
+        entries=entries,
+        card=card,
+        facts=facts(card),
+        cautions=cautions(card),
+        summary=summary(rows),
+        no_device=NO_DEVICE,
+    )
     part = target.with_name(f".part-{os.getpid()}-{target.name}")
     try:
         with open(part, "wb") as file:
@@ -215,7 +280,11 @@ def _entry(model, name, row):
         return entry
     try:
         image, square = grading.look(model, row)
-        return {**entry, "picture": _uri(to_uint8(image)), "map": _uri(_overlaid(square, grading.attended(model, square)))}
+        return {
+            **entry,
+            "picture": _uri(to_uint8(image)),
+            "map": _uri(_overlaid(square, grading.attended(model, square))),
+        }
     except Exception as error:  # the file may be gone by now, or the memory: its grades stay
         return {**entry, "unseen": printable(f"{name} cannot be shown ({error}).")}
 
@@ -228,6 +297,8 @@ def _overlaid(square, heat):
 def _uri(pixels):
     picture, buffer = Image.fromarray(pixels), io.BytesIO()
     grow = SIDE / max(picture.size)
-    picture = picture.resize(tuple(max(1, round(side * grow)) for side in picture.size), Image.Resampling.BICUBIC)
+    picture = picture.resize(
+        tuple(max(1, round(side * grow)) for side in picture.size), Image.Resampling.BICUBIC
+    )
     picture.save(buffer, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

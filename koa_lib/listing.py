@@ -18,7 +18,8 @@ def listing(given, stdin=None):
     Parameters
     ----------
     given : sequence of str
-        Paths; a file with the suffix .txt is a list of paths, one per line, and '-' stands for such a list on stdin.
+        Paths; a file with the suffix .txt is a list of paths, one per line, and '-' stands for such a list
+        on stdin.
         A list may be UTF-8 or, with its mark, UTF-16, and have its paths in quotes.
     stdin : binary file, optional
         The standard input.
@@ -36,7 +37,10 @@ def listing(given, stdin=None):
     paths = []
     for name in given:
         if not name.strip():
-            raise StudyError("An empty name was given. Give picture files, folders or lists of them; '.' is the current folder.")
+            raise StudyError(
+                "An empty name was given. Give picture files, folders or lists of them; '.' is the "
+                "current folder."
+            )
         if name == "-":
             paths += _listed(stdin.read(), Path())
         elif Path(name).suffix.lower() == ".txt" and os.path.isfile(name):
@@ -68,7 +72,8 @@ def _expanded(path):
 
 
 def walk(folder):
-    """All files below a folder in natural order: hidden files and folders left out, links followed, no folder twice."""
+    """All files below a folder in natural order: hidden files and folders left out, links followed, no
+    folder twice."""
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
@@ -94,4 +99,7 @@ def _is_dicom(path):
 def short_names(paths):
     """Names to show: the file's name, with its folder where another file has the same."""
     counts = Counter(path.name for path in paths)
-    return [f"{path.parent.name}/{path.name}" if counts[path.name] > 1 and path.parent.name else path.name for path in paths]
+    return [
+        f"{path.parent.name}/{path.name}" if counts[path.name] > 1 and path.parent.name else path.name
+        for path in paths
+    ]

@@ -5,12 +5,14 @@ import textwrap
 from matplotlib import style
 from matplotlib.figure import Figure
 
-# From viridis, light (KL 0) to dark (KL 4): ordered in lightness, so it survives colour blindness and gray print.
+# From viridis, light (KL 0) to dark (KL 4): ordered in lightness, so it survives colour blindness and gray
+# print.
 GRADE_COLOURS = ("#b5de2b", "#4ac16d", "#1f9e89", "#31688e", "#440154")
 # Okabe and Ito's palette, for what has no order (folds, parts of a model).
 PLAIN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 FROZEN, TRAINED, INK = "#dbe4ee", "#f9d9b0", "#333333"
-# Inches: the whole page, and one column, whose text of at least 8 points can be read where a phone shows it 340 pixels wide.
+# Inches: the whole page, and one column, whose text of at least 8 points can be read where a phone shows it
+# 340 pixels wide.
 WIDTH, COLUMN = 7.2, 4.8
 
 OURS = {
@@ -30,7 +32,8 @@ OURS = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-# On matplotlib's defaults, whatever the user's own matplotlibrc says; exhibits are saved on them, too, as ticks are made late.
+# On matplotlib's defaults, whatever the user's own matplotlibrc says; exhibits are saved on them, too, as
+# ticks are made late.
 styled = style.context(["default", OURS])
 
 

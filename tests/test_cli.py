@@ -46,16 +46,32 @@ def copy(cohort_a, tmp_path, monkeypatch):
 
 def is_sentence(done, *words):
     code, out, err = done
-    return code == 1 and out == "" and err.startswith("koa: ") and err.count("\n") == 1 and all(word in err for word in words)
+    return (
+        code == 1
+        and out == ""
+        and err.startswith("koa: ")
+        and err.count("\n") == 1
+        and all(word in err for word in words)
+    )
 
 
-@pytest.mark.parametrize("arguments, word", [
-    ("inputs --profile dmeo", "smoke"), ("inputs --profile oai", "DATA="), ("inputs --profile oai --data nowhere", "nowhere"),
-    ("inputs --profile demo --data .", "phantoms"), ("notebook 99_none --profile smoke", "99_none"),
-    ("report --profile smoke --seed 8", "smoke"), ("summary --profile smoke --seed 8", "smoke"),
-    ("data fetch nothing .", "nothing"), ("data build gornale2020 nowhere", "nowhere"),
-    ("data verify gornale2020 nowhere", "nowhere"), ("data audit gornale2020 nowhere", "nowhere"),
-    ("data fetch phantom_a", "make reproduce")])
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        ("inputs --profile dmeo", "smoke"),
+        ("inputs --profile oai", "DATA="),
+        ("inputs --profile oai --data nowhere", "nowhere"),
+        ("inputs --profile demo --data .", "phantoms"),
+        ("notebook 99_none --profile smoke", "99_none"),
+        ("report --profile smoke --seed 8", "smoke"),
+        ("summary --profile smoke --seed 8", "smoke"),
+        ("data fetch nothing .", "nothing"),
+        ("data build gornale2020 nowhere", "nowhere"),
+        ("data verify gornale2020 nowhere", "nowhere"),
+        ("data audit gornale2020 nowhere", "nowhere"),
+        ("data fetch phantom_a", "make reproduce"),
+    ],
+)
 def test_mistake_is_one_line_and_exit_1(koa, arguments, word):
     assert is_sentence(koa(*arguments.split()), word)
 
@@ -65,9 +81,13 @@ def test_wrong_option_is_refused_by_name(koa):
     assert code == 2 and "--sead" in err
 
 
-@pytest.mark.parametrize("group, names", [
-    ("", "inputs notebook report pdf verify reference summary student grade data"),
-    ("data", "fetch build verify audit phantoms")])
+@pytest.mark.parametrize(
+    "group, names",
+    [
+        ("", "inputs notebook report pdf verify reference summary student grade data"),
+        ("data", "fetch build verify audit phantoms"),
+    ],
+)
 def test_help_names_the_commands(koa, group, names):
     assert set(names.split()) <= set(koa(*group.split(), "--help")[1].split())
 
@@ -81,21 +101,36 @@ def test_inputs_are_written_and_the_journal_kept_short(koa, tmp_path):
     assert (run / "inputs.yaml").is_file() and len(journal.read(run)) == 1
 
 
-@pytest.mark.parametrize("raised, code, words", [
-    (KeyboardInterrupt(), 130, ["the same command goes on"]),
-    (OSError(errno.ENOSPC, "No space", "run.jsonl"), 1, ["full", "run.jsonl", "the same command goes on"]),
-    (OSError(errno.EACCES, "Permission denied", "a\x1b[2J"), 1, ["a?[2J", "Permission denied"])])
+@pytest.mark.parametrize(
+    "raised, code, words",
+    [
+        (KeyboardInterrupt(), 130, ["the same command goes on"]),
+        (
+            OSError(errno.ENOSPC, "No space", "run.jsonl"),
+            1,
+            ["full", "run.jsonl", "the same command goes on"],
+        ),
+        (OSError(errno.EACCES, "Permission denied", "a\x1b[2J"), 1, ["a?[2J", "Permission denied"]),
+    ],
+)
 def test_interrupt_and_full_disk_are_one_line(koa, monkeypatch, raised, code, words):
     def stop(*_):
         raise raised
 
     monkeypatch.setattr(notebooks.profiles, "load", stop)
     ended, out, err = koa("notebook", "01_data_audit", "--profile", "smoke")
-    assert ended == code and err.startswith("koa: ") and err.count("\n") == 1 and all(word in err for word in words)
+    assert (
+        ended == code
+        and err.startswith("koa: ")
+        and err.count("\n") == 1
+        and all(word in err for word in words)
+    )
 
 
-@pytest.mark.parametrize("arguments, code", [
-    ("data verify phantom_a", 0), ("data audit phantom_a", 0), ("grade x.png --weights", 2)])
+@pytest.mark.parametrize(
+    "arguments, code",
+    [("data verify phantom_a", 0), ("data audit phantom_a", 0), ("grade x.png --weights", 2)],
+)
 def test_a_path_that_the_locale_cannot_write_is_no_traceback(copy, tmp_path, arguments, code):
     folder = copy.rename(tmp_path / "Größe 膝")
     plain = {key: value for key, value in os.environ.items() if key != "PYTHONIOENCODING"}
@@ -124,11 +159,16 @@ def test_verify_accepts_and_says_what_was_written_again_without_loss(koa, copy, 
     assert code == 0 and all(re.search(rf"{state} +{count}\b", out) for state, count in states.items())
 
 
-BAD = {"": lambda path: path.write_bytes(b""), "cut": lambda path: path.write_bytes(path.read_bytes()[:2000]),
-       "no image": lambda path: path.write_text("<html>")}
+BAD = {
+    "": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:2000]),
+    "no image": lambda path: path.write_text("<html>"),
+}
 
 
-@pytest.mark.parametrize("command, named", [("verify --out list.csv", "out"), ("build", "err"), ("audit --out tables", "err")])
+@pytest.mark.parametrize(
+    "command, named", [("verify --out list.csv", "out"), ("build", "err"), ("audit --out tables", "err")]
+)
 def test_all_bad_files_are_named_at_the_end(koa, copy, cohort_a, command, named):
     paths = [copy / path for path in cohort_a[1]["path"][[1, 8, 20]]]
     for path, spoil in zip(paths, BAD.values(), strict=True):
@@ -139,9 +179,13 @@ def test_all_bad_files_are_named_at_the_end(koa, copy, cohort_a, command, named)
     if name == "build":
         assert not Path("phantom_a.csv").exists()
         return
-    table = pd.read_csv("list.csv" if name == "verify" else "tables/affected_files.csv", keep_default_na=False)
+    table = pd.read_csv(
+        "list.csv" if name == "verify" else "tables/affected_files.csv", keep_default_na=False
+    )
     unreadable = table[table.isin(["unreadable", "unreadable files"]).any(axis=1)]
-    assert sorted(unreadable["found" if name == "verify" else "path"]) == sorted(str(path.relative_to(copy)) for path in paths)
+    assert sorted(unreadable["found" if name == "verify" else "path"]) == sorted(
+        str(path.relative_to(copy)) for path in paths
+    )
 
 
 def test_audit_tells_how_many_of_the_listed_pictures_it_found_and_is_never_written_over(koa, copy, cohort_a):
@@ -153,15 +197,28 @@ def test_audit_tells_how_many_of_the_listed_pictures_it_found_and_is_never_writt
     assert before == {path: path.read_bytes() for path in Path("phantom_a_audit").iterdir()}
 
 
-@pytest.mark.parametrize("column, value", [
-    ("kl_grade", "4"), ("split", "external"), ("path", "9.png"), ("kl_grade", "severe"), ("kl_grade_reader2", "7"), ("image_id", None),
-    ("path", "/etc/passwd"), ("path", "train/../../x.png"), ("path", "C:/x.png")])
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("kl_grade", "4"),
+        ("split", "external"),
+        ("path", "9.png"),
+        ("kl_grade", "severe"),
+        ("kl_grade_reader2", "7"),
+        ("image_id", None),
+        ("path", "/etc/passwd"),
+        ("path", "train/../../x.png"),
+        ("path", "C:/x.png"),
+    ],
+)
 def test_bad_row_of_a_manifest_is_named(koa, copy, column, value):
     frame = pd.read_csv(copy / "manifest.csv", dtype=str, keep_default_na=False)
     frame = frame[frame["kl_grade"] != "4"].reset_index(drop=True)
     frame.loc[6, column] = frame.loc[2, column] if value is None else value
     frame.to_csv(copy / "manifest.csv", index=False)
-    assert is_sentence(koa("data", "verify", "phantom_a", copy), str(copy / "manifest.csv"), "row 8", frame.loc[6, column])
+    assert is_sentence(
+        koa("data", "verify", "phantom_a", copy), str(copy / "manifest.csv"), "row 8", frame.loc[6, column]
+    )
 
 
 def test_build_writes_a_manifest_once(koa, copy, cohort_a):
@@ -169,10 +226,15 @@ def test_build_writes_a_manifest_once(koa, copy, cohort_a):
     assert code == 0 and "24 rows" in out and read_manifest("phantom_a.csv").equals(cohort_a[1][COLUMNS])
     assert is_sentence(koa("data", "build", "phantom_a", copy), "phantom_a.csv", "--out")
     (copy / cohort_a[1]["path"][0]).unlink()
-    assert koa("data", "build", "phantom_a", copy, "--out", "other.csv")[0] == 0 and len(read_manifest("other.csv")) == 23
+    assert (
+        koa("data", "build", "phantom_a", copy, "--out", "other.csv")[0] == 0
+        and len(read_manifest("other.csv")) == 23
+    )
 
 
-def test_build_of_the_published_samples_agrees_with_the_committed_manifests(koa, shared, tmp_path, monkeypatch):
+def test_build_of_the_published_samples_agrees_with_the_committed_manifests(
+    koa, shared, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     readers = cohorts.MANIFESTS / "gornale2020.csv"
     code, out, _ = koa("data", "build", "gornale2020", shared("gornale_sample"), "--readers", readers)
@@ -187,7 +249,9 @@ def test_wrong_readers_file_is_one_line(koa, copy, content):
     assert is_sentence(koa("data", "build", "phantom_a", copy, "--readers", "readers.csv"), "readers.csv")
 
 
-@pytest.mark.parametrize("command, out", [("verify", "gone/list.csv"), ("build", "."), ("audit", "copy/manifest.csv")])
+@pytest.mark.parametrize(
+    "command, out", [("verify", "gone/list.csv"), ("build", "."), ("audit", "copy/manifest.csv")]
+)
 def test_result_that_cannot_be_written_is_told_before_the_work(koa, copy, monkeypatch, command, out):
     for work in ("fetch.verify", "building.build", "audit.audit"):
         monkeypatch.setattr(f"koa_lib.data.{work}", lambda *_: pytest.fail("worked in vain"))

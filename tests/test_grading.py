@@ -72,7 +72,7 @@ def rows_of(out):
     return [json.loads(line) for line in out.splitlines()[1:]]
 
 
-def noise(path, seed=0):
+def noise(path, seed):
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (300, 200, 3), dtype=np.uint8)).save(path)
 
 
@@ -83,7 +83,8 @@ def same_as_run(folder, run_dir, files_of):
     """Grade every file of the prediction files of the exported arm and compare with what the run wrote."""
     model, names = grading.load(folder), set()
     card = model.card
-    pattern = f"{card['arm']}__*__{card['geometry']}-{card['intensity']}__fold{card['fold']}__seed{card['seed']}.csv"
+    view, fold = f"{card['geometry']}-{card['intensity']}", f"fold{card['fold']}__seed{card['seed']}"
+    pattern = f"{card['arm']}__*__{view}__{fold}.csv"
     for path in (run_dir / "predictions").glob(pattern):
         expected = predictions.read(path)
         rows = list(grading.grade(model, [files_of(path.name)[image] for image in expected["image_id"]]))
@@ -94,7 +95,11 @@ def same_as_run(folder, run_dir, files_of):
 
 
 def test_grades_are_those_of_the_run(weights, easy_study):
-    files = {path.stem: path for role in ("training", "external") for path in easy_study.folder_of(role).rglob("*.png")}
+    files = {
+        path.stem: path
+        for role in ("training", "external")
+        for path in easy_study.folder_of(role).rglob("*.png")
+    }
     assert same_as_run(weights, easy_study.run_dir, lambda name: files) >= {"easy_a-test", "easy_b-external"}
 
 
@@ -118,9 +123,13 @@ def test_weights_of_every_reading_grade_alike_without_the_text_tower(part, tmp_p
     card = {**known.card, **exported.architecture("koa-tiny", recipe), "residual": 0.3}
     exported.write(tmp_path / "w", grader, card, known.novelty)
     squares = np.random.default_rng(0).integers(0, 256, (3, 112, 112), dtype=np.uint8)
-    one, two = (grading.forward(which, squares, "clip") for which in (grader, grading.load(tmp_path / "w").grader))
+    one, two = (
+        grading.forward(which, squares, "clip") for which in (grader, grading.load(tmp_path / "w").grader)
+    )
     np.testing.assert_allclose(one[0], two[0], atol=1e-5)
-    assert not [name for name in load_file(tmp_path / "w" / grading.WEIGHTS) if name.startswith("clip.transformer")]
+    assert not [
+        name for name in load_file(tmp_path / "w" / grading.WEIGHTS) if name.startswith("clip.transformer")
+    ]
 
 
 @pytest.mark.parametrize("grays", [(50, 230), (230, 50)])
@@ -130,8 +139,12 @@ def test_worse_knee_of_two_is_graded(weights, tmp_path, grays):
     pixels = np.repeat(np.uint8([grays]), 320, axis=1).repeat(160, axis=0)
     Image.fromarray(pixels).save(tmp_path / "two.png")
     (row,) = grading.grade(model, [tmp_path / "two.png"])
-    expected = grading.forward(model.grader, np.stack(model.squares(pixels / 255)), model.card["statistics"])[0]
-    assert row.knee == (expected @ np.arange(5)).argmax() and np.allclose(row.probabilities, expected[row.knee], atol=1e-5)
+    expected = grading.forward(model.grader, np.stack(model.squares(pixels / 255)), model.card["statistics"])[
+        0
+    ]
+    assert row.knee == (expected @ np.arange(5)).argmax() and np.allclose(
+        row.probabilities, expected[row.knee], atol=1e-5
+    )
 
 
 # Whatever the files hold
@@ -157,7 +170,9 @@ def test_bad_file_is_told_and_the_others_are_graded(koa, fine, tmp_path, name):
     BAD[name](tmp_path / name)
     code, out, err = koa(fine[0], tmp_path / name, fine[1], "--json")
     first, bad, last = rows_of(out)
-    assert code == 1 and bad["grade"] is None and name in bad["problem"] and str(tmp_path) not in bad["problem"]
+    assert (
+        code == 1 and bad["grade"] is None and name in bad["problem"] and str(tmp_path) not in bad["problem"]
+    )
     assert first["grade"] is not None and last["grade"] is not None and err == ""
     code, out, _ = koa(tmp_path / name)  # and alone
     assert code == 1 and "0 of 1 picture graded." in out and "\x1b" not in out
@@ -201,15 +216,27 @@ def test_lists_are_read_as_windows_writes_them(koa, fine, tmp_path, encoding):
     for file, name in zip(fine, names, strict=True):
         shutil.copy(file, tmp_path / name)
     mark = "\ufeff" * ("16" in encoding)
-    (tmp_path / "list.txt").write_bytes(f'{mark}a.png\r\n\r\n"ü b.png"\r\n ""\n back\\slash.png '.encode(encoding))
-    stdin = "\r\n".join([mark + str(tmp_path / names[0]), f'"{tmp_path / names[1]}"', str(tmp_path / names[2])])
+    (tmp_path / "list.txt").write_bytes(
+        f'{mark}a.png\r\n\r\n"ü b.png"\r\n ""\n back\\slash.png '.encode(encoding)
+    )
+    stdin = "\r\n".join(
+        [mark + str(tmp_path / names[0]), f'"{tmp_path / names[1]}"', str(tmp_path / names[2])]
+    )
     for given in (tmp_path / "list.txt", "-"):
         code, out, _ = koa(given, "--json", stdin=stdin.encode(encoding))
         assert code == 0 and [row["name"] for row in rows_of(out)] == names
 
 
 def test_folder_means_its_pictures_without_what_is_hidden_and_each_once(tmp_path):
-    names = ["2.png", "10.png", "sub/3.jpg", ".ipynb_checkpoints/2-checkpoint.png", "._2.png", "notes.md", "1.2.840"]
+    names = [
+        "2.png",
+        "10.png",
+        "sub/3.jpg",
+        ".ipynb_checkpoints/2-checkpoint.png",
+        "._2.png",
+        "notes.md",
+        "1.2.840",
+    ]
     for name in names:
         (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pictures" / name).write_bytes(bytes(128) + b"DICM" * (name == "1.2.840"))
@@ -218,12 +245,19 @@ def test_folder_means_its_pictures_without_what_is_hidden_and_each_once(tmp_path
     (tmp_path / "pictures" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "pictures" / "sub" / "loop").symlink_to(tmp_path / "pictures")
     os.mkfifo(tmp_path / "pictures" / "pipe")
-    found = [path.relative_to(tmp_path / "pictures").as_posix() for path in listing.listing([str(tmp_path / "pictures")])]
+    found = [
+        path.relative_to(tmp_path / "pictures").as_posix()
+        for path in listing.listing([str(tmp_path / "pictures")])
+    ]
     assert found == ["1.2.840", "2.png", "10.png", "linked/4.png", "sub/3.jpg"]
 
 
 def test_same_names_are_told_apart_also_in_a_hundred_thousand(tmp_path):
-    paths = [tmp_path / "one" / "k.png", tmp_path / "two" / "k.png", *(tmp_path / f"{n}.png" for n in range(100_000))]
+    paths = [
+        tmp_path / "one" / "k.png",
+        tmp_path / "two" / "k.png",
+        *(tmp_path / f"{n}.png" for n in range(100_000)),
+    ]
     start = time.perf_counter()
     assert listing.short_names(paths)[:3] == ["one/k.png", "two/k.png", "0.png"]
     assert time.perf_counter() - start < 10
@@ -242,12 +276,36 @@ def test_terminal_says_what_a_reader_must_know(koa, fine, count):
 def test_neither_card_nor_names_can_command_the_terminal(koa, copy, fine, tmp_path):
     evil, page = "\x1b[2J\u202e", tmp_path / "page.html"
     texts = dict.fromkeys(("arm", "run", "commit", "data", "cohort"), evil)
-    change(copy, True, **texts, names=[evil] * 5, descriptions=[evil] * 5, performance={"split": evil, "reason": evil})
+    change(
+        copy,
+        True,
+        **texts,
+        names=[evil] * 5,
+        descriptions=[evil] * 5,
+        performance={"split": evil, "reason": evil},
+    )
     absent, json_lines = tmp_path / f"no{evil}", koa(fine[0], "--weights", copy, "--json")[1]
-    shown = [koa(*given, "--weights", copy) for given in ((fine[0], absent, "--html", page), (*fine, *fine, absent))]
-    shown = str([*shown, koa(fine[0], "--weights", absent)]).replace(repr(evil)[1:-1], evil) + page.read_text()
+    shown = [
+        koa(*given, "--weights", copy)
+        for given in ((fine[0], absent, "--html", page), (*fine, *fine, absent))
+    ]
+    shown = (
+        str([*shown, koa(fine[0], "--weights", absent)]).replace(repr(evil)[1:-1], evil) + page.read_text()
+    )
     assert "\x1b" not in shown and "\u202e" not in shown and "no?[2J?" in shown
     assert json.loads(json_lines.splitlines()[0])["arm"] == evil  # values stay as they are
+
+
+def test_table_says_warnings_in_short_words_and_explains_them_once(koa, tmp_path, fine):
+    for number in range(4):
+        noise(tmp_path / f"{number}.png", number)
+    page = Image.open(fine[0])
+    page.save(tmp_path / "4.tif", save_all=True, append_images=[page])
+    rows, out = rows_of(koa(tmp_path, "--json")[1]), koa(tmp_path)[1]
+    assert rows[0]["unlike_training"] and rows[0]["probably_no_knee"] and rows[0]["grade"] in range(5)
+    assert out.count("  ! colour, no knee") == 4 and "! several" in out
+    assert out.count(grading.NO_KNEE) == out.count("channels were averaged") == out.count("the first was") == 1
+    assert max(len(line) for line in out.splitlines() if line.startswith(tuple("01234"))) <= 80
 
 
 def test_descriptions_are_cut_to_the_terminal(koa, fine, monkeypatch):
@@ -256,9 +314,19 @@ def test_descriptions_are_cut_to_the_terminal(koa, fine, monkeypatch):
     assert len(lines) == 5 and max(map(len, lines)) <= 70
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--weights", "nowhere", "x.png"], ["-"], ["x.png", "--html", "."], [], [""], ["x.png", "--weights", ""],
-    ["x.png", "--html", " "], ["x.png", "--html", "no/page.html"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--weights", "nowhere", "x.png"],
+        ["-"],
+        ["x.png", "--html", "."],
+        [],
+        [""],
+        ["x.png", "--weights", ""],
+        ["x.png", "--html", " "],
+        ["x.png", "--html", "no/page.html"],
+    ],
+)
 def test_wrong_use_is_exit_2(koa, arguments):
     code, out, err = koa(*arguments)
     assert code == 2 and out == "" and "Traceback" not in err
@@ -280,7 +348,12 @@ def test_page_is_complete_and_self_contained(koa, fine, tmp_path, monkeypatch):
     text = page.read_text(encoding="utf-8")
     assert code == 1 and "page.html" in err and text.count("<article>") == 2 and "&lt;b&gt;&amp;.png" in text
     assert text.count("data:image/jpeg") == text.count("<img") == text.count('alt="T') == 2
-    assert "no medical device" in text and '<html lang="en">' in text and "://" not in text and str(tmp_path) not in text
+    assert (
+        "no medical device" in text
+        and '<html lang="en">' in text
+        and "://" not in text
+        and str(tmp_path) not in text
+    )
     assert koa(fine[0], "--html", page)[0] == 2 and page.read_text(encoding="utf-8") == text
     monkeypatch.setattr(grading, "look", lambda *_: 1 / 0)
     assert koa(fine[0], "--html", tmp_path / "unseen.html")[0] == 0
@@ -318,29 +391,54 @@ def spoil_novelty(folder, **arrays):
     change(folder, True)
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda folder: (folder / grading.WEIGHTS).unlink(),
-    lambda folder: exchange(folder),
-    lambda folder: damage(folder, b"x"),
-    lambda folder: damage(folder, (folder / grading.WEIGHTS).read_bytes()[:-99]),
-    lambda folder: (folder / gradercard.CARD).write_text("[" * 99999),
-    lambda folder: change(folder, format=1),
-    lambda folder: change(folder, True, quick_gelu=True),
-    lambda folder: change(folder, True, part="adapter"),
-    lambda folder: change(folder, True, name="koa-conv", image_size=64),
-    lambda folder: change(folder, True, grades=[1, 2, 3, 4, 5]),
-    lambda folder: spoil_novelty(folder, mean=np.zeros(3, np.float32)),
-    lambda folder: spoil_novelty(folder, more=np.zeros(3, np.float32)),
-    lambda folder: change(folder, synthetic=True)])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / grading.WEIGHTS).unlink(),
+        lambda folder: exchange(folder),
+        lambda folder: damage(folder, b"x"),
+        lambda folder: damage(folder, (folder / grading.WEIGHTS).read_bytes()[:-99]),
+        lambda folder: (folder / gradercard.CARD).write_text("[" * 99999),
+        lambda folder: change(folder, format=1),
+        lambda folder: change(folder, True, quick_gelu=True),
+        lambda folder: change(folder, True, part="adapter"),
+        lambda folder: change(folder, True, name="koa-conv", image_size=64),
+        lambda folder: change(folder, True, grades=[1, 2, 3, 4, 5]),
+        lambda folder: spoil_novelty(folder, mean=np.zeros(3, np.float32)),
+        lambda folder: spoil_novelty(folder, more=np.zeros(3, np.float32)),
+        lambda folder: change(folder, synthetic=True),
+    ],
+)
 def test_damaged_or_foreign_weights_are_refused(koa, copy, spoil):
     spoil(copy)
     code, out, err = koa("x.png", "--weights", copy)
-    assert code == 2 and out == "" and err.startswith("koa: ") and len(err.splitlines()) == 1 and str(copy) in err
+    assert (
+        code == 2
+        and out == ""
+        and err.startswith("koa: ")
+        and len(err.splitlines()) == 1
+        and str(copy) in err
+    )
 
 
-@pytest.mark.parametrize("value", [
-    "missing", None, True, -1, 10**400, float("nan"), "no such", [], [1, "a"], {}, {"threshold": "a"},
-    {"metrics": [{}]}, {"metrics": 3}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "missing",
+        None,
+        True,
+        -1,
+        10**400,
+        float("nan"),
+        "no such",
+        [],
+        [1, "a"],
+        {},
+        {"threshold": "a"},
+        {"metrics": [{}]},
+        {"metrics": 3},
+    ],
+)
 def test_every_key_of_the_card_is_checked(copy, value):
     card = json.loads((copy / gradercard.CARD).read_text())
     for key in card:
@@ -357,7 +455,10 @@ def test_card_tells_what_the_model_is_and_may_be_laid_out_anew(weights, copy, ea
     card = grading.load(weights).card
     (copy / gradercard.CARD).write_text(json.dumps(dict(reversed(card.items()))))
     assert grading.load(copy).card == card and str(easy_study.run_dir.parent) not in json.dumps(card)
-    assert card["performance"]["split"] == "test" and card["performance"]["pictures"] == card["novelty"]["checked"] == 20
+    assert (
+        card["performance"]["split"] == "test"
+        and card["performance"]["pictures"] == card["novelty"]["checked"] == 20
+    )
     assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in card["performance"]["metrics"])
     assert "phantoms" in str(graded.cautions({**card, "synthetic": True})) and card["only_a_test"]
     assert graded.cautions({**card, "only_a_test": False, "synthetic": False}) == []

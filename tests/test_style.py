@@ -19,12 +19,20 @@ def draw():
 
 exhibits._save_figure(SimpleNamespace(shown_dir=Path(sys.argv[1])), "one", draw())
 """
-RC = "axes.facecolor: black\ntext.usetex: True\nsavefig.bbox: tight\nxtick.direction: in\nlines.linewidth: 7\naxes.grid: True\n"
+RC = "axes.facecolor: black\ntext.usetex: True\nsavefig.bbox: tight\nxtick.direction: in\naxes.grid: True\n"
 
 
 def test_matplotlibrc_changes_no_figure(tmp_path):
     (tmp_path / "matplotlibrc").write_text(RC)
-    for name, more in (("with", {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}), ("without", {"MATPLOTLIBRC": ""})):
-        subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / name], env={**os.environ, **more}, check=True)
-    drawn = [[(tmp_path / name / "figures" / f"one.{kind}").read_bytes() for kind in ("png", "svg")] for name in ("with", "without")]
+    for name, more in (
+        ("with", {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}),
+        ("without", {"MATPLOTLIBRC": ""}),
+    ):
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, tmp_path / name], env={**os.environ, **more}, check=True
+        )
+    drawn = [
+        [(tmp_path / name / "figures" / f"one.{kind}").read_bytes() for kind in ("png", "svg")]
+        for name in ("with", "without")
+    ]
     assert drawn[0] == drawn[1]

@@ -153,7 +153,7 @@ BAD = {
     "empty.png": lambda path: path.write_bytes(b""),
     "text.png": lambda path: path.write_text("no picture"),
     "nan.tif": lambda path: Image.fromarray(np.full((64, 64), np.nan, np.float32)).save(path),
-    "huge.png": lambda path: Image.new("1", (20_000, 20_000)).save(path),
+    "large.png": lambda path: Image.fromarray(np.eye(8000, 9000) > 0).save(path),
     "thin.png": lambda path: Image.new("L", (9, 300)).save(path),
     "no.dcm": lambda path: path.write_bytes(bytes(128) + b"DICM" + bytes(20)),
     "folder": lambda path: path.mkdir(),
@@ -304,7 +304,7 @@ def test_table_says_warnings_in_short_words_and_explains_them_once(koa, tmp_path
     rows, out = rows_of(koa(tmp_path, "--json")[1]), koa(tmp_path)[1]
     assert rows[0]["unlike_training"] and rows[0]["probably_no_knee"] and rows[0]["grade"] in range(5)
     assert out.count("  ! colour, no knee") == 4 and "! several" in out
-    assert out.count(grading.NO_KNEE) == out.count("channels were averaged") == out.count("the first was") == 1
+    assert [out.count(text) for text in (grading.NO_KNEE, "channels were averaged", "the first was")] == [1, 1, 1]
     assert max(len(line) for line in out.splitlines() if line.startswith(tuple("01234"))) <= 80
 
 

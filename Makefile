@@ -11,9 +11,10 @@ DATA_DIR ?= data
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
 ENV := $(or $(ACTIVE),.venv)
 PYTHON ?= $(or $(shell command -v python3.11),python3)
-PY := $(ENV)/bin/python
-KOA := $(ENV)/bin/koa
-READY := $(ENV)/.koa-ready
+PY := "$(ENV)/bin/python"
+KOA := "$(ENV)/bin/koa"
+# Folders may have spaces in their names, which a target must escape.
+READY := $(subst $() ,\ ,$(ENV)/.koa-ready)
 
 PROFILE_SEED := $(shell sed -n 's/^seed: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)
 # The kernel python3 is this environment's, not one of the same name in the user's folder.
@@ -46,15 +47,15 @@ setup: $(READY)  ## make the environment (.venv, or the activated one) from requ
 
 $(READY): requirements.lock pyproject.toml
 	@echo "setting up $(ENV): about 3 minutes and 6 GB"
-	@test -x $(PY) || $(PYTHON) -m venv $(ENV)
+	@test -x $(PY) || $(PYTHON) -m venv "$(ENV)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
-	@echo "ready: $(KOA)"
+	@touch "$@"
+	@echo ready: $(KOA)
 
 data: $(READY)  ## download both public sets to data/ and check every picture (DATA_DIR=<folder> for another place)
-	@$(KOA) data fetch oai_chen2018 $(DATA_DIR)/oai_chen2018
-	@$(KOA) data fetch gornale2020 $(DATA_DIR)/gornale2020
+	@$(KOA) data fetch oai_chen2018 "$(DATA_DIR)/oai_chen2018"
+	@$(KOA) data fetch gornale2020 "$(DATA_DIR)/gornale2020"
 
 reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the report is (default: demo)
 	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) --options "$(NAMED)" && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
@@ -100,13 +101,13 @@ test-all: $(READY)  ## also the slow tests
 
 lab: $(READY)  ## open the notebooks in JupyterLab; each makes what it misses
 	@echo "Your own copies without solutions: make student. Outputs leave the study's notebooks by: make strip"
-	@$(ENV)/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+	@"$(ENV)/bin/jupyter" lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 student: $(READY)  ## write copies of the notebooks without solutions to student/; changed copies are kept
 	@$(KOA) student
 
 strip: $(READY)  ## strip outputs and run metadata from the notebooks
-	@$(ENV)/bin/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
+	@"$(ENV)/bin/nbstripout" --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
 
 verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
 	@test -f notebooks/profiles/$(PROFILE).yaml || $(KOA) verify $(RUN_ARGS)

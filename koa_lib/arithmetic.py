@@ -149,7 +149,9 @@ def bootstrap_width_error(percent, n, draws):
 
 
 def wilson(percent, n):
-    """Wilson 95 % interval (percent) of a proportion of n pictures."""
+    """Wilson 95 % interval (percent) of a proportion of n pictures; of none it is unknown, (nan, nan)."""
+    if not n:
+        return float("nan"), float("nan")
     p, z = percent / 100, Z
     centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return float(100 * (centre - half) / (1 + z**2 / n)), float(100 * (centre + half) / (1 + z**2 / n))

@@ -6,9 +6,11 @@ from functools import partial
 
 import numpy as np
 import timm
+import torch
 from timm.models import vgg
 from torch import nn
 
+from koa_lib import weights as weight_files
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.metrics import confusion, from_confusion
@@ -57,18 +59,30 @@ class ImageGrader(nn.Module):
 
 
 def create(name, image_size, width, weights=None):
-    """A timm network with five outputs and scaled channels; its outputs are always new.
+    """A timm network with five outputs and scaled channels; its outputs are always new, all else is of the weight file where one is given.
 
     Raises
     ------
     StudyError
-        When the family has no reading of a reduced width here.
+        When the family has no reading of a reduced width here, or a tensor of the network is not in the weight file, or one of the file not in the network.
     """
     if name == "vgg19_bn" and width != 1.0:  # timm's factory takes no width
         channels = [c if c == "M" else round(c * width) for c in vgg.cfgs["vgg19"]]
         return vgg.VGG(channels, num_classes=len(GRADES), mlp_ratio=width, norm_layer=nn.BatchNorm2d)
-    source = {"pretrained": False} if weights is None else {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
-    return timm.create_model(name, num_classes=len(GRADES), **source, **_width_options(name, width), **_size_options(name, image_size))
+    options = {**_width_options(name, width), **_size_options(name, image_size)}
+    network = timm.create_model(name, num_classes=len(GRADES), **options)
+    if weights is not None:
+        network.load_state_dict(_published(name, weights, options), strict=False)
+    return network
+
+
+def _published(name, weights, options):
+    # With other outputs than the file's, timm takes any file: what does not fit stays random. With the file's own it refuses.
+    file = {"file": str(weight_files.file_of(weights))}
+    with weight_files.fitting(name, weights), torch.random.fork_rng(devices=[]):
+        network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, **options)
+    head = network.pretrained_cfg["classifier"]
+    return {key: value for key, value in network.state_dict().items() if not key.startswith(f"{head}.")}
 
 
 def _size_options(name, image_size):

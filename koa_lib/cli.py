@@ -1,4 +1,5 @@
-"""The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a traceback."""
+"""The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a
+traceback."""
 
 import errno
 import os
@@ -7,17 +8,40 @@ from pathlib import Path
 
 import typer
 
-from koa_lib.errors import GOES_ON, StudyError
+from koa_lib.errors import GOES_ON, StudyError, printable
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="koa-clip: grade knee osteoarthritis with CLIP, and rebuild the study.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="koa-clip: grade knee osteoarthritis with CLIP, and rebuild the study.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Fetch, build, verify and audit cohorts.")
 app.add_typer(data_app, name="data")
 
-Profile = typer.Option("demo", help="smoke, demo, oai or paper.")
-Pictures = typer.Argument(help="Picture files (PNG, JPEG, TIFF, WebP, BMP, DICOM), folders, lists of paths (.txt), or - for a list on stdin.")
-Seed = typer.Option(None, help="By default the profile's own.")
 STOPPED = 130  # exit code of a command that Ctrl-C ends
+
+
+def _named(name: str):
+    # Scripts may give an option an empty name by mistake.
+    if name is not None and not name.strip():
+        raise typer.BadParameter("the name is empty. Name it, or leave the option away.")
+    return name
+
+
+Profile = typer.Option("demo", help="smoke, demo, oai or paper.")
+Seed = typer.Option(None, help="By default the profile's own.")
+Pictures = typer.Argument(
+    help="Picture files (PNG, JPEG, TIFF, WebP, BMP, DICOM), folders, lists (.txt), or - for a list on stdin."
+)
+Weights = typer.Option(
+    None,
+    callback=_named,
+    help="Folder of exported weights; by default those of the newest finished run that is no test.",
+)
+Page = typer.Option(
+    None, callback=_named, help="Also write a page with pictures, probabilities and where the model looks."
+)
 
 
 @app.command()
@@ -32,58 +56,74 @@ def inputs(profile: str = Profile, seed: int = Seed, data: str = "", external: s
 
 
 @app.command()
-def notebook(name: str, profile: str = Profile, seed: int = Seed, because: str = typer.Option("", help="Files that changed, as make names them.")):
+def notebook(
+    name: str,
+    profile: str = Profile,
+    seed: int = Seed,
+    because: str = typer.Option("", help="Files that changed, as make names them."),
+):
     """Execute one notebook of the study, e.g. 03_fine_tune."""
     from koa_lib.notebooks import execute
 
     execute(name, profile, seed, because)
 
 
-@app.command()
-def report(profile: str = Profile, seed: int = Seed):
+def _of_run(work):
+    # Makes a command of what is done with the folder of a run.
+    @app.command(work.__name__, help=work.__doc__)
+    def command(profile: str = Profile, seed: int = Seed):
+        from koa_lib.notebooks import run_dir
+
+        work(run_dir(profile, seed))
+
+    return command
+
+
+@_of_run
+def report(run):
     """Build the HTML report of a run."""
     from koa_lib.closing import build_pages
-    from koa_lib.notebooks import run_dir
 
-    build_pages(run_dir(profile, seed))
+    build_pages(run)
 
 
-@app.command()
-def pdf(profile: str = Profile, seed: int = Seed):
+@_of_run
+def pdf(run):
     """Print the HTML report of a run to one PDF by headless Chromium."""
-    from koa_lib.notebooks import run_dir
     from koa_lib.printing import print_report
 
-    print(f"report: {print_report(run_dir(profile, seed))}")
+    print(f"report: {print_report(run)}")
+
+
+@_of_run
+def verify(run):
+    """Compare a run's tables with the reference tables; exit code 1 when one differs more than is allowed."""
+    from koa_lib import reference
+
+    result = reference.compare(run)
+    print(reference.report(result))
+    sys.exit(bool(len(result.misses)))
+
+
+@_of_run
+def reference(run):
+    """Keep a run's tables as reference: numbers only, below reports/reference."""
+    from koa_lib.reference import keep
+
+    print(f"tables kept in {keep(run)}")
 
 
 @app.command()
-def summary(profile: str = Profile, seed: int = Seed, options: str = typer.Option("", help="What make was given, for the commands that may follow.")):
+def summary(
+    profile: str = Profile,
+    seed: int = Seed,
+    options: str = typer.Option("", help="What make was given, for the commands that may follow."),
+):
     """Print the main result of a run, its time, what may follow and where the report is."""
     from koa_lib.closing import summarise
     from koa_lib.notebooks import run_dir
 
     print(summarise(run_dir(profile, seed), options))
-
-
-@app.command("verify")
-def verify_run(profile: str = Profile, seed: int = Seed):
-    """Compare a run's tables with the reference tables; exit code 1 when one differs more than is allowed."""
-    from koa_lib.notebooks import run_dir
-    from koa_lib.reference import compare, report
-
-    result = compare(run_dir(profile, seed))
-    print(report(result))
-    sys.exit(bool(len(result.misses)))
-
-
-@app.command()
-def reference(profile: str = Profile, seed: int = Seed):
-    """Keep a run's tables as reference: numbers only, below reports/reference."""
-    from koa_lib.notebooks import run_dir
-    from koa_lib.reference import keep
-
-    print(f"tables kept in {keep(run_dir(profile, seed))}")
 
 
 @app.command("student")
@@ -96,22 +136,30 @@ def student_copies(folder: str = typer.Argument("", help="By default student/ of
 
 
 @app.command()
-def grade(pictures: list[str] = Pictures,
-          weights: str = typer.Option(None, help="Folder of exported weights; by default those of the newest finished run that is no test."),
-          json: bool = typer.Option(False, "--json", help="JSON lines: first the model's card, then one line per picture."),
-          html: str = typer.Option(None, help="Also write a page with pictures, probabilities and where the model looks.")):
+def grade(
+    pictures: list[str] = Pictures,
+    weights: str = Weights,
+    json: bool = typer.Option(
+        False, "--json", help="JSON lines: first the model's card, then one line per picture."
+    ),
+    html: str = Page,
+):
     """Grade knee radiographs. No medical device.
 
-    Exit code 0: every picture was graded; 1: at least one could not be, its row says why; 2: wrong use, or the system refused. Warnings don't change it.
+    Exit code 0: every picture was graded; 1: at least one could not be, its row says why; 2: wrong use, or
+    the system refused. Warnings don't change it.
     """
     from koa_lib.graded import run
 
-    sys.exit(run(pictures, weights, json, html))
+    sys.exit(run(pictures, weights, json, html and _new_file(html, "--html")))
 
 
 @data_app.command()
-def fetch(cohort: str, folder: str = typer.Argument("", help="By default data/<cohort>."),
-          url: str = typer.Option("", help="Another address of the same archive, e.g. a mirror.")):
+def fetch(
+    cohort: str,
+    folder: str = typer.Argument("", help="By default data/<cohort>."),
+    url: str = typer.Option("", help="Another address of the same archive, e.g. a mirror."),
+):
     """Download a cohort, unpack it and check every picture against its manifest."""
     from koa_lib.data.fetch import fetch
 
@@ -119,8 +167,12 @@ def fetch(cohort: str, folder: str = typer.Argument("", help="By default data/<c
 
 
 @data_app.command()
-def build(cohort: str, folder: str, readers: str = typer.Option(None, help="CSV with image_id or pixel_sha256 and kl_grade_reader2."),
-          out: str = typer.Option("", help="By default <cohort>.csv in this folder.")):
+def build(
+    cohort: str,
+    folder: str,
+    readers: str = typer.Option(None, help="CSV with image_id or pixel_sha256 and kl_grade_reader2."),
+    out: str = typer.Option("", help="By default <cohort>.csv in this folder."),
+):
     """Build a cohort's manifest from its files and compare it with the committed one."""
     from koa_lib.data import check
 
@@ -129,41 +181,45 @@ def build(cohort: str, folder: str, readers: str = typer.Option(None, help="CSV 
     frame.to_csv(target, index=False, lineterminator="\n", errors="backslashreplace")
     print(f"{len(frame):,} rows written to {target}. {check.compare(target, cohort)}")
     for path in frame.attrs["left_out"]:
-        print(f"left out, because its path does not fit the layout: {path}")
+        print(f"left out, because its path does not fit the layout: {printable(path)}")
 
 
-@data_app.command()
-def verify(cohort: str, folder: str, out: str = typer.Option("", help="CSV for the whole list.")):
-    """Compare every picture below a folder with the cohort's manifest; exit code 1 when something is wrong."""
+@data_app.command("verify")
+def verify_files(cohort: str, folder: str, out: str = typer.Option("", help="CSV for the whole list.")):
+    """Compare every picture below a folder with the cohort's manifest; exit code 1 when something is
+    wrong."""
     from koa_lib.data.fetch import verify
 
     verify(cohort, folder, out and _new_file(out))
 
 
 @data_app.command()
-def audit(cohort: str, folder: str, out: str = typer.Option("", help="Folder for the tables, by default <cohort>_audit.")):
+def audit(
+    cohort: str,
+    folder: str,
+    out: str = typer.Option("", help="Folder for the tables, by default <cohort>_audit."),
+):
     """Find what repeats, contradicts, leaks or looks odd in a cohort's files."""
     from koa_lib.data import audit, cohorts, looks
     from koa_lib.data.files import find_pictures
 
     target = Path(out or f"{cohort}_audit")
-    if target.is_file() or (target / "findings.csv").exists():
-        raise StudyError(f"{target} exists already. Give another folder with --out, so that nothing is overwritten.")
-    _check_writable(target)
-    known = cohorts.facts(cohort)
+    _new_file(target / "findings.csv" if target.is_dir() else target)
     listed = cohorts.manifest(cohort, folder)
-    rows = find_pictures(listed, folder, known.layouts.values())
+    rows = find_pictures(listed, folder, cohorts.facts(cohort).layouts.values())
     root = rows["file"].iloc[0].parents[2]
     inspected = looks.with_second_reader(looks.inspect(rows), root)
     result = audit.audit(inspected, cohort)
     result.write(target)
-    print(f"{cohort} in {root}: {len(rows):,} of {len(listed):,} listed pictures found; 'koa data verify' tells about the others\n{audit.as_text(result)}")
+    print(f"{cohort} in {root}: {len(rows):,} of {len(listed):,} listed pictures found", end="; ")
+    print(f"'koa data verify' tells about the others\n{audit.as_text(result)}")
     print(f"findings.csv, affected_files.csv, sets.csv and format_shortcut.csv are in {target}")
     if not inspected["readable"].all():
-        raise StudyError("Files that cannot be read were left out:\n  " + "\n  ".join(inspected.loc[~inspected["readable"], "problem"]))
+        problems = inspected.loc[~inspected["readable"], "problem"]
+        raise StudyError("\n  ".join(["Files that cannot be read were left out:", *problems]))
 
 
-@data_app.command("phantoms")
+@data_app.command()
 def phantoms(folder: str, patients: int = 100, seed: int = 0):
     """Write a phantom cohort of knees with its manifest, to look at or to try the study on."""
     from koa_lib.phantoms.cohorts import write_cohort_a
@@ -172,46 +228,47 @@ def phantoms(folder: str, patients: int = 100, seed: int = 0):
     if target.exists():
         raise StudyError(f"{folder} exists already. Give a new folder, so that nothing is overwritten.")
     target.mkdir(parents=True)
-    manifest = write_cohort_a(target, patients, seed)
-    print(f"{len(manifest)} pictures and manifest.csv written to {folder}.")
+    print(f"{len(write_cohort_a(target, patients, seed))} pictures and manifest.csv written to {folder}.")
 
 
-def _new_file(path):
+def _new_file(path, option="--out"):
     # Looked at before the work, so that nothing is done in vain.
     path = Path(path)
     if path.exists():
-        raise StudyError(f"{path} exists already. Give another name with --out, so that nothing is overwritten.")
-    _check_writable(path)
+        raise StudyError(
+            f"{path} exists already. Give another name with {option}, so that nothing is overwritten."
+        )
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise StudyError(
+            f"The folder of {path} does not exist or is read-only. Give another name with {option}."
+        )
     return path
 
 
-def _check_writable(path):
-    parent = path.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise StudyError(f"The folder of {path} does not exist or is read-only. Give another name with --out.")
-
-
 def main():
-    """Entry point: a `StudyError` becomes one line on stderr and exit code 1 (2 when grading), as does what the system refuses; Ctrl-C one line and 130."""
+    """Entry point: a `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2
+    when
+    grading, whose 1 is that of a picture); Ctrl-C is a line and 130."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    grading = sys.argv[1:2] == ["grade"]
+    kept = "" if grading else f" {GOES_ON}"  # grading begins anew
     try:
         app()
     except SystemExit as done:  # typer ends so at a KeyboardInterrupt too
         if done.code == STOPPED:
-            print("koa: stopped" + ("" if _grading() else f". {GOES_ON}"), file=sys.stderr)
+            print(f"koa: stopped.{kept}", file=sys.stderr)
         raise
     except (StudyError, OSError) as error:
-        print(f"koa: {_refused(error) if isinstance(error, OSError) else error}", file=sys.stderr)
-        sys.exit(2 if _grading() else 1)
+        said = _refused(error, kept) if isinstance(error, OSError) else str(error)
+        print("koa:", "\n".join(printable(said.split("\n"))), file=sys.stderr)
+        sys.exit(2 if grading else 1)
 
 
-def _grading():
-    # It begins anew when it was stopped, and its exit code 1 is that of a picture.
-    return sys.argv[1:2] == ["grade"]
-
-
-def _refused(error):
+def _refused(error, kept):
+    where = error.filename or "A file"
     if error.errno == errno.ENOSPC:
-        return f"The disk is full{f' ({error.filename})' * bool(error.filename)}. Free some space{'' if _grading() else '; finished work is kept: the same command goes on from there'}."
-    return f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error}). Check the folder and the space left."
+        return f"The disk is full. {where} could not be written. Free some space.{kept}"
+    return (
+        f"{where} cannot be read or written ({error.strerror or error}). Check the folder and the space left."
+    )

@@ -1,4 +1,5 @@
-"""The one exception of the library that is meant for people, and what an unfinished run is told."""
+"""The one exception of the library that is meant for people, what an unfinished run is told, and text that
+is safe to print."""
 
 GOES_ON = "Finished work is kept: the same command goes on from there."
 
@@ -8,3 +9,23 @@ class StudyError(Exception):
 
     Command lines print its message without a traceback and exit with 1.
     """
+
+
+def printable(found):
+    """Text of a file or its name as a terminal may show it: what is no printable character, such as a
+    command to the terminal, becomes '?'.
+
+    Parameters
+    ----------
+    found : str, or a list or dict of such, as in JSON
+        Values of other types stay as they are.
+    """
+    if isinstance(found, dict):
+        return {key: printable(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [printable(value) for value in found]
+    return (
+        "".join(letter if letter.isprintable() else "?" for letter in found)
+        if isinstance(found, str)
+        else found
+    )

@@ -159,13 +159,12 @@ def _save_table(study, name, frame):
 
 
 def _save_figure(study, name, figure):
-    import matplotlib
-    from matplotlib import pyplot
+    from matplotlib import pyplot, style
 
     folder = study.shown_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     # A fixed salt and no date: the same figure gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with style.context(["default", {"svg.hashsalt": name}]):
         for suffix in ("png", "svg"):
             buffer = io.BytesIO()
             metadata = {"Date": None} if suffix == "svg" else {"Software": None}

@@ -4,15 +4,14 @@ Their configurations are literals, so that a dry run builds the true architectur
 """
 
 import json
-import pickle
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
+from koa_lib import weights
 from koa_lib.datasets import STATISTICS
-from koa_lib.errors import StudyError
 from koa_lib.texts import BERTS, vocabulary
 
 
@@ -64,7 +63,8 @@ def biomed_clip(place=None, seed=0, sentences=()):
     if place is None:
         words = vocabulary(list(sentences), BERTS[BERT].config["vocab_size"], BERTS[BERT].cased)
     else:
-        _load("BiomedCLIP", place, lambda file: open_clip.load_checkpoint(clip, str(file)))
+        with _fitting("BiomedCLIP", place):
+            open_clip.load_checkpoint(clip, str(weights.file_of(place)))
         words = BertWordPieceTokenizer(str(place / "vocab.txt"), lowercase=not BERTS[BERT].cased)
     words.enable_padding()
     words.enable_truncation(CONTEXT)
@@ -82,7 +82,6 @@ class RadDino(nn.Module):
     """
 
     def __init__(self, place=None, seed=0):
-        from safetensors.torch import load_file
         from transformers import Dinov2Config, Dinov2Model
 
         super().__init__()
@@ -91,7 +90,8 @@ class RadDino(nn.Module):
             self.network = Dinov2Model(Dinov2Config(**DINO))
         mean, std = own = STATISTICS["clip"]
         if place is not None:
-            _load("RAD-DINO", place, lambda file: self.network.load_state_dict(load_file(file)))
+            with _fitting("RAD-DINO", place):
+                self.network.load_state_dict(weights.tensors(place))
             said = json.loads((place / PAGES["RAD-DINO"].files[1]).read_text(encoding="utf-8"))
             own = (said["image_mean"], said["image_std"])
         for name, value in zip(("mean", "std", "own_mean", "own_std"), (mean, std, *own), strict=True):
@@ -102,9 +102,5 @@ class RadDino(nn.Module):
         return self.network(pixel_values=(gray - self.own_mean) / self.own_std).last_hidden_state[:, 0]
 
 
-def _load(name, place, read):
-    page = PAGES[name]
-    try:
-        read(place / page.files[0])
-    except (RuntimeError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise StudyError(f"{place} holds no weights of {name} ({' '.join(str(error).split())[:160]} ...). Give the files of huggingface.co/{page.page}.") from error
+def _fitting(name, place):
+    return weights.fitting(name, place, f"huggingface.co/{PAGES[name].page}")

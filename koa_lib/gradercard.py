@@ -1,4 +1,5 @@
-"""The card of exported weights (`grader.json`): read, checked once for all, and sealed by the hash that the weights carry."""
+"""The card of exported weights (`grader.json`): read, checked once for all, and sealed by the hash that the
+weights carry."""
 
 import hashlib
 import json
@@ -31,13 +32,49 @@ class Number:
 
 
 COUNT, SHARE = Number(0), Number(0, 1)
-# What a key holds: a type, a `Number`, the known values (tuple), a list of n things ([thing, n]), or a mapping with keys of its own.
+# What a key holds: a type, a `Number`, the known values (tuple), a list of n things ([thing, n]), or a
+# mapping with keys of its own.
 KEYS = {
-    "name": str, "quick_gelu": bool, "image_size": int, "part": PARTS, "residual": SHARE, "prompts": tuple(PROMPT_SETS), "statistics": tuple(STATISTICS),
-    "geometry": GEOMETRIES, "intensity": INTENSITIES, "trained": ALLOWED["geometry"], "grades": [int, 5], "names": [str, 5], "descriptions": [str, 5],
-    "cohort": str, "synthetic": bool, "pictures": COUNT, "groups": COUNT, "profile": str, "run": str, "dry": bool, "only_a_test": bool, "arm": str, "fold": int,
-    "seed": int, "commit": str, "data": str, "start": str, "versions": dict, "performance": dict, HASH: str,
-    "novelty": {"threshold": Number(1e-12), "rate": SHARE, "fitted": COUNT, "set_by": COUNT, "checked_on": str, "checked": COUNT, "alarms": COUNT, "joint_fits": SHARE},
+    "name": str,
+    "quick_gelu": bool,
+    "image_size": int,
+    "part": PARTS,
+    "residual": SHARE,
+    "prompts": tuple(PROMPT_SETS),
+    "statistics": tuple(STATISTICS),
+    "geometry": GEOMETRIES,
+    "intensity": INTENSITIES,
+    "trained": ALLOWED["geometry"],
+    "grades": [int, 5],
+    "names": [str, 5],
+    "descriptions": [str, 5],
+    "cohort": str,
+    "synthetic": bool,
+    "pictures": COUNT,
+    "groups": COUNT,
+    "profile": str,
+    "run": str,
+    "dry": bool,
+    "only_a_test": bool,
+    "arm": str,
+    "fold": int,
+    "seed": int,
+    "commit": str,
+    "data": str,
+    "start": str,
+    "versions": dict,
+    "performance": dict,
+    HASH: str,
+    "novelty": {
+        "threshold": Number(1e-12),
+        "rate": SHARE,
+        "fitted": COUNT,
+        "set_by": COUNT,
+        "checked_on": str,
+        "checked": COUNT,
+        "alarms": COUNT,
+        "joint_fits": SHARE,
+    },
 }
 PERFORMANCE = {"split": str, "pictures": COUNT, "groups": COUNT}
 METRIC = {"metric": str, "value": Number()}
@@ -63,18 +100,26 @@ def read(folder):
     if not isinstance(card, dict) or type(card.get("format")) is not int:
         raise StudyError(f"{path} is no card of exported weights. {REMEDY}")
     if card["format"] != FORMAT:
-        raise StudyError(f"{path} is of format {card['format']}, but this version reads format {FORMAT}. {EXPORT}")
+        raise StudyError(
+            f"{path} is of format {card['format']}, but this version reads format {FORMAT}. {EXPORT}"
+        )
     wrong = _wrong(card)
     if wrong:
         raise StudyError(f"{path} is damaged or was edited: {wrong}. {REMEDY}")
     if card["quick_gelu"] != models.activation(card["name"]):
-        raise StudyError(f"{folder} was made with quick_gelu={card['quick_gelu']}, which '{card['name']}' does not build here: results would change silently.")
+        raise StudyError(
+            f"{folder} was made with quick_gelu={card['quick_gelu']}, which '{card['name']}' does not "
+            "build here: results would change silently."
+        )
     return card
 
 
 def seal(card):
-    """SHA-256 of a card without the hash of its weights, whatever the order of its keys: the weights carry it."""
-    return hashlib.sha256(json.dumps({key: value for key, value in card.items() if key != HASH}, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a card without the hash of its weights, whatever the order of its keys: the weights carry
+    it."""
+    return hashlib.sha256(
+        json.dumps({key: value for key, value in card.items() if key != HASH}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _wrong(card):
@@ -90,7 +135,9 @@ def _wrong(card):
     if card["grades"] != list(GRADES):
         return f"'grades' is {card['grades']}, not {list(GRADES)}"
     reference = card.get("reference", "missing")
-    if not (reference is None and card["intensity"] != "match_train") and not _fits(reference, [SHARE, LEVELS]):
+    if not (reference is None and card["intensity"] != "match_train") and not _fits(
+        reference, [SHARE, LEVELS]
+    ):
         return f"'reference' is not the gray distribution that intensity '{card['intensity']}' needs"
     return _wrong_performance(card["performance"])
 
@@ -104,7 +151,9 @@ def _wrong_performance(found):
     bounds = [(row.get("ci_low", ""), row.get("ci_high", "")) for row in rows]
     if not all(pair == (None, None) or all(Number().fits(bound) for bound in pair) for pair in bounds):
         return "'performance.metrics' holds an interval without numbers"
-    return _mismatch(found, PERFORMANCE, "performance.") or next(filter(None, (_mismatch(row, METRIC, "performance.metrics.") for row in rows)), "")
+    return _mismatch(found, PERFORMANCE, "performance.") or next(
+        filter(None, (_mismatch(row, METRIC, "performance.metrics.") for row in rows)), ""
+    )
 
 
 def _mismatch(values, keys, prefix=""):
@@ -126,5 +175,9 @@ def _fits(value, wanted):
     if isinstance(wanted, tuple):
         return isinstance(value, str) and value in wanted
     if isinstance(wanted, list):
-        return isinstance(value, list) and len(value) == wanted[1] and all(_fits(item, wanted[0]) for item in value)
+        return (
+            isinstance(value, list)
+            and len(value) == wanted[1]
+            and all(_fits(item, wanted[0]) for item in value)
+        )
     return type(value) is wanted

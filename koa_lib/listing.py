@@ -1,22 +1,30 @@
 """Which picture files are meant: files, folders and lists as a command names them, and the names to show."""
 
+import codecs
 import os
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
+from koa_lib.data.files import walk
 from koa_lib.data.manifest import natural
 from koa_lib.errors import StudyError
-from koa_lib.images.read import is_picture
+from koa_lib.images.read import is_picture, kind_of
+
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how a list begins that PowerShell wrote
 
 
-def listing(given, stdin=()):
+def listing(given, stdin=None):
     """The picture files that are meant: files as they are, folders with all below them, lists line by line.
 
     Parameters
     ----------
     given : sequence of str
-        Paths; a file with the suffix .txt is a list of paths, one per line, and '-' stands for such a list on stdin.
-    stdin : iterable of str
-        Lines of the standard input.
+        Paths; a file with the suffix .txt is a list of paths, one per line, and '-' stands for such a list
+        on stdin.
+        A list may be UTF-8 or, with its mark, UTF-16, and have its paths in quotes.
+    stdin : binary file, optional
+        The standard input.
 
     Returns
     -------
@@ -31,46 +39,51 @@ def listing(given, stdin=()):
     paths = []
     for name in given:
         if not name.strip():
-            raise StudyError("An empty name was given. Give picture files, folders or lists of them; '.' is the current folder.")
+            raise StudyError(
+                "An empty name was given. Give picture files, folders or lists of them; '.' is the "
+                "current folder."
+            )
         if name == "-":
-            paths += _listed(stdin, Path())
+            paths += _listed(stdin.read(), Path())
         elif Path(name).suffix.lower() == ".txt" and os.path.isfile(name):
-            paths += _listed(Path(name).read_text(encoding="utf-8", errors="surrogateescape").splitlines(), Path(name).parent)
+            paths += _listed(Path(name).read_bytes(), Path(name).parent)
         else:
             paths += _expanded(Path(name))
     return paths
 
 
-def _listed(lines, base):
+def _listed(content, base):
     # Paths of a list hold where the command runs, or else beside the list.
+    if content.startswith(UTF16):
+        content = content.decode("utf-16", errors="replace").encode("utf-8", errors="replace")
     found = []
-    for line in filter(None, (line.strip() for line in lines)):
-        path = Path(line)
-        found += _expanded(base / path if not os.path.exists(path) and os.path.exists(base / path) else path)
+    for line in content.removeprefix(codecs.BOM_UTF8).splitlines():
+        name = os.fsdecode(line.strip())  # bytes as the system has them: a name need not be text
+        if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
+            name = name[1:-1]
+        if name:
+            beside = not os.path.exists(name) and os.path.exists(base / name)
+            found += _expanded(base / name if beside else Path(name))
     return found
 
 
 def _expanded(path):
     if not os.path.isdir(path):
         return [path]
-    below = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if not name.startswith(".")]
-    found = [file for file in below if is_picture(file) or _is_dicom(file)]
+    found = [file for file in walk(path) if is_picture(file) or _is_dicom(file)]
     return sorted(found, key=lambda file: natural(file.as_posix())) or [path]
 
 
 def _is_dicom(path):
-    # Scanners write DICOM under names without a suffix. Opening a pipe would wait for ever.
-    try:
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    with suppress(StudyError):  # scanners write DICOM under names without a suffix
+        return kind_of(path) == "DICOM"
+    return False
 
 
 def short_names(paths):
     """Names to show: the file's name, with its folder where another file has the same."""
-    names = [path.name for path in paths]
-    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    return [f"{path.parent.name}/{path.name}" if path.name in twice and path.parent.name else path.name for path in paths]
+    counts = Counter(path.name for path in paths)
+    return [
+        f"{path.parent.name}/{path.name}" if counts[path.name] > 1 and path.parent.name else path.name
+        for path in paths
+    ]

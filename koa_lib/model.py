@@ -8,13 +8,13 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from koa_lib import weights as weight_files
 from koa_lib.errors import StudyError
 from koa_lib.grades import prompts
 from koa_lib.tower import Tower
-from koa_lib.weights import SUFFIXES
 
 CONFIGS = Path(__file__).parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
@@ -37,8 +37,8 @@ def load_clip(name, weights=None, seed=0):
     name : str
         An open_clip architecture, or `koa-tiny`, `koa-conv` (configurations in this package).
     weights : path, optional
-        A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights); or the bare weight file of
-        open_clip's hub. Without it the weights are random, drawn with `seed`.
+        A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights), of which `weights.file_of` is
+        loaded; or the bare weight file of open_clip's hub. Without it the weights are random, drawn with `seed`.
 
     Returns
     -------
@@ -49,40 +49,36 @@ def load_clip(name, weights=None, seed=0):
     Raises
     ------
     StudyError
-        Unknown name, unreadable folder, or weights made for another activation (QuickGELU against GELU).
+        Unknown name, unreadable folder, weights made for another activation (QuickGELU against GELU), or weights of
+        which one tensor is not in the model or one of the model's is not in the file.
     """
     known = open_clip.list_models()
     if name not in known:
         raise StudyError(f"CLIP model '{name}' is unknown. Use koa-tiny, koa-conv or one of open_clip's {len(known) - 2}, e.g. ViT-B-32-quickgelu.")
-    if weights is None:
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[], enabled=weights is None):
+        if weights is None:
             torch.manual_seed(seed)
-            model = open_clip.create_model(name)
-    elif Path(weights).is_dir():
-        model = _load_folder(name, Path(weights))
-    else:
-        model = open_clip.create_model(name, pretrained=str(weights))
+        model = open_clip.create_model(name)
+    if weights is not None:
+        with weight_files.fitting(name, weights):
+            _check_folder(name, Path(weights))
+            open_clip.load_checkpoint(model, str(weight_files.file_of(weights)))
     size = model.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
     return model.eval(), Preprocess(size, "clip"), open_clip.get_tokenizer(name)
 
 
-def _load_folder(name, folder):
-    card = folder / "model.json"
+def _check_folder(name, folder):
+    card, config = folder / "model.json", folder / "open_clip_config.json"
     if card.is_file():
         _check_card(name, json.loads(card.read_text()), folder)
-        model = open_clip.create_model(name)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return model
-    config = folder / "open_clip_config.json"
-    if not config.is_file():
-        raise StudyError(f"{folder} holds neither model.json nor open_clip_config.json. Give the folder that has the weights and their configuration.")
-    theirs = json.loads(config.read_text())["model_cfg"]
-    _check_card(name, {"name": name, "quick_gelu": bool(theirs.get("quick_gelu", False))}, folder)
-    _check_architecture(name, theirs, folder)
-    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
-        raise StudyError(f"{folder} has a configuration but no weights ({', '.join(SUFFIXES)}). Put open_clip_model.safetensors beside it.")
-    return open_clip.create_model(f"local-dir:{folder}")
+    elif config.is_file():
+        theirs = json.loads(config.read_text())["model_cfg"]
+        _check_card(name, {"name": name, "quick_gelu": bool(theirs.get("quick_gelu", False))}, folder)
+        _check_architecture(name, theirs, folder)
+    elif folder.is_dir():
+        raise StudyError(f"{folder} holds neither model.json nor open_clip_config.json. "
+                         "Give the folder that has the weights and their configuration.")
 
 
 def _check_architecture(name, theirs, folder):

@@ -1,15 +1,22 @@
 """Is a picture like those that a grader was trained on, and is it a knee radiograph at all? No label is read.
 
-*Unlike the training pictures*: Mahalanobis distance (Lee 2018, arXiv:1807.03888; covariance by Ledoit and Wolf) of
+*Unlike the training pictures*: Mahalanobis distance (Lee 2018, arXiv:1807.03888; covariance by Ledoit and
+Wolf) of
 what enters the tower's last blocks, averaged over the picture, and of simple statistics of the picture. The
-threshold is a conformal quantile of pictures that were not fitted on: `RATE` of new pictures of the same origin exceed it.
+threshold is a conformal quantile of pictures that were not fitted on: `RATE` of new pictures of the same
+origin exceed it.
 
-*Probably no knee radiograph*: unlike, and the joint template of `joint` (learnt from OAI) fits nowhere, bright bone or dark.
+*Probably no knee radiograph*: unlike, and the joint template of `joint` (learnt from OAI) fits nowhere,
+bright bone or dark.
 
-Measured with the weights of `demo` (690 phantoms): unlike / no knee in % are 4 / 0 of the test split, 100 / 0 of cohort B, 100 / 1 of
-OAI radiographs, 100 / 87 of photographs, 98 / 88 of faces, 100 / 95 of noise, 100 / 100 of text, flat pictures, drawn hands and hips.
-Where it fails: a slight blur, noise or another brightness is seen in 10 to 30 %, an upturned knee in 42 %. With a network trained on OAI
-4 % of its unseen pictures are unlike, but 5 of the 14 with KL 4: what is rare in training is warned about most.
+Measured with the weights of `demo` (690 phantoms): unlike / no knee in % are 4 / 0 of the test split, 100 /
+0 of cohort B, 100 / 1 of
+OAI radiographs, 100 / 87 of photographs, 98 / 88 of faces, 100 / 95 of noise, 100 / 100 of text, flat
+pictures, drawn hands and hips.
+Where it fails: a slight blur, noise or another brightness is seen in 10 to 30 %, an upturned knee in 42 %.
+With a network trained on OAI
+4 % of its unseen pictures are unlike, but 5 of the 14 with KL 4: what is rare in training is warned about
+most.
 `tests/test_novelty.py` measures again.
 """
 
@@ -28,12 +35,14 @@ RATE = 0.02
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 SCALES = (0, 1, 2, 4)  # pixels: how sharp a picture is at each
 JOINT_SIDE = 128  # pixels of the longer side in which the joint is looked for
-FITS = 0.42  # of the template: of OAI training pictures of KL 3 1 % score less, but of KL 4, without a joint space, 10 %
+# of the template: of OAI training pictures of KL 3 1 % score less, but of KL 4, without a joint space, 10 %
+FITS = 0.42
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """The training pictures' distribution: mean and deviation (d,), inverse covariance (d, d) and the threshold."""
+    """The training pictures' distribution: mean and deviation (d,), inverse covariance (d, d) and the
+    threshold."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -41,9 +50,12 @@ class Novelty:
     threshold: float
 
     def score(self, traits):
-        """Distance of traits (n, d) as a multiple of the threshold, float array (n,): above 1 is unlike the training pictures."""
+        """Distance of traits (n, d) as a multiple of the threshold, float array (n,): above 1 is unlike the
+        training pictures."""
         centred = (traits - self.mean) / self.deviation
-        return np.sqrt(np.einsum("nd,de,ne->n", centred, self.precision, centred).clip(min=0)) / self.threshold
+        return (
+            np.sqrt(np.einsum("nd,de,ne->n", centred, self.precision, centred).clip(min=0)) / self.threshold
+        )
 
 
 def fit(traits, unseen, rate=RATE):
@@ -56,7 +68,8 @@ def fit(traits, unseen, rate=RATE):
     unseen : float array (m, d)
         Of pictures of the same origin that it was not fitted on; they set the threshold.
     rate : float
-        Share of new pictures of that origin allowed to exceed it; with fewer than ``1 / rate`` unseen pictures it is 1 / (m + 1).
+        Share of new pictures of that origin allowed to exceed it; with fewer than ``1 / rate`` unseen
+        pictures it is 1 / (m + 1).
 
     Raises
     ------
@@ -66,7 +79,10 @@ def fit(traits, unseen, rate=RATE):
     from sklearn.covariance import LedoitWolf
 
     if len(traits) < 2 or not len(unseen):
-        raise StudyError(f"{len(traits)} training and {len(unseen)} unseen pictures are too few to learn what is usual. Use a larger cohort.")
+        raise StudyError(
+            f"{len(traits)} training and {len(unseen)} unseen pictures are too few to learn what is "
+            "usual. Use a larger cohort."
+        )
     mean, deviation = traits.mean(0), traits.std(0) + 1e-6
     raw = Novelty(mean, deviation, LedoitWolf().fit((traits - mean) / deviation).precision_, 1.0)
     distances, place = np.sort(raw.score(unseen)), int(np.ceil((len(unseen) + 1) * (1 - rate)))
@@ -75,7 +91,8 @@ def fit(traits, unseen, rate=RATE):
 
 @contextmanager
 def entering(module):
-    """Collects what enters a module, averaged over tokens (n, tokens, c) or positions (n, c, h, w): a list of float tensors (n, c)."""
+    """Collects what enters a module, averaged over tokens (n, tokens, c) or positions (n, c, h, w): a list
+    of float tensors (n, c)."""
     seen = []
 
     def keep(_, given):
@@ -90,12 +107,14 @@ def entering(module):
 
 
 def traits(entered, squares):
-    """What is compared: a tower's averaged features (n, c) beside the `statistics` of the squares, float array (n, c + 14)."""
+    """What is compared: a tower's averaged features (n, c) beside the `statistics` of the squares, float
+    array (n, c + 14)."""
     return np.hstack([np.asarray(entered, dtype=float), [statistics(square) for square in squares]])
 
 
 def statistics(square):
-    """Gray quantiles, sharpness at four scales, likeness to the mirrored and the upturned picture, and direction of the edges.
+    """Gray quantiles, sharpness at four scales, likeness to the mirrored and the upturned picture, and
+    direction of the edges.
 
     Parameters
     ----------
@@ -106,32 +125,52 @@ def statistics(square):
     list of 14 floats
     """
     gray = square / 255
-    sharpness = [np.log(np.hypot(*np.gradient(gaussian_filter(gray, scale))).mean() + 1e-5) for scale in SCALES]
+    sharpness = [
+        np.log(np.hypot(*np.gradient(gaussian_filter(gray, scale))).mean() + 1e-5) for scale in SCALES
+    ]
     down, across = (np.log((change**2).mean() + 1e-6) for change in np.gradient(gray))
-    return [*np.quantile(gray, QUANTILES), *sharpness, _likeness(gray, gray[:, ::-1]), _likeness(gray, gray[::-1]), down - across]
+    return [
+        *np.quantile(gray, QUANTILES),
+        *sharpness,
+        _likeness(gray, gray[:, ::-1]),
+        _likeness(gray, gray[::-1]),
+        down - across,
+    ]
 
 
 def _likeness(one, other):
-    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) if one.std() > 1e-6 else 1.0  # a flat picture is like any of its turns
+    return (
+        float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) if one.std() > 1e-6 else 1.0
+    )  # a flat picture is like any of its turns
 
 
 def joint_score(image):
-    """How well the joint template fits somewhere in a gray picture (H, W) in [0, 1]; of two knees and of either polarity the better."""
+    """How well the joint template fits somewhere in a gray picture (H, W) in [0, 1]; of two knees and of
+    either polarity the better."""
     return max(_joint_scores(image))
 
 
 def is_knee(image):
-    """Whether a picture shows a knee upright, as far as the joint template can tell: a `joint_score` of at least `FITS`."""
-    return any(score >= FITS for score in _joint_scores(image))  # lazily: each search takes a tenth of a second
+    """Whether a picture shows a knee upright, as far as the joint template can tell: a `joint_score` of at
+    least `FITS`."""
+    return any(
+        score >= FITS for score in _joint_scores(image)
+    )  # lazily: each search takes a tenth of a second
 
 
 def _joint_scores(image):
-    return (joint.find(shown).score for half in halves(_small(image)) for shown in (half, 1 - half))
+    return (joint.find(shown).score for half in halves(small(image)) for shown in (half, 1 - half))
 
 
-def _small(image):
+def small(image):
+    """A gray picture (H, W) reduced to what `is_knee` looks at: at most `JOINT_SIDE` pixels a side; a small
+    one stays as it is."""
     shrink = JOINT_SIDE / max(image.shape)
     if shrink >= 1:
         return np.asarray(image, dtype=np.float32)
     height, width = (max(1, round(side * shrink)) for side in image.shape)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image, dtype=np.float32)).resize((width, height), Image.Resampling.BOX))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(image, dtype=np.float32)).resize(
+            (width, height), Image.Resampling.BOX
+        )
+    )

@@ -136,9 +136,8 @@ def _published(name, place, config, tokenizer):
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # the heads of its pre-training are not used, which is no news
     try:
-        model, found = BertModel.from_pretrained(place, config=config, add_pooling_layer=False, local_files_only=True, output_loading_info=True)
-    except (RuntimeError, OSError) as error:
-        raise StudyError(f"{place} holds no weights of {name} ({' '.join(str(error).split())[:160]} ...). Give the files of its hub page.") from error
+        with weights.fitting(name, place):
+            model, found = BertModel.from_pretrained(None, config=config, state_dict=weights.tensors(place), add_pooling_layer=False, output_loading_info=True)
     finally:
         logging.set_verbosity(level)
     if found["missing_keys"]:

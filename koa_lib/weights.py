@@ -4,19 +4,30 @@ A folder given as WEIGHTS holds one sub-folder per model, named as the profile n
 `resnet50.tv_in1k`, ...), with the files of its hub page; CLIP may also lie in the folder itself.
 """
 
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 from koa_lib.errors import StudyError
 from koa_lib.images.read import file_sha256
 
-SUFFIXES = (".safetensors", ".bin", ".pt")
+SUFFIXES = (".safetensors", ".bin", ".pt")  # of weight files; the first are preferred
+STEMS = (
+    "open_clip_model",
+    "open_clip_pytorch_model",
+    "model",
+    "pytorch_model",
+)  # names on hub pages, likewise
 CONFIGS = ("model.json", "open_clip_config.json")
 CLIP_TAG = "openai"
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
 FILES = ("model.safetensors",)
 BERT_FILES = ("pytorch_model.bin", "vocab.txt")
 STAND_IN = "tiny"  # the one text encoder of `texts.BERTS` without published weights
-FOUNDATIONS = {"biomedclip": "BiomedCLIP", "rad-dino": "RAD-DINO"}  # source of an encoder to its name in `foundation.PAGES`, which is slow to import
+FOUNDATIONS = {
+    "biomedclip": "BiomedCLIP",
+    "rad-dino": "RAD-DINO",
+}  # source of an encoder to its name in `foundation.PAGES`, which is slow to import
 SECONDS = 10  # to wait for the hub's first answer
 
 
@@ -54,9 +65,8 @@ def network(name, given=""):
 
     page = timm.get_pretrained_cfg(name).hf_hub_id
     if given:
-        found = [path for path in sorted((Path(given) / name).glob("*")) if path.suffix in SUFFIXES]
-        if found:
-            return found[0]
+        if _weight_files(Path(given) / name):
+            return file_of(Path(given) / name)
         raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, FILES)}")
     return _from_hub(name, page, FILES)
 
@@ -68,7 +78,7 @@ def bert(name, given=""):
     page = BERTS[name].page
     if given:
         folder = Path(given) / name
-        if (folder / BERT_FILES[1]).is_file() and any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        if (folder / BERT_FILES[1]).is_file() and _weight_files(folder):
             return folder
         raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, BERT_FILES)}")
     return [_from_hub(name, page, (file, *BERT_FILES)).parent for file in BERT_FILES][0]
@@ -84,7 +94,9 @@ def foundation(name, given=""):
         if all((folder / file).is_file() for file in files):
             return folder
         raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, files)}")
-    return [_from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files][0]
+    return [
+        _from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files
+    ][0]
 
 
 def needed(settings):
@@ -92,7 +104,9 @@ def needed(settings):
     systems = settings.systems
     encoders = [spec for spec in (*systems.heads.encoders, *systems.embeddings.encoders) if not spec.reason]
     pairs = [(clip, settings.model.name)] if settings.model.start == "openai" else []
-    pairs += [(network, spec.timm) for spec in _networks(settings) if spec.weights == "imagenet" and not spec.reason]
+    pairs += [
+        (network, spec.timm) for spec in _networks(settings) if spec.weights == "imagenet" and not spec.reason
+    ]
     pairs += [(network, spec.architecture) for spec in encoders if spec.source == "timm"]
     pairs += [(network, systems.labels.architecture)] if systems.labels.published else []
     pairs += [(bert, systems.heads.text)] if systems.heads.text != STAND_IN else []
@@ -114,13 +128,8 @@ def check(settings, given=""):
     """
     for find, name in needed(settings):
         place = find(name, given)
-        try:
+        with fitting(name, place):
             _open(settings, find, name, place)
-        except StudyError:
-            raise
-        except Exception as error:  # safetensors, torch and json each have their own
-            what = " ".join(str(error).split())[:160]
-            raise StudyError(f"The weights of {name} in {place} cannot be used ({type(error).__name__}: {what} ...). Download them again, or give those of {name}.") from error
 
 
 def _open(settings, find, name, place):
@@ -141,17 +150,85 @@ def _open(settings, find, name, place):
 def _sizes(settings, name):
     systems = settings.systems
     sizes = {(spec.image_size, spec.width) for spec in _networks(settings) if spec.timm == name}
-    sizes |= {(spec.image_size, spec.width) for spec in (*systems.heads.encoders, *systems.embeddings.encoders) if spec.architecture == name}
+    sizes |= {
+        (spec.image_size, spec.width)
+        for spec in (*systems.heads.encoders, *systems.embeddings.encoders)
+        if spec.architecture == name
+    }
     return sizes | ({(systems.labels.image_size, 1.0)} if systems.labels.architecture == name else set())
 
 
-def weights_hash(place):
-    """What identifies weights in artefact keys: SHA-256 of the file, or 'random' without one."""
-    if place is None:
-        return "random"
+def file_of(place):
+    """The weight file of a place, the one that is loaded and whose hash is taken.
+
+    Parameters
+    ----------
+    place : str or Path
+        The file itself, or a folder: a file named as on a hub page is taken before any other, hidden files
+        never.
+
+    Raises
+    ------
+    StudyError
+        A folder without weights, or with several of which none is named as on a hub page.
+    """
     place = Path(place)
-    files = [place] if place.is_file() else sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
-    return file_sha256(files[0]) if files else "none"
+    if place.is_file():
+        return place
+    found = _weight_files(place)
+    known = [path for path in found if path.stem in STEMS]
+    if known:
+        return min(known, key=lambda path: (SUFFIXES.index(path.suffix), STEMS.index(path.stem)))
+    if len(found) != 1:
+        many = f"several weight files ({found[0].name}, {found[1].name}, ...)" if found else "no weights"
+        raise StudyError(
+            f"{place} holds {many}. Name the one to load {STEMS[0]}{SUFFIXES[0]} ({', '.join(SUFFIXES)})."
+        )
+    return found[0]
+
+
+def _weight_files(folder):
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [
+        path for path in files if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+
+
+def tensors(place):
+    """The tensors by name of the weight file of a place: safetensors, or a pickle that may hold nothing but
+    tensors."""
+    import open_clip
+
+    return open_clip.factory.load_state_dict(str(file_of(place)))
+
+
+@contextmanager
+def fitting(name, place, page="its page on the hub"):
+    """Whatever the libraries raise when weights are damaged or not those of a model becomes one `StudyError`.
+
+    It names the first tensor that is missing, unknown or of another shape, where it is that, and the page
+    with the right ones.
+    """
+    try:
+        yield
+    except StudyError:
+        raise
+    except Exception as error:  # safetensors, torch, json and pickle each have their own
+        said = " ".join(str(error).split())
+        tensor = re.search(r'state_dict: "(.+?)"|size mismatch for (.+?):', said)
+        reason = (
+            f"{tensor[1] or tensor[2]} is missing, unknown or of another shape"
+            if tensor
+            else f"{type(error).__name__}: {said[:160]}"
+        )
+        raise StudyError(
+            f"{place} holds no weights of {name} ({reason}). Give the files of {page}."
+        ) from error
+
+
+def weights_hash(place):
+    """What identifies weights in artefact keys: SHA-256 of `file_of` the place, or 'random' without one."""
+    return "random" if place is None else file_sha256(file_of(place))
 
 
 def _from_hub(name, page, files):
@@ -165,11 +242,15 @@ def _from_hub(name, page, files):
         requests.head(constants.ENDPOINT, timeout=SECONDS)  # the hub's own client tries for a minute
         return Path(hf_hub_download(page, files[0]))
     except Exception as error:  # whatever the network and its libraries raise, the advice is the same
-        raise StudyError(f"The weights of {name} could not be downloaded ({type(error).__name__}): {_advice(name, page, files)}") from error
+        raise StudyError(
+            f"The weights of {name} could not be downloaded ({type(error).__name__}): "
+            f"{_advice(name, page, files)}"
+        ) from error
 
 
 def _advice(name, page, files):
-    return f"download {' and '.join(files)} from huggingface.co/{page}, put them into <folder>/{name}/ and give WEIGHTS=<folder>."
+    wanted = f"download {' and '.join(files)} from huggingface.co/{page}"
+    return f"{wanted}, put them into <folder>/{name}/ and give WEIGHTS=<folder>."
 
 
 def _clip_page(name):

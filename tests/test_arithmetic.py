@@ -398,3 +398,7 @@ def test_per_grade_of_consistent_numbers_is_attainable(seed):
     assert set(table["attainable"]) == {"yes"}
     np.testing.assert_allclose(table["n_of_width"], table["n"], rtol=0.06)
     assert (table["wilson_low"] < table["sensitivity"]).all() and (table["sensitivity"] < table["wilson_high"]).all()
+
+
+def test_wilson_interval_of_no_pictures_is_unknown():
+    assert np.isnan(arithmetic.wilson(50, 0)).all()

@@ -1,5 +1,6 @@
 """One set of versions: project file, lock, conda file and Makefile hold together."""
 
+import os
 import re
 import subprocess
 import tomllib
@@ -87,3 +88,11 @@ def test_make_help_has_a_line_for_every_target():
 def test_ci_calls_the_documented_test_command():
     script = ROOT / ".ci" / "run"
     assert "make test" in script.read_text() and script.stat().st_mode & 0o111
+
+
+def test_make_uses_an_activated_environment_below_a_folder_with_a_space(tmp_path):
+    environment = tmp_path / "a b" / ".venv"
+    environment.mkdir(parents=True)
+    (environment / ".koa-ready").touch()
+    shown = subprocess.run(["make", "-n", "student"], cwd=ROOT, env={**os.environ, "VIRTUAL_ENV": str(environment)}, capture_output=True, text=True)
+    assert shown.stdout.splitlines() == [f'"{environment}/bin/koa" student']

@@ -87,6 +87,12 @@ def is_picture(path):
     return Path(path).suffix.lower() in SUFFIXES
 
 
+def kind_of(path):
+    """Name of a file's format, a key of `FORMATS`, by its content; StudyError when it is no picture."""
+    with _named_errors(path):
+        return _kind(path)
+
+
 def header(path):
     """What a file says of itself, without decoding it: a gigantic picture costs no memory.
 
@@ -183,9 +189,7 @@ def describe(path):
 
 def mislabelled(path):
     """'' where content and suffix agree, else the true format and the remedy; StudyError for no picture."""
-    path = Path(path)
-    with _named_errors(path):
-        kind = _kind(path)
+    path, kind = Path(path), kind_of(path)
     if path.suffix.lower() in FORMATS[kind]:
         return ""
     name = path.stem if is_picture(path) else path.name  # DICOM names such as 1.2.840.1 have no suffix

@@ -1,0 +1,38 @@
+"""The study's figures are the same on every machine, whatever the user's matplotlibrc says."""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from koa_lib import exhibits, style
+
+@style.styled
+def draw():
+    figure, axes = style.canvas(2)
+    axes.plot([0, 3, 1], label="a")
+    axes.legend(title="b")
+    return figure
+
+exhibits._save_figure(SimpleNamespace(shown_dir=Path(sys.argv[1])), "one", draw())
+"""
+RC = "axes.facecolor: black\ntext.usetex: True\nsavefig.bbox: tight\nxtick.direction: in\naxes.grid: True\n"
+
+
+def test_matplotlibrc_changes_no_figure(tmp_path):
+    (tmp_path / "matplotlibrc").write_text(RC)
+    for name, more in (
+        ("with", {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}),
+        ("without", {"MATPLOTLIBRC": ""}),
+    ):
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, tmp_path / name], env={**os.environ, **more}, check=True
+        )
+    drawn = [
+        [(tmp_path / name / "figures" / f"one.{kind}").read_bytes() for kind in ("png", "svg")]
+        for name in ("with", "without")
+    ]
+    assert drawn[0] == drawn[1]

@@ -1,7 +1,6 @@
 """The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a
 traceback."""
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -22,25 +21,10 @@ app.add_typer(data_app, name="data")
 STOPPED = 130  # exit code of a command that Ctrl-C ends
 
 
-def _named(name: str):
-    # Scripts may give an option an empty name by mistake.
-    if name is not None and not name.strip():
-        raise typer.BadParameter("the name is empty. Name it, or leave the option away.")
-    return name
-
-
 Profile = typer.Option("demo", help="smoke, demo, oai or paper.")
 Seed = typer.Option(None, help="By default the profile's own.")
 Pictures = typer.Argument(
     help="Picture files (PNG, JPEG, TIFF, WebP, BMP, DICOM), folders, lists (.txt), or - for a list on stdin."
-)
-Weights = typer.Option(
-    None,
-    callback=_named,
-    help="Folder of exported weights; by default those of the newest finished run that is no test.",
-)
-Page = typer.Option(
-    None, callback=_named, help="Also write a page with pictures, probabilities and where the model looks."
 )
 
 
@@ -138,11 +122,15 @@ def student_copies(folder: str = typer.Argument("", help="By default student/ of
 @app.command()
 def grade(
     pictures: list[str] = Pictures,
-    weights: str = Weights,
+    weights: str = typer.Option(
+        None, help="Folder of exported weights; by default of the newest run that is no test."
+    ),
     json: bool = typer.Option(
         False, "--json", help="JSON lines: first the model's card, then one line per picture."
     ),
-    html: str = Page,
+    html: str = typer.Option(
+        None, help="Also write a page with pictures, probabilities and where the model looks."
+    ),
 ):
     """Grade knee radiographs. No medical device.
 
@@ -151,7 +139,7 @@ def grade(
     """
     from koa_lib.graded import run
 
-    sys.exit(run(pictures, weights, json, html and _new_file(html, "--html")))
+    sys.exit(run(pictures, weights, json, None if html is None else _new_file(html, "--html")))
 
 
 @data_app.command()
@@ -246,29 +234,24 @@ def _new_file(path, option="--out"):
 
 
 def main():
-    """Entry point: a `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2
-    when
-    grading, whose 1 is that of a picture); Ctrl-C is a line and 130."""
+    """Entry point.
+
+    A `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2 when grading, whose 1
+    is that of a picture); Ctrl-C is a line and 130.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     grading = sys.argv[1:2] == ["grade"]
-    kept = "" if grading else f" {GOES_ON}"  # grading begins anew
     try:
         app()
     except SystemExit as done:  # typer ends so at a KeyboardInterrupt too
         if done.code == STOPPED:
-            print(f"koa: stopped.{kept}", file=sys.stderr)
+            print("koa: stopped." + (not grading) * f" {GOES_ON}", file=sys.stderr)
         raise
     except (StudyError, OSError) as error:
-        said = _refused(error, kept) if isinstance(error, OSError) else str(error)
+        said = str(error)
+        if isinstance(error, OSError):
+            where, why = error.filename or "A file", error.strerror or error
+            said = f"{where} cannot be read or written ({why}). Check the folder and the space left."
         print("koa:", "\n".join(printable(said.split("\n"))), file=sys.stderr)
         sys.exit(2 if grading else 1)
-
-
-def _refused(error, kept):
-    where = error.filename or "A file"
-    if error.errno == errno.ENOSPC:
-        return f"The disk is full. {where} could not be written. Free some space.{kept}"
-    return (
-        f"{where} cannot be read or written ({error.strerror or error}). Check the folder and the space left."
-    )

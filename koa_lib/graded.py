@@ -62,10 +62,10 @@ def run(given, weights=None, as_json=False, page=None):
     """
     from koa_lib import exported
 
-    paths = listing(given, sys.stdin.buffer)
+    paths = listing(given, sys.stdin)
     if not paths:
         raise StudyError("The list names no picture. Give picture files, folders or lists of them.")
-    model = grading.load(Path(weights) if weights else exported.newest())
+    model = grading.load(exported.newest() if weights is None else Path(weights))
     names = short_names(paths)
     write = _json_writer(model) if as_json else _text_writer(printable(model.card), len(paths))
     graded = _with_bar(grading.grade(model, paths), len(paths), "grading")

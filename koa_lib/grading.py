@@ -282,9 +282,8 @@ def _check(path):
         )
     if min(width, height) < SMALLEST:
         raise StudyError(
-            f"{path} has {width} x {height} pixels, too few to see a knee: the shorter side needs "
-            f"{SMALLEST}. "
-            "Give the radiograph itself, no preview."
+            f"{path} has {width} x {height} pixels, too few to see a knee: the shorter side "
+            f"needs {SMALLEST}. Give the radiograph itself, no preview."
         )
 
 

@@ -20,11 +20,10 @@ def listing(given, stdin=None):
     Parameters
     ----------
     given : sequence of str
-        Paths; a file with the suffix .txt is a list of paths, one per line, and '-' stands for such a list
-        on stdin.
-        A list may be UTF-8 or, with its mark, UTF-16, and have its paths in quotes.
-    stdin : binary file, optional
-        The standard input.
+        Paths; a file with the suffix .txt is a list of paths, one per line, and '-' stands for such a list on
+        stdin. A list may be UTF-8 or, with its mark, UTF-16, and have its paths in quotes.
+    stdin : text file, optional
+        The standard input, of which the bytes are read.
 
     Returns
     -------
@@ -44,7 +43,7 @@ def listing(given, stdin=None):
                 "current folder."
             )
         if name == "-":
-            paths += _listed(stdin.read(), Path())
+            paths += _listed(stdin.buffer.read(), Path())
         elif Path(name).suffix.lower() == ".txt" and os.path.isfile(name):
             paths += _listed(Path(name).read_bytes(), Path(name).parent)
         else:

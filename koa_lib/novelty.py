@@ -1,23 +1,19 @@
 """Is a picture like those that a grader was trained on, and is it a knee radiograph at all? No label is read.
 
 *Unlike the training pictures*: Mahalanobis distance (Lee 2018, arXiv:1807.03888; covariance by Ledoit and
-Wolf) of
-what enters the tower's last blocks, averaged over the picture, and of simple statistics of the picture. The
-threshold is a conformal quantile of pictures that were not fitted on: `RATE` of new pictures of the same
-origin exceed it.
+Wolf) of what enters the tower's last blocks, averaged over the picture, and of simple statistics of the
+picture. The threshold is a conformal quantile of pictures that were not fitted on: `RATE` of new pictures of
+the same origin exceed it.
 
 *Probably no knee radiograph*: unlike, and the joint template of `joint` (learnt from OAI) fits nowhere,
 bright bone or dark.
 
-Measured with the weights of `demo` (690 phantoms): unlike / no knee in % are 4 / 0 of the test split, 100 /
-0 of cohort B, 100 / 1 of
-OAI radiographs, 100 / 87 of photographs, 98 / 88 of faces, 100 / 95 of noise, 100 / 100 of text, flat
-pictures, drawn hands and hips.
-Where it fails: a slight blur, noise or another brightness is seen in 10 to 30 %, an upturned knee in 42 %.
-With a network trained on OAI
-4 % of its unseen pictures are unlike, but 5 of the 14 with KL 4: what is rare in training is warned about
-most.
-`tests/test_novelty.py` measures again.
+Measured with the weights of `demo` (690 phantoms): unlike / no knee in % are 4 / 0 of the test split, 100 / 0
+of cohort B, 100 / 1 of OAI radiographs, 100 / 87 of photographs, 98 / 88 of faces, 100 / 95 of noise, 100 /
+100 of text, flat pictures, drawn hands and hips. Where it fails: a slight blur, noise or another brightness
+is seen in 10 to 30 %, an upturned knee in 42 %. With a network trained on OAI 4 % of its unseen pictures are
+unlike, but 5 of the 14 with KL 4: what is rare in training is warned about most. `tests/test_novelty.py`
+measures again.
 """
 
 from contextlib import contextmanager

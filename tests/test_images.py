@@ -791,7 +791,10 @@ def huge(folder, name):
     return dicom(path, one, bits=8, syntax=uid.JPEGBaseline8Bit, stream=buffer.getvalue(), Rows=8, Columns=8)
 
 
-@pytest.mark.parametrize("name", ["huge.png", "huge.tif", "deflated.dcm", "sparse.dcm", "lying.dcm", "rle.dcm"])
+HUGE = ("huge.png", "huge.tif", "deflated.dcm", "sparse.dcm", "lying.dcm", "rle.dcm")
+
+
+@pytest.mark.parametrize("name", HUGE)
 def test_what_is_refused_costs_little_memory(tmp_path, name):
     path = huge(tmp_path, name)
     assert path.stat().st_blocks * 512 < 3_000_000

@@ -236,8 +236,8 @@ def _new_file(path, option="--out"):
 def main():
     """Entry point.
 
-    A `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2 when grading, whose 1
-    is that of a picture); Ctrl-C is a line and 130.
+    A `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2 when grading, whose
+    1 is that of a picture); Ctrl-C is a line and 130.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text

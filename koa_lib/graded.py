@@ -128,8 +128,8 @@ def cautions(card):
     """What limits all grades of a model, as a list of sentences."""
     limits = {
         "synthetic": "The model knows synthetic phantoms only: its grades of real radiographs mean nothing.",
-        "only_a_test": "The weights come from a smoke or dry run, a test of the software: no grade "
-        "means anything.",
+        "only_a_test": "The weights come from a test of the software (a smoke or dry run): "
+        "no grade means anything.",
     }
     return [text for key, text in limits.items() if card[key]]
 

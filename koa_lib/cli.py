@@ -1,6 +1,7 @@
 """The `koa` command: thin wrappers around the library; a user's mistake ends in one sentence, not a
 traceback."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -253,5 +254,6 @@ def main():
         if isinstance(error, OSError):
             where, why = error.filename or "A file", error.strerror or error
             said = f"{where} cannot be read or written ({why}). Check the folder and the space left."
+            said += (error.errno == errno.ENOSPC and not grading) * f" {GOES_ON}"
         print("koa:", "\n".join(printable(said.split("\n"))), file=sys.stderr)
         sys.exit(2 if grading else 1)

@@ -86,6 +86,11 @@ def facts(name):
     return _all()[name]
 
 
+def committed(name, lists=None):
+    """Where the committed manifest of a cohort lies; phantoms have none."""
+    return (lists or MANIFESTS) / f"{name}.csv"
+
+
 def manifest(name, folder=None, lists=None):
     """A cohort's manifest: the committed one, or for phantoms the one in their folder.
 
@@ -103,8 +108,8 @@ def manifest(name, folder=None, lists=None):
     StudyError
         No manifest, one that `read_manifest` refuses, or a row whose grade, split or id contradicts its path.
     """
-    committed = (lists or MANIFESTS) / f"{name}.csv"
-    path = committed if committed.is_file() or folder is None else Path(folder) / "manifest.csv"
+    listed = committed(name, lists)
+    path = listed if listed.is_file() or folder is None else Path(folder) / "manifest.csv"
     rows = read_manifest(path)
     if name in names():
         told = facts(name).told(rows["path"]).filter(["image_id", "kl_grade", "split"])

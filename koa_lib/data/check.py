@@ -26,11 +26,12 @@ GOOD = {
     "same pixels, other container": "another file format without loss: accepted",
 }
 BAD = {
-    "re-encoded": "another format with other pixels, e.g. lossy: used, and stamped on the report",
+    "re-encoded": "another file format with other pixels, e.g. lossy: "
+    "the study runs on it and stamps the report",
     "changed pixels": "not the published picture: fetch it again",
-    "wrong grade folder": "lies under another grade or none, and the folder is the label: move it back",
+    "wrong grade folder": "lies under another grade or none: move it back, the folder is the label",
     "wrong split folder": "lies in another split: move it back",
-    "wrong folder": "the folder has another name: move it back",
+    "wrong folder": "lies under the right grade in a folder of another name: move it back",
     "renamed": "a listed picture under another name: rename it",
     "wrong extension": "rename it, so that it is read",
     "unreadable": "fetch it again",

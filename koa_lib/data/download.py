@@ -95,8 +95,7 @@ def _receive(address, part):
         status, range_ = answer.status_code, answer.headers.get("Content-Range", "")
         if status not in (200, 206, 416):
             raise StudyError(
-                f"The server answers {status} ({answer.reason}) to {address}. "
-                "Try the address in a browser; if it fails there too, ask the publisher."
+                f"The server answers {status} ({answer.reason}) to {address}. Try it in a browser."
             )
         if status == 416 and range_ == f"bytes */{have}":
             return True

@@ -31,10 +31,10 @@ def fetch(name, folder, address=""):
     """
     known, folder = cohorts.facts(name), Path(folder).absolute()
     if not known.address:
-        raise StudyError(f"The cohort {name} is made, not downloaded: run 'make reproduce'.")
+        raise StudyError(f"{name} is made, not downloaded: run 'make reproduce'.")
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if existing.is_file():
-        raise StudyError(f"{existing} is a file, so {folder} can be no folder. Give another folder.")
+        raise StudyError(f"{existing} is a file. Give another folder.")
     zipped = folder.parent / known.archive
     fetched = existing != folder or not any(folder.iterdir())
     if fetched:

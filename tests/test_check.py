@@ -64,26 +64,20 @@ def as_lines(frame, folder):
     "name, folder", [("oai_chen2018", "oai_original_sample"), ("gornale2020", "gornale_sample")]
 )
 def test_rows_of_published_files_are_the_committed_ones_byte_for_byte(shared, tmp_path, name, folder):
-    lines = as_lines(check.build(name, shared(folder), readers=cohorts.MANIFESTS / f"{name}.csv"), tmp_path)
-    paths = sorted(
-        (path.relative_to(shared(folder)).as_posix() for path in shared(folder).rglob("*.png")), key=natural
-    )
-    assert set(lines) <= set((cohorts.MANIFESTS / f"{name}.csv").read_bytes().splitlines())
-    assert len(lines) == 1 + len(paths) and all(
-        f",{path},".encode() in line for path, line in zip(paths, lines[1:], strict=True)
-    )
-    assert check.compare(tmp_path / "built.csv", name).startswith(
-        f"{len(paths)} of them equal the committed manifest byte for byte"
-    )
+    committed = cohorts.MANIFESTS / f"{name}.csv"
+    head, *lines = as_lines(check.build(name, shared(folder), readers=committed), tmp_path)
+    paths = [path.relative_to(shared(folder)).as_posix() for path in shared(folder).rglob("*.png")]
+    assert {head, *lines} <= set(committed.read_bytes().splitlines())
+    assert [line.split(b",")[1].decode() for line in lines] == sorted(paths, key=natural)
+    assert check.compare(tmp_path / "built.csv", name).startswith(f"{len(paths)} of them equal")
 
 
 @pytest.mark.parametrize("cohort", ["a", "b"])
-def test_phantom_manifest_is_built_again_byte_for_byte(cohort, cohort_a, cohort_b, tmp_path):
-    folder, rows = {"a": cohort_a, "b": cohort_b}[cohort]
+def test_phantom_manifest_is_built_again_byte_for_byte(cohort, request, tmp_path):
+    folder, rows = request.getfixturevalue(f"cohort_{cohort}")
     lines = as_lines(check.build(f"phantom_{cohort}", folder), tmp_path)
-    assert "no committed manifest" in check.compare(
-        tmp_path / "built.csv", f"phantom_{cohort}"
-    ) and lines == as_lines(rows[COLUMNS], tmp_path)
+    assert lines == as_lines(rows[COLUMNS], tmp_path)
+    assert "no committed manifest" in check.compare(tmp_path / "built.csv", f"phantom_{cohort}")
 
 
 def test_duplicate_group_is_named_after_a_picture_that_is_not_in_the_folder(shared, tmp_path):
@@ -94,34 +88,23 @@ def test_duplicate_group_is_named_after_a_picture_that_is_not_in_the_folder(shar
     for path in rows["path"][first]:
         (copy / path).unlink()
     built = check.build("gornale2020", copy)
-    assert (
-        first.any()
-        and built["group_id"].tolist() == rows["group_id"][~first].tolist()
-        and built["kl_grade_reader2"].isna().all()
-    )
+    assert first.any() and built["group_id"].tolist() == rows["group_id"][~first].tolist()
     as_lines(built, tmp_path)
     sentence = check.compare(tmp_path / "built.csv", "gornale2020")
-    assert (
-        sentence.startswith("0 of them")
-        and f"kl_grade_reader2 ({len(built)})" in sentence
-        and "--readers" in sentence
-    )
+    assert sentence.startswith("0 of them") and "--readers" in sentence
+    assert f"kl_grade_reader2 ({len(built)})" in sentence
 
 
 def test_duplicate_group_is_named_after_its_first_picture_in_natural_order(cohort_b, tmp_path):
     twin = cohort_b[0] / cohort_b[1]["path"][0]
     noise(tmp_path / "MedicalExpert-I/0Normal/NormalG0 (1).png", 1)
-    for name in ("0Normal/NormalG0 (10).png", "0Normal/NormalG0 (9).png", "1Doubtful/DoubtfulG1 (2).png"):
-        path = tmp_path / "MedicalExpert-I" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("0Normal/NormalG0 (10)", "0Normal/NormalG0 (9)", "1Doubtful/DoubtfulG1 (2)"):
+        path = tmp_path / "MedicalExpert-I" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
         shutil.copyfile(twin, path)
-    built = check.build("phantom_b", tmp_path).set_index("image_id")["group_id"]
-    assert built.to_dict() == {
-        "NormalG0(1)": "NormalG0(1)",
-        "NormalG0(9)": "NormalG0(9)",
-        "NormalG0(10)": "NormalG0(9)",
-        "DoubtfulG1(2)": "NormalG0(9)",
-    }
+    built = check.build("phantom_b", tmp_path)
+    assert built["image_id"].tolist() == ["NormalG0(1)", "NormalG0(9)", "NormalG0(10)", "DoubtfulG1(2)"]
+    assert built["group_id"].tolist() == ["NormalG0(1)", *["NormalG0(9)"] * 3]
 
 
 @pytest.mark.parametrize("inside", ["", "kaggle/archive", PUBLISHED])
@@ -129,40 +112,27 @@ def test_what_lies_around_the_pictures_changes_nothing(cohort_a, tmp_path, insid
     folder, rows = cohort_a
     root = Path(shutil.copytree(folder, tmp_path / "data" / inside))
     shutil.copytree(root / "train", root / "auto_test")  # detector crops have the names of listed pictures
-    for k, name in enumerate(
-        (
-            "train/0/overview.png",
-            "train/5/9999999L.png",
-            "9999998L.png",
-            "train/0/.ipynb_checkpoints/9999997L.png",
-        )
-    ):
-        noise(root / name, k)
+    left_out = ["train/0/overview.png", "train/5/9999999L.png", "9999998L.png"]
+    for name in (*left_out, "train/0/.ipynb_checkpoints/9999997L.png"):
+        noise(root / name, 1)
     if inside == PUBLISHED:
-        for k, path in enumerate(rows["path"]):
-            noise(root.with_name("kneeKL299") / path, k)
+        for path in rows["path"]:
+            noise(root.with_name("kneeKL299") / path, 1)
     built = check.build("oai_chen2018", tmp_path)
-    assert built.equals(rows[COLUMNS]) and {path.name for path in built.attrs["left_out"]} == {
-        "overview.png",
-        "9999999L.png",
-        "9999998L.png",
-    }
+    assert built.equals(rows[COLUMNS]) and {*built.attrs["left_out"]} == {root / name for name in left_out}
     part = rows[rows["split"] == "train"].reset_index(drop=True)
     assert check.build("phantom_a", root / "train").equals(part[COLUMNS])
 
 
-def test_folder_is_the_label_and_a_lossless_copy_keeps_its_pixel_hash(copy_a, cohort_a, shared, tmp_path):
-    first, second = (copy_a / path for path in cohort_a[1]["path"][:2])
-    Image.open(first).save(first.with_suffix(".bmp"))
-    first.unlink()
-    (second.parents[1] / "4").mkdir(exist_ok=True)
-    second.rename(second.parents[1] / "4" / second.name)
-    built, listed = check.build("phantom_a", copy_a).set_index("image_id"), cohort_a[1].set_index("image_id")
-    assert (
-        built.loc[second.stem, "kl_grade"] == 4
-        and built.loc[first.stem, "pixel_sha256"] == listed.loc[first.stem, "pixel_sha256"]
-    )
-    assert built.loc[first.stem, "sha256"] != listed.loc[first.stem, "sha256"] and len(built) == len(listed)
+def test_folder_is_the_label_and_a_lossless_copy_keeps_its_pixel_hash(copy_a, cohort_a):
+    first, second = cohort_a[1]["path"][:2]
+    saved_as(".bmp")(copy_a, first)
+    moved("{split}/4/{stem}.png")(copy_a, second)
+    built, listed = (rows.set_index("image_id") for rows in (check.build("phantom_a", copy_a), cohort_a[1]))
+    first, second = Path(first).stem, Path(second).stem
+    assert built.loc[second, "kl_grade"] == 4 and {*built.index} == {*listed.index}
+    same = built.loc[first] == listed.loc[first, built.columns]
+    assert same["pixel_sha256"] and not same["sha256"]
 
 
 def test_unusable_pictures_are_told_at_once(copy_a, cohort_a):
@@ -174,33 +144,35 @@ def test_unusable_pictures_are_told_at_once(copy_a, cohort_a):
     with pytest.raises(StudyError) as error:
         check.build("phantom_a", copy_a)
     head, *lines = str(error.value).splitlines()
-    assert head.startswith("4 of 24 files") and all(
-        str(path) in line and "etch" in line for path, line in zip([*bad, jpeg], lines, strict=True)
-    )
+    assert head.startswith("4 of 24 files")
+    assert all(f"{path}: " in line for path, line in zip([*bad, jpeg], lines, strict=True))
 
 
-@pytest.mark.parametrize("other", ["train/3/{}.png", "{}/{}.bmp"])
+@pytest.mark.parametrize("other", ["train/3/{}.png", "{}.bmp"])
 def test_picture_that_is_there_twice_is_named(copy_a, cohort_a, other):
     path = copy_a / cohort_a[1]["path"][0]
     twin = copy_a / other.format(path.stem) if "train" in other else path.with_suffix(".bmp")
     twin.parent.mkdir(exist_ok=True)
-    Image.fromarray(decode(path)[0]).save(twin)
-    with pytest.raises(StudyError, match=f"image_id '{path.stem}' .*twice"):
+    Image.open(path).save(twin)
+    with pytest.raises(StudyError, match=f"image_id .*'{path.stem}' .*once only"):
         check.build("phantom_a", copy_a)
 
 
 @pytest.mark.parametrize(
-    "name, folder, words",
-    [
-        ("oai", ".", "'oai' is unknown"),
-        ("oai_chen2018", "gone", "gone does not exist"),
-        ("gornale2020", "empty", "empty holds none of the pictures of gornale2020"),
-    ],
+    "folder, words", [("gone", "is no folder"), ("empty", "none of"), ("file", "is no folder")]
 )
-def test_wrong_cohort_or_folder_is_named(tmp_path, name, folder, words):
+def test_wrong_cohort_or_folder_is_named(cohort_a, tmp_path, folder, words):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StudyError, match=words):
-        check.build(name, tmp_path / folder)
+    (tmp_path / "file").touch()
+    for work in (
+        lambda place: check.build("gornale2020", place),
+        lambda place: check.verify(cohort_a[1], place),
+        lambda place: find_pictures(cohort_a[1], place),
+    ):
+        with pytest.raises(StudyError, match=f"{tmp_path / folder}.* {words}"):
+            work(tmp_path / folder)
+    with pytest.raises(StudyError, match="'oai' is unknown"):
+        check.build("oai", tmp_path)
 
 
 # The second reader
@@ -251,62 +223,46 @@ def test_of_several_grades_for_equal_pixels_the_nearest_is_taken(own, second):
 
 @pytest.mark.parametrize("keys", [["image_id"], ["pixel_sha256"], ["renumbered", "pixel_sha256"]])
 @pytest.mark.parametrize("separator, encoding", [(",", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-8")])
-def test_readers_file_gives_the_grades_as_spreadsheets_write_them(
+def test_readers_file_counts_more_than_the_folder_as_spreadsheets_write_it(
     copy_b, cohort_b, tmp_path, keys, separator, encoding
 ):
     rows = cohort_b[1]
-    shutil.rmtree(copy_b / "MedicalExpert-II")
-    spaced = rows["path"].str.split("/").str[-1].str.removesuffix(".png")
-    table = rows.assign(
-        image_id=spaced,
-        renumbered=np.roll(spaced, 7),
-        kl_grade_reader2=rows["kl_grade_reader2"].astype(float),
-    )
-    own = table.index[~table.duplicated("pixel_sha256", keep=False)][0]
+    own = rows.index[~rows.duplicated("pixel_sha256", keep=False)][0]
+    spaced = rows["path"].str.extract(r"/([^/]+)\.png$")[0]
+    table = rows.assign(image_id=spaced, renumbered=np.roll(spaced, 7))
+    table["kl_grade_reader2"] = rows["kl_grade_reader2"].astype(float)
     table.loc[own, "kl_grade_reader2"] = np.nan  # so that pandas writes 1.0
-    table = table.sample(frac=1, random_state=1)[[*keys, "kl_grade_reader2"]].rename(
-        columns={"renumbered": "image_id"}
+    table = table[[*keys, "kl_grade_reader2"]].rename(columns={"renumbered": "image_id"})
+    table.sample(frac=1, random_state=1).to_csv(
+        tmp_path / "readers.csv", sep=separator, encoding=encoding, index=False
     )
-    table.to_csv(tmp_path / "readers.csv", sep=separator, encoding=encoding, index=False)
     built = check.build("phantom_b", copy_b, tmp_path / "readers.csv")["kl_grade_reader2"]
     assert pd.isna(built[own]) and built.drop(own).tolist() == rows["kl_grade_reader2"].drop(own).tolist()
-
-
-def test_readers_file_counts_more_than_the_folder(copy_b, cohort_b, tmp_path):
-    rows = cohort_b[1].assign(kl_grade_reader2=(cohort_b[1]["kl_grade"] + 1) % 5)
-    rows.iloc[:-1][["image_id", "kl_grade_reader2"]].to_csv(tmp_path / "readers.csv", index=False)
-    built = check.build("phantom_b", copy_b, tmp_path / "readers.csv")["kl_grade_reader2"]
-    assert built[:-1].tolist() == rows["kl_grade_reader2"][:-1].tolist() and pd.isna(built.iloc[-1])
 
 
 @pytest.mark.parametrize(
     "content, words",
     [
-        (None, []),
-        (b"", []),
-        (b"\xff\xfe\x00", []),
-        ("folder", []),
-        (b"name,grade\nx,1\n", ["name, grade", "kl_grade_reader2"]),
-        (b"kl_grade_reader2\n1\n", ["image_id or pixel_sha256"]),
-        (b"image_id,kl\nx,1\n", ["kl_grade_reader2"]),
-        (b"image_id,kl_grade_reader2\nother,1\n", ["none of the"]),
-        (b"pixel_sha256,kl_grade_reader2\nother,0\n", ["none of the"]),
-        (b"image_id,kl_grade_reader2\nx,1\ny,NaN\n", ["row 3", "'NaN'"]),
-        (b"image_id,kl_grade_reader2\nx,mild\n", ["row 2", "'mild'"]),
-        (b"image_id,kl_grade_reader2\nx,0\ny,1\nz,5\n", ["row 4", "'5'"]),
-        (b"pixel_sha256,kl_grade_reader2\nx,1.5\n", ["row 2", "'1.5'"]),
-        (b"image_id,kl_grade_reader2\nx (1),0\ny,1\nx(1),0\n", ["row 4", "'x(1)'", "twice"]),
+        (None, ""),
+        (b"", ""),
+        (b"\xff\xfe\x00", ""),
+        (b"name,grade\nx,1\n", "kl_grade_reader2"),
+        (b"kl_grade_reader2\n1\n", "image_id"),
+        (b"image_id,kl\nx,1\n", "kl_grade_reader2"),
+        (b"image_id,kl_grade_reader2\nother,1\n", "none of the"),
+        (b"pixel_sha256,kl_grade_reader2\nother,0\n", "none of the"),
+        (b"image_id,kl_grade_reader2\nx,1\ny,NaN\n", "row 3.*'NaN'"),
+        (b"image_id,kl_grade_reader2\nx,0\ny,1\nz,5\n", "row 4.*'5'"),
+        (b"pixel_sha256,kl_grade_reader2\nx,1.5\n", "row 2.*'1.5'"),
+        (b"image_id,kl_grade_reader2\nx (1),0\ny,1\nx(1),0\n", "row 4.*'x\\(1\\)'.*once only"),
     ],
 )
 def test_wrong_readers_file_is_named_with_the_row(cohort_b, tmp_path, content, words):
     readers = tmp_path / "readers.csv"
-    if content == "folder":
-        readers.mkdir()
-    elif content is not None:
+    if content is not None:
         readers.write_bytes(content)
-    with pytest.raises(StudyError) as error:
+    with pytest.raises(StudyError, match=f"^{readers}.*{words}"):
         check.build("phantom_b", cohort_b[0] / "MedicalExpert-I" / "4Severe", readers)
-    assert all(word in str(error.value) for word in (str(readers), *words)) and "\n" not in str(error.value)
 
 
 # Verifying
@@ -479,10 +435,8 @@ def test_all_defects_in_one_folder_are_told_once_each(copy_a, cohort_a):
     lines = check.summary(report).splitlines()
     for status, count in Counter(report["status"]).items():
         assert sum(line.startswith(f"  {status:<29}{count:>6}") for line in lines) == 1
-    assert all(
-        sum(line.strip().split(": ")[0] == (row.found or row.listed) for line in lines) == 1
-        for row in bad.itertuples()
-    )
+    named = [line.strip().split(": ")[0] for line in lines]
+    assert all(named.count(row.found or row.listed) == 1 for row in bad.itertuples())
 
 
 @settings(max_examples=10, deadline=None)
@@ -504,14 +458,10 @@ def test_swapped_pictures_are_told_with_each_others_paths(copy_a, cohort_a):
     first, second = cohort_a[1]["path"][[2, 9]]
     for old, new in ((first, "kept"), (second, first), ("kept", second)):
         (copy_a / old).rename(copy_a / new)
-    found = {
-        row.found: (row.status, row.listed, row.detail)
-        for row in check.problems(verified(cohort_a[1], copy_a)).itertuples()
-    }
-    assert found == {
-        first: ("changed pixels", first, f"holds the picture of {second}."),
-        second: ("changed pixels", second, f"holds the picture of {first}."),
-    }
+    bad = check.problems(verified(cohort_a[1], copy_a))
+    assert {*bad["status"]} == {"changed pixels"} and (bad["found"] == bad["listed"]).all()
+    told = {f"holds the picture of {path}." for path in (second, first)}
+    assert {*bad["detail"]} == told and second in bad.set_index("found")["detail"][first]
 
 
 def test_misplaced_picture_that_was_written_again_is_told_to_have_its_pixels(copy_a, cohort_a):
@@ -540,29 +490,24 @@ def test_namesake_with_other_pixels_stands_for_nobody(copy_a, cohort_a, place):
         assert set(check.problems(verified(cohort_a[1], copy_a))["status"]) == {"renamed", "extra"}
 
 
-def test_dropped_space_is_renamed_and_equal_pictures_under_other_names_are_told_once_each(copy_b, cohort_b):
-    manifest = cohort_b[1]
-    path = manifest["path"].iloc[-1]
+def test_dropped_space_is_renamed(copy_b, cohort_b):
+    path = cohort_b[1]["path"].iloc[-1]
     (copy_b / path).rename(copy_b / path.replace(" ", ""))
-    (line,) = check.problems(verified(manifest, copy_b)).itertuples()
-    assert (line.status, line.listed, line.found, line.detail) == (
-        "renamed",
-        path,
-        path.replace(" ", ""),
-        f"listed as {path}; bytes as listed",
-    )
-    (copy_b / path.replace(" ", "")).rename(copy_b / path)
-    equal = manifest[manifest.duplicated("pixel_sha256", keep=False)]
-    pair = equal[equal["pixel_sha256"] == equal["pixel_sha256"].iloc[0]]
+    (line,) = check.problems(verified(cohort_b[1], copy_b)).itertuples()
+    expected = ("renamed", path, path.replace(" ", ""), f"listed as {path}; bytes as listed")
+    assert (line.status, line.listed, line.found, line.detail) == expected
+
+
+def test_equal_pictures_under_other_names_are_told_once_each(copy_b, cohort_b):
+    manifest = cohort_b[1]
+    twins = manifest[manifest.duplicated("pixel_sha256", keep=False)]
+    pair = twins[twins["pixel_sha256"] == twins["pixel_sha256"].iloc[0]]
     names = [str(Path(path).with_name(f"scan_{k}.png")) for k, path in enumerate(pair["path"])]
     for path, name in zip(pair["path"], names, strict=True):
         (copy_b / path).rename(copy_b / name)
-    renamed = check.problems(verified(manifest, copy_b))
-    assert (
-        set(renamed["status"]) == {"renamed"}
-        and sorted(renamed["found"]) == sorted(names)
-        and sorted(renamed["image_id"]) == sorted(pair["image_id"])
-    )
+    found = check.problems(verified(manifest, copy_b))
+    assert {*found["status"]} == {"renamed"} and sorted(found["found"]) == sorted(names)
+    assert sorted(found["image_id"]) == sorted(pair["image_id"])
     (copy_b / names[0]).unlink()
     assert sorted(check.problems(verified(manifest, copy_b))["status"]) == ["missing", "renamed"]
 
@@ -586,21 +531,13 @@ def test_file_that_the_system_refuses_is_told_and_the_others_go_on(copy_a, cohor
             raise PermissionError(13, "Permission denied", str(file))
         return real(file, *more, **options)
 
-    monkeypatch.setattr(
-        builtins, "open", guarded
-    )  # the tests may run as root, for whom chmod 000 is no hindrance
+    # The tests may run as root, for whom chmod 000 is no hindrance.
+    monkeypatch.setattr(builtins, "open", guarded)
     report = verified(cohort_a[1], copy_a)
-    assert told(check.problems(report)) == Counter(
-        [
-            ("unreadable", cohort_a[1]["image_id"][0], listed, listed),
-            ("unreadable", "", "", name),
-            ("missing", cohort_a[1]["image_id"][1], lost, ""),
-        ]
-    )
-    assert (
-        report[report["status"] == "unreadable"]["detail"].str.contains("Permission denied").all()
-        and len(report) == 25
-    )
+    bad = check.problems(report)
+    expected = [("unreadable", listed), ("unreadable", name), ("missing", "")]
+    assert [*zip(bad["status"], bad["found"], strict=True)] == expected and len(report) == 25
+    assert bad["detail"].str.contains("Permission denied").tolist() == [True, True, False]
     with pytest.raises(StudyError, match="2 of 24 files"):
         check.build("phantom_a", copy_a)
 
@@ -611,23 +548,9 @@ def test_root_is_found_beside_another_size_with_the_same_names(cohort_a, tmp_pat
     shutil.copytree(cohort_a[0], root)
     lost = manifest["path"][manifest["split"] == "test"].iloc[0]
     (root / lost).unlink()
-    for k, path in enumerate(manifest["path"]):
-        noise(root.with_name("kneeKL299") / path, k)
+    for path in manifest["path"]:
+        noise(root.with_name("kneeKL299") / path, 1)
         (root / "auto_test" / path).parent.mkdir(parents=True, exist_ok=True)
         (root / "auto_test" / path).write_bytes(b"another crop")
     found, report = check.verify(manifest, tmp_path / start, LAYOUTS, BESIDE)
     assert found == root and Counter(report["status"]) == {"as listed": 23, "missing": 1}
-
-
-@pytest.mark.parametrize(
-    "make, words",
-    [
-        (lambda place: None, "does not exist"),
-        (lambda place: place.mkdir(), "holds none of the 24 pictures"),
-        (lambda place: place.write_text("a file"), "is a file"),
-    ],
-)
-def test_folder_without_the_cohort_is_named(cohort_a, tmp_path, make, words):
-    make(tmp_path / "knees")
-    with pytest.raises(StudyError, match=f"knees {words}"):
-        check.verify(cohort_a[1], tmp_path / "knees")

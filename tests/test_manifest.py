@@ -4,15 +4,12 @@ import hashlib
 import os
 import re
 import shutil
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from koa_lib import datasets
@@ -20,8 +17,8 @@ from koa_lib.data import cohorts
 from koa_lib.data.files import find_pictures, walk
 from koa_lib.data.manifest import SPLITS, data_hash, natural, read_manifest, tail, write_manifest
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES
 from koa_lib.images.read import describe, pixel_sha256
+from koa_lib.settings import Cohort
 
 PUBLISHED = ["oai_chen2018", "gornale2020"]
 
@@ -97,136 +94,102 @@ def test_odd_but_right_cell_is_taken(changed, column, value, read):
     assert changed(1, column, value)[column][1] == read
 
 
-def test_further_wrong_cells_are_counted_and_empty_ones_stay_empty(changed, tmp_path, cohort_a):
-    assert (
-        pd.isna(changed(2, "kl_grade_reader2", "")["kl_grade_reader2"][2])
-        and changed(2, "jsn", "3")["jsn"][2] == 3
-    )
-    with pytest.raises(StudyError, match="row 2 .* and 23 more"):
-        write_manifest(cohort_a[1].assign(kl_grade=9), tmp_path / "bad.csv")
-    with pytest.raises(StudyError, match="'1.0'"):
-        write_manifest(cohort_a[1].assign(kl_grade=1.0), tmp_path / "bad.csv")
+def test_further_wrong_cells_are_counted_and_nothing_is_written(changed, tmp_path, cohort_a):
+    assert pd.isna(changed(2, "kl_grade_reader2", "")["kl_grade_reader2"][2])
+    for value, words in ((9, "row 2 .* 23 more"), (1.0, "'1.0'")):
+        with pytest.raises(StudyError, match=words):
+            write_manifest(cohort_a[1].assign(kl_grade=value), tmp_path / "bad.csv")
     assert not (tmp_path / "bad.csv").exists()
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        None,
-        b"",
-        b"a,b\n1,2,3\n4\n",
-        b"image_id\n\xff\xfe\n",
-        b"\x89PNG\r\n\x1a\n\x00\x00",
-        b"image_id,path\na,b\n",
-    ],
+    "content", [b"", b"a,b\n1,2,3\n4\n", b"image_id\n\xff\xfe\n", b"image_id,path\na,b\n"]
 )
 def test_file_that_is_no_manifest_is_named(tmp_path, content):
-    if content is not None:
-        (tmp_path / "cohort.csv").write_bytes(content)
-    with pytest.raises(StudyError, match="cohort.csv"):
-        read_manifest(tmp_path / "cohort.csv")
-    with pytest.raises(StudyError, match="no rows"):
+    (tmp_path / "cohort.csv").write_bytes(content)
+    for path in (tmp_path / "cohort.csv", tmp_path / "none.csv"):
+        with pytest.raises(StudyError, match=path.name):
+            read_manifest(path)
+    with pytest.raises(StudyError, match="bad.csv has no rows"):
         write_manifest(cohorts.manifest("gornale2020").iloc[:0], tmp_path / "bad.csv")
 
 
 @pytest.mark.parametrize(
-    "column, value", [("kl_grade", 3), ("split", "test"), ("pixel_sha256", "0" * 64), ("image_id", "other")]
+    "column, value", [("kl_grade", 5), ("split", "other"), ("pixel_sha256", "0" * 64), ("image_id", "other")]
 )
 def test_data_hash_names_what_matters(cohort_a, column, value):
     frame = cohort_a[1].copy()
-    frame.loc[0, column] = (
-        value if frame.loc[0, column] != value else (4 if column == "kl_grade" else "train")
-    )
+    frame.loc[0, column] = value
     assert data_hash(frame) != data_hash(cohort_a[1]) == data_hash(cohort_a[1].assign(side=""))
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), wide=st.booleans(), colour=st.booleans())
-def test_pixel_hash_follows_its_definition(seed, wide, colour):
-    dtype = np.uint16 if wide else np.uint8
-    pixels = np.random.default_rng(seed).integers(
-        0, np.iinfo(dtype).max, (5, 7, 3) if colour else (5, 7), dtype=dtype
+@pytest.mark.parametrize("shape, kind", [((5, 7), "uint8"), ((5, 7, 3), "uint8"), ((5, 7), "uint16")])
+def test_pixel_hash_follows_its_definition(shape, kind):
+    pixels = (np.arange(np.prod(shape)) * 997).reshape(shape).astype(kind)
+    content = (
+        f"{'x'.join(map(str, shape))}:{kind}:".encode() + pixels.astype(f"<{pixels.dtype.str[1:]}").tobytes()
     )
-    head = f"5x7{'x3' if colour else ''}:{'uint16' if wide else 'uint8'}:".encode()
-    assert (
-        pixel_sha256(pixels)
-        == hashlib.sha256(head + pixels.astype("<u2" if wide else "u1").tobytes()).hexdigest()
-    )
-    assert pixel_sha256(np.asfortranarray(pixels.astype(pixels.dtype.newbyteorder(">")))) == pixel_sha256(
-        pixels
-    )
+    big_endian = np.asfortranarray(pixels.astype(pixels.dtype.newbyteorder(">")))
+    assert pixel_sha256(pixels) == pixel_sha256(big_endian) == hashlib.sha256(content).hexdigest()
 
 
 # Facts of cohorts
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
-def known(request):
-    """Facts and committed manifest of a published cohort."""
-    return cohorts.facts(request.param), cohorts.manifest(request.param)
-
-
-def test_facts_agree_with_the_manifest(known):
-    facts, manifest = known
-    listed = Counter(zip(manifest["split"], manifest["kl_grade"], strict=True))
-    assert facts.counts == {split: tuple(listed[split, grade] for grade in GRADES) for split in facts.counts}
-    assert set(facts.roles) == set(manifest["split"]) <= set(SPLITS) and sum(
-        map(sum, facts.counts.values())
-    ) == len(manifest)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_facts_agree_with_the_manifest(name):
+    facts, manifest = cohorts.facts(name), cohorts.manifest(name)
+    counts = manifest.groupby(["split", "kl_grade"]).size().unstack()
+    assert facts.counts == {split: tuple(row) for split, row in counts.iterrows()}
+    assert set(facts.roles) == set(manifest["split"]) <= set(SPLITS)
     told = facts.told(manifest["path"])
     assert {"image_id", "kl_grade"} <= {*told} and (told == manifest[told.columns].astype(str)).all(axis=None)
-    inside = manifest["path"][0].split("/", 1)[1]
-    assert facts.beside and facts.told(pd.Series([f"{name}/{inside}" for name in facts.beside])).isna().all(
-        axis=None
-    )
-    number, version = re.fullmatch(r"10\.17632/(\w+)\.(\d)", facts.doi).groups()
-    assert facts.archive == f"{number}-{version}.zip" and facts.page.endswith(f"/{number}/{version}")
+    beside = pd.Series([f"{folder}/{manifest['path'][0].split('/', 1)[1]}" for folder in facts.beside])
+    assert len(beside) and facts.told(beside).isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    "path",
+    "train/5/9000001L train/0/900000L train/0/9000001 dev/0/9000001L 0/9000001L x/train/0/9000001L".split(),
+)
+def test_path_that_is_none_of_the_layout(path):
+    assert not cohorts.facts("oai_chen2018").files.fullmatch(path)
 
 
 def test_cohorts_and_their_layouts():
     committed = {path.stem for path in cohorts.MANIFESTS.glob("*.csv")}
     assert committed == set(PUBLISHED) == {name for name in cohorts.names() if cohorts.facts(name).address}
-    facts = cohorts.facts("oai_chen2018")
-    for other in (
-        "train/5/9000001L",
-        "train/0/900000L",
-        "train/0/9000001",
-        "dev/0/9000001L",
-        "0/9000001L",
-        "x/train/0/9000001L",
-    ):
-        assert not facts.files.fullmatch(other)
-    for root, layout in (
-        ("/d/KneeXrayData/ClsKLData/kneeKL224", "Mendeley"),
-        ("/d/kaggle", "Kaggle"),
-        ("/d/KneeXrayData/ClsKLData/kneeKL299", "Kaggle"),
-    ):
-        assert facts.layout(root) == layout
+    ends = {
+        "ClsKLData/kneeKL224": "Kaggle",
+        "KneeXrayData/ClsKLData/kneeKL224": "Mendeley",
+        "kaggle": "Kaggle",
+    }
+    assert {end: cohorts.facts("oai_chen2018").layout(f"/d/{end}") for end in ends} == ends
     with pytest.raises(StudyError, match="'oai_chen'.*oai_chen2018, gornale2020"):
         cohorts.facts("oai_chen")
 
 
 @pytest.mark.parametrize(
-    "change", [{"licens": "MIT"}, {"roles": None}, {"files": "(train"}, {"counts": {"train": ["many"]}}]
+    "old, new",
+    [
+        ("licence: MIT", "licens: MIT"),
+        ("group: patient", "group: [1]"),
+        ("(?P<grade>", "(?P<grade"),
+        ("8, ", "many, "),
+        (": ", ""),
+    ],
 )
-def test_mistake_in_the_facts_is_named(tmp_path, monkeypatch, change):
-    content = yaml.safe_load(cohorts.FACTS.read_text(encoding="utf-8"))
-    content["phantom_a"].update(change)
-    (tmp_path / "cohorts.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+def test_mistake_in_the_facts_is_named(tmp_path, monkeypatch, old, new):
+    (tmp_path / "cohorts.yaml").write_text(cohorts.FACTS.read_text(encoding="utf-8").replace(old, new))
     monkeypatch.setattr(cohorts, "FACTS", tmp_path / "cohorts.yaml")
-    with pytest.raises(StudyError, match=f"cohorts.yaml.*phantom_a.{next(iter(change))}"):
+    with pytest.raises(StudyError, match="cohorts.yaml"):
         cohorts._all.__wrapped__()
-    for broken in ("a: [", "just text", "phantom_a: 3"):
-        (tmp_path / "cohorts.yaml").write_text(broken)
-        with pytest.raises(StudyError, match="cohorts.yaml"):
-            cohorts._all.__wrapped__()
 
 
-def test_phantoms_bring_their_manifest_along_and_published_cohorts_do_not(cohort_a, cohort_b, tmp_path):
-    for name, (folder, rows) in (("phantom_a", cohort_a), ("phantom_b", cohort_b)):
-        assert cohorts.manifest(name, folder).equals(rows)
+def test_phantoms_bring_their_manifest_along_and_published_cohorts_do_not(cohort_a, tmp_path):
+    assert cohorts.manifest("phantom_a", cohort_a[0]).equals(cohort_a[1])
     assert len(cohorts.manifest("gornale2020", cohort_a[0])) == 1650
-    with pytest.raises(StudyError, match=re.escape(f"{tmp_path}/manifest.csv does not exist")):
+    with pytest.raises(StudyError, match=re.escape(f"{tmp_path}/manifest.csv")):
         cohorts.manifest("phantom_a", tmp_path)
 
 
@@ -246,12 +209,8 @@ def test_row_that_contradicts_its_path_is_refused(cohort_a, cohort_b, tmp_path, 
     row = frame.index[(frame["kl_grade"] < 4) & (frame["split"] != "train")][0]
     frame.loc[row, column] = value
     write_manifest(frame, tmp_path / "manifest.csv")
-    with pytest.raises(StudyError, match="contradict") as error:
+    with pytest.raises(StudyError, match=f"manifest.csv, row {row + 2}: .*{re.escape(str(value))}"):
         cohorts.manifest(name, tmp_path)
-    assert all(
-        word in str(error.value)
-        for word in (f"{tmp_path}/manifest.csv, row {row + 2}: ", str(value), frame["path"][row])
-    )
 
 
 # Files
@@ -263,13 +222,7 @@ def test_natural_order_and_tail():
 
 
 def test_walk_follows_links_but_no_loops_and_leaves_out_what_is_hidden(tmp_path):
-    for name in (
-        "root/a/1.png",
-        "root/.ipynb_checkpoints/1-checkpoint.png",
-        "root/a/._1.png",
-        "root/a/.hidden.png",
-        "other/b/2.png",
-    ):
+    for name in "root/a/1.png root/.hidden/1.png root/a/._1.png other/b/2.png".split():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -313,19 +266,7 @@ def test_pictures_are_found_as_listed_or_in_another_container(cohort_a, tmp_path
     assert list(found["path"]) == [first, second] and list(found["file"]) == [listed, webp]
 
 
-def test_folder_mistakes_are_named(tmp_path, cohort_a):
-    for folder, words in (
-        (tmp_path / "gone", "gone does not exist"),
-        (tmp_path, "none of the 24 pictures"),
-        (saved(tmp_path / "x.png"), "is a file"),
-    ):
-        with pytest.raises(StudyError, match=words):
-            find_pictures(cohort_a[1], folder)
-
-
 def test_a_study_counts_by_hash_what_is_not_as_listed(easy_study, tmp_path):
-    from dataclasses import replace
-
     copy = Path(shutil.copytree(easy_study.inputs.data, tmp_path / "copy"))
     overwritten, appended = sorted(copy.rglob("*.png"))[:2]
     saved(overwritten)
@@ -339,14 +280,10 @@ def test_a_study_counts_by_hash_what_is_not_as_listed(easy_study, tmp_path):
         )
         datasets.cohort(study, "training")
         noted[name] = study.stamp()
-    assert "re-encoded" not in noted["listed"] and "(2 re-encoded files)" in noted["copy"]
+    assert "not as listed" not in noted["listed"] and "(1 files not as listed)" in noted["copy"]
 
 
 def test_a_study_refuses_rows_that_contradict_their_paths(easy_study, cohort_a, tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    from koa_lib.settings import Cohort
-
     rows = cohort_a[1].copy()
     rows.loc[3, "kl_grade"] = (rows.loc[3, "kl_grade"] + 1) % 5
     write_manifest(rows, tmp_path / "oai_chen2018.csv")

@@ -12,42 +12,37 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 from tqdm import tqdm
 
-from koa_lib.data.download import bar
 from koa_lib.errors import StudyError
 from koa_lib.images.read import is_picture
 
 MAX_BYTES, MAX_MEMBERS = 40 * 10**9, 200_000  # of an archive with the zips inside it
-MAX_RATIO, RATIO_FREE = (
-    200,
-    10**6,
-)  # pictures reach 3:1, zip bombs 1000:1; what stays below RATIO_FREE does no harm
+# Pictures reach 3:1, zip bombs 1000:1; what stays below RATIO_FREE does no harm.
+MAX_RATIO, RATIO_FREE = 200, 10**6
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # only these come out in limited pieces
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, OverflowError)
+# The last two: a member is there twice, or lies below a name that is a file.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, OverflowError),
+    *(FileExistsError, NotADirectoryError),
+)
 # Absolute, with a drive letter or a control character, or with a part of dots and spaces, which Windows
 # drops.
 _UNSAFE = re.compile(r"^/|^[A-Za-z]:|[\x00-\x1f]|(^|/)([. ]{2,}| )(/|$)")
 
 
-@dataclass
-class _Job:
-    """What an archive and the zips inside it share."""
-
-    archive: Path
-    progress: tqdm
-    bytes_left: int
-    members_left: int
-
-    def refusal(self, what):
-        """The error that ends the unpacking."""
-        return StudyError(
-            f"{what}. Nothing was unpacked: check that {self.archive} is the right archive, "
-            "or delete it and get it from its publisher again."
-        )
+@contextmanager
+def _within(place):
+    """Put the place, an archive or its member, before the cause of an error."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def unpack(archive, folder):
@@ -69,96 +64,82 @@ def unpack(archive, folder):
     Raises
     ------
     StudyError
-        No zip, a damaged, dangerous or oversized one, too little space, a folder in use. Nothing is left
-        behind.
+        No zip, a damaged, dangerous or oversized one, too little space.
+    OSError
+        No such archive, a folder that holds something or cannot be written. Nothing is left behind in any
+        case.
     """
     archive, folder = Path(archive), Path(folder).resolve()
-    if not archive.is_file():
-        raise StudyError(f"The archive {archive} does not exist. Download it first.")
-    if folder.is_file() or folder.exists() and any(folder.iterdir()):
-        raise StudyError(
-            f"{folder} exists already and is not empty. Use it as it is, remove it, or give another folder."
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as part:
-            whole = Path(part) / folder.name  # the temporary folder itself is for nobody else to read
-            with bar(archive.name, 0) as progress:
-                job = _Job(archive, progress, MAX_BYTES, MAX_MEMBERS)
-                count = _unpack_zip(job, archive, whole, str(archive))
-            if not count:
-                raise job.refusal(f"{archive} holds no pictures")
-            if folder.exists():
-                folder.rmdir()  # Windows replaces no folder, not even an empty one
-            os.replace(whole, folder)
-    except OSError as error:
-        raise StudyError(
-            f"{error.filename or folder} cannot be written ({error.strerror or error}). "
-            "Give a folder where you may write."
-        ) from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as part:
+        whole = Path(part) / folder.name  # the temporary folder itself is for nobody else to read
+        try:
+            with _within(archive):
+                left = SimpleNamespace(bytes=MAX_BYTES, members=MAX_MEMBERS)
+                count = _unpack_zip(archive, whole, left)
+                if not count:
+                    raise ValueError("it holds no pictures")
+        except ValueError as error:
+            raise StudyError(
+                f"{error}. Nothing was unpacked: check that it is the right archive, "
+                "or delete it and get it from its publisher again."
+            ) from error
+        if folder.exists():
+            folder.rmdir()  # only an empty one; Windows replaces none
+        os.replace(whole, folder)
     return count
 
 
-def _unpack_zip(job, file, folder, where, nested=False):
-    try:
+def _unpack_zip(file, folder, left, nested=False):
+    with _within("no zip, perhaps a web page, or cut off"):
         bundle = zipfile.ZipFile(file)
-    except _DAMAGE as error:
-        raise job.refusal(
-            f"{where} is no zip, perhaps an error page of the server, or it is cut off ({error})"
-        ) from error
     count = 0
     with bundle:
-        for info in _chosen(job, bundle.infolist(), where, folder):
-            member = f"{where}: member {info.orig_filename[:200]!r}"
-            written = _extract(job, bundle, info, folder, member)
-            if is_picture(written):
-                count += 1
-            elif nested:
-                raise job.refusal(f"{member} is a zip inside a zip inside a zip, only one level is unpacked")
-            else:
-                inner = f"{job.archive}, zip '{info.filename}'"
-                count += _unpack_zip(job, written, written.with_suffix(""), inner, nested=True)
+        for info in tqdm(_chosen(bundle.infolist(), folder, left), file.name, unit="file", disable=None):
+            with _within(f"member {info.filename!r}"):
+                written = _extract(bundle, info, folder)
+                if is_picture(written):
+                    count += 1
+                    continue
+                if nested:
+                    raise ValueError("a zip inside a zip inside a zip: only one level is unpacked")
+                count += _unpack_zip(written, written.with_suffix(""), left, nested=True)
                 written.unlink()
     return count
 
 
-def _chosen(job, members, where, folder):
+def _chosen(members, folder, left):
     """The pictures and zips among the members: all are judged by their names, these by their sizes too."""
     for info in members:
-        if reason := _danger(info):
-            raise job.refusal(f"{where}: member {info.orig_filename[:200]!r} {reason}")
+        with _within(f"member {info.orig_filename[:200]!r}"):
+            _refuse_dangerous(info)
         info.filename = info.filename.replace("\\", "/")
     chosen = sorted(filter(_is_wanted, members), key=lambda info: info.header_offset)
-    for first, second in zip(chosen, chosen[1:], strict=False):
+    for first, second in pairwise(chosen):
         if second.header_offset < first.header_offset + 30 + first.compress_size:  # 30: the smallest header
-            raise job.refusal(
-                f"{where}: member {second.filename!r} shares its bytes with another one, as in zip bombs"
-            )
+            raise ValueError(f"member {second.filename!r} shares its bytes with another, as in zip bombs")
     size, packed = sum(info.file_size for info in chosen), sum(info.compress_size for info in chosen)
-    job.bytes_left, job.members_left = job.bytes_left - size, job.members_left - len(members)
-    job.progress.total += size
+    left.bytes -= size
+    left.members -= len(members)
     if size > max(RATIO_FREE, MAX_RATIO * packed):
-        raise job.refusal(f"{where} unpacks to more than {MAX_RATIO} times its size, as zip bombs do")
-    if min(job.bytes_left, job.members_left) < 0:
-        raise job.refusal(f"{where} holds {len(members):,} files, {size / 1e6:,.0f} MB: more than we unpack")
+        raise ValueError(f"it unpacks to more than {MAX_RATIO} times its size, as zip bombs do")
+    if min(left.bytes, left.members) < 0:
+        raise ValueError(f"{len(members):,} files, {size / 1e6:,.0f} MB: more than we unpack")
     if size > shutil.disk_usage(folder.parent).free:
-        raise StudyError(
-            f"The disk is too full to unpack {where}: {size / 1e6:.1f} MB are needed. Free some."
-        )
+        raise StudyError(f"The disk is too full to unpack: {size / 1e6:.1f} MB are needed. Free some.")
     return chosen
 
 
-def _danger(info):
+def _refuse_dangerous(info):
     # zipfile cuts a name at a zero byte and renames by Unicode fields: both names are judged.
     if any(_UNSAFE.search(name.replace("\\", "/")) for name in (info.orig_filename, info.filename)):
-        return "has a name that leads out of its folder, is absolute or holds control characters"
+        raise ValueError("its name leads out of its folder, is absolute or holds control characters")
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a symbolic link or another special file"
+        raise ValueError("a symbolic link or another special file")
     if info.flag_bits & 0x2041:  # three ways of encryption
-        return "is encrypted"
+        raise ValueError("encrypted")
     if info.compress_type not in _METHODS and _is_wanted(info):
-        return f"is packed with method {info.compress_type}: only stored and deflated members are read"
-    return ""
+        raise ValueError(f"packed with method {info.compress_type}: only stored and deflated ones are read")
 
 
 def _is_wanted(info):
@@ -167,21 +148,11 @@ def _is_wanted(info):
     return not hidden and (is_picture(path) or path.suffix.lower() == ".zip") and not info.is_dir()
 
 
-def _extract(job, bundle, info, folder, member):
+def _extract(bundle, info, folder):
     written = folder / info.filename
-    try:
-        if written.exists():  # also by names that differ in case, where the system takes them for one
-            raise FileExistsError
-        bundle.extract(info, folder)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise job.refusal(f"{member} is there twice, or lies below a name that is a file") from error
-    except UnicodeEncodeError as error:
-        raise StudyError(
-            f"{member} cannot be written with the character set of this system. Set LC_ALL=C.UTF-8."
-        ) from error
-    except _DAMAGE as error:
-        raise job.refusal(f"{member} is damaged ({error})") from error
+    if written.exists():  # also by names that differ in case, where the system takes them for one
+        raise ValueError("it is there twice")
+    bundle.extract(info, folder)
     if written.stat().st_size != info.file_size:
-        raise job.refusal(f"{member} does not have the {info.file_size} bytes that it announces")
-    job.progress.update(info.file_size)
+        raise ValueError(f"it does not have the {info.file_size} bytes that it announces")
     return written

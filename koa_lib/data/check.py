@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
+from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from koa_lib.data import cohorts
-from koa_lib.data.files import attempt_all, in_place, locate, locate_listed, walk
-from koa_lib.data.manifest import COLUMNS, check_cells, digits, natural, validate
+from koa_lib.data.files import in_place, locate, locate_listed, place, walk
+from koa_lib.data.manifest import COLUMNS, check_cells, digits, natural, tail, validate
 from koa_lib.errors import StudyError
-from koa_lib.images.read import decoded_sha256, describe, file_sha256, is_picture, mislabelled
+from koa_lib.images.read import describe, file_sha256, is_picture, mislabelled
 
 SECOND_READER = "MedicalExpert-II"
 # Statuses in the order of a report; the first three are good.
@@ -40,17 +42,18 @@ LOOKED = ["sha256", "pixel_sha256", "width", "height", "bit_depth", "channels", 
 REPORT = ["status", "image_id", "listed", "found", "detail"]
 
 
-def _look_at(files, label, manifest=None):
-    """What files are, one row each: `found` (their path), the columns of `describe`, `suffix`, `problem`.
+def _look_at(files, label, listed=()):
+    """What files are, one row each: `found` (their path), `image_id` by their name, and `LOOKED`.
 
-    The last two are empty, or say what is wrong with the suffix, and why the file cannot be read. A file with
-    the bytes of a listed picture has the columns of its row; only others are decoded.
+    `suffix` and `problem` are empty, or say what is wrong with the suffix, and why the file cannot be read.
+    A file with the bytes of a listed picture has the columns of its row; only others are decoded.
     """
-    listed = {} if manifest is None else {row["sha256"]: row for row in manifest.to_dict("records")}
-    rows = attempt_all(partial(_look, listed=listed), files.values(), label)
-    return pd.DataFrame(
-        [{"found": name, **row} for name, row in zip(files, rows, strict=True)], columns=["found", *LOOKED]
+    look = partial(_look, listed={row["sha256"]: row for row in listed})
+    rows = thread_map(
+        look, files.values(), max_workers=2, desc=label, unit="file", disable=None, tqdm_class=tqdm
     )
+    looked = pd.DataFrame(rows, columns=LOOKED)
+    return looked.assign(found=list(files), image_id=[_identity(name) for name in files])
 
 
 def _look(file, listed):
@@ -66,12 +69,8 @@ def _look(file, listed):
     return dict.fromkeys(LOOKED, "") | {"problem": problem}
 
 
-def _place(name):
-    return PurePosixPath(name).with_suffix("")
-
-
 def _identity(name):
-    return _place(name).name.replace(" ", "")
+    return PurePosixPath(name).stem.replace(" ", "")
 
 
 # Building
@@ -112,17 +111,18 @@ def build(name, folder, readers=None):
     root, files = locate(folder, known.files.fullmatch, known.layouts.values(), expected)
     below = Path(folder).resolve()  # a part of the cohort gives its rows
     pictures = {name: file for name, file in files.items() if is_picture(name) and file.is_relative_to(below)}
-    chosen = {name: file for name, file in pictures.items() if known.files.fullmatch(_place(name).as_posix())}
-    second = _second_grades(root, readers)
+    chosen = {name: file for name, file in pictures.items() if known.files.fullmatch(place(name))}
+    # Before the pictures, because a wrong file is told at once.
+    key, second = _from_file(Path(readers)) if readers else ("pixel_sha256", second_reader(root))
     looked = _look_at(chosen, "reading pictures")
     _refuse_unusable(looked, chosen)
-    nothing = {"split": next(iter(known.roles)), "group_id": "", "side": "", "kl_grade_reader2": ""}
-    told = known.told(looked["found"])
-    frame = looked.assign(**nothing).assign(**told, path=looked["found"])
-    frame["kl_grade"] = frame["kl_grade"].astype(int)
+    frame = looked.assign(path=looked["found"], split=next(iter(known.roles)), group_id="", side="")
+    frame = frame.assign(**known.told(frame["path"])).astype({"kl_grade": int})
     if known.group != "patient":
         frame["group_id"] = frame["pixel_sha256"].map(_first_of_equal(name, frame))
-    frame["kl_grade_reader2"] = second(frame)
+    frame["kl_grade_reader2"] = nearest_grades(frame, second, key)
+    if readers and second and frame["kl_grade_reader2"].isna().all():
+        raise StudyError(f"{readers} grades none of the pictures. Check that it belongs to {name}.")
     frame = frame[COLUMNS]
     validate(frame, f"the manifest of {folder}")
     others = [name for name in pictures if name not in chosen and name.split("/")[0] not in known.beside]
@@ -132,9 +132,7 @@ def build(name, folder, readers=None):
 
 def _refuse_unusable(looked, files):
     problems = [
-        f"{files[row.found]} cannot be read as a picture: {row.problem}"
-        if row.problem
-        else f"{files[row.found]}: {row.suffix[:-1]}, or fetch the published file again."
+        f"{files[row.found]}: {row.problem or row.suffix[:-1] + ', or fetch the published file again.'}"
         for row in looked.itertuples()
         if row.problem or row.suffix
     ]
@@ -144,100 +142,62 @@ def _refuse_unusable(looked, files):
 
 def _first_of_equal(name, frame):
     # The folder may hold a part of the set, whose groups are named after pictures that are not there.
-    known, whole = ["image_id", "path", "pixel_sha256"], frame
-    if (cohorts.MANIFESTS / f"{name}.csv").is_file():  # phantoms have none
-        whole = pd.concat([cohorts.manifest(name)[known], frame[known]])
+    committed = [cohorts.manifest(name)] if cohorts.committed(name).is_file() else []  # phantoms have none
+    whole = pd.concat([*committed, frame])
     order = whole.sort_values("path", key=lambda paths: paths.map(natural), kind="stable")
     return order.drop_duplicates("pixel_sha256").set_index("pixel_sha256")["image_id"]
 
 
 def compare(built, name):
     """How the rows of a built manifest file compare with the committed one, byte for byte: a sentence."""
-    committed = cohorts.MANIFESTS / f"{name}.csv"
+    committed = cohorts.committed(name)
     if not committed.is_file():
         return f"{name} has no committed manifest to compare with."
     ours, theirs = (
         pd.read_csv(path, dtype=str, keep_default_na=False, index_col="image_id")
         for path in (built, committed)
     )
-    shared = ours.index.intersection(theirs.index, sort=False)
-    differing = ours.loc[shared] != theirs.loc[shared, ours.columns]
-    counts, absent = differing.sum(), len(ours) - len(shared)
-    same = (~differing.any(axis=1)).sum()
-    said = [f"{same:,} of them equal the committed manifest byte for byte, which lists {len(theirs):,}."]
-    if counts.any():
-        only_reader = set(counts.index[counts > 0]) == {"kl_grade_reader2"}
-        columns = ", ".join(f"{name} ({count:,})" for name, count in counts[counts > 0].items())
-        said.append(f"Rows differ in {columns}.")
-        said.append(
-            "Give --readers FILE for the second reader."
-            if only_reader
-            else "'koa data verify' names the files."
-        )
-    return " ".join([*said, *[f"{absent:,} are not in it."] * bool(absent)])
+    shared = ours.loc[ours.index.isin(theirs.index)]
+    differing = shared != theirs.loc[shared.index, shared.columns]
+    same, absent = (~differing.any(axis=1)).sum(), len(ours) - len(shared)
+    said = f"{same:,} of them equal the committed manifest byte for byte, which lists {len(theirs):,}."
+    if same < len(shared):
+        counts = differing.sum()[lambda count: count > 0]
+        said += f" Rows differ in {', '.join(f'{name} ({count:,})' for name, count in counts.items())}."
+        if [*counts.index] == ["kl_grade_reader2"]:
+            said += " Give --readers FILE for the second reader."
+    return f"{said} {absent:,} are not in it." if absent else said
 
 
 # The second reader
 
 
-def _second_grades(root, readers):
-    # A function from manifest rows to the second reader's grades; made first, because a wrong file is told
-    # at once.
-    if readers is None:
-        return partial(nearest_grades, second=second_reader(root))
-    return _from_file(Path(readers))
-
-
 def _from_file(readers):
+    # What tells a picture, and pairs of it and the grade.
     try:
         text = readers.read_text(encoding="utf-8-sig")
         mark = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write any of them
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=mark, index_col=False)
-    except (OSError, ValueError) as error:
+        key = "pixel_sha256" if "pixel_sha256" in table else "image_id"
+        table = table[[key, "kl_grade_reader2"]]
+    except (OSError, ValueError, KeyError) as error:
         raise StudyError(
-            f"The readers file {readers} cannot be read ({error}). "
-            "Give a CSV with pixel_sha256 and kl_grade_reader2."
+            f"{readers} is no table of a second reader ({error}). "
+            "Give a CSV with kl_grade_reader2 and image_id or pixel_sha256."
         ) from error
-    key = next((name for name in ("pixel_sha256", "image_id") if name in table), None)
-    if key is None or "kl_grade_reader2" not in table:
-        raise StudyError(
-            f"The readers file {readers} has the columns {', '.join(table)}. "
-            "It needs kl_grade_reader2 and image_id or pixel_sha256."
-        )
-    table = table.assign(
-        **{key: table[key].str.replace(" ", ""), "kl_grade_reader2": digits(table["kl_grade_reader2"])}
-    )
-    check_cells(
-        table[["image_id", "kl_grade_reader2"] if key == "image_id" else ["kl_grade_reader2"]], readers
-    )
+    table[key] = table[key].str.replace(" ", "")
+    table["kl_grade_reader2"] = digits(table["kl_grade_reader2"])
+    check_cells(table.drop(columns="pixel_sha256", errors="ignore"), readers)
     graded = table[table["kl_grade_reader2"] != ""]
-    second = list(zip(graded[key], graded["kl_grade_reader2"].astype(int), strict=True))
-
-    def grades_of(frame):
-        found = nearest_grades(frame, second, key)
-        if second and found.isna().all():
-            raise StudyError(
-                f"The readers file {readers} grades none of the {len(frame)} pictures. "
-                "Check that it belongs to this cohort."
-            )
-        return found
-
-    return grades_of
+    return key, list(zip(graded[key], graded["kl_grade_reader2"].astype(int), strict=True))
 
 
 def second_reader(root):
     """Pixel hash and grade of every readable picture in the second reader's folder; names say nothing."""
-    files = [
-        file
-        for file in sorted(walk(Path(root) / SECOND_READER))
-        if is_picture(file) and file.parent.name[:1] in "01234"
-    ]
-    hashes = attempt_all(decoded_sha256, files, "second reader")
-    return [
-        (digest, int(file.parent.name[0]))
-        for file, digest in zip(files, hashes, strict=True)
-        if isinstance(digest, str)
-    ]
+    inside = sorted(walk(root / SECOND_READER))
+    files = {file: file for file in inside if is_picture(file) and file.parent.name[:1] in "01234"}
+    looked = _look_at(files, "second reader").query("problem == ''")
+    return [(row.pixel_sha256, int(row.found.parent.name[0])) for row in looked.itertuples()]
 
 
 def nearest_grades(frame, second, key="pixel_sha256"):
@@ -255,14 +215,11 @@ def nearest_grades(frame, second, key="pixel_sha256"):
     -------
     Int64 Series, empty where the second reader has no such picture
     """
-    grades = {}
-    for name, grade in second:
-        grades.setdefault(name, []).append(grade)
-    found = [
-        min(grades.get(name, ()), key=lambda grade, own=own: abs(grade - own), default=pd.NA)
-        for name, own in zip(frame[key], frame["kl_grade"], strict=True)
-    ]
-    return pd.Series(found, frame.index, dtype="Int64")
+    own = frame[[key, "kl_grade"]].assign(row=frame.index)
+    pairs = pd.DataFrame(second, columns=[key, "grade"]).merge(own, on=key)
+    pairs["gap"] = (pairs["grade"] - pairs["kl_grade"]).abs()
+    nearest = pairs.sort_values("gap", kind="stable").drop_duplicates("row").set_index("row")
+    return nearest["grade"].reindex(frame.index).astype("Int64")
 
 
 # Verifying
@@ -297,40 +254,38 @@ def verify(manifest, folder, layouts=(), beside=()):
         The folder is missing or holds none of the pictures.
     """
     root, files = locate_listed(manifest, folder, layouts)
-    files = {name: file for name, file in files.items() if name.split("/")[0] not in beside}
-    rows = manifest.assign(found=in_place(manifest["path"], files))
-    rows["in_place"] = rows["found"].notna()
-    wanted = rows[~rows["in_place"]].set_index("image_id")["path"].to_dict()
-    near = {
-        *rows["found"],
-        *filter(is_picture, files),
-        *(name for name in files if _identity(name) in wanted),
+    ids = set(manifest["image_id"])
+    files = {
+        name: file
+        for name, file in files.items()
+        if (is_picture(name) or _identity(name) in ids) and name.split("/")[0] not in beside
     }
-    looked = _look_at({name: file for name, file in files.items() if name in near}, "verifying", manifest)
-    rows, known = _find_elsewhere(rows, looked), looked.set_index("found", drop=False).to_dict("index")
+    looked = _look_at(files, "verifying", manifest.to_dict("records"))
+    rows = manifest.assign(found=in_place(manifest["path"], files))
+    wanted = rows[rows["found"].isna()].set_index("image_id")["path"]
+    rows = _find_elsewhere(rows, looked)
+    known = looked.set_index("found", drop=False).to_dict("index")
     holder = dict(zip(manifest["pixel_sha256"], manifest["path"], strict=True))
     told = [
-        (row.image_id, row.path, row.found, *_judge(row, known.get(row.found), holder))
+        (*_judge(row, known.get(row.found), holder), row.image_id, row.path, row.found)
         for row in rows.itertuples()
     ]
-    spare = set(filter(is_picture, known)).difference(rows["found"])
-    told += [("", "", name, *_judge_spare(known[name], wanted)) for name in known if name in spare]
-    report = pd.DataFrame(told, columns=["image_id", "listed", "found", "status", "detail"]).fillna("")
-    order = [*GOOD, *BAD].index
-    report = report.sort_values("status", key=lambda status: status.map(order), kind="stable")
-    return root, report[REPORT].reset_index(drop=True)
+    spare = filter(is_picture, known.keys() - set(rows["found"]))
+    told += [(*_judge_spare(known[name], wanted), "", "", name) for name in sorted(spare, key=natural)]
+    told.sort(key=lambda line: [*GOOD, *BAD].index(line[0]))
+    report = pd.DataFrame(told, columns=["status", "detail", "image_id", "listed", "found"])
+    return root, report[REPORT].fillna("")
 
 
 def _find_elsewhere(rows, looked):
     # By id and pixels, then by pixels: a name alone proves nothing, and another picture must not be moved
-    # to this place.
-    files = looked.assign(image_id=looked["found"].map(_identity))[["found", "image_id", "pixel_sha256"]]
+    # to this place. Each file stands for one row only.
     for keys in (["image_id", "pixel_sha256"], ["pixel_sha256"]):
-        lost, spare = rows[rows["found"].isna()], files[~files["found"].isin(rows["found"])]
-        # Each file for one row only.
-        lost, spare = (table.assign(nth=table.groupby(keys).cumcount()) for table in (lost, spare))
-        both = lost.reset_index().merge(spare, on=[*keys, "nth"], suffixes=("_lost", ""))
-        rows.loc[both["index"], "found"] = both["found"].to_numpy()
+        lost, spare = rows[rows["found"].isna()], looked[~looked["found"].isin(rows["found"])]
+        lost, spare = (
+            table.set_index([*keys, table.groupby(keys).cumcount()])["found"] for table in (lost, spare)
+        )
+        rows.loc[rows["found"].isna(), "found"] = spare.reindex(lost.index).to_numpy()
     return rows
 
 
@@ -341,16 +296,18 @@ def _judge(row, file, holder):
     if file["problem"]:
         return "unreadable", file["problem"]
     same_bytes, same_pixels = file["sha256"] == row.sha256, file["pixel_sha256"] == row.pixel_sha256
-    if not row.in_place:
-        if not is_picture(row.found) or _identity(row.found) != row.image_id:
-            return "renamed" if is_picture(row.found) else "wrong extension", f"rename it to {row.path}"
+    same_container = Path(row.path).suffix.lower() == Path(row.found).suffix.lower()
+    if not is_picture(row.found):
+        return "wrong extension", f"rename it to {row.path}"
+    if file["image_id"] != row.image_id:
+        return "renamed", f"rename it to {row.path}"
+    if place(row.found) != tail(row.path):
         state = f"listed as {row.path}; {'bytes' if same_bytes else 'pixels'} as listed"
-        return _misplaced(row.path.split("/"), row.found.split("/")), state
+        return _misplaced(PurePosixPath(row.path).parent, PurePosixPath(row.found).parent), state
     if same_pixels and file["suffix"]:
         return "wrong extension", file["suffix"]
     if same_bytes:
         return "as listed", ""
-    same_container = Path(row.path).suffix.lower() == Path(row.found).suffix.lower()
     if same_pixels:
         return "changed bytes, same pixels" if same_container else "same pixels, other container", ""
     swapped = holder.get(file["pixel_sha256"])
@@ -359,13 +316,14 @@ def _judge(row, file, holder):
     return "changed pixels" if same_container or swapped else "re-encoded", f"{difference} {suffix}".strip()
 
 
-def _misplaced(place, other):
-    # Both as the parts of a path. Published grade folders begin with the grade.
-    if place[:-1] == other[:-1]:
+def _misplaced(listed, found):
+    # Both are grade folders. The names of published ones begin with the grade.
+    if found == listed:
         return "renamed"
-    if place[-2][:1] != other[-2:][0][:1]:
+    if found.name[:1] != listed.name[:1]:
         return "wrong grade folder"
-    return "wrong split folder" if place[-2] == other[-2] and place[-3:-2] != other[-3:-2] else "wrong folder"
+    other_split = found.name == listed.name and found.parent.name != listed.parent.name
+    return "wrong split folder" if other_split else "wrong folder"
 
 
 def _difference(row, file):
@@ -383,10 +341,9 @@ def _judge_spare(file, wanted):
     image id.
     """
     if file["problem"]:
-        return "unreadable", file["problem"] if "the system says" in file[
-            "problem"
-        ] else "not listed: remove it"
-    like = wanted.get(_identity(file["found"]))
+        foreign = "the system says" not in file["problem"]
+        return "unreadable", "not listed: remove it" if foreign else file["problem"]
+    like = wanted.get(file["image_id"])
     return "extra", f"named like {like}, with other pixels: fetch that one" if like else ""
 
 
@@ -398,10 +355,8 @@ def problems(report):
 def summary(report, most=20):
     """A report for the terminal: one line per status with its meaning, and the first bad files."""
     lines = []
-    for status, meaning in {**GOOD, **BAD}.items():
-        rows = report[report["status"] == status]
-        if len(rows):
-            lines.append(f"  {status:<29}{len(rows):>6,}  {meaning}")
+    for status, rows in report.groupby("status", sort=False):
+        lines.append(f"  {status:<29}{len(rows):>6,}  {(GOOD | BAD)[status]}")
         if status in BAD:
             lines += [
                 f"      {row.found or row.listed}{row.detail and f': {row.detail}'}"

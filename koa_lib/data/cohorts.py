@@ -46,8 +46,11 @@ class CohortFacts:
     @property
     def example(self):
         """Where a picture lies below the root, for messages."""
-        patients = self.group == "patient"
-        return "like " + ("train/0/9003175L.png" if patients else "MedicalExpert-I/0Normal/NormalG0 (1).png")
+        return (
+            "like train/0/9003175L.png"
+            if self.group == "patient"
+            else "like MedicalExpert-I/0Normal/NormalG0 (1).png"
+        )
 
     @property
     def archive(self):
@@ -56,8 +59,7 @@ class CohortFacts:
 
     def layout(self, root):
         """Name of the layout whose folders lead to a root, e.g. 'Mendeley'."""
-        fitting = [name for name, folders in self.layouts.items() if Path(root).as_posix().endswith(folders)]
-        return fitting[0] if fitting else next(iter(self.layouts))
+        return next(name for name, folders in self.layouts.items() if Path(root).as_posix().endswith(folders))
 
 
 @cache
@@ -66,12 +68,8 @@ def _all():
         content = yaml.safe_load(FACTS.read_text(encoding="utf-8"))
         named = {name: {"name": name, **facts} for name, facts in content.items()}
         return TypeAdapter(dict[str, CohortFacts]).validate_python(named)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{FACTS}: key '{key}': {first['msg']}. Correct it, or restore the file.") from error
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise StudyError(f"{FACTS} is not valid: {error}. Restore it from version control.") from error
+    except (ValidationError, yaml.YAMLError, AttributeError, TypeError) as error:
+        raise StudyError(f"{FACTS} is not valid: {error}. Correct it, or restore the file.") from error
 
 
 def names():
@@ -84,6 +82,11 @@ def facts(name):
     if name not in _all():
         raise StudyError(f"The cohort '{name}' is unknown. Choose one of: {', '.join(names())}.")
     return _all()[name]
+
+
+def committed(name, lists=None):
+    """Where the committed manifest of a cohort lies; phantoms have none."""
+    return (lists or MANIFESTS) / f"{name}.csv"
 
 
 def manifest(name, folder=None, lists=None):
@@ -103,16 +106,14 @@ def manifest(name, folder=None, lists=None):
     StudyError
         No manifest, one that `read_manifest` refuses, or a row whose grade, split or id contradicts its path.
     """
-    committed = (lists or MANIFESTS) / f"{name}.csv"
-    path = committed if committed.is_file() or folder is None else Path(folder) / "manifest.csv"
+    listed = committed(name, lists)
+    path = listed if listed.is_file() or folder is None else Path(folder) / "manifest.csv"
     rows = read_manifest(path)
     if name in names():
         told = facts(name).told(rows["path"]).filter(["image_id", "kl_grade", "split"])
         wrong = (told != rows[told.columns].astype(str)).any(axis=1)
         if wrong.any():
             row = rows.loc[wrong.idxmax()]
-            raise StudyError(
-                f"{path}, row {row.name + 2}: image_id {row['image_id']}, split {row['split']} and KL grade "
-                f"{row['kl_grade']} contradict the path {row['path']}. Correct the row."
-            )
+            found = ", ".join(f"{name} {row[name]}" for name in told)
+            raise StudyError(f"{path}, row {row.name + 2}: {found} contradict {row['path']}. Correct it.")
     return rows

@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
@@ -41,120 +39,87 @@ def download(address, target, sha256=None):
     ------
     StudyError
         No connection, an error of the server, a connection cut too often (what came stays in
-        `<target>.part`), a wrong hash (the download is removed), a `<target>.part` of somebody else, or a
-        file that cannot be written.
+        `<target>.part`), a wrong hash (the download is removed), or a `<target>.part` of somebody else.
+    OSError
+        A file that cannot be written.
     """
-    target, sha256 = Path(target).absolute(), sha256 and sha256.lower()
+    target = Path(target).absolute()
     part = target.with_name(f"{target.name}.part")
     if part.exists() and not _note_path(part).exists():  # browsers name their unfinished downloads so, too
-        raise StudyError(
-            f"{part} was not left by this command. Wait until it is complete, rename or remove it."
-        )
+        raise StudyError(f"{part} is another program's. Wait until it is complete, rename or remove it.")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         _fetch(address, part)
-        found = sha256 and file_sha256(part)
-        if found == sha256:
-            os.replace(part, target)
-        part.unlink(missing_ok=True)
-        _note_path(part).unlink(missing_ok=True)
     except (requests.RequestException, ValueError) as error:
         raise StudyError(f"{address} cannot be downloaded: {error}. Correct the address.") from error
-    except OSError as error:
-        raise StudyError(
-            f"{error.filename or target} cannot be written ({error.strerror or error}). "
-            "Give a folder with enough space where you may write."
-        ) from error
+    found = sha256 and file_sha256(part)
+    if found == sha256:
+        os.replace(part, target)
+    part.unlink(missing_ok=True)
+    _note_path(part).unlink(missing_ok=True)
     if found != sha256:
         raise StudyError(
-            f"The download of {target} has the wrong content: "
-            f"SHA-256 {sha256} was expected, {found} was found. "
-            f"It was removed: run the same command again; if this repeats, the publisher changed {address}."
+            f"{address} has the SHA-256 {found} instead of {sha256}, and was removed. "
+            "Run the same command again; if this repeats, the publisher changed it."
         )
     return target
 
 
 def _fetch(address, part):
-    host = urlsplit(address).netloc
     for attempt in range(1 + RETRIES):
         time.sleep(PAUSE if attempt else 0)
         try:
             if _receive(address, part):
                 return
-            problem = f"{host} did not send the whole file"
+            problem = "it is not whole"
         except _CUT as error:
-            problem = _problem(error, host)
-    have, total = _size(part), _note(part).get("total")
-    amount = f"{have / 1e6:.1f}{f' of {total / 1e6:.1f}' if total else ''} MB"
-    then = (
-        f"{amount} are in {part}: running the same command again goes on from there"
-        if have
-        else "Check the connection and run the same command again"
+            problem = _first_cause(error)
+    raise StudyError(
+        f"{address} could not be downloaded in {1 + RETRIES} attempts: {problem}. Check the connection "
+        f"and run the same command again: it goes on from the {_size(part) / 1e6:.1f} MB in {part}."
     )
-    raise StudyError(f"{problem} (tried {1 + RETRIES} times). {then}.")
 
 
-def _problem(error, host):
-    cause = error.args[0] if error.args else error
-    if hasattr(cause, "reason"):  # urllib3's error when no connection came about at all
-        return f"No connection to {host}: {re.sub('^.*?>: |^HTTPS?Connection.*?: ', '', str(cause.reason))}"
-    return (
-        f"{host} sent nothing for {TIMEOUTS[1]} s"
-        if "timed out" in str(error)
-        else f"The connection to {host} was cut"
-    )
+def _first_cause(error):
+    return _first_cause(error.__context__) if error.__context__ else error
 
 
 def _receive(address, part):
     """One request for what is missing; True when `part` is complete."""
     have, note = _size(part), _note(part)
     validator = note.get("validator") if have and note.get("address") == address else None
-    headers = {"Range": f"bytes={have}-", "If-Range": validator} if validator else {}
-    with requests.get(
-        address, headers={"Accept-Encoding": "identity", **headers}, stream=True, timeout=TIMEOUTS
-    ) as answer:
-        status, (first, total) = answer.status_code, _announced(answer.headers)
+    headers = {"Accept-Encoding": "identity"}
+    if validator:
+        headers |= {"Range": f"bytes={have}-", "If-Range": validator}
+    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUTS) as answer:
+        status, range_ = answer.status_code, answer.headers.get("Content-Range", "")
         if status not in (200, 206, 416):
             raise StudyError(
-                f"The server answers {status} ({answer.reason}) to {address}. "
-                "Try the address in a browser; if it fails there too, ask the publisher."
+                f"The server answers {status} ({answer.reason}) to {address}. Try it in a browser."
             )
-        if status == 416 and validator and (first, total) == (None, have):
+        if status == 416 and range_ == f"bytes */{have}":
             return True
         # Some servers know Range but not If-Range: the rest of another file must not be appended.
-        goes_on = (
-            status == 206 and validator and first == have and _validator(answer.headers) in (None, validator)
-        )
+        same = validator and _validator(answer.headers) in (None, validator)
+        goes_on = status == 206 and same and range_.startswith(f"bytes {have}-")
         if not goes_on:
             part.unlink(missing_ok=True)  # before the note: old bytes never stand beside a new validator
-        if status != 200 and not goes_on:
-            return False
         if status == 200:
-            note = {"address": address, "validator": _validator(answer.headers), "total": total}
+            note = {"address": address, "validator": _validator(answer.headers)}
             write_text(_note_path(part), json.dumps(note))
-        _append(answer, part, total)
-    return total in (None, _size(part))
+        elif not goes_on:
+            return False
+        _append(answer, part)
+    return status == 200 or range_.endswith(("/*", f"/{_size(part)}"))
 
 
-def _append(answer, part, total):
-    with open(part, "ab") as file, bar(part.stem, total, file.tell()) as progress:
-        for block in answer.iter_content(BLOCK):
-            file.write(block)
-            progress.update(len(block))
-
-
-def bar(name, total, initial=0):
-    """A progress bar of bytes on stderr, only where that is a terminal."""
-    return tqdm(total=total, initial=initial, desc=name, unit="B", unit_scale=True, disable=None)
-
-
-def _announced(headers):
-    """First byte and total size by `Content-Range: bytes 5-9/10` or `bytes */10`, or by Content-Length;
-    None if unknown.
-    """
-    found = re.fullmatch(r"bytes (\d+|\*)(?:-\d+)?/(\d+|\*)", headers.get("Content-Range", ""))
-    texts = found.groups() if found else ("0", headers.get("Content-Length", ""))
-    return tuple(int(text) if text.isdigit() else None for text in texts)
+def _append(answer, part):
+    have, coming = _size(part), int(answer.headers.get("Content-Length", 0))
+    with open(part, "ab") as file:
+        bar = {"total": have + coming, "initial": have, "desc": part.stem, "disable": None}
+        with tqdm.wrapattr(file, "write", **bar) as out:
+            for block in answer.iter_content(BLOCK):
+                out.write(block)
 
 
 def _validator(headers):

@@ -31,35 +31,26 @@ def fetch(name, folder, address=""):
     """
     known, folder = cohorts.facts(name), Path(folder).absolute()
     if not known.address:
-        raise StudyError(
-            f"The cohort {name} is made, not downloaded: "
-            "'make reproduce' leaves it in reports/_build/demo/data."
-        )
+        raise StudyError(f"{name} is made, not downloaded: run 'make reproduce'.")
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if existing.is_file():
-        raise StudyError(f"{existing} is a file, so {folder} can be no folder. Give another folder.")
+        raise StudyError(f"{existing} is a file. Give another folder.")
     zipped = folder.parent / known.archive
     fetched = existing != folder or not any(folder.iterdir())
     if fetched:
         if zipped.is_file():
             print(f"using {zipped}, which is already there; delete it to download it again", flush=True)
         else:
-            free = shutil.disk_usage(existing).free
-            print(
-                f"downloading {address or known.address} to {zipped} ({free / 1e9:.0f} GB free)", flush=True
-            )
+            free = shutil.disk_usage(existing).free / 1e9
+            print(f"downloading {address or known.address} to {zipped} ({free:.0f} GB free)", flush=True)
             _download(known, address or known.address, zipped, folder)
         print(f"unpacking {zipped.name} to {folder}", flush=True)
         print(f"{unpack(zipped, folder):,} pictures unpacked", flush=True)
     try:
         verify(name, folder)
     except StudyError as error:
-        done = (
-            "was unpacked from"
-            if fetched
-            else "was not empty, so it was only checked. To fetch anew delete it and"
-        )
-        raise StudyError(f"{error} {folder} {done} {zipped}.") from error
+        done = "unpacked from" if fetched else "there already. To fetch it anew delete it and"
+        raise StudyError(f"{error} {folder} was {done} {zipped}.") from error
     if fetched:
         print(f"{zipped} is no longer needed")
 
@@ -68,22 +59,12 @@ def _download(known, address, zipped, folder):
     try:
         download(address, zipped, known.sha256)
     except StudyError as error:
-        place = shlex.quote(str(folder))
-        digest = (
-            f"`sha256sum {shlex.quote(str(zipped))}` must print {known.sha256}, and " if known.sha256 else ""
-        )
         raise StudyError(
-            "\n".join(
-                (
-                    f"{error}\nIf it stays impossible, do it by hand:",
-                    f"1. Open {known.page} (doi:{known.doi}) in a browser and download the whole data set "
-                    f"(the file itself: {known.address}).",
-                    f"2. Save it as {zipped}.",
-                    f"3. Unpack it, and any zip inside it, into {folder}; "
-                    "running the same command again does so.",
-                    f"4. Check: {digest}`koa data verify {known.name} {place}` must find the pictures.",
-                )
-            )
+            f"{error}\nIf it stays impossible, do it by hand:\n"
+            f"1. Open {known.page} (doi:{known.doi}) in a browser and download {known.address}.\n"
+            f"2. Save it as {zipped}{f' (SHA-256 {known.sha256})' if known.sha256 else ''}.\n"
+            f"3. Run the same command again, or unpack it, and any zip inside it, into {folder}.\n"
+            f"4. Check: `koa data verify {known.name} {shlex.quote(str(folder))}` must find the pictures."
         ) from error
 
 
@@ -101,18 +82,12 @@ def verify(name, folder, out=""):
     print(check.summary(report))
     for beside, meaning in known.beside.items():
         count = sum(map(is_picture, walk(root / beside)))
-        found = (
-            f"{count:,} pictures, {meaning}; not listed and not checked"
-            if count
-            else f"not there, which is no error ({meaning})"
-        )
-        print(f"  {beside}: {found}")
+        found = f"{count:,} pictures, {meaning}; not listed and not checked"
+        print(f"  {beside}: {found if count else f'not there, which is no error ({meaning})'}")
     if out:
         report.to_csv(out, index=False, lineterminator="\n", errors="backslashreplace")
     wrong = check.problems(report)
     if len(wrong):
-        listed = (
-            f"the whole list is in {out}" if out else "'koa data verify ... --out FILE' writes the whole list"
-        )
+        listed = f"all are in {out}" if out else "'koa data verify ... --out FILE' writes all"
         raise StudyError(f"{len(wrong):,} of {len(report):,} files need attention, see above; {listed}.")
     print(f"all {len(manifest):,} pictures are there and right")

@@ -2,11 +2,10 @@
 
 import os
 from collections import Counter
-from itertools import takewhile
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
-from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from koa_lib.data.manifest import natural, tail
@@ -14,35 +13,21 @@ from koa_lib.errors import StudyError
 from koa_lib.images.read import decoded_sha256, file_sha256, is_picture
 
 
-def walk(folder):
+def walk(folder, above=frozenset()):
     """Every file below a folder, in no order.
 
     Hidden files and folders ('.ipynb_checkpoints', and '._name' as macOS leaves beside each file) are left
-    out. Links are followed, but not back to a folder that they lie in; a link to nowhere counts as a file,
-    a pipe does not.
+    out, and so are folders that may not be read. Links are followed, but not back to a folder that they lie
+    in (`above` holds the real paths of these); a link to nowhere counts as a file, a pipe does not.
     """
-    above = {}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        above[place] = above.get(os.path.dirname(place), frozenset()) | {os.path.realpath(place)}
-        folders[:] = [
-            name
-            for name in folders
-            if name[0] != "." and os.path.realpath(os.path.join(place, name)) not in above[place]
-        ]
-        files = [Path(place, name) for name in names if name[0] != "."]
-        yield from (file for file in files if os.path.isfile(file) or not os.path.exists(file))
-
-
-def attempt_all(function, files, label):
-    """The result of a function for each file, or the StudyError that it raised; a bar shows on terminals."""
-
-    def attempt(file):
-        try:
-            return function(file)
-        except StudyError as error:
-            return error
-
-    return thread_map(attempt, files, max_workers=2, desc=label, unit="file", disable=None, tqdm_class=tqdm)
+    real, inside = os.path.realpath(folder), []
+    with suppress(OSError):  # absent, or not ours to read
+        inside = [path for path in Path(folder).iterdir() if path.name[0] != "." and real not in above]
+    for path in inside:
+        if path.is_dir():
+            yield from walk(path, above | {real})
+        elif path.is_file() or not path.exists():
+            yield path
 
 
 def locate(folder, known, layouts, expected):
@@ -70,42 +55,32 @@ def locate(folder, known, layouts, expected):
     StudyError
         The folder is missing or holds no known picture.
     """
-    if not str(folder):
-        raise StudyError(f"No data folder is given. Give the one that holds {expected}.")
-    folder = Path(folder)
-    if not folder.is_dir():
-        state = "is a file" if folder.exists() else "does not exist"
-        raise StudyError(f"The data folder {folder} {state}. Give an existing folder that holds {expected}.")
-    files = list(walk(folder.resolve()))
-    votes = Counter(path.parents[2] for path in files if is_picture(path) and known(tail(path.as_posix())))
+    if not str(folder) or not Path(folder).is_dir():
+        raise StudyError(f"The data folder '{folder}' is no folder. Give one that holds {expected}.")
+    folder = Path(folder).resolve()
+    votes = Counter(path.parents[2] for path in walk(folder) if is_picture(path) and known(tail(path)))
     if not votes:
-        raise StudyError(
-            f"{folder} holds none of {expected} in folders of these names. "
-            "Point to the folder that contains them."
-        )
-    root = min(
-        votes, key=lambda root: (-_common_end(root, layouts), -votes[root], len(root.parts), root.as_posix())
-    )
-    files = files if root.is_relative_to(folder.resolve()) else walk(root)
-    below = {path.relative_to(root).as_posix(): path for path in files if path.is_relative_to(root)}
+        raise StudyError(f"{folder} holds none of {expected}. Give the folder that contains them.")
+    root = min(votes, key=lambda root: (-_common_end(root, layouts), -votes[root], len(root.parts), root))
+    below = {path.relative_to(root).as_posix(): path for path in walk(root)}
     return root, {name: below[name] for name in sorted(below, key=natural)}
 
 
 def _common_end(root, layouts):
     # How many folders the root has in common with the end of a layout.
-    pairs = (
-        zip(reversed(root.parts), reversed(PurePosixPath(layout).parts), strict=False) for layout in layouts
-    )
-    return max((len(list(takewhile(lambda pair: pair[0] == pair[1], pair))) for pair in pairs), default=0)
+    ends = (PurePosixPath(layout).parts[::-1] for layout in layouts)
+    return max((len(os.path.commonprefix([root.parts[::-1], end])) for end in ends), default=0)
 
 
 def locate_listed(manifest, folder, layouts=()):
     """`locate` for the pictures of a manifest."""
-    first = manifest["path"].iloc[0]
-    keys = set(manifest["path"].map(tail))
-    return locate(
-        folder, keys.__contains__, layouts, f"the {len(manifest)} pictures of the manifest (first: {first})"
-    )
+    expected = f"the {len(manifest)} pictures of the manifest (first: {manifest['path'].iloc[0]})"
+    return locate(folder, set(manifest["path"].map(tail)).__contains__, layouts, expected)
+
+
+def place(name):
+    """The path of a picture without its suffix: the same in every container."""
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
 def in_place(paths, names):
@@ -123,9 +98,7 @@ def in_place(paths, names):
     -------
     list of str, None where no file is in place
     """
-    pictures = {
-        PurePosixPath(name).with_suffix("").as_posix(): name for name in reversed(names) if is_picture(name)
-    }
+    pictures = {place(name): name for name in reversed(names) if is_picture(name)}
     return [path if path in names else pictures.get(tail(path)) for path in paths]
 
 
@@ -155,9 +128,11 @@ def write_as_found(rows, path):
     rows : DataFrame
         file, sha256, pixel_sha256.
     path : Path
-        CSV with `file_sha256`, and `as_listed`: whether the bytes, or else the decoded pixels, are the manifest's.
+        CSV with `file_sha256`, and `as_listed`: whether the bytes, or else the decoded pixels, are the
+        manifest's.
     """
-    found = thread_map(_as_found, rows["file"], rows["sha256"], rows["pixel_sha256"], max_workers=2, disable=True)
+    columns = rows["file"], rows["sha256"], rows["pixel_sha256"]
+    found = thread_map(_as_found, *columns, max_workers=2, disable=True)
     frame = pd.DataFrame(found, columns=["file_sha256", "as_listed"])
     frame.to_csv(path, index=False, lineterminator="\n")
 

@@ -7,7 +7,7 @@ cohort's name.
 
 import hashlib
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pandas as pd
 
@@ -15,36 +15,33 @@ from koa_lib.errors import StudyError
 
 FINDINGS = ("osteophytes", "jsn", "sclerosis")
 SPLITS = ("train", "val", "test", "auto_test", "external")
-_SIZE, _HASH = (
-    ("[1-9][0-9]{0,8}", "is no size: build the manifest again"),
-    ("[0-9a-f]{64}", "is no SHA-256: build the manifest again"),
-)
+_GRADE = "0, 1, 2, 3 or 4"
 
-# What a cell holds, as a regular expression, and what is wrong where it does not.
+# What a cell holds, as a regular expression and in words.
+_SIZE, _HASH = ("[1-9][0-9]{0,8}", "a number of pixels"), ("[0-9a-f]{64}", "a SHA-256 in hex digits")
 _RULES = {
-    "image_id": (".+", "is there twice or empty: keep one row per picture"),
+    "image_id": (".+", "there, and once only"),
     # Neither absolute nor climbing out of the data folder, and with the two folders that tell split and
     # grade.
     "path": (
         r"(?![A-Za-z]:)(?!(.*[/\\])?\.\.([/\\]|\Z))([^/\\]+[/\\]+){2,}[^/\\]+",
-        "is there twice, absolute, leads out of the data folder or lacks folders: "
-        "give each picture's own path, like train/0/name.png",
+        "a path inside the data folder like train/0/name.png, and there once only",
     ),
-    "split": ("|".join(SPLITS), f"is no split: use one of {', '.join(SPLITS)}"),
-    "kl_grade": ("[0-4]", "is no KL grade: use 0, 1, 2, 3 or 4"),
-    "kl_grade_reader2": ("[0-4]?", "is no KL grade: use 0-4 or leave it empty"),
-    "group_id": (".+", "is empty: give the patient or duplicate group"),
-    "side": ("[LR]?", "is no side: use L, R or leave it empty"),
+    "split": ("|".join(SPLITS), f"one of {', '.join(SPLITS)}"),
+    "kl_grade": ("[0-4]", _GRADE),
+    "kl_grade_reader2": ("[0-4]?", f"{_GRADE}, or empty"),
+    "group_id": (".+", "the patient or the duplicate group"),
+    "side": ("[LR]?", "L, R or empty"),
     "sha256": _HASH,
     "pixel_sha256": _HASH,
     "width": _SIZE,
     "height": _SIZE,
-    "bit_depth": ("8|16", "is no bit depth of a picture: 8 or 16"),
-    "channels": ("1|3", "is no number of channels: 1 or 3"),
-    "mode": (".+", "is empty: build the manifest again"),
+    "bit_depth": ("8|16", "8 or 16"),
+    "channels": ("1|3", "1 or 3"),
+    "mode": (".+", "there"),
 }
 COLUMNS = list(_RULES)
-_RULES |= dict.fromkeys(FINDINGS, ("[0-3]?", "is no finding grade: use 0-3 or leave it empty"))
+_RULES |= dict.fromkeys(FINDINGS, ("[0-3]?", "0, 1, 2, 3 or empty"))
 _UNIQUE = ("image_id", "path")
 _WHOLE = ("kl_grade", "width", "height", "bit_depth", "channels")
 _MAY_BE_EMPTY = ("kl_grade_reader2", *FINDINGS)
@@ -71,15 +68,12 @@ def read_manifest(path):
         Missing file or column, text or nothing where a number belongs, or what `validate` refuses: names
         file and row.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise StudyError(
-            f"The manifest {path} does not exist. Build it with 'koa data build' or correct the path."
-        )
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not a CSV table: {error}. Restore it from version control.") from error
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"{path} is no manifest ({error}). Build it with 'koa data build' or correct the path."
+        ) from error
     numbers = [name for name in (*_WHOLE, *_MAY_BE_EMPTY) if name in frame]
     frame[numbers] = frame[numbers].apply(digits)
     validate(frame, path)
@@ -99,36 +93,34 @@ def validate(frame, path="manifest"):
     """Check the rules that every manifest keeps; the error names file, row (header: 1) and value."""
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
-        raise StudyError(
-            f"{path} lacks the column(s) {', '.join(missing)}. A manifest has: {', '.join(COLUMNS)}."
-        )
+        raise StudyError(f"{path} lacks the columns {', '.join(missing)}. Build it again.")
     if frame.empty:
-        raise StudyError(f"{path} has no rows. Build the manifest again from the picture folder.")
+        raise StudyError(f"{path} has no rows. Build it again.")
     check_cells(frame, path)
 
 
 def check_cells(frame, path):
     """StudyError about the first wrong cell of a table that has some of a manifest's columns."""
-    text = (
-        frame.filter(list(_RULES)).reset_index(drop=True).map(lambda cell: "" if pd.isna(cell) else str(cell))
-    )
-    wrong = text.apply(lambda cells: cells.map(re.compile(_RULES[cells.name][0], re.DOTALL).fullmatch).isna())
-    wrong |= text.apply(lambda cells: cells.duplicated() & (cells.name in _UNIQUE))
-    if wrong.any(axis=None):
-        row = wrong.any(axis=1).idxmax()
-        name = wrong.loc[row].idxmax()
+    known = frame.filter(list(_RULES)).reset_index(drop=True)
+    text = known.astype(object).map(str, na_action="ignore").fillna("")
+    right = text.apply(lambda cells: cells.str.fullmatch(_RULES[cells.name][0], flags=re.DOTALL))
+    right &= text.apply(lambda cells: ~cells.duplicated() | (cells.name not in _UNIQUE))
+    if not right.all(axis=None):
+        row = right.all(axis=1).idxmin()
+        name = right.loc[row].idxmin()
         picture = f" (image_id {text['image_id'][row]})" if "image_id" in text else ""
-        more = wrong[name].sum() - 1
+        more = (~right[name]).sum() - 1
         raise StudyError(
-            f"{path}, row {row + 2}{picture}: {name} '{text[name][row]}' {_RULES[name][1]}"
-            f"{f' and {more} more like it' * bool(more)}."
+            f"{path}, row {row + 2}{picture}: {name} is '{text[name][row]}' and must be {_RULES[name][1]}"
+            f"{f'; {more} more rows are wrong' * bool(more)}. Correct it or build the manifest again."
         )
 
 
 def natural(path):
     """Sorting key by which 'G0 (9)' comes before 'G0 (10)'."""
     parts = re.split("([0-9]+)", path)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def tail(path):

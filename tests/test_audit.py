@@ -239,7 +239,7 @@ def test_bad_files_are_told_left_out_and_remembered(copy_a, tmp_path):
     path = folder / rows["path"].iloc[9]
     Image.open(path).save(path, "JPEG")
     seen = inspected(folder, rows)
-    looks.write(seen, tmp_path / "files.csv")
+    looks.write_inspected(find_pictures(rows, folder), tmp_path / "files.csv")
     again = looks.read(tmp_path / "files.csv", find_pictures(rows, folder))
     for result in (audit.audit(seen, "a", draws=20), audit.audit(again, "a", draws=20)):
         assert ids(result, "unreadable files") == {rows["image_id"].iloc[2]}

@@ -196,7 +196,7 @@ def test_every_count_has_its_files(audit_b, seen_a, seen_b, tmp_path):
     assert listed.sort_index().equals(counted.sort_index()) and len(both.sets) == len(seen_a) + len(seen_b)
     both.write(tmp_path / "out")
     assert all(
-        len(pd.read_csv(tmp_path / "out" / f"{name}.csv")) == len(table) for name, table in vars(both).items()
+        len(pd.read_csv(tmp_path / "out" / f"{name}.csv")) == len(table) for name, table in both._asdict().items()
     )
 
 

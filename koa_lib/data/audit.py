@@ -116,7 +116,7 @@ def audit(inspected, cohort, seed=42, draws=1000, known=None):
     betrayed = predictability(rows, unit, seed, draws).assign(cohort=cohort)
     left_out = inspected[~inspected["readable"]]
     found = [("unreadable files", left_out, "image_id", "left out of the rest of the audit")]
-    for check in (_files(rows), _leaks(rows, seed), _oddities(rows), _shortcut(rows, betrayed)):
+    for check in (_pictures(rows), _leaks(rows, seed), _oddities(rows), _shortcut(rows, betrayed)):
         found += [(name, rows[affected], group, detail) for name, affected, group, detail in check]
     found += _shared(rows, known)
     findings, affected = [], []
@@ -138,7 +138,7 @@ def audit(inspected, cohort, seed=42, draws=1000, known=None):
 # a remark.
 
 
-def _files(rows):
+def _pictures(rows):
     near = conflicting(rows, "near_group", "pixel_sha256")  # groups that hold more than copies of one picture
     changed = "re-encoded or changed copies; 'koa data verify' tells which"
     unique = f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"

@@ -186,13 +186,13 @@ def _write(folder, plan, workers):
     and in pixels the joint's place and half the plateau's width, of the left knee of two. `knees.json` has
     for each image id its knees from left to right as `render` takes them: [findings, view, traits].
     """
+    plan = sorted(plan, key=lambda picture: natural(picture.path))
     drawn = _spread_out(_write_picture, [(folder, picture) for picture in plan], workers)
-    drawn.sort(key=lambda written: natural(written[0]["path"]))
     rows, truth, knees = zip(*drawn, strict=True)
-    frame, csv = pd.DataFrame(rows), {"index": False, "lineterminator": "\n", "float_format": "%.4f"}
+    frame, table = pd.DataFrame(rows), pd.DataFrame(truth)
     first = frame.groupby("pixel_sha256")["image_id"].transform("first")
     frame["group_id"] = frame["group_id"].fillna(first)
-    pd.DataFrame(truth).to_csv(folder / "truth.csv", **csv)
+    table.to_csv(folder / "truth.csv", index=False, lineterminator="\n", float_format="%.4f")
     kept = dict(zip(frame["image_id"], knees, strict=True))
     (folder / "knees.json").write_text(json.dumps(kept, default=asdict))
     write_manifest(frame, folder / "manifest.csv")
@@ -282,8 +282,8 @@ def _crop_view(rng, side):
 
 def _wide_view(rng, side, knees):
     # Like the external set: a wide strip with the limb's edges; two knees stand smaller beside each other.
-    height, width, widest = (161, 320, (56, 68)) if knees == 2 else (162, 300, (54, 90))
-    unit = rng.uniform(*widest)
+    height, width, *units = (161, 320, 56, 68) if knees == 2 else (162, 300, 54, 90)
+    unit = rng.uniform(*units)
     centre = (width / 2 + rng.normal(0, 12), height / 2 + rng.normal(0, 10))
     return View(height, width, unit, centre, np.clip(rng.normal(0, 3), -6, 6), side, wide=True)
 

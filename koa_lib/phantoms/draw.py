@@ -232,7 +232,7 @@ def _texture(shape, traits, rng):
     weights = np.abs([0.55 + 0.15 * traits[2], 0.5 + 0.15 * traits[3], 0.3 + 0.1 * traits[4]])
     top, left = (int(rng.integers(0, TEXTURE - n)) for n in shape)
     crop = np.s_[top : top + shape[0], left : left + shape[1]]
-    return sum(np.float32(weight) * layer[crop] for weight, layer in zip(weights, _textures(), strict=True))
+    return sum(weight * layer[crop] for weight, layer in zip(weights, _textures(), strict=True))
 
 
 def place(density, view):

@@ -1,10 +1,9 @@
 """Data audit: what repeats, contradicts, leaks or looks odd in a cohort, found in its files."""
 
 from contextlib import suppress
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from koa_lib import metrics, splits, stats
@@ -45,8 +44,7 @@ ODD = {
 }
 
 
-@dataclass(frozen=True)
-class Audit:
+class Audit(NamedTuple):
     """The result of an audit, as four tables that are files of the run.
 
     Attributes
@@ -68,10 +66,9 @@ class Audit:
 
     def write(self, folder):
         """Write each table as CSV, e.g. findings.csv."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for field in fields(self):
-            getattr(self, field.name).to_csv(folder / f"{field.name}.csv", index=False, lineterminator="\n")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, table in self._asdict().items():
+            table.to_csv(Path(folder, f"{name}.csv"), index=False, lineterminator="\n")
 
 
 def audit_all(inspected, seed=42, draws=1000):
@@ -86,11 +83,11 @@ def audit_all(inspected, seed=42, draws=1000):
     -------
     Audit
     """
-    (first, known), *later = inspected.items()
-    results = [audit(known, first, seed, draws)]
-    results += [audit(rows, name, seed, draws, known.assign(cohort=first)) for name, rows in later]
-    tables = ([getattr(result, field.name) for result in results] for field in fields(Audit))
-    return Audit(*(pd.concat(parts, ignore_index=True) for parts in tables))
+    results, known = [], None
+    for name, rows in inspected.items():
+        results.append(audit(rows, name, seed, draws, known))
+        known = rows.assign(cohort=name) if known is None else known
+    return Audit(*(pd.concat(tables, ignore_index=True) for tables in zip(*results, strict=True)))
 
 
 def audit(inspected, cohort, seed=42, draws=1000, known=None):
@@ -117,15 +114,11 @@ def audit(inspected, cohort, seed=42, draws=1000, known=None):
     # Where a side is known, so is the patient.
     unit = "group_id" if rows["side"].ne("").any() else "near_group"
     betrayed = predictability(rows, unit, seed, draws).assign(cohort=cohort)
-    found = [
-        *_files(inspected),
-        *_repeats(rows),
-        *_readers(rows),
-        *_leaks(rows, seed),
-        *_oddities(rows),
-        *_shortcut(rows, betrayed),
-        *_shared(rows, known),
-    ]
+    left_out = inspected[~inspected["readable"]]
+    found = [("unreadable files", left_out, "image_id", "left out of the rest of the audit")]
+    for check in (_pictures(rows), _leaks(rows, seed), _oddities(rows), _shortcut(rows, betrayed)):
+        found += [(name, rows[affected], group, detail) for name, affected, group, detail in check]
+    found += _shared(rows, known)
     findings, affected = [], []
     for name, files, group, detail in found:
         own = files[files["cohort"] == cohort]
@@ -141,44 +134,44 @@ def audit(inspected, cohort, seed=42, draws=1000, known=None):
     )
 
 
-# Each check gives findings: name, the affected rows, the column that groups them, and the rule or a remark.
+# Each check gives findings: name, whether each row is affected, the column that groups them, and the rule or
+# a remark.
 
 
-def _files(rows):
-    readable = rows[rows["readable"]]
-    misnamed, other = readable[readable["problem"].notna()], readable[~readable["as_in_manifest"]]
-    yield "unreadable files", rows[~rows["readable"]], "image_id", "left out of the rest of the audit"
-    yield "suffix and content differ", misnamed, "image_id", "read by their content"
-    told = "re-encoded or changed copies; 'koa data verify' tells which"
-    yield "pixels differ from the manifest", other, "image_id", told
-
-
-def _repeats(rows):
-    equal = rows[rows.duplicated("pixel_sha256", keep=False)]
+def _pictures(rows):
+    near = conflicting(rows, "near_group", "pixel_sha256")  # groups that hold more than copies of one picture
+    changed = "re-encoded or changed copies; 'koa data verify' tells which"
     unique = f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"
-    yield "equal pixels", equal, "pixel_sha256", unique
-    disputed = equal[conflicting(equal)]
-    yield "equal pixels under different grades", disputed, "pixel_sha256", "left out of the deduplicated set"
-    # Groups that hold more than copies of one picture.
-    near = rows[conflicting(rows, "near_group", "pixel_sha256")]
     rule = (
         f"perceptual hashes differ in at most {THRESHOLD} of 256 bits, pixels not equal; "
         f"{rows['near_group'].nunique():,} groups remain"
     )
-    yield "near-duplicates", near, "near_group", rule
-    kept = near[conflicting(near, "near_group")]
-    yield "near-duplicates under different grades", kept, "near_group", "kept in the sets, resampled together"
-
-
-def _readers(rows):
-    second = rows[rows["kl_grade_reader2"].notna()]
-    detail, found = "one reader only", reader_agreement(second)
-    if found:
-        detail = (
-            f"of {len(second)} pictures with two grades: kappa {found['kappa']:.3f}, "
-            f"linear {found['linear_kappa']:.3f}, quadratic {found['qwk']:.3f}"
+    readers, agreed = "one reader only", reader_agreement(rows)
+    if agreed:
+        readers = (
+            f"of {agreed['pictures']} pictures with two grades: kappa {agreed['kappa']:.3f}, "
+            f"linear {agreed['linear_kappa']:.3f}, quadratic {agreed['qwk']:.3f}"
         )
-    yield "readers disagree", second[second["kl_grade"] != second["kl_grade_reader2"]], "image_id", detail
+    second = rows["kl_grade_reader2"].fillna(rows["kl_grade"])
+    return [
+        ("suffix and content differ", rows["problem"].notna(), "image_id", "read by their content"),
+        ("pixels differ from the manifest", ~rows["as_in_manifest"], "image_id", changed),
+        ("equal pixels", rows.duplicated("pixel_sha256", keep=False), "pixel_sha256", unique),
+        (
+            "equal pixels under different grades",
+            conflicting(rows),
+            "pixel_sha256",
+            "left out of the deduplicated set",
+        ),
+        ("near-duplicates", near, "near_group", rule),
+        (
+            "near-duplicates under different grades",
+            near & conflicting(rows, "near_group"),
+            "near_group",
+            "kept in the sets, resampled together",
+        ),
+        ("readers disagree", second != rows["kl_grade"], "image_id", readers),
+    ]
 
 
 def _leaks(rows, seed):
@@ -193,7 +186,7 @@ def _leaks(rows, seed):
     units = {"group_id": "patients", "pixel_sha256": "equal pixels", "near_group": "near-duplicates"}
     for place, parts in places.items():
         for group, what in units.items():
-            across = rows[conflicting(rows.assign(part=parts), group, "part")]
+            across = conflicting(rows.assign(part=parts), group, "part")
             rule = f"in more than one of {parts.nunique()} parts, of {rows[group].nunique():,} {what} in all"
             yield f"{what} across {place}", across, group, rule
 
@@ -206,29 +199,34 @@ def _folds(pairs, rows):
 
 
 def _oddities(rows):
-    double, sizes = two_knees(rows), rows.groupby(["width", "height"]).size().sort_values(ascending=False)
-    usual = sizes.index[0]
-    listed = "; ".join(f"{width} x {height}: {n:,}" for (width, height), n in sizes.head(4).items())
+    double, sizes = two_knees(rows), rows[["width", "height"]].value_counts()
+    width, height = sizes.index[0]
+    other = (rows["width"].ne(width) | rows["height"].ne(height)) & ~double
+    listed = "; ".join(f"{wide} x {high}: {n:,}" for (wide, high), n in sizes.head(4).items())
     modes = ", ".join(f"{mode} {n:,}" for mode, n in rows["mode"].value_counts().items())
-    rule = f"correlation with the cohort's median picture below {INVERTED:g}"
-    yield "inverted pictures", rows[rows["polarity"] < INVERTED], "near_group", rule
-    yield "two knees in one picture", rows[double], "near_group", "width at least 3 times the height"
-    other = rows[rows[["width", "height"]].ne(list(usual)).any(axis=1) & ~double]
-    yield "other sizes", other, "near_group", f"one knee, not {usual[0]} x {usual[1]}; all sizes: {listed}"
-    yield "16-bit pictures", rows[rows["bit_depth"] == 16], "near_group", f"file modes: {modes}"
-    yield "colour pictures", rows[rows["channels"] == 3], "near_group", "averaged when read"
+    table = {
+        "inverted pictures": (
+            rows["polarity"] < INVERTED,
+            f"correlation with the cohort's median picture below {INVERTED:g}",
+        ),
+        "two knees in one picture": (double, "width at least 3 times the height"),
+        "other sizes": (other, f"one knee, not {width} x {height}; all sizes: {listed}"),
+        "16-bit pictures": (rows["bit_depth"] == 16, f"file modes: {modes}"),
+        "colour pictures": (rows["channels"] == 3, "averaged when read"),
+    }
+    return [(name, odd, "near_group", detail) for name, (odd, detail) in table.items()]
 
 
 def _shortcut(rows, betrayed):
-    table = betrayed.set_index("features")[["balanced_accuracy", "ci_low", "ci_high", "chance"]]
-    for features in ("size and depth", "gray values"):
-        told, detail = rows[:0], "too few pictures of a grade to tell"
-        if features in table.index:
-            value, low, high, chance = table.loc[features]
-            detail = f"balanced accuracy {value:.2f} ({low:.2f} to {high:.2f}), chance {chance:.2f}"
-            detail = "all files are alike" if pd.isna(value) else detail
-            told = rows if low > chance else told
-        yield f"{features} predict the grade", told, "near_group", detail
+    told = betrayed.set_index("features").reindex(["size and depth", "gray values"])
+    for row in told.itertuples():
+        detail = (
+            f"balanced accuracy {row.balanced_accuracy:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f}), "
+            f"chance {row.chance:.2f}"
+        )
+        detail = "all files are alike" if pd.isna(row.balanced_accuracy) else detail
+        detail = "too few pictures of a grade to tell" if pd.isna(row.chance) else detail
+        yield f"{row.Index} predict the grade", [row.ci_low > row.chance] * len(rows), "near_group", detail
 
 
 def _shared(rows, known):
@@ -273,9 +271,9 @@ def _predicted(name, rows, group, folds, seed, draws):
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
-    features, grades = rows[FEATURES[name]].to_numpy(float), rows["kl_grade"].to_numpy()
-    row = {"features": name, "n": len(rows), "chance": 1 / len(np.unique(grades)), "above_chance": False}
-    if (features == features[0]).all():
+    features, grades = rows[FEATURES[name]], rows["kl_grade"]
+    row = {"features": name, "n": len(rows), "chance": 1 / grades.nunique(), "above_chance": False}
+    if (features.nunique() == 1).all():
         return row
     model = HistGradientBoostingClassifier(
         max_iter=50, max_depth=3, class_weight="balanced", early_stopping=False, random_state=seed
@@ -286,21 +284,16 @@ def _predicted(name, rows, group, folds, seed, draws):
     observed = metrics.from_confusion(metrics.confusion(grades, predicted))
     drawn = metrics.from_confusion(stats.group_bootstrap(grades, predicted, rows[group], draws, seed))
     low, high = stats.interval(drawn["balanced_accuracy"])
-    return row | {
-        "balanced_accuracy": float(observed["balanced_accuracy"]),
-        "ci_low": low,
-        "ci_high": high,
-        "qwk": float(observed["qwk"]),
-        "above_chance": low > row["chance"],
-    }
+    row |= {"ci_low": low, "ci_high": high, "above_chance": low > row["chance"]}
+    return row | {name: observed[name] for name in ("balanced_accuracy", "qwk")}
 
 
 def reader_agreement(rows):
     """Agreement of two readers on the same pixels: pictures, confusion, its metrics; None with one reader."""
-    both = rows[rows["kl_grade_reader2"].notna()]
+    both = rows.dropna(subset="kl_grade_reader2")
     if both.empty:
         return None
-    cm = metrics.confusion(both["kl_grade"].to_numpy(), both["kl_grade_reader2"].to_numpy(dtype=int))
+    cm = metrics.confusion(both["kl_grade"], both["kl_grade_reader2"])
     return {"pictures": len(both), "confusion": cm, **metrics.from_confusion(cm)}
 
 
@@ -311,20 +304,10 @@ def meaning(finding):
     return MEANING.get(finding, "equal to, or alike, a picture of the other cohort")
 
 
-def in_words(result):
-    """What an audit found about folds, near-duplicates and pictures of the other cohort, in sentences."""
-    found = result.findings
-    told = found[found["finding"].str.contains("patients across image-level|^near-duplicates$|^also in")]
-    return " ".join(
-        f"{row.cohort}: {row.finding}, {row.groups:,} groups of {row.files:,} pictures."
-        for row in told.itertuples()
-    )
-
-
 def one_of_each_oddity(result):
     """The first file of each kind of odd picture: finding, short (for a title), cohort, image_id."""
-    odd = result.affected_files.drop_duplicates("finding").assign(short=lambda rows: rows["finding"].map(ODD))
-    return odd.dropna(subset="short").reset_index(drop=True)
+    first = result.affected_files.drop_duplicates("finding")
+    return first.assign(short=first["finding"].map(ODD)).dropna(subset="short")
 
 
 def as_text(result):

@@ -70,18 +70,13 @@ def with_second_reader(inspected, root):
     return inspected.assign(kl_grade_reader2=nearest_grades(inspected, second)) if second else inspected
 
 
-def write(inspected, path):
-    """Keep what `inspect` found, as CSV."""
-    inspected[["image_id", *FOUND]].to_csv(path, index=False, lineterminator="\n")
-
-
 def write_inspected(rows, path):
-    """`inspect` and `write`."""
-    write(inspect(rows), path)
+    """Keep what `inspect` finds, as CSV."""
+    inspect(rows)[["image_id", *FOUND]].to_csv(path, index=False, lineterminator="\n")
 
 
 def read(path, rows):
-    """The inspected rows again, from the file of `write` and the manifest rows."""
+    """The inspected rows again, from the file of `write_inspected` and the manifest rows."""
     found = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
     return rows.drop(columns=FILE_COLUMNS).merge(found, on="image_id", validate="one_to_one")
 

@@ -50,5 +50,5 @@ def counts(rows, cohort):
     """Pictures per split and grade: cohort, split, grade, n (zero where a grade is absent)."""
     order = [split for split in SPLITS if (rows["split"] == split).any()]
     every = pd.MultiIndex.from_product([order, GRADES], names=["split", "grade"])
-    n = rows.groupby(["split", "kl_grade"]).size().reindex(every, fill_value=0)
-    return n.rename("n").reset_index().assign(cohort=cohort)[["cohort", "split", "grade", "n"]]
+    n = rows[["split", "kl_grade"]].value_counts().reindex(every, fill_value=0).reset_index(name="n")
+    return n.assign(cohort=cohort)[["cohort", "split", "grade", "n"]]

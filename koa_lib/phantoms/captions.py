@@ -24,7 +24,13 @@ _WORDINGS = {
     ),
 }
 _NARROWING = ("{word} {place}joint space narrowing", "{word} narrowing of the {place}joint space")
-_OTHERS = {
+_HEADS = {
+    "knee": (
+        "radiograph of a {side} knee",
+        "frontal view of a {side} knee",
+        "{side} knee, standing",
+        "knee joint, {side}",
+    ),
     "hand": (
         "radiograph of a hand with fingers and wrist",
         "frontal view of a hand, five digits",
@@ -41,12 +47,6 @@ _OTHERS = {
         "chest with clear lungs",
     ),
 }
-_KNEES = (
-    "radiograph of a {side} knee",
-    "frontal view of a {side} knee",
-    "{side} knee, standing",
-    "knee joint, {side}",
-)
 _WHOLE = ("absence of osteoarthritis", "normal joint", "no X-ray changes")
 
 
@@ -61,22 +61,20 @@ def caption(kind, findings, side, rng):
     rng : numpy Generator
         Chooses the wording and the order of the findings.
     """
-    if kind != "knee":
-        return _one(_OTHERS[kind], rng)
-    head = _one(_KNEES, rng).format(side={"L": "left", "R": "right"}[side])
-    words = [_words(name, findings, rng) for name in ("osteophytes", "sclerosis", "deformity")]
-    parts = [_narrowing(findings, rng), *words]
-    if level("jsn", findings.jsn) == level("osteophytes", findings.osteophytes) == 0:
-        parts.append(_one(_WHOLE, rng))
+    head = _one(_HEADS[kind], rng).format(side="left" if side == "L" else "right")
+    if not findings:
+        return head
+    spurs, *rest = (_words(name, findings, rng) for name in ("osteophytes", "sclerosis", "deformity"))
+    narrowed = level("jsn", findings.jsn)
+    compartment = "medial " if findings.medial_jsn >= findings.lateral_jsn else "lateral "
+    narrowing = _one(_NARROWING, rng).format(
+        word=_words("jsn", findings, rng), place=compartment if narrowed else ""
+    )
+    if narrowed == level("osteophytes", findings.osteophytes) == 0:
+        rest.append(_one(_WHOLE, rng))
     # The two findings that carry most come first; wording and the rest vary.
-    rest = rng.permutation(parts[2:])
-    return ", ".join([head, *rng.permutation(parts[:2]), *rest])
-
-
-def _narrowing(findings, rng):
-    compartment = "medial" if findings.medial_jsn >= findings.lateral_jsn else "lateral"
-    place = f"{compartment} " if level("jsn", findings.jsn) else ""
-    return _one(_NARROWING, rng).format(word=_words("jsn", findings, rng), place=place)
+    rest = rng.permutation(rest)
+    return ", ".join([head, *rng.permutation([narrowing, spurs]), *rest])
 
 
 def _words(name, findings, rng):

@@ -29,20 +29,10 @@ from koa_lib.phantoms.findings import MIX_A, MIX_B, draw_findings, finding_grade
 KNEE_CORRELATION = 0.7  # of severity within a person; gives labels that correlate like OAI's (0.5)
 LIKENESS = 0.9  # share of anatomy that the two knees of a person have in common
 INVERTED = 0.015
-SPLIT_CYCLE = (
-    "train",
-    "train",
-    "test",
-    "train",
-    "train",
-    "val",
-    "train",
-    "test",
-    "train",
-    "train",
-)  # 70 : 10 : 20
+SPLIT_CYCLE = "train train test train train val train test train train".split()  # 70 : 10 : 20
 # Defects of cohort B in known number, as shares of its pictures: Gornale's, a little more colour, and some
-# of the audit's other findings. `near_copies` show another picture brighter and compressed.
+# of the audit's other findings; at least one each. `near_copies` show another picture brighter and
+# compressed, `disputed` is a copy under another grade.
 SHARES_B = {
     "two_knees": 0.11,
     "sixteen_bit": 0.05,
@@ -51,13 +41,12 @@ SHARES_B = {
     "other_size": 0.01,
     "near_copies": 0.02,
     "copies": 0.04,
+    "disputed": 0,
 }
-DISPUTED_B = 1
 FEWEST_B = 20
 REPEATS = ("near_copies", "copies", "disputed")
-SECOND_READER = (
-    0.02  # of the pictures graded 0 by reader I, reader II grades 1 (Gornale: 11 of 514); else they agree
-)
+# Of the pictures graded 0 by reader I, reader II grades 1 (Gornale: 11 of 514); else they agree.
+SECOND_READER = 0.02
 BROAD_MIX = (0.25, 0.15, 0.25, 0.20, 0.15)  # of pre-training, so that severe findings are seen often
 OTHER_ANATOMY = 0.15
 
@@ -67,13 +56,11 @@ class _Picture:
     """A planned file: what to draw, where to write it and what is known about it."""
 
     path: str
-    knees: list  # of (Findings, side), from left to right
-    person: list  # seed of the anatomy
-    seed: list  # seed of view, texture and film
-    known: dict  # columns of the manifest and of the truth
+    knees: list  # (Findings, side); first the one that the grades are of
+    grades: tuple  # by the two readers
+    seeds: tuple  # of the anatomy, and of view, texture and film
     defect: str
-    wide: bool
-
+    patient: str | None = None  # none has the external look
 
 def write_cohort_a(folder, patients, seed, workers=2):
     """Write cohort A: two knees per patient in OAI's layout ``<split>/<grade>/<7 digits><L|R>.png``.
@@ -88,36 +75,25 @@ def write_cohort_a(folder, patients, seed, workers=2):
     """
     rng = np.random.default_rng([seed, 1])
     numbers = 9_000_000 + rng.choice(999_999, patients, replace=False)
-    shared = np.sqrt(KNEE_CORRELATION) * _spread_normals(patients, rng)[:, None]
-    severities = shared + np.sqrt(1 - KNEE_CORRELATION) * rng.normal(size=(patients, 2))
+    shared = _spread_normals(patients, rng)[:, None]
+    severities = _alike(shared, rng.normal(size=(patients, 2)), KNEE_CORRELATION)
     knees = [draw_findings(value, MIX_A, rng) for value in severities.flat]
     labels = np.array([read(knee, rng) for knee in knees])
-    inverted = rng.random(2 * patients) < INVERTED
+    defects = np.where(rng.random(2 * patients) < INVERTED, "inverted", "")
     splits, worse = np.empty(patients, dtype=object), labels.reshape(-1, 2).max(axis=1)
     splits[np.lexsort((rng.random(patients), worse))] = np.resize(SPLIT_CYCLE, patients)
     plan = []
     for k, (knee, label) in enumerate(zip(knees, labels, strict=True)):
         patient, place = divmod(k, 2)
-        split, number, side = splits[patient], str(numbers[patient]), "LR"[place]
-        path, defect = f"{split}/{label}/{number}{side}.png", "inverted" if inverted[k] else ""
-        known = _known(knee, split, label, pd.NA, number, side)
+        number, side = str(numbers[patient]), "LR"[place]
+        path = f"{splits[patient]}/{label}/{number}{side}.png"
         seeds = [seed, 2, patient], [seed, 3, patient, place]
-        plan.append(_Picture(path, [(knee, side)], *seeds, known, defect, wide=False))
+        plan.append(_Picture(path, [(knee, side)], (label, pd.NA), seeds, defects[k], number))
     return _write(Path(folder), plan, workers)
 
 
-def _known(knee, split, grade, second, group="", side=""):
-    latents = {f"latent_{name}": value for name, value in asdict(knee).items()}
-    return {
-        "split": split,
-        "kl_grade": grade,
-        "kl_grade_reader2": second,
-        "group_id": group,
-        "side": side,
-        "true_grade": kl_grade(knee),
-        **finding_grades(knee),
-        **latents,
-    }
+def _alike(shared, own, share):
+    return np.sqrt(share) * shared + np.sqrt(1 - share) * own
 
 
 def _spread_normals(count, rng):
@@ -144,37 +120,29 @@ def write_cohort_b(folder, pictures, seed, workers=2):
         For fewer than `FEWEST_B` pictures, which cannot hold the defects.
     """
     if pictures < FEWEST_B:
-        raise StudyError(
-            f"Cohort B has {pictures} pictures, its defects need at least {FEWEST_B}. Raise its size."
-        )
+        raise StudyError(f"Cohort B has {pictures} pictures but needs at least {FEWEST_B}. Raise its size.")
     rng = np.random.default_rng([seed, 4])
     defects, sources = _place_defects(pictures, rng)
     double, disputed = defects == "two_knees", defects == "disputed"
     knees = [draw_findings(value, MIX_B, rng) for value in _spread_normals(pictures, rng)]
-    others = [
-        draw_findings(rng.normal(-0.7, 0.7), MIX_B, rng) for _ in knees
-    ]  # second knee of two-knee pictures
+    others = [draw_findings(rng.normal(-0.7, 0.7), MIX_B, rng) for _ in knees]  # beside them, where two
     for k in np.flatnonzero(double):
         others[k], knees[k] = sorted((others[k], knees[k]), key=lambda knee: (kl_grade(knee), knee.jsn))
     labels = np.array([read(knee, rng) for knee in knees])[sources]
     labels[disputed] += np.where(labels[disputed] < 4, 1, -1)
-    second, sides = _second_reader(labels, rng), rng.choice(["LR", "RL"], pictures)
+    grades, sides = _two_readers(labels, rng), rng.choice(["LR", "RL"], pictures)
     plan = []
-    for k, (path, source) in enumerate(
-        zip(_numbered("MedicalExpert-I", labels), sources.tolist(), strict=True)
-    ):
-        known = _known(knees[source], "external", labels[k], second[k])
-        shown = list(zip((knees[source], others[source]), sides[source], strict=True))
-        # The right knee stands at the viewer's left.
-        shown = sorted(shown, key=lambda knee: knee[1], reverse=True) if double[k] else shown[:1]
-        plan.append(_Picture(path, shown, [seed, 5, source], [seed, 6, source], known, defects[k], wide=True))
+    for k, path in enumerate(_numbered("MedicalExpert-I", labels)):
+        source = int(sources[k])
+        pair = list(zip((knees[source], others[source]), sides[source], strict=True))
+        seeds = [seed, 5, source], [seed, 6, source]
+        plan.append(_Picture(path, pair[: 1 + double[k]], grades[k], seeds, defects[k]))
     folder = Path(folder)
     rows = _write(folder, plan, workers)
     # The published set repeats every file under the second reader's grade and a new number.
-    again = rows.iloc[rng.permutation(len(rows))]
-    for path, copy in zip(
-        again["path"], _numbered("MedicalExpert-II", again["kl_grade_reader2"]), strict=True
-    ):
+    again = rows.iloc[rng.permutation(pictures)]
+    copies = _numbered("MedicalExpert-II", again["kl_grade_reader2"])
+    for path, copy in zip(again["path"], copies, strict=True):
         (folder / copy).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / path, folder / copy)
     return rows
@@ -182,7 +150,7 @@ def write_cohort_b(folder, pictures, seed, workers=2):
 
 def _numbered(reader, grades):
     # Paths as in the published set, which numbers the pictures of each grade from 1.
-    count = np.zeros(len(GRADES), int)
+    count = [0] * len(GRADES)
     for grade in grades:
         count[grade] += 1
         yield f"{reader}/{grade}{NAMES[grade]}/{NAMES[grade]}G{grade} ({count[grade]}).png"
@@ -190,29 +158,25 @@ def _numbered(reader, grades):
 
 def defects_b(pictures):
     """Number of pictures with each defect; 'copies' and 'disputed' repeat another picture's pixels."""
-    return {
-        **{kind: max(1, round(share * pictures)) for kind, share in SHARES_B.items()},
-        "disputed": DISPUTED_B,
-    }
+    return {kind: max(1, round(share * pictures)) for kind, share in SHARES_B.items()}
 
 
 def _place_defects(pictures, rng):
     # Returns each picture's defect and the picture that it shows: itself, or for copies another one without
     # defect.
-    counts = defects_b(pictures)
-    kinds = np.repeat(list(counts), list(counts.values()))
+    kinds = [kind for kind, count in defects_b(pictures).items() for _ in range(count)]
     order, defects, sources = rng.permutation(pictures), np.full(pictures, "", object), np.arange(pictures)
     defects[order[: len(kinds)]] = kinds
     repeats = np.flatnonzero(np.isin(defects, REPEATS))
-    sources[repeats] = order[len(kinds) : len(kinds) + len(repeats)]
+    sources[repeats] = order[len(kinds) :][: len(repeats)]
     return defects, sources
 
 
-def _second_reader(labels, rng):
+def _two_readers(labels, rng):
     second, zeros = labels.copy(), np.flatnonzero(labels == 0)
     changed = min(len(zeros), max(1, round(SECOND_READER * len(zeros))))
     second[rng.choice(zeros, changed, replace=False)] = 1
-    return second
+    return list(zip(labels, second, strict=True))
 
 
 def _write(folder, plan, workers):
@@ -222,24 +186,15 @@ def _write(folder, plan, workers):
     and in pixels the joint's place and half the plateau's width, of the left knee of two. `knees.json` has
     for each image id its knees from left to right as `render` takes them: [findings, view, traits].
     """
+    plan = sorted(plan, key=lambda picture: natural(picture.path))
     drawn = _spread_out(_write_picture, [(folder, picture) for picture in plan], workers)
-    rows, knees = zip(*sorted(drawn, key=lambda pair: natural(pair[0]["path"])), strict=True)
-    frame = pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"})
+    rows, truth, knees = zip(*drawn, strict=True)
+    frame, table = pd.DataFrame(rows), pd.DataFrame(truth)
     first = frame.groupby("pixel_sha256")["image_id"].transform("first")
-    frame["group_id"] = frame["group_id"].mask(frame["group_id"] == "", first)
-    truth = [
-        "image_id",
-        "true_grade",
-        "defect",
-        "joint_x",
-        "joint_y",
-        "plateau",
-        *frame.filter(like="latent_"),
-    ]
-    frame[truth].to_csv(folder / "truth.csv", index=False, lineterminator="\n", float_format="%.4f")
-    (folder / "knees.json").write_text(
-        json.dumps(dict(zip(frame["image_id"], knees, strict=True)), default=asdict)
-    )
+    frame["group_id"] = frame["group_id"].fillna(first)
+    table.to_csv(folder / "truth.csv", index=False, lineterminator="\n", float_format="%.4f")
+    kept = dict(zip(frame["image_id"], knees, strict=True))
+    (folder / "knees.json").write_text(json.dumps(kept, default=asdict))
     write_manifest(frame, folder / "manifest.csv")
     return read_manifest(folder / "manifest.csv")
 
@@ -250,78 +205,87 @@ def _spread_out(function, jobs, workers):
 
 
 def _write_picture(job):
+    """Draw and save one planned picture; its rows of the manifest and of the truth, and its knees."""
     folder, picture = job
-    path, rng = folder / picture.path, np.random.default_rng(picture.seed)
-    image, knees = _draw(picture.knees, picture.person, rng, picture.wide)
-    knees = [_cut(*knee) for knee in knees] if picture.defect == "other_size" else knees
+    path, (person, own), wide = folder / picture.path, picture.seeds, picture.patient is None
+    (graded, side), rng = picture.knees[0], np.random.default_rng(own)
+    image, knees = _draw(picture.knees, person, rng, wide)
+    if picture.defect == "other_size":
+        image, knees = image[:-12, 8:-8], [_cut(*knee) for knee in knees]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(path, _spoil(image, picture.defect), picture)
-    left = knees[0][1]
-    x, y = joint_centre(left)
-    return {
-        "image_id": path.stem.replace(" ", ""),
+    Image.fromarray(_pixels(image, picture.defect, wide)).save(path, compress_level=1)
+    name, view = path.stem.replace(" ", ""), knees[0][1]
+    x, y = joint_centre(view)
+    row = {
+        "image_id": name,
         "path": picture.path,
-        **picture.known,
+        "split": "external" if wide else path.parts[-3],
+        "kl_grade": picture.grades[0],
+        "kl_grade_reader2": picture.grades[1],
+        "group_id": picture.patient,
+        "side": "" if wide else side,
         **describe(path),
+        **finding_grades(graded),
+    }
+    truth = {
+        "image_id": name,
+        "true_grade": kl_grade(graded),
         "defect": picture.defect,
         "joint_x": x,
         "joint_y": y,
-        "plateau": left.unit,
-    }, knees
+        "plateau": view.unit,
+        **{f"latent_{finding}": value for finding, value in asdict(graded).items()},
+    }
+    return row, truth, knees
 
 
 def _cut(findings, view, traits):
-    # The film of another size, as `_spoil` cuts it.
+    # The view of a film without its last 12 rows and 8 columns at either side.
     centre = view.centre[0] - 8, view.centre[1]
     return findings, replace(view, height=view.height - 12, width=view.width - 16, centre=centre), traits
 
 
-def _spoil(image, defect):
+def _pixels(image, defect, wide):
+    # The file's array: spoilt where a defect is planned; the external set stores gray in three channels.
+    if defect == "sixteen_bit":
+        return np.round(image * 65535).astype(np.uint16)
     if defect == "inverted":
-        return 1 - image
-    if defect == "other_size":
-        return image[:-12, 8:-8]
+        image = 1 - image
     if defect == "near_copies":
-        buffer, brighter = io.BytesIO(), np.clip(1.06 * image + 0.01, 0, 1)
-        Image.fromarray(np.round(brighter * 255).astype(np.uint8)).save(buffer, "JPEG", quality=70)
-        return np.asarray(Image.open(buffer), dtype=np.float32) / 255
-    return image
+        buffer = io.BytesIO()
+        Image.fromarray(_bytes(np.clip(1.06 * image + 0.01, 0, 1))).save(buffer, "JPEG", quality=70)
+        image = np.asarray(Image.open(buffer), dtype=np.float32) / 255
+    pixels = np.dstack([_bytes(image)] * 3) if wide else _bytes(image)
+    if defect == "colour":
+        pixels[..., 2] -= np.minimum(pixels[..., 2], 9)
+    return pixels
+
+
+def _bytes(image):
+    return np.round(image * 255).astype(np.uint8)
 
 
 def _draw(knees, person, rng, wide):
+    knees = sorted(knees, key=lambda knee: knee[1], reverse=True)  # the right one at the viewer's left
     shared = np.random.default_rng(person).normal(size=TRAITS)
     views = [_wide_view(rng, side, len(knees)) if wide else _crop_view(rng, side) for _, side in knees]
-    own = rng.normal(size=(len(knees), TRAITS))
-    traits = np.sqrt(LIKENESS) * shared + np.sqrt(1 - LIKENESS) * own
-    drawn = [
-        (findings, view, row) for (findings, _), view, row in zip(knees, views, traits.tolist(), strict=True)
-    ]
+    traits = _alike(shared, rng.normal(size=(len(knees), TRAITS)), LIKENESS).tolist()
+    drawn = [(findings, *rest) for (findings, _), *rest in zip(knees, views, traits, strict=True)]
     return render(drawn, rng), drawn
 
 
 def _crop_view(rng, side):
     # Like OAI's automatic crops: the joint line near the middle, the bones nearly fill the width.
     centre = (112 + rng.normal(0, 3), 124 + rng.normal(0, 4))
-    return View(224, 224, rng.uniform(85, 95), centre, float(np.clip(rng.normal(0, 2.2), -5, 5)), side)
+    return View(224, 224, rng.uniform(85, 95), centre, np.clip(rng.normal(0, 2.2), -5, 5), side)
 
 
 def _wide_view(rng, side, knees):
     # Like the external set: a wide strip with the limb's edges; two knees stand smaller beside each other.
-    height, width, unit = (161, 320, rng.uniform(56, 68)) if knees == 2 else (162, 300, rng.uniform(54, 90))
+    height, width, *units = (161, 320, 56, 68) if knees == 2 else (162, 300, 54, 90)
+    unit = rng.uniform(*units)
     centre = (width / 2 + rng.normal(0, 12), height / 2 + rng.normal(0, 10))
-    return View(height, width, unit, centre, float(np.clip(rng.normal(0, 3), -6, 6)), side, wide=True)
-
-
-def _save(path, image, picture):
-    if picture.defect == "sixteen_bit":
-        Image.fromarray(np.round(image * 65535).astype(np.uint16)).save(path, compress_level=1)
-        return
-    pixels = np.round(image * 255).astype(np.uint8)
-    if picture.wide:  # the external set stores gray in three channels
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    if picture.defect == "colour":
-        pixels[..., 2] = np.maximum(pixels[..., 2], 9) - 9
-    Image.fromarray(pixels).save(path, compress_level=1)
+    return View(height, width, unit, centre, np.clip(rng.normal(0, 3), -6, 6), side, wide=True)
 
 
 def captioned(count, seed, size, workers=2):
@@ -349,7 +313,5 @@ def _captioned_one(job):
         kind, side = "knee", "LR"[int(rng.random() < 0.5)]
         findings = draw_findings(ndtri(rng.uniform(0.02, 0.98)), BROAD_MIX, rng)
         image, _ = _draw([(findings, side)], [*seed, 1], rng, wide=False)
-    pixels = Image.fromarray(np.round(image * 255).astype(np.uint8)).resize(
-        (size, size), Image.Resampling.BOX
-    )
+    pixels = Image.fromarray(_bytes(image)).resize((size, size), Image.Resampling.BOX)
     return np.asarray(pixels), caption(kind, findings, side, rng), kind

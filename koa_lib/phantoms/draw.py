@@ -17,37 +17,27 @@ TRAITS = 24  # numbers that make a person's anatomy, standard normal
 MARGIN = 18  # pixels around the view, so that turning it shows no empty corner
 TEXTURE = 768
 
-# Contours of a healthy knee as (positions, values): ends of femur and tibia over u, half widths over v.
-FEMUR_END = (
-    (-1.06, -0.98, -0.88, -0.56, -0.30, -0.20, -0.13, -0.06, 0.06, 0.13, 0.20, 0.30, 0.56, 0.88, 0.98, 1.06),
-    (
-        -0.40,
-        -0.17,
-        -0.05,
-        0.01,
-        -0.01,
-        -0.08,
-        -0.22,
-        -0.30,
-        -0.30,
-        -0.22,
-        -0.08,
-        -0.01,
-        0.01,
-        -0.04,
-        -0.14,
-        -0.40,
-    ),
+
+
+def _contour(*rows):
+    return [np.array(row.split(), float) for row in rows]
+
+
+# Contours of a healthy knee, values below their positions: ends of femur and tibia over u, half widths
+# over v.
+FEMUR_END = _contour(
+    "-1.06 -0.98 -0.88 -0.56 -0.30 -0.20 -0.13 -0.06  0.06  0.13  0.20  0.30 0.56  0.88  0.98  1.06",
+    "-0.40 -0.17 -0.05  0.01 -0.01 -0.08 -0.22 -0.30 -0.30 -0.22 -0.08 -0.01 0.01 -0.04 -0.14 -0.40",
 )
-FEMUR_WIDTH = (
-    (-1.7, -1.3, -1.0, -0.75, -0.5, -0.34, -0.2, 0.0),
-    (0.70, 0.76, 0.86, 0.96, 1.01, 0.98, 0.96, 0.95),
+FEMUR_WIDTH = _contour(
+    "-1.7 -1.3 -1.0 -0.75 -0.5 -0.34 -0.2 0.0",
+    "0.70 0.76 0.86 0.96  1.01 0.98  0.96 0.95",
 )
-TIBIA_END = (
-    (-1.04, -0.94, -0.6, -0.3, -0.18, -0.11, -0.03, 0.04, 0.11, 0.18, 0.3, 0.6, 0.94, 1.04),
-    (0.05, 0.0, 0.04, 0.0, -0.07, -0.17, -0.09, -0.09, -0.15, -0.06, 0.01, 0.0, 0.015, 0.07),
+TIBIA_END = _contour(
+    "-1.04 -0.94 -0.6 -0.3 -0.18 -0.11 -0.03  0.04  0.11  0.18 0.3  0.6 0.94  1.04",
+    " 0.05  0.0  0.04  0.0 -0.07 -0.17 -0.09 -0.09 -0.15 -0.06 0.01 0.0 0.015 0.07",
 )
-TIBIA_WIDTH = ((-0.1, 0.05, 0.14, 0.32, 0.6, 1.0, 1.6), (1.0, 1.0, 0.98, 0.94, 0.86, 0.75, 0.62))
+TIBIA_WIDTH = _contour("-0.1 0.05 0.14 0.32 0.6  1.0  1.6", " 1.0 1.0  0.98 0.94 0.86 0.75 0.62")
 
 
 @dataclass(frozen=True)
@@ -82,9 +72,8 @@ def render(knees, rng):
 
 def joint_centre(view):
     """Where the middle of a healthy joint line lies on the film: (x, y) in pixels."""
-    angle = np.deg2rad(
-        view.rotation
-    )  # the film is turned about the plateau's centre, half a gap below the line
+    # The film is turned about the plateau's centre, half a gap below the line.
+    angle = np.deg2rad(view.rotation)
     half_gap = GAP / 2 * view.unit
     return view.centre[0] + half_gap * np.sin(angle), view.centre[1] - half_gap * np.cos(angle)
 
@@ -166,9 +155,8 @@ def _bone(u, v, end, half_width, direction):
     beneath = direction * (v - end) / np.sqrt(1 + slope**2, dtype=np.float32)
     medial, lateral = half_width
     sides = np.minimum(u + medial, lateral - u)
-    return 0.5 * (
-        sides + beneath - np.sqrt((sides - beneath) ** 2 + 0.0016)
-    ), beneath  # a minimum with round corners
+    # A minimum with round corners.
+    return 0.5 * (sides + beneath - np.sqrt((sides - beneath) ** 2 + 0.0016)), beneath
 
 
 def _shade(kind, depth):
@@ -244,7 +232,7 @@ def _texture(shape, traits, rng):
     weights = np.abs([0.55 + 0.15 * traits[2], 0.5 + 0.15 * traits[3], 0.3 + 0.1 * traits[4]])
     top, left = (int(rng.integers(0, TEXTURE - n)) for n in shape)
     crop = np.s_[top : top + shape[0], left : left + shape[1]]
-    return sum(np.float32(weight) * layer[crop] for weight, layer in zip(weights, _textures(), strict=True))
+    return sum(weight * layer[crop] for weight, layer in zip(weights, _textures(), strict=True))
 
 
 def place(density, view):
@@ -261,12 +249,8 @@ def film(density, wide, rng):
 
     All of them vary widely, as between clinics, so that brightness says nothing about the grade.
     """
-    height, width = density.shape
-    across, down = (
-        np.linspace(-1, 1, width, dtype=np.float32),
-        np.linspace(-1, 1, height, dtype=np.float32)[:, None],
-    )
-    image = density * (1 + rng.normal(0, 0.10) * down + rng.normal(0, 0.06) * across)
+    down, across = (np.linspace(-1, 1, size, dtype=np.float32) for size in density.shape)
+    image = density * (1 + rng.normal(0, 0.10) * down[:, None] + rng.normal(0, 0.06) * across)
     image = gaussian_filter(image, rng.uniform(0.35, 0.9), truncate=2.5)
     if wide:
         image = rng.uniform(0, 0.12) + rng.uniform(0.65, 1.1) / (0.3 + image.max()) * image
@@ -283,10 +267,9 @@ def film(density, wide, rng):
 
 
 def _curve(x, knots, softness):
-    positions, values = knots
-    flat = np.interp(x.ravel(), positions, values)
-    step = abs(float(x.ravel()[1] - x.ravel()[0]))
-    return gaussian_filter1d(flat, softness / step, mode="nearest").reshape(x.shape).astype(np.float32)
+    step = abs(float(x.flat[1] - x.flat[0]))
+    smooth = gaussian_filter1d(np.interp(x.ravel(), *knots), softness / step, mode="nearest")
+    return smooth.reshape(x.shape).astype(np.float32)
 
 
 def ramp(x, width):

@@ -1,5 +1,7 @@
 """Phantoms of other anatomy, so that "is it a knee" means something to a pre-trained model."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from koa_lib.phantoms.draw import bump, film, ramp
@@ -43,14 +45,13 @@ def _hand(x, y, rng):
         angle, reach = angle + rng.normal(0, 0.03), reach * rng.uniform(0.97, 1.03)
         joints = reach * np.array((0.12, 0.5, 0.75, 0.9, 1.0))
         points = [((0.25 + r) * np.sin(angle), 0.68 - r * np.cos(angle)) for r in joints]
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in pairwise(points):
             bones += _bone(_rod(x, y, start, end, 0.055))
         flesh = np.maximum(flesh, ramp(_rod(x, y, points[0], points[-1], 0.11), 0.03))
     for _ in range(8):
         bones += 0.6 * _bone(0.085 - np.hypot(x - rng.uniform(-0.18, 0.18), y - rng.uniform(0.66, 0.82)))
-    bones += _bone(_rod(x, y, (-0.14, 0.9), (-0.14, 1.6), 0.15)) + _bone(
-        _rod(x, y, (0.17, 0.92), (0.17, 1.6), 0.1)
-    )
+    radius, ulna = _rod(x, y, (-0.14, 0.9), (-0.14, 1.6), 0.15), _rod(x, y, (0.17, 0.92), (0.17, 1.6), 0.1)
+    bones += _bone(radius) + _bone(ulna)
     return 0.25 * flesh + bones
 
 
@@ -59,22 +60,19 @@ def _hip(x, y, rng):
     head = radius - np.hypot(x, y + 0.1)
     neck = _rod(x, y, (0.05, -0.05), (0.52, 0.28), 0.21)
     shaft, trochanter = _rod(x, y, (0.5, 0.1), (0.42, 1.6), 0.2), 0.17 - np.hypot(x - 0.6, y - 0.08)
-    femur = np.maximum(np.maximum(head, neck), np.maximum(shaft, trochanter))
+    femur = np.maximum.reduce([head, neck, shaft, trochanter])
     socket = np.hypot(x, y + 0.1) - radius - 0.05
-    wing, ring = (
-        0.62 - np.hypot(x + 0.45, (y + 0.75) * 0.8),
-        0.16 - np.abs(np.hypot(x + 0.62, y - 0.35) - 0.38),
-    )
+    wing = 0.62 - np.hypot(x + 0.45, (y + 0.75) * 0.8)
+    ring = 0.16 - np.abs(np.hypot(x + 0.62, y - 0.35) - 0.38)
     pelvis = np.minimum(socket, np.maximum(wing, ring))
     return 0.3 + 0.1 * ramp(0.9 - x, 0.2) + _bone(femur) + _bone(pelvis)
 
 
 def _chest(x, y, rng):
     lungs = np.zeros_like(x)
-    for side, height in ((-1, rng.uniform(0.68, 0.8)), (1, rng.uniform(0.68, 0.8))):
-        lungs = np.maximum(
-            lungs, ramp(1 - ((x - side * 0.43) / 0.33) ** 2 - np.abs((y + 0.08) / height) ** 2.6, 0.1)
-        )
+    for middle in (-0.43, 0.43):
+        height = np.abs((y + 0.08) / rng.uniform(0.68, 0.8)) ** 2.6
+        lungs = np.maximum(lungs, ramp(1 - ((x - middle) / 0.33) ** 2 - height, 0.1))
     heart = ramp(1 - ((x - 0.13) / 0.3) ** 2 - ((y - 0.3) / 0.33) ** 2, 0.1)
     spine = ramp(0.11 - np.abs(x), 0.03) * (0.8 + 0.2 * np.cos(34 * y))
     course = y + 0.28 * x**2 - 0.16 * np.abs(x)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 
 import numpy as np
@@ -51,22 +50,17 @@ def alike(one, other):
 
 
 def test_the_centre_is_near_the_truth_also_in_the_left_of_two_knees(single, external):
-    errors = np.array([off(row.found, row.centre, row.image) for row in single.itertuples()])
-    assert len(errors) > 50 and (errors < 0.06).mean() >= 0.95 and np.median(errors) < 0.04
     rows = external[external["defect"] == "two_knees"]
-    halves = [shape.halves(image)[0] for image in rows["image"]]
-    errors = np.array(
-        [off(joint.find(half), centre, half) for half, centre in zip(halves, rows["centre"], strict=True)]
-    )
-    assert len(errors) == 8 and (errors < 0.06).mean() >= 0.85 and np.median(errors) < 0.04
+    halves = rows.assign(image=[shape.halves(image)[0] for image in rows["image"]])
+    halves["found"] = [joint.find(image) for image in halves["image"]]
+    for knees, least, share in ((single, 50, 0.95), (halves, 8, 0.85)):
+        errors = np.array([off(row.found, row.centre, row.image) for row in knees.itertuples()])
+        assert len(errors) >= least and (errors < 0.06).mean() >= share and np.median(errors) < 0.04
 
 
 def test_the_width_follows_the_plateau_and_crops_show_knees_of_equal_size(single):
     ratio = np.array([row.found.across / row.plateau for row in single.itertuples()])
-    assert (
-        np.median(ratio) == pytest.approx(0.95, abs=0.06)
-        and (np.abs(ratio - np.median(ratio)) < 0.12).mean() > 0.85
-    )
+    assert abs(np.median(ratio) - 0.95) < 0.06 and (np.abs(ratio - np.median(ratio)) < 0.12).mean() > 0.85
     before = np.array([row.plateau / row.image.shape[1] for row in single.itertuples()])
     after = joint.PLATEAU / ratio  # the plateau's share of the crop's width, and of the file's width above
     spread = [
@@ -75,35 +69,17 @@ def test_the_width_follows_the_plateau_and_crops_show_knees_of_equal_size(single
     assert spread[1] < 0.5 * spread[0] and np.median(after) == pytest.approx(joint.PLATEAU, rel=0.12)
 
 
-def test_an_oai_crop_stays_nearly_whole_also_when_stretched(shared):
+def test_an_oai_crop_stays_nearly_whole(shared):
     images = [read_gray(file) for file in sorted(shared("oai_original_sample").rglob("*.png"))[::4]]
     found = [joint.find(image) for image in images]
-    share = np.array(
-        [(one.x, one.y, one.across / joint.PLATEAU, one.down / joint.LINE) for one in found]
-    ) / len(images[0])
-    assert len(images) == 20 and np.abs(np.median(share, axis=0) - (*joint.CENTRE, 1, 1)).max() < 0.12
-    assert np.abs(np.median(share[:, :2], axis=0) - joint.CENTRE).max() < 0.02
-    crops = [joint.crop(image, 224, one) for image, one in zip(images, found, strict=True)]
-    likeness = np.array([alike(crop, image) for crop, image in zip(crops, images, strict=True)])
+    share = np.array([(one.x, one.y, one.across / joint.PLATEAU, one.down / joint.LINE) for one in found])
+    gap = np.abs(np.median(share, axis=0) / len(images[0]) - (*joint.CENTRE, 1, 1))
+    assert len(images) == 20 and gap.max() < 0.12 and gap[:2].max() < 0.02
+    likeness = np.array(
+        [alike(joint.crop(*pair), pair[0]) for pair in zip(images, [224] * 20, found, strict=True)]
+    )
     assert np.median(likeness) > 0.6 and (likeness > 0.3).mean() > 0.85
     assert np.median([one.score for one in found]) > 0.5
-    stretched = [joint.resized(image, (336, 224), Resampling.BILINEAR) for image in images[::3]]
-    again = [joint.find(image) for image in stretched]
-    assert np.median(
-        [new.across / old.across for new, old in zip(again, found[::3], strict=True)]
-    ) == pytest.approx(1.5, rel=0.03)
-    likeness = [
-        alike(joint.crop(image, 224, one), crop)
-        for image, one, crop in zip(stretched, again, crops[::3], strict=True)
-    ]
-    assert np.median(likeness) > 0.85
-
-
-def test_the_same_picture_gives_the_same_joint_in_any_thread(knees):
-    images = [image.copy() for image, _ in knees[:4]]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(joint.find, images)) == [found for _, found in knees[:4]]
-    assert all(np.array_equal(image, old) for image, (old, _) in zip(images, knees, strict=False))
 
 
 def test_the_joint_follows_what_is_done_to_a_picture(knees):
@@ -111,16 +87,14 @@ def test_the_joint_follows_what_is_done_to_a_picture(knees):
     for image, found in knees:
         height, width = image.shape
         bright = joint.find(0.7 * image + 0.2)
-        assert np.allclose(astuple(bright)[:4], astuple(found)[:4], atol=2)
+        assert np.allclose(astuple(bright)[:4], astuple(found)[:4], atol=2) and joint.find(image) == found
         right, down = generator.integers([-20, -12], [21, 13])
-        moved = np.pad(image, 20, mode="edge")[
-            20 - down : 20 - down + height, 20 - right : 20 - right + width
-        ]
+        moved = np.pad(image, 20, mode="edge")[20 - down :, 20 - right :][:height, :width]
         moves.append(off(joint.find(moved), (found.x + right, found.y + down), image))
         mirrored = joint.find(image[:, ::-1])
-        assert off(mirrored, (width - 1 - found.x, found.y), image) < 0.06
         stretched = joint.resized(image, (round(1.5 * width), height), Resampling.BILINEAR)
         wide = joint.find(stretched)
+        assert off(mirrored, (width - 1 - found.x, found.y), image) < 0.06
         assert off(wide, (1.5 * found.x, found.y), image) < 0.08
         ratios.append((mirrored.across / found.across, wide.across / found.across, wide.down / found.down))
         likeness.append(alike(joint.crop(stretched, 112, wide), joint.crop(image, 112)))
@@ -134,16 +108,12 @@ def ramp(height, width):
     return np.tile(np.linspace(0, 1, width, dtype=np.float32), (height, 1))
 
 
-NOISE = np.random.default_rng(0)
+RANDOM = np.random.default_rng(0).random
 NO_KNEES = {
     "flat": np.full((162, 300), 0.5, np.float32),
     "black": np.zeros((224, 224)),
-    "noise": NOISE.random((162, 300)),
-    "portrait": NOISE.random((300, 100)),
-    "small": NOISE.random((10, 10)),
-    "row": NOISE.random((1, 20)),
-    "column": NOISE.random((50, 1)),
-    "pixel": np.ones((1, 1)),
+    "noise": RANDOM((162, 300)),
+    **{f"noise {size}": RANDOM(size) for size in ((300, 100), (10, 10), (1, 20), (50, 1))},
     "darker": ramp(162, 300)[:, ::-1],
     "brighter": ramp(162, 300),
 }
@@ -152,46 +122,32 @@ NO_KNEES = {
 @pytest.mark.parametrize("name", NO_KNEES)
 def test_a_picture_without_a_knee_gives_some_crop(name):
     image = NO_KNEES[name]
-    found = joint.find(image)
-    assert np.isfinite(astuple(found)).all() and found.score < (
-        0.3 if name in ("flat", "black", "noise") else 0.6
-    )
-    assert 0 <= found.x <= image.shape[1] and 0 <= found.y <= image.shape[0] and found.down > 0
+    found, square = joint.find(image), joint.crop(image, 64)
+    assert -1 <= found.score < (0.3 if name in ("flat", "black", "noise") else 0.6) and found.down > 0
+    assert 0 <= found.x <= image.shape[1] and 0 <= found.y <= image.shape[0]
     assert min(image.shape) < 16 or 0.3 * found.down < found.across < 4 * found.down
-    square = joint.crop(image, 64)
     assert square.shape == (64, 64) and square.dtype == np.float32 and 0 <= square.min() and square.max() <= 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    x=st.floats(-30, 330),
-    y=st.floats(-30, 190),
-    across=st.floats(15, 120),
-    down=st.floats(15, 120),
-    size=st.sampled_from([32, 64, 224]),
-    upright=st.booleans(),
-)
+    x=st.floats(-30, 330), y=st.floats(-30, 190), across=st.floats(15, 120), down=st.floats(15, 120),
+    size=st.sampled_from([32, 64, 224]), upright=st.booleans(),
+)  # fmt: skip
 def test_the_crop_is_the_window_around_the_joint(x, y, across, down, size, upright):
     # A ramp tells where each pixel comes from; beyond the edge the mean of the last rows or columns goes on.
     image = ramp(162, 300) if upright else ramp(300, 162).T
-    square = joint.crop(image, size, joint.Joint(x, y, across, down, 1.0))
+    crop = joint.crop(image, size, joint.Joint(x, y, across, down, 1.0))
     place, side, length = (x, across / joint.PLATEAU, 300) if upright else (y, down / joint.LINE, 162)
-    source = place + ((np.arange(size) + 0.5) / size - joint.CENTRE[0 if upright else 1]) * side - 0.5
-    step, along = max(1, side / size), square if upright else square.T
+    source = place + ((np.arange(size) + 0.5) / size - joint.CENTRE[1 - upright]) * side - 0.5
+    step, seen, last = max(1, side / size), (crop if upright else crop.T) * (length - 1), length - 1
     inside, beyond = (
-        (step < source) & (source < length - 1 - step),
-        (source < -1 - step) | (source > length + step),
+        np.abs(source - last / 2) < last / 2 - step,
+        np.abs(source - last / 2) > last / 2 + 1 + step,
     )
-    assert np.abs(along * (length - 1) - source)[:, inside].max(initial=0) < 0.35 * step
-    end = np.where(source > 0, length - 1 - (joint.EDGE - 1) / 2, (joint.EDGE - 1) / 2)
-    assert np.abs(along * (length - 1) - end)[:, beyond].max(initial=0) < 0.01
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), gain=st.floats(0.3, 1), offset=st.floats(0, 0.3))
-def test_local_contrast_knows_no_exposure(seed, gain, offset):
-    image = np.random.default_rng(seed).random((40, 50))
-    assert np.allclose(joint.normalised(gain * image + offset), joint.normalised(image), atol=0.03)
+    assert np.abs(seen - source)[:, inside].max(initial=0) < 0.35 * step
+    end = np.where(source > 0, last - (joint.EDGE - 1) / 2, (joint.EDGE - 1) / 2)
+    assert np.abs(seen - end)[:, beyond].max(initial=0) < 0.01
 
 
 def test_learning_again_gives_the_template(shared, tmp_path):

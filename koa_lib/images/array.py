@@ -1,4 +1,5 @@
-"""The pictures of a cohort as one array of squares, decoded once: `pixels.npy` (n, size, size) uint8 and `owners.npy` (n,), whose file each is."""
+"""The pictures of a cohort as one array of squares, decoded once: `pixels.npy` (n, size, size) uint8 and
+`owners.npy` (n,), whose file each is."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -9,9 +9,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from koa_lib.images.checks import Refused, check_size, not_square
+from koa_lib.images.checks import Refused, check_size, oblong
 
 _LARGE = 2**20  # bytes: longer elements are read when they are asked for
+_FRAMES = b"\xc0\xc1\xc2\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf\xf7"  # markers that a size follows
 # Each down, then across.
 _SPACINGS = ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
@@ -27,23 +28,20 @@ def decode(path):
     dataset, stored = _stored(path)
     if dataset.PixelRepresentation == 1:
         stored = stored.astype(np.int32) + 2 ** (dataset.BitsStored - 1)
-    kind = np.uint8 if dataset.BitsAllocated <= 8 else np.uint16
-    return stored.astype(kind), dataset.PhotometricInterpretation
+    depth = np.uint8 if dataset.BitsAllocated <= 8 else np.uint16
+    return stored.astype(depth), dataset.PhotometricInterpretation
 
 
 def read(path):
     """Gray picture, facts (none) and doubts of a file, as `koa_lib.images.read.read` says."""
     dataset, stored = _stored(path)
-    try:
-        padding = _padding(dataset, stored)
-        gray = _windowed(dataset, _rescaled(dataset, stored), padding)
-    except Exception as error:
-        raise Refused(f"its window or table cannot be applied ({error})") from error
+    padding = _padding(dataset, stored)
+    gray = _windowed(dataset, _rescaled(dataset, stored), padding)
     inverse = dataset.get("PresentationLUTShape") == "INVERSE"
     if inverse or dataset.PhotometricInterpretation == "MONOCHROME1":
         gray = 1 - gray
     gray[padding] = 0
-    doubts = [*_pixel_shape(dataset)]
+    doubts = oblong(dataset.get, _SPACINGS)
     if inverse and dataset.PhotometricInterpretation == "MONOCHROME2":
         doubts.append("PresentationLUTShape INVERSE beside MONOCHROME2: it was inverted")
     return gray, (), doubts
@@ -55,16 +53,15 @@ def _dataset(path):
         from pydicom import dcmread, uid
         from pydicom.filereader import read_dataset, read_preamble
     except ImportError as error:
-        reason = "it is a DICOM file and pydicom is not installed"
-        raise Refused(reason, "Run: pip install pydicom (our extra 'dicom').") from error
+        raise Refused("it is DICOM. Run: pip install pydicom (our extra 'dicom').") from error
     with open(path, "rb") as file:
         read_preamble(file, force=True)  # force: also without the first 132 bytes
-        meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2, defer_size=_LARGE)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
     if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:  # inflated without any bound
-        raise Refused("it is deflated as a whole, header and all", "Export it uncompressed.")
+        raise Refused("it is deflated as a whole. Export it uncompressed.")
     dataset = dcmread(path, force=True, defer_size=_LARGE)
     if any(name not in dataset for name in ("PixelData", "Rows", "Columns")):
-        raise Refused("it holds no pixels, so it is truncated or no DICOM picture")
+        raise ValueError("no pixels")
     dataset.file_meta.setdefault("TransferSyntaxUID", uid.ImplicitVRLittleEndian)  # the standard's default
     return dataset
 
@@ -72,21 +69,17 @@ def _dataset(path):
 def _stored(path):
     """Header and stored values, integers (H, W)."""
     dataset = _dataset(path)
-    names = ("PhotometricInterpretation", "NumberOfFrames", "BitsStored")
-    photometric, frames, bits = (dataset.get(name) for name in names)
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Refused(f"it is DICOM in colour ({photometric})", "Export it as gray (MONOCHROME2).")
-    if (frames or 1) > 1:
-        raise Refused(f"it is DICOM with {frames} frames", "Export the frame that you need as its own file.")
-    if (bits or 1) > 16:
-        raise Refused(f"it stores {bits} bits per pixel", "Export it with at most 16 bits.")
+    kind, frames = dataset.PhotometricInterpretation, dataset.get("NumberOfFrames") or 1
+    if kind not in ("MONOCHROME1", "MONOCHROME2") or frames > 1 or dataset.BitsStored > 16:
+        said = f"it has {frames} frame(s) of {dataset.BitsStored} bits, {kind}"
+        raise Refused(f"{said}. Export one as 16-bit MONOCHROME2.")
     check_size(dataset.Columns, dataset.Rows)
     _check_decoder(dataset)
     if dataset["PixelData"].is_undefined_length:
         _check_stream(dataset)
     stored = dataset.pixel_array
     if stored.ndim != 2:  # pydicom takes what is too long for several pictures
-        raise Refused(f"it is truncated or damaged (pixels of the shape {stored.shape})")
+        raise ValueError(f"pixels of the shape {stored.shape}")
     return dataset, stored
 
 
@@ -94,13 +87,13 @@ def _check_decoder(dataset):
     from pydicom import uid
     from pydicom.pixels import get_decoder
 
-    syntax, decoder = dataset.file_meta.TransferSyntaxUID, None
+    syntax = dataset.file_meta.TransferSyntaxUID
     with suppress(NotImplementedError):  # pydicom knows no decoder of it at all
         decoder = get_decoder(syntax)
-    eight_bits_only = syntax == uid.JPEGExtended12Bit and decoder.available_plugins == ("pillow",)
-    if not (decoder and decoder.is_available) or eight_bits_only and dataset.BitsStored != 8:
-        reason = f"no installed decoder reads its compressed pixels ({syntax.name})"
-        raise Refused(reason, "Run: pip install 'pylibjpeg[all]', or export it uncompressed.")
+        eight_bits_only = syntax == uid.JPEGExtended12Bit and decoder.available_plugins == ("pillow",)
+        if decoder.is_available and (dataset.BitsStored == 8 or not eight_bits_only):
+            return
+    raise Refused(f"no installed decoder reads {syntax.name}. Run: pip install 'pylibjpeg[all]'.")
 
 
 def _check_stream(dataset):
@@ -108,12 +101,13 @@ def _check_stream(dataset):
     from pydicom import encaps, uid
 
     stream = encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-    told = dataset.Rows, dataset.Columns
+    rows, columns = dataset.Rows, dataset.Columns
     if dataset.file_meta.TransferSyntaxUID == uid.RLELossless:
-        if 64 * len(stream) < dataset.Rows * dataset.Columns:  # two bytes make 128 at most
-            raise Refused(f"it is truncated or damaged ({len(stream)} bytes for {told} rows and columns)")
-    elif (found := _stream_size(stream)) != told:
-        raise Refused(f"it is truncated or damaged ({found} rows and columns, {told} in its header)")
+        fits = 64 * len(stream) >= rows * columns  # two bytes make 128 at most
+    else:
+        fits = _stream_size(stream) == (rows, columns)
+    if not fits:
+        raise ValueError(f"its {len(stream)} bytes are not {rows} x {columns} pixels")
 
 
 def _stream_size(stream):
@@ -124,21 +118,15 @@ def _stream_size(stream):
         if marker == 0x51:
             width, height, left, top = struct.unpack_from(">4I", stream, place + 6)
             return height - top, width - left
-        if marker == 0xF7 or marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in _FRAMES:
             return struct.unpack_from(">HH", stream, place + 5)
         place += 1 if marker == 0xFF else 2 + length
     return None
 
 
-def _given(dataset, name):
-    """The value of an element, None for one that is absent or empty."""
-    value = dataset.get(name)
-    return None if value is None or value == "" else value
-
-
 def _padding(dataset, stored):
     """Where a picture is only filled up, bool (H, W); nowhere when that were everywhere."""
-    value, limit = _given(dataset, "PixelPaddingValue"), _given(dataset, "PixelPaddingRangeLimit")
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if value is None:
         return np.zeros(stored.shape, bool)
     # Many write a negative value as an unsigned one: as the stored type it is right.
@@ -170,20 +158,20 @@ def _rescaled(dataset, stored):
     """What the stored values mean: after the modality table, or else slope and intercept."""
     if table := _table(dataset, "ModalityLUTSequence"):
         return _looked_up(stored, *table)
-    slope, intercept = _given(dataset, "RescaleSlope"), _given(dataset, "RescaleIntercept")
-    return stored * (1.0 if slope is None else float(slope)) + float(intercept or 0)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    return stored * float(1 if slope in (None, "") else slope) + float(intercept or 0)
 
 
 def _windowed(dataset, values, padding):
     """The values of interest as float32 in [0, 1]: by a table, a window, or the picture's own range."""
-    windows = [np.atleast_1d(_given(dataset, name)) for name in ("WindowCenter", "WindowWidth")]
+    windows = [np.atleast_1d(dataset.get(name)) for name in ("WindowCenter", "WindowWidth")]
     window = next((pair for pair in zip(*windows, strict=False) if None not in pair and "" not in pair), None)
     if table := _table(dataset, "VOILUTSequence"):
         values = _looked_up(values, *table)
         # The bits that the entries need: what the descriptor says of them is often wrong.
         values = values / max(1, 2 ** int(table[0].max()).bit_length() - 1)
     elif window:
-        values = _window(values, *map(float, window), _given(dataset, "VOILUTFunction") or "LINEAR")
+        values = _window(values, *map(float, window), dataset.get("VOILUTFunction") or "LINEAR")
     else:
         low, high = values[~padding].min(), values[~padding].max()
         values = (values - low) / (float(high - low) or 1.0)  # a picture of one value is all 0
@@ -192,21 +180,13 @@ def _windowed(dataset, values, padding):
 
 def _window(values, centre, width, function):
     """Standard PS3.3 C.11.2.1, with an output from 0 to 1."""
+    if width <= 0 or width < 1 and function == "LINEAR":
+        raise ValueError(f"window width {width:g}")
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
-    if width < 0 or width == 0 and function != "LINEAR":
-        raise ValueError(f"window width {width:g}")
     if function == "SIGMOID":
         with np.errstate(over="ignore"):  # far below the window
             return 1 / (1 + np.exp(-4 * (values - centre) / width))
     if function not in ("LINEAR", "LINEAR_EXACT"):
         raise ValueError(f"VOILUTFunction {function}")
     return (values - centre) / width + 0.5 if width else values > centre
-
-
-def _pixel_shape(dataset):
-    for name in _SPACINGS:
-        with suppress(TypeError, ValueError, ZeroDivisionError):  # absent, or nonsense
-            down, across = map(float, dataset.get(name))
-            return not_square(down / across)
-    return ()

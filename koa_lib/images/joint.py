@@ -6,7 +6,6 @@ pictures.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +68,10 @@ def find(image):
         The best place even when there is no knee; a `score` below 0.3 is a guess, -1 a picture too small to
         search.
     """
-    if min(image.shape) < SMALLEST:
-        height, width = image.shape
+    height, width = image.shape
+    if min(height, width) < SMALLEST:
         return Joint(CENTRE[0] * width, CENTRE[1] * height, PLATEAU * width, LINE * height, -1.0)
-    best = search(image, ASPECTS, _template())
+    best = search(image, ASPECTS, np.load(TEMPLATE))
     left, right = _bone_edges(image, best)
     # Edges are less sure than the template about the middle, and wrong where they nearly meet.
     return replace(best, across=max((right - left) / 2, NARROWEST * best.across))
@@ -119,21 +118,16 @@ def _match(image, down, aspect, middle, template):
     small = normalised(resized(image, size, Image.Resampling.BOX))
     pad_y, pad_x = HALF_HEIGHT // 2, HALF_WIDTH // 2
     padded = np.pad(small, ((pad_y, pad_y), (pad_x, pad_x)))
-    if any(have < need for have, need in zip(padded.shape, template.shape, strict=True)):
+    if np.less(padded.shape, template.shape).any():
         return Joint(width / 2, height / 2, across, down, -1.0)
     score = match_template(padded, template)
-    y = (np.arange(score.shape[0]) - pad_y + HALF_HEIGHT + 0.5) * down / UNIT
+    y = (np.arange(len(score)) - pad_y + HALF_HEIGHT + 0.5) * down / UNIT
     x = (np.arange(score.shape[1]) - pad_x + HALF_WIDTH + 0.5) * across / UNIT
     unusual = (2 * np.log(aspect)) ** 2 + (2 * np.log(down / (LINE * height))) ** 2
     score = score - PRIOR * ((4 * (y / height - 0.5)) ** 2)[:, None]
     score = score - PRIOR * (4 * (x - middle) / width) ** 2 - PRIOR * unusual
     row, column = np.unravel_index(score.argmax(), score.shape)
     return Joint(float(x[column]), float(y[row]), across, down, float(score[row, column]))
-
-
-@cache
-def _template():
-    return np.load(TEMPLATE)
 
 
 def normalised(image):
@@ -174,6 +168,7 @@ def crop(image, size, joint=None):
     side_x, side_y = joint.across / PLATEAU, joint.down / LINE
     left, top = joint.x - CENTRE[0] * side_x, joint.y - CENTRE[1] * side_y
     box = np.array((left, top, left + side_x, top + side_y))
-    pad = int(np.ceil(max(0, -left, -top, box[2] - image.shape[1], box[3] - image.shape[0]))) + 1
+    beyond = max(0, -left, -top, *(box[2:] - image.shape[::-1]))
+    pad = int(np.ceil(beyond)) + 1
     padded = np.pad(image.astype(np.float32), pad, mode="mean", stat_length=EDGE)
     return np.clip(resized(padded, (size, size), Image.Resampling.BILINEAR, tuple(box + pad)), 0, 1)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL.Image import Resampling
 
 from koa_lib.images.joint import (
@@ -27,7 +28,7 @@ MARGIN = 12  # pixels around the template that its local contrast looks at
 MOST = 400
 
 
-def learn(images, rounds=2):
+def learn(images):
     """The template from undistorted square crops: their mean around the joint, found again with the
     template so far.
 
@@ -43,27 +44,24 @@ def learn(images, rounds=2):
     """
     expected = np.array((*CENTRE, LINE))  # shares of the side
     template = _mean_window(images, [expected] * len(images))
-    for _ in range(rounds):
-        found = [search(image, (1,), template) for image in images]
-        places = np.array([np.array((joint.x, joint.y, joint.down)) / len(image)
-                           for joint, image in zip(found, images, strict=True)])
+    for _ in range(2):
+        found = pd.DataFrame([search(image, (1,), template) for image in images])
+        places = found[["x", "y", "down"]].to_numpy() / np.array([[len(image)] for image in images])
         middle = np.median(places, axis=0)
         places[:, :2] += expected[:2] - middle[:2]
         places[:, 2] *= LINE / middle[2]
-        score = np.array([joint.score for joint in found])
-        kept = np.flatnonzero(score >= np.quantile(score, 0.2))
+        kept = np.flatnonzero(found["score"] >= found["score"].quantile(0.2))
         template = _mean_window([images[k] for k in kept], places[kept])
     return template
 
 
 def _mean_window(images, places):
-    windows = []
-    half = np.array((HALF_WIDTH + MARGIN, HALF_HEIGHT + MARGIN))
+    windows, half = [], np.array((HALF_WIDTH + MARGIN, HALF_HEIGHT + MARGIN))
     for image, (x, y, unit) in zip(images, places, strict=True):
         side = len(image)
         centre, reach = side * (np.array((x, y)) + 1), half * unit * side / UNIT  # + 1: padded by its side
-        wide = np.pad(image, side, mode="edge")
-        window = normalised(resized(wide, 2 * half, Resampling.BOX, (*(centre - reach), *(centre + reach))))
+        box = (*(centre - reach), *(centre + reach))
+        window = normalised(resized(np.pad(image, side, mode="edge"), 2 * half, Resampling.BOX, box))
         windows.append(window[MARGIN:-MARGIN, MARGIN:-MARGIN])
     mean = np.mean(windows, axis=0).astype(np.float32)
     return (mean + mean[:, ::-1]) / 2  # as many left knees as right ones

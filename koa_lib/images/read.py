@@ -89,8 +89,8 @@ def is_picture(path):
 
 def kind_of(path):
     """Name of a file's format, a key of `FORMATS`, by its content; StudyError when it is no picture."""
-    with _named_errors(path):
-        return _kind(path)
+    with _recognised(path) as kind:
+        return kind
 
 
 def header(path):
@@ -105,8 +105,7 @@ def header(path):
     StudyError
         When the file is no picture.
     """
-    with _named_errors(path):
-        kind = _kind(path)
+    with _recognised(path) as kind:
         return Header(kind, *(dicom.size(path) if kind == "DICOM" else raster.size(path, kind)))
 
 
@@ -130,8 +129,7 @@ def decode(path):
     StudyError
         When the file is no readable picture, holds values outside 16 bits, or 16 bits in several channels.
     """
-    with _named_errors(path):
-        kind = _kind(path)
+    with _recognised(path) as kind:
         return dicom.decode(path) if kind == "DICOM" else raster.decode(path, kind)
 
 
@@ -159,8 +157,7 @@ def read(path):
     StudyError
         As `decode`; also when the window of a DICOM file cannot be applied.
     """
-    with _named_errors(path):
-        kind = _kind(path)
+    with _recognised(path) as kind:
         gray, facts, doubts = dicom.read(path) if kind == "DICOM" else raster.read(path, kind)
         return Picture(gray, (*facts, *doubts), tuple(doubts))
 
@@ -199,29 +196,31 @@ def mislabelled(path):
 def _kind(path):
     """Name of a format. The content decides, the suffix only for DICOM that lacks its first 132 bytes."""
     path = Path(path)
-    if not path.is_file():
-        raise Refused("it is a folder" if path.is_dir() else "there is no such file", "Correct the path.")
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise Refused(f"it is {'a folder' if path.is_dir() else 'no such file'}. Correct the path.")
     with open(path, "rb") as file:
         head = file.read(132)
     if not head:
-        raise Refused("it is empty (0 bytes)")
+        raise Refused("it is empty (0 bytes). Fetch it again.")
     for kind, beginning in _BEGINNINGS.items():
         if re.match(beginning, head, re.DOTALL):
             return kind
     if path.suffix.lower() in FORMATS["DICOM"]:
         return "DICOM"
-    raise Refused(f"it is no picture, or none of {', '.join(FORMATS)}", "Fetch it again or save it as PNG.")
+    raise Refused(f"it is none of {', '.join(FORMATS)}. Fetch it again or save it as PNG.")
 
 
 @contextmanager
-def _named_errors(path):
-    """Turn whatever a decoder raises into a StudyError about the file."""
+def _recognised(path):
+    """A file's format, by `_kind`; whatever a decoder raises becomes a StudyError about the file."""
     try:
-        yield
+        yield _kind(path)
     except MemoryError:
         raise
     except Exception as error:
-        system = getattr(error, "strerror", None)  # of the operating system: no permission, no such disk
-        cause = f"the system says '{system}'" if system else f"it is truncated or damaged ({error})"
-        reason, remedy = (error if isinstance(error, Refused) else Refused(" ".join(cause.split()))).args
-        raise StudyError(f"{path} cannot be read as a picture: {reason}. {remedy}") from error
+        said = f"it is truncated or damaged, or unusual ({error}). Fetch it again or save it as PNG."
+        if isinstance(error, Refused):
+            said = error
+        elif isinstance(error, OSError) and error.strerror:  # no permission, no such disk
+            said = f"the system says '{error.strerror}'."
+        raise StudyError(f"{path} cannot be read as a picture: {' '.join(str(said).split())}") from error

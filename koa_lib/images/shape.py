@@ -57,10 +57,12 @@ def squares(image, geometry, size, trained="stretch"):
     if geometry == "joint_crop":
         files = [joint.crop(half, FILE_SIDE) for half in halves(image)]
         return [square for file in files for square in squares(file, trained, size)]
+    if geometry == "pad":
+        image = _pad(image)
+    if geometry == "center_crop":
+        image = _central(image)
     parts = halves(image) if geometry == "split" else [image]
-    fit = {"pad": _pad, "center_crop": _central}.get(geometry, lambda part: part)
-    fitted = [joint.resized(fit(part), (size, size), Resampling.BILINEAR) for part in parts]
-    return [np.clip(square, 0, 1) for square in fitted]
+    return [np.clip(joint.resized(part, (size, size), Resampling.BILINEAR), 0, 1) for part in parts]
 
 
 def halves(image):
@@ -70,18 +72,15 @@ def halves(image):
 
 
 def _pad(image):
-    height, width = image.shape
-    side = max(height, width)
     border = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
-    top, left = (side - height) // 2, (side - width) // 2
-    around = (top, side - height - top), (left, side - width - left)
+    missing = max(image.shape) - np.array(image.shape)
+    around = np.stack([missing // 2, missing - missing // 2], axis=1)
     return np.pad(image, around, constant_values=border)
 
 
 def _central(image):
-    height, width = image.shape
-    side = round(min(height, width) * CENTRAL_SHARE)
-    top, left = (height - side) // 2, (width - side) // 2
+    side = round(min(image.shape) * CENTRAL_SHARE)
+    top, left = (np.array(image.shape) - side) // 2
     return image[top : top + side, left : left + side]
 
 
@@ -130,11 +129,8 @@ def mean_histogram(pictures):
     -------
     float array (256,), increasing to 1
     """
-    total, count = np.zeros(LEVELS), 0
-    for picture in pictures:
-        total += np.histogram(picture, LEVELS, (0, 1))[0] / picture.size
-        count += 1
-    return np.cumsum(total / count)
+    shares = [np.histogram(picture, LEVELS, (0, 1))[0] / picture.size for picture in pictures]
+    return np.cumsum(np.mean(shares, axis=0))
 
 
 def views(image, size, reference, trained):
@@ -151,7 +147,7 @@ def views(image, size, reference, trained):
     trained : str
         As for `squares`.
     """
-    shown = {name.replace("_", " "): squares(image, name, size, trained)[0] for name in GEOMETRIES}
-    changed = {f"joint crop,\n{name.replace('_', ' ')}": adjust(shown["joint crop"], name, reference)
-               for name in ("clahe", "match_train")}
-    return {"file": image, **shown, **changed}
+    ways = {name: squares(image, name, size, trained)[0] for name in GEOMETRIES}
+    for name in ("clahe", "match_train"):
+        ways[f"joint crop,\n{name}"] = adjust(ways["joint_crop"], name, reference)
+    return {"file": image} | {title.replace("_", " "): shown for title, shown in ways.items()}

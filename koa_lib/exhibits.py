@@ -15,6 +15,7 @@ import pandas as pd
 
 from koa_lib import labels
 from koa_lib.errors import StudyError
+from koa_lib.images import to_uint8
 from koa_lib.store import write_text
 from koa_lib.tabular import UNDEFINED, table
 
@@ -190,7 +191,7 @@ def _thumbnail(gray, alt):
     gray = np.asarray(gray)
     if gray.dtype != np.uint8 and not (gray.min() >= 0 and gray.max() <= 1):
         raise StudyError(f"The picture '{alt}' holds values from {gray.min():.2f} to {gray.max():.2f}; shown are [0, 1] or uint8. Read it with images.read_gray.")
-    values = gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8)
+    values = gray if gray.dtype == np.uint8 else to_uint8(gray)
     width, buffer = max(1, round(THUMBNAIL * gray.shape[1] / gray.shape[0])), io.BytesIO()
     Image.fromarray(values).resize((width, THUMBNAIL), Image.Resampling.LANCZOS).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -20,7 +20,7 @@ from koa_lib.datasets import to_tensor
 from koa_lib.device import autocast, compute_device, device_of
 from koa_lib.errors import StudyError
 from koa_lib.images import shape
-from koa_lib.images.read import file_sha256, header, read
+from koa_lib.images.read import file_sha256, header, read, to_uint8
 
 WEIGHTS = "grader.safetensors"
 NOVELTY = "novelty."  # prefix of the arrays that are not the grader's
@@ -48,11 +48,11 @@ class Model:
         per knee that the geometry parts."""
         found = shape.squares(image, self.card["geometry"], self.card["image_size"], self.card["trained"])
         reference = self.card["reference"] and np.array(self.card["reference"])
-        seen = [np.round(square * 255).astype(np.uint8) for square in found]
+        seen = [to_uint8(square) for square in found]
         if self.card["intensity"] == "none":
             return seen
         return [
-            np.round(shape.adjust(square / 255, self.card["intensity"], reference) * 255).astype(np.uint8)
+            to_uint8(shape.adjust(square / 255, self.card["intensity"], reference))
             for square in seen
         ]
 

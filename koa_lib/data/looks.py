@@ -14,7 +14,7 @@ from koa_lib.data.check import nearest_grades, second_reader
 from koa_lib.data.manifest import natural
 from koa_lib.data.sets import two_knees
 from koa_lib.errors import StudyError
-from koa_lib.images.read import describe, mislabelled, read_gray
+from koa_lib.images.read import describe, mislabelled, read_gray, to_uint8
 
 FILE_COLUMNS = ["sha256", "pixel_sha256", "width", "height", "bit_depth", "channels", "mode"]
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -137,7 +137,7 @@ def _look(file):
     except StudyError as error:
         return {"readable": False, "problem": str(error)}
     values = gray.mean(), gray.std(), *np.quantile(gray, QUANTILES)
-    picture = Image.fromarray(np.round(gray * 255).astype(np.uint8))
+    picture = Image.fromarray(to_uint8(gray))
     small = Image.fromarray(gray).resize((SMALL, SMALL), Image.Resampling.BOX)
     return {
         **columns,

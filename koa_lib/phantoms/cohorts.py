@@ -20,7 +20,7 @@ from scipy.special import ndtri
 from koa_lib.data.manifest import natural, read_manifest, write_manifest
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.images.read import describe
+from koa_lib.images.read import describe, to_uint8
 from koa_lib.phantoms import other
 from koa_lib.phantoms.captions import caption
 from koa_lib.phantoms.draw import TRAITS, View, joint_centre, render
@@ -253,16 +253,12 @@ def _pixels(image, defect, wide):
         image = 1 - image
     if defect == "near_copies":
         buffer = io.BytesIO()
-        Image.fromarray(_bytes(np.clip(1.06 * image + 0.01, 0, 1))).save(buffer, "JPEG", quality=70)
+        Image.fromarray(to_uint8(np.clip(1.06 * image + 0.01, 0, 1))).save(buffer, "JPEG", quality=70)
         image = np.asarray(Image.open(buffer), dtype=np.float32) / 255
-    pixels = np.dstack([_bytes(image)] * 3) if wide else _bytes(image)
+    pixels = np.dstack([to_uint8(image)] * 3) if wide else to_uint8(image)
     if defect == "colour":
         pixels[..., 2] -= np.minimum(pixels[..., 2], 9)
     return pixels
-
-
-def _bytes(image):
-    return np.round(image * 255).astype(np.uint8)
 
 
 def _draw(knees, person, rng, wide):
@@ -313,5 +309,5 @@ def _captioned_one(job):
         kind, side = "knee", "LR"[int(rng.random() < 0.5)]
         findings = draw_findings(ndtri(rng.uniform(0.02, 0.98)), BROAD_MIX, rng)
         image, _ = _draw([(findings, side)], [*seed, 1], rng, wide=False)
-    pixels = Image.fromarray(_bytes(image)).resize((size, size), Image.Resampling.BOX)
+    pixels = Image.fromarray(to_uint8(image)).resize((size, size), Image.Resampling.BOX)
     return np.asarray(pixels), caption(kind, findings, side, rng), kind

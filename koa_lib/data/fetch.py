@@ -88,6 +88,8 @@ def verify(name, folder, out=""):
         report.to_csv(out, index=False, lineterminator="\n", errors="backslashreplace")
     wrong = check.problems(report)
     if len(wrong):
-        listed = f"all are in {out}" if out else "'koa data verify ... --out FILE' writes all"
+        listed = (
+            f"the whole list is in {out}" if out else "'koa data verify ... --out FILE' writes the whole list"
+        )
         raise StudyError(f"{len(wrong):,} of {len(report):,} files need attention, see above; {listed}.")
     print(f"all {len(manifest):,} pictures are there and right")

@@ -257,3 +257,13 @@ def test_captioned_pictures_show_mostly_knees_of_their_own():
     assert all(("knee" in text) == (kind == "knee") for text, kind in zip(texts, kinds, strict=True))
     again = captioned(8, seed=3, size=32, workers=1)
     assert np.array_equal(again[0], images[:8]) and again[1] == texts[:8]
+
+
+@pytest.mark.parametrize("rotation", [-5.0, 5.0])
+def test_the_centre_of_the_joint_turns_with_the_film(rotation):
+    view = View(224, 224, 90, (110, 126), rotation, "L")
+    u, v = draw.coordinates(view)
+    dot = draw.place(np.exp(-((u / 0.04) ** 2) - ((v + draw.GAP / 2) / 0.04) ** 2).astype(np.float32), view)
+    rows, columns = np.indices(dot.shape)
+    centre = [(columns * dot).sum() / dot.sum(), (rows * dot).sum() / dot.sum()]
+    assert centre == pytest.approx(draw.joint_centre(view), abs=0.6)

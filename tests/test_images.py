@@ -451,6 +451,7 @@ ALL, SHOWING = (decode, read_gray), (read_gray,)
             for kind, bits in ((uid.JPEGLosslessSV1, 12), (uid.JPEGExtended12Bit, 12), (uid.MPEG2MPML, 8))
         ],
         *[({**GOOD, "WindowWidth": width}, f"width {width}", SHOWING) for width in (0, -5)],
+        ({"WindowCenter": 9, "WindowWidth": -5, "VOILUTFunction": "SIGMOID"}, "width -5", SHOWING),
         ({**GOOD, "VOILUTFunction": "MAGIC"}, "MAGIC", SHOWING),
         ({"VOILUTSequence": CUT}, "VOILUTSequence", SHOWING),
     ],

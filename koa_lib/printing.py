@@ -15,7 +15,7 @@ __all__ = ["chromium", "print_report"]
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 MINUTES = 8
-FOOT = 50  # points from the lower edge of a sheet: margin, where no heading fits
+FOOT = 80  # points from the lower edge of a sheet: its margin, and less room than a heading takes with what follows it
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 # The margins carry the banner and the page number.
 _HEAD = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{title}</title>

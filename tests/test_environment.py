@@ -94,5 +94,5 @@ def test_make_uses_an_activated_environment_below_a_folder_with_a_space(tmp_path
     environment = tmp_path / "a b" / ".venv"
     environment.mkdir(parents=True)
     (environment / ".koa-ready").touch()
-    shown = subprocess.run(["make", "-n", "student"], cwd=ROOT, env={**os.environ, "VIRTUAL_ENV": str(environment)}, capture_output=True, text=True)
+    shown = subprocess.run(["make", "--no-print-directory", "-n", "student"], cwd=ROOT, env={**os.environ, "VIRTUAL_ENV": str(environment)}, capture_output=True, text=True)
     assert shown.stdout.splitlines() == [f'"{environment}/bin/koa" student']

@@ -152,7 +152,7 @@ def test_steps_note_their_peak_memory(smoke_run):
 def test_make_notices_a_deleted_table_or_figure(smoke_run, name):
     def wanted():
         plan = make("-n", "ASK=1", "reproduce", "PROFILE=smoke").stdout
-        return [source.stem for source in SOURCES if f"koa notebook {source.stem} " in plan]
+        return [source.stem for source in SOURCES if f" notebook {source.stem} " in plan]
 
     assert wanted() == []
     aside = (smoke_run / name).rename(smoke_run / f"{name}.aside")

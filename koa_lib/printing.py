@@ -205,4 +205,4 @@ def _bookmark(writer, headings):
         if top < FOOT:  # Chromium says the end of the page of a heading that begins the next one
             page, top = page + 1, writer.pages[page + 1].mediabox.top
         above = {higher: item for higher, item in above.items() if higher < level}
-        above[level] = writer.add_outline_item(title, page, parent, fit=Fit.xyz(top=top), is_open=False)
+        above[level] = writer.add_outline_item(title, page_number=page, parent=parent, fit=Fit.xyz(top=top), is_open=False)

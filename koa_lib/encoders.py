@@ -12,7 +12,7 @@ from koa_lib import crops, selfsupervised, sources, weights
 from koa_lib.datasets import KneeDataset
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
-from koa_lib.protocols import BaselineRecipe, our_arm
+from koa_lib.protocols import BaselineRecipe, hashed, our_arm
 from koa_lib.runner import Runner
 from koa_lib.store import made_from
 from koa_lib.tower import Tower
@@ -143,10 +143,10 @@ def _weights(study, spec):
     if spec.source == "start":
         return our_arm(study).key
     if spec.source == "trained":
-        return made_from(Runner(study).checkpoint(our_arm(study)))
+        return made_from(selfsupervised.opened(study).checkpoint(our_arm(study)))
     if spec.source == "dino":
         return made_from(selfsupervised.pretrained(study))
-    return weights.weights_hash(_place(study, spec))
+    return hashed(_place(study, spec))
 
 
 def _place(study, spec):

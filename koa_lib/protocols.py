@@ -101,7 +101,7 @@ def clip_arm(study, name, recipe, scheme, only=(), seed=None):
         clip, tokenizer = _loaded(settings.name, start and str(start), study.seed)
         return _seeded(seed, models.ClipGrader, copy.deepcopy(clip), tokenizer, recipe.part, recipe.prompts, recipe.residual)
 
-    return Arm(name, recipe, build, seed, scheme, {"model": settings, "weights": _hash(start)}, only)
+    return Arm(name, recipe, build, seed, scheme, {"model": settings, "weights": hashed(start)}, only)
 
 
 @lru_cache(maxsize=1)
@@ -112,7 +112,8 @@ def _loaded(name, start, seed):
 
 
 @lru_cache
-def _hash(start):
+def hashed(start):
+    """`weights.weights_hash`, read once for each place."""
     # Weights do not change during a run, and hundreds of megabytes are not read again for every arm.
     return weights.weights_hash(start)
 
@@ -149,7 +150,7 @@ def baseline_arm(study, spec):
     own = {name: getattr(spec, name) for name in ("learning_rate", "epochs", "batch", "image_size")}
     recipe = BaselineRecipe(**{**main.__dict__, "part": "full_image", **own})
     start = weights.network(spec.timm, study.inputs.weights) if spec.weights == "imagenet" else None
-    key, name = {"model": spec, "weights": _hash(start)}, spec.name.lower().replace(" ", "_")
+    key, name = {"model": spec, "weights": hashed(start)}, spec.name.lower().replace(" ", "_")
     scheme = "official" if study.profile.as_printed is None else "images"
     return Arm(name, recipe, lambda: _seeded(study.seed, ImageGrader, spec, start), study.seed, scheme, key, _baseline_folds(study, recipe))
 

@@ -12,7 +12,7 @@ from koa_lib import encoders, explain, metrics, sources, training, weights
 from koa_lib.baselines import ImageGrader
 from koa_lib.datasets import to_tensor
 from koa_lib.device import compute_device
-from koa_lib.protocols import BaselineRecipe
+from koa_lib.protocols import BaselineRecipe, hashed
 from koa_lib.store import write_text
 
 
@@ -69,7 +69,7 @@ def checkpoint(study, spec, fold, task):
     """The folder of a network's weights, trained now where it is missing; arguments as of `trained`."""
     recipe, parts = recipe_of(study, spec), (fold.fit, fold.select)
     start = weights.network(spec.timm, study.inputs.weights) if spec.weights == "imagenet" else None
-    key = {"network": spec, "recipe": recipe, "seed": study.seed, "weights": weights.weights_hash(start), "fit": fold.fit.fingerprint, "select": fold.select.fingerprint}
+    key = {"network": spec, "recipe": recipe, "seed": study.seed, "weights": hashed(start), "fit": fold.fit.fingerprint, "select": fold.select.fingerprint}
     name = f"checkpoints/network-{spec.name}-{task}__seed{study.seed}".lower()
     return study.store.make(name, key, lambda folder: _train(study, spec, start, recipe, parts, folder))
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from koa_lib import baselines, crops, dino, model, weights
+from koa_lib.protocols import hashed
 from koa_lib.runner import Runner
 
 LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: not above both, and a tower has collapsed
@@ -35,7 +36,7 @@ def pretrained(study):
     """The folder of the pre-trained weights (`state.safetensors`) and `history.csv`, made once."""
     chosen, data = study.profile.systems.labels, unlabelled(study)
     key = {"settings": replace(chosen, fractions=(), seeds=1), "model": study.profile.model.name, "seed": study.seed,
-           "pictures": data.shown, "weights": weights.weights_hash(_place(study, chosen.published))}
+           "pictures": data.shown, "weights": hashed(_place(study, chosen.published))}
 
     def build(folder):
         network, rows = dino.train(_network(study, chosen.published), data, chosen, study.seed)

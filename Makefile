@@ -29,11 +29,9 @@ export KOA_STARTED := $(shell date +%s)
 
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
-# What only shapes the pages or talks to people does not make a notebook run again.
-PAGES := $(addprefix koa_lib/,report.py pages.py links.py places.py frontpage.py cards.py checklists.py provenance.py reference.py)
-TALK := $(addprefix koa_lib/,budget.py cli.py closing.py graded.py journal.py listing.py printing.py progress.py student.py terminal.py)
-LIB := $(filter-out $(PAGES) $(TALK),$(wildcard koa_lib/*.py koa_lib/*/*.py)) $(wildcard koa_lib/images/*.npy koa_lib/model_configs/*.json data_manifests/*.yaml data_manifests/*.csv data_manifests/published/*.csv)
-SOURCES := $(PAGES) $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f -print)
+# What all notebooks depend on, and what only the pages do.
+LIB := $(shell find koa_lib data_manifests -name '*.py' -o -name '*.json' -o -name '*.npy' -o -name '*.yaml' -o -name '*.csv')
+SOURCES := $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f ! -name '*.pyc' -print)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -63,35 +61,29 @@ reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the
 dry:  ## show that the `paper` profile runs: true architectures, random weights, a few pictures, one epoch, offline
 	@$(MAKE) --no-print-directory reproduce PROFILE=paper DRY=1
 
-# ASK=1 only asks make what is old, with the inputs as they were noted last.
-$(OUT)/inputs.yaml: $(if $(ASK),,FORCE) | $(READY)
+$(OUT)/inputs.yaml: FORCE | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
 
 $(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
-	@$(KOA) notebook $* $(RUN_ARGS) --because "$?"
-
-# A notebook runs again when one of the tables and figures that it made last is gone.
-made = $(strip $(file <$(OUT)/logs/$(1).made))
-LOST := $(foreach name,$(NOTEBOOKS),$(if $(filter-out $(wildcard $(call made,$(name))),$(call made,$(name))),$(name)))
-$(LOST:%=$(OUT)/nb/%.ipynb): FORCE
+	@$(KOA) notebook $* $(RUN_ARGS)
 
 # Order: who reads whose results.
 $(OUT)/nb/00_start_here.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/02_zero_shot_baseline.ipynb: $(OUT)/nb/01_data_audit.ipynb
 $(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
 $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
-$(OUT)/nb/08_symmetry_consistency.ipynb $(OUT)/nb/09_projection_heads.ipynb $(OUT)/nb/11_label_efficiency.ipynb: $(OUT)/nb/03_fine_tune.ipynb
-$(OUT)/nb/10_foundation_embeddings.ipynb: $(OUT)/nb/11_label_efficiency.ipynb
+$(OUT)/nb/08_symmetry_consistency.ipynb $(OUT)/nb/09_projection_heads.ipynb $(OUT)/nb/10_label_efficiency.ipynb: $(OUT)/nb/03_fine_tune.ipynb
+$(OUT)/nb/11_foundation_embeddings.ipynb: $(OUT)/nb/10_label_efficiency.ipynb
 $(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/04_baselines.ipynb
-# The scorecard takes the answers of the other systems' notebooks.
-SYSTEMS := $(filter $(OUT)/nb/08% $(OUT)/nb/09% $(OUT)/nb/10% $(OUT)/nb/11%,$(EXECUTED))
-$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(SYSTEMS)
+$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
+# The scorecard reads what all others answered.
+$(OUT)/nb/13_scorecard.ipynb: $(filter-out $(OUT)/nb/13_scorecard.ipynb,$(EXECUTED))
 
 $(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
-	@$(KOA) report $(RUN_ARGS)
+	@$(PY) -m reports build $(RUN_ARGS)
 
 pdf: $(OUT)/html/index.html  ## print the report to one PDF with bookmarks (needs Chromium)
-	@$(KOA) pdf $(RUN_ARGS)
+	@$(PY) -m reports pdf $(RUN_ARGS)
 
 test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 15 minutes)
 	@$(PY) -m pytest
@@ -110,13 +102,10 @@ strip: $(READY)  ## strip outputs and run metadata from the notebooks
 	@"$(ENV)/bin/nbstripout" --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution" notebooks/*.ipynb
 
 verify: $(READY)  ## compare the tables of a finished run with the reference tables; fails on a miss
-	@test -f notebooks/profiles/$(PROFILE).yaml || $(KOA) verify $(RUN_ARGS)
-	@$(MAKE) -q ASK=1 $(EXECUTED) >/dev/null 2>&1 || \
-		{ echo "koa: the tables of $(RUN) are older than the code, data lists or notebooks that make them, or one is missing. Run '$(strip make reproduce $(NAMED))' first." >&2; exit 1; }
-	@$(KOA) verify $(RUN_ARGS)
+	@$(PY) -m reports verify $(RUN_ARGS)
 
 reference: $(READY)  ## keep the tables of a finished run below reports/reference
-	@$(KOA) reference $(RUN_ARGS)
+	@$(PY) -m reports reference $(RUN_ARGS)
 
 lock:  ## renew requirements.lock from pyproject.toml (needs uv)
 	@uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev --extra dicom --extra systems --no-emit-index-url --no-annotate --no-header -q -o requirements.lock

@@ -5,15 +5,16 @@ import math
 import numpy as np
 import pandas as pd
 
-from koa_lib import exhibits, stats, texts
-from koa_lib.claims import Answer, not_run
+from koa_lib import stats, texts
 from koa_lib.heads import HEADS, LOSSES
 from koa_lib.losses import chance_loss
 from koa_lib.metrics import confusion, from_confusion
+from koa_lib.paper.claims import Answer, not_run
+from koa_lib.paper.published import read as read_published
+from koa_lib.paper.scorecard import Ours
 from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import START
-from koa_lib.published import read as read_published
-from koa_lib.scorecard import Ours
+from koa_lib.report import exhibits
 
 SYSTEM = "LumbarCLIP"
 SHOWN = ("accuracy", "macro_f1", "qwk")

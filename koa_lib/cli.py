@@ -33,7 +33,7 @@ Pictures = typer.Argument(
 def inputs(profile: str = Profile, seed: int = Seed, data: str = "", external: str = "", weights: str = ""):
     """Check the inputs of a run and note them in its inputs.yaml."""
     from koa_lib import journal
-    from koa_lib.notebooks import run_dir
+    from koa_lib.report.running import run_dir
     from koa_lib.study import is_dry, prepare_inputs
 
     prepare_inputs(profile, seed, data, external, weights, is_dry())
@@ -45,57 +45,11 @@ def notebook(
     name: str,
     profile: str = Profile,
     seed: int = Seed,
-    because: str = typer.Option("", help="Files that changed, as make names them."),
 ):
     """Execute one notebook of the study, e.g. 03_fine_tune."""
-    from koa_lib.notebooks import execute
+    from koa_lib.report.running import execute
 
-    execute(name, profile, seed, because)
-
-
-def _of_run(work):
-    # Makes a command of what is done with the folder of a run.
-    @app.command(work.__name__, help=work.__doc__)
-    def command(profile: str = Profile, seed: int = Seed):
-        from koa_lib.notebooks import run_dir
-
-        work(run_dir(profile, seed))
-
-    return command
-
-
-@_of_run
-def report(run):
-    """Build the HTML report of a run."""
-    from koa_lib.closing import build_pages
-
-    build_pages(run)
-
-
-@_of_run
-def pdf(run):
-    """Print the HTML report of a run to one PDF by headless Chromium."""
-    from koa_lib.printing import print_report
-
-    print(f"report: {print_report(run)}")
-
-
-@_of_run
-def verify(run):
-    """Compare a run's tables with the reference tables; exit code 1 when one differs more than is allowed."""
-    from koa_lib import reference
-
-    result = reference.compare(run)
-    print(reference.report(result))
-    sys.exit(bool(len(result.misses)))
-
-
-@_of_run
-def reference(run):
-    """Keep a run's tables as reference: numbers only, below reports/reference."""
-    from koa_lib.reference import keep
-
-    print(f"tables kept in {keep(run)}")
+    execute(name, profile, seed)
 
 
 @app.command()
@@ -105,8 +59,8 @@ def summary(
     options: str = typer.Option("", help="What make was given, for the commands that may follow."),
 ):
     """Print the main result of a run, its time, what may follow and where the report is."""
-    from koa_lib.closing import summarise
-    from koa_lib.notebooks import run_dir
+    from koa_lib.report.closing import summarise
+    from koa_lib.report.running import run_dir
 
     print(summarise(run_dir(profile, seed), options))
 
@@ -114,7 +68,7 @@ def summary(
 @app.command("student")
 def student_copies(folder: str = typer.Argument("", help="By default student/ of the repository.")):
     """Write copies of all notebooks without their solutions; a changed copy is kept."""
-    from koa_lib import student
+    from koa_lib.report import student
 
     folder = folder or student.COPIES
     print(student.report(student.write_copies(folder), folder))
@@ -235,16 +189,21 @@ def _new_file(path, option="--out"):
 
 
 def main():
-    """Entry point.
+    """The `koa` command."""
+    run(app)
 
-    A `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2 when grading, whose
-    1 is that of a picture); Ctrl-C is a line and 130.
+
+def run(commands):
+    """Run a typer application as a program.
+
+    A `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2 when grading,
+    whose 1 is that of a picture); Ctrl-C is a line and 130.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     grading = sys.argv[1:2] == ["grade"]
     try:
-        app()
+        commands()
     except SystemExit as done:  # typer ends so at a KeyboardInterrupt too
         if done.code == STOPPED:
             print("koa: stopped." + (not grading) * f" {GOES_ON}", file=sys.stderr)

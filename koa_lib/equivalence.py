@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import metrics, predictions, stats
-from koa_lib.claims import Answer
 from koa_lib.efficiency import RANDOM, SELF_SUPERVISED
-from koa_lib.scorecard import Ours
+from koa_lib.paper.claims import Answer
+from koa_lib.paper.scorecard import Ours
 
 METRIC, SUPERVISED = "qwk", "supervised"
 MARGIN = 0.03  # quadratic kappa: what may be lost by a start that still equals the supervised result; the scorecard's tolerance for ratios

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from koa_lib import comparison, exhibits, labels, metrics, predictions, protocols, retrieval, shift, stats
+from koa_lib import comparison, metrics, predictions, protocols, retrieval, shift, stats
 from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES, arrays
+from koa_lib.report import exhibits, labels
 
 SHOTS = (5, 10, 20)  # labels per grade, as the closest public peer has them (METHODS 7.1)
 DRAWS = 20

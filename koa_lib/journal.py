@@ -86,27 +86,6 @@ def since(lines, moment):
     return [line for line in lines if line["time"] >= first]
 
 
-def whole(lines, names):
-    """Seconds that notebooks take when each step of their last executions is built once.
-
-    The notebooks' own time, and the building of each step that is theirs: one of them built it last or, where no building is noted, was the first to use it.
-    What is part of another step counts there.
-
-    Returns
-    -------
-    float or None
-        None when one of them was never executed, or its own time is not noted.
-    """
-    own = {line["step"]: line.get("own") for line in lines if line["step"] == line["notebook"]}
-    if not names or any(own.get(name) is None for name in names):
-        return None
-    inner = {line["step"] for line in lines if line.get("nested")}
-    used = {lines[place]["step"]: lines[place] for place in sorted(sum(executions(lines).values(), []), reverse=True)}
-    built = {line["step"]: line for line in lines if line["status"] == "built"}
-    theirs = [built.get(step, line) for step, line in used.items() if step not in own and step not in inner]
-    return sum(own[name] for name in names) + sum(line["seconds"] for line in theirs if line["notebook"] in names)
-
-
 def _lock(folder):
     (folder / ".locks").mkdir(parents=True, exist_ok=True)
     return FileLock(str(folder / ".locks" / f"{FILE}.lock"))

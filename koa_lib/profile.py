@@ -12,7 +12,7 @@ import yaml
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import PROMPT_SETS
-from koa_lib.settings import Budget, Cohort, Profile, Recipe  # noqa: F401
+from koa_lib.settings import Cohort, Profile, Recipe  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks" / "profiles"
@@ -88,7 +88,7 @@ def dry(settings, real):
     own = replace(own, encoders=encoders, networks=untrained(own.networks), others=21, degraded=4)
     labels = replace(labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
     return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
-                   seeds=1, tower_epochs=1, budget=Budget(0, 0), baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),
+                   seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),
                    systems=replace(settings.systems, embeddings=own, labels=labels), **cohorts)
 
 

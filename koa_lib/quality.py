@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import stats
-from koa_lib.arithmetic import wilson
-from koa_lib.claims import Answer, not_run
+from koa_lib.paper.arithmetic import wilson
+from koa_lib.paper.claims import Answer, not_run
 
 MEASURES = {"sharpness": "sharpness", "exposure_error": "distance from the median exposure", "contrast": "contrast"}  # column: in words
 POOR = 0.1  # share of the pictures, at the bad end of each measure, that count as of low quality

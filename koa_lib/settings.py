@@ -179,18 +179,9 @@ class Systems:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Seconds that notebooks 00 to 07 (`study`) and 08 to 12 (`systems`) may take on two cores when every step is built; 0 for no budget."""
-
-    study: int
-    systems: int
-
-
-@dataclass(frozen=True)
 class Profile:
     """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why.
 
-    `minutes` is what a run took on two cores when everything was built, 0 where nobody measured it; the terminal's first estimate.
     `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that train blocks
     of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds each baseline trains.
     """
@@ -198,8 +189,6 @@ class Profile:
     name: str
     purpose: str
     seed: int
-    minutes: float
-    budget: Budget
     training: Cohort
     external: Cohort
     model: Model

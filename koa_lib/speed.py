@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import profile
-from koa_lib.provenance import machine
-from koa_lib.scorecard import Ours
+from koa_lib.device import machine
+from koa_lib.paper.scorecard import Ours
 from koa_lib.store import write_text
 
 MODEL = "ViT-B-32-quickgelu"

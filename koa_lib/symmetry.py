@@ -9,15 +9,16 @@ import numpy as np
 import open_clip
 import pandas as pd
 
-from koa_lib import claims, metrics, protocols, stats
+from koa_lib import metrics, protocols, stats
 from koa_lib.data import sets
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
 from koa_lib.model import ClipGrader
 from koa_lib.pairs import PairRecipe
+from koa_lib.paper import claims
+from koa_lib.paper.scorecard import Ours
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.runner import Runner
-from koa_lib.scorecard import Ours
 from koa_lib.store import made_from
 
 STANDARD, FLIPPED, AT_TEST = "standard CLIP", "flip augmentation", "flip at test time"

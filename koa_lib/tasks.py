@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import stats
-from koa_lib.claims import Answer, not_run
-from koa_lib.scorecard import Ours
+from koa_lib.paper.claims import Answer, not_run
+from koa_lib.paper.scorecard import Ours
 
 TASKS = {"kl_grade": "KL grade", "osteophytes": "osteophytes", "jsn": "joint-space narrowing", "sclerosis": "sclerosis"}
 MARGIN = 0.05  # of quadratic kappa: two encoders are alike when the interval of their difference lies inside it

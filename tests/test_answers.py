@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from koa_lib import answers
-from koa_lib.claims import Answer, not_run
-from koa_lib.scorecard import Ours
+from koa_lib.paper import answers
+from koa_lib.paper.claims import Answer, not_run
+from koa_lib.paper.scorecard import Ours
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from koa_lib import arithmetic, consistency, metrics
+from koa_lib import metrics
 from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
+from koa_lib.paper import arithmetic, consistency
 from koa_lib.profile import ROOT
 
 MANIFESTS, COHORTS = ROOT / "data_manifests", ("oai_chen2018", "gornale2020")

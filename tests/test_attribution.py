@@ -8,9 +8,10 @@ import torch
 from conftest import easy_dataset
 from scipy.stats import spearmanr
 
-from koa_lib import attribution, explain, explanations, localisation, overlays
+from koa_lib import attribution, explain, explanations, localisation
 from koa_lib.model import ClipGrader, load_clip
 from koa_lib.protocols import our_arm
+from koa_lib.report import overlays
 
 
 def square(side=8, top=2, left=2, size=4):

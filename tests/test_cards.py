@@ -11,11 +11,12 @@ import pytest
 import yaml
 from sklearn.metrics import cohen_kappa_score
 
-from koa_lib import cards, checklists, frontpage, places, provenance, scorecard
 from koa_lib.data import cohorts
+from koa_lib.paper import scorecard
+from koa_lib.paper.published import SYSTEMS
+from koa_lib.paper.published import read as read_published
 from koa_lib.profile import ROOT
-from koa_lib.published import SYSTEMS
-from koa_lib.published import read as read_published
+from reports import cards, checklists, front_page, places, provenance
 
 MODEL = "clip-as_printed"
 
@@ -108,13 +109,13 @@ def row(verdict, reason="ours differs by -1", rule="within 3, and inside the 95 
 
 def written(run, rows):
     pd.DataFrame(rows).to_csv(run.folder / "tables" / "scorecard.csv", index=False)
-    return frontpage.scores(run.folder)
+    return front_page.scores(run.folder)
 
 
 def test_the_verdict_of_a_replication_counts_and_holds_the_main_number(run):
     other = row("not replicated", metric="macro_f1"), row("replicated", rule="same count as in the manifest", item="text", row="data", metric="train_images", unit="count")
     rows = written(run, [row("replicated"), *other])
-    first, second, third = frontpage.verdict(run, rows, [], [])
+    first, second, third = front_page.verdict(run, rows, [], [])
     assert "2 published results" in first and "1 replicated, 1 not replicated" in first
     assert "75.50 % (95 % interval 74.00 to 77.00, t over runs)" in second and "76.94 % published: replicated" in second
     assert third.startswith("Of 1 row that needs no model") and "1 replicated" in third
@@ -122,7 +123,7 @@ def test_the_verdict_of_a_replication_counts_and_holds_the_main_number(run):
 
 def test_the_verdict_of_phantoms_says_what_is_not_shown(run):
     rows = written(run, [row("not comparable", "synthetic phantoms; x"), row("not run", "no notebook", source="CLIP-KOA", item="abstract")])
-    sentences = frontpage.verdict(run, rows, cards.measured(run), [{"page": "a", "reason": ""}, {"page": None, "reason": "not run"}])
+    sentences = front_page.verdict(run, rows, cards.measured(run), [{"page": "a", "reason": ""}, {"page": None, "reason": "not run"}])
     assert len(sentences) == 3 and "1 of 2 tables and figures" in sentences[0] and "(n = 24)" in sentences[1]
     paper, other = sentences[2].split(" Of ")
     assert "1 result or claim of the paper" in paper and "(1 not comparable), because the pictures are synthetic phantoms" in paper
@@ -132,7 +133,7 @@ def test_the_verdict_of_phantoms_says_what_is_not_shown(run):
 def test_other_systems_are_counted_by_verdict_and_reason(run):
     rows = written(run, [row("not comparable", "synthetic phantoms; x"), *(row("not run", f"notebook {n} has not been run", source=source, item="abstract") for n, source in (("08_a", "A"), ("09_b", "B"))),
                          row("not replicated", "ours differs by -9", source="B", item="abstract")])
-    told = frontpage.verdict(run, rows, [], [])[2].split(" Of ")[1]
+    told = front_page.verdict(run, rows, [], [])[2].split(" Of ")[1]
     assert told == "3 results and claims of 2 other systems: 2 not run (their notebooks have not been run); 1 not replicated."
 
 
@@ -141,12 +142,12 @@ def test_the_other_papers_stand_with_notebook_readings_and_verdicts(run):
     notebooks = {stem: nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 8 · The mirror image: CLIP-KOA")])}
     found = {"table_s28": {"name": "Table S28", "notebook": stem, "page": f"nb/{stem}.html#table-s28"}, "table_2": {"name": "Table 2", "notebook": "05_x", "page": "nb/05_x.html"}}
     rows = written(run, [row("not replicated", source="CLIP-KOA", item="abstract"), row("replicated"), row("replicated", rule=scorecard.CITED, source="CLIP-KOA", item="abstract")])
-    listed = frontpage.papers(rows, notebooks, found, [{"number": "D1"}, {"number": "D29", "system": "CLIP-KOA"}, {"number": "D35", "system": "LumbarCLIP, CLIP-KOA"}])
+    listed = front_page.papers(rows, notebooks, found, [{"number": "D1"}, {"number": "D29", "system": "CLIP-KOA"}, {"number": "D35", "system": "LumbarCLIP, CLIP-KOA"}])
     first, second, *_ = listed
     assert (first["heading"], first["page"], first["readings"], first["tally"]) == ("The mirror image: CLIP-KOA", f"nb/{stem}.html", ["D29", "D35"], "1 not replicated")
     assert second["readings"] == ["D35"]
     assert first["exhibits"] == [("Tables", [("S28", f"nb/{stem}.html#table-s28")])] and second["page"] is None and second["exhibits"] == [] and second["notebook"] == "09_projection_heads"
-    told = frontpage.verdict(dataclasses.replace(run, notebooks=notebooks), rows, [], [])[0]
+    told = front_page.verdict(dataclasses.replace(run, notebooks=notebooks), rows, [], [])[0]
     assert 'of 1 other system (notebook <a href="nb/08_symmetry_consistency.html">8</a>): 1 not replicated.' in told
 
 
@@ -163,7 +164,7 @@ def test_every_other_paper_has_a_notebook_readings_and_a_reference():
 def test_an_accuracy_stands_beside_the_best_constant_answer(right, said):
     values = {"accuracy": (f"{right:.3f}", f"{right - 0.1:.3f} to {right + 0.1:.3f}"), "qwk": ("-0.100", "")}
     part = {"model": MODEL, "role": "external", "pictures": 24, "groups": 12, "shared": None, "constant": 5 / 12, "values": values}
-    told = frontpage._result([part])
+    told = front_page._result([part])
     assert said in told and "quadratic kappa \N{MINUS SIGN}0.100" in told
 
 
@@ -193,9 +194,9 @@ def test_an_interval_names_its_kind(run, more, kind):
 def test_the_scorecard_folds_without_losing_a_row(run):
     rows = written(run, [row("not comparable"), row("replicated", rule="follows from the other printed numbers, within rounding", source="arithmetic", item="audit", row="sum", metric="", unit="", ours="12345.6"),
                          row("not run", source="LumbarCLIP", item="abstract", row="best", metric="f1", ours="")])
-    parts = frontpage.sources(rows)
+    parts = front_page.sources(rows)
     assert [len(members) for *_, members in parts] == [1, 1, 1] and len({anchor for anchor, *_ in parts}) == 3
     assert [entry["label"] for entry in rows] == ["Table 2, test", "Sum", "Best"] and rows[1]["ours"] == "12,346" and rows[2]["ours"] == ""
-    assert frontpage.headlines(rows) == [rows[0]]
-    counted = frontpage.verdicts(rows)
+    assert front_page.headlines(rows) == [rows[0]]
+    counted = front_page.verdicts(rows)
     assert sum(sum(counts) for _, counts in counted["rows"]) == 3 and counted["columns"] == ["replicated", "not comparable", "not run"]

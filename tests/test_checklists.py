@@ -5,9 +5,10 @@ import re
 import pytest
 import yaml
 
-from koa_lib import checklists, pages, places, readings
+from koa_lib import readings
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from reports import checklists, pages, places
 
 # Sub-items of TRIPOD+AI, counted in its published table (52 in all); the other numbers have none.
 TRIPOD = {3: "abc", 5: "ab", 6: "abc", 8: "abc", 9: "abc", 12: "abcdefg", 18: "abcdef", 20: "abc", 23: "ab", 27: "abc"}
@@ -71,7 +72,7 @@ def test_smoke_report_has_every_place(smoke_run, name):
     """Each target of a list is a page and an anchor of the built report; only notebooks that do not exist yet may be absent."""
     import nbformat
 
-    from koa_lib.report import _executed
+    from reports.build import _executed
 
     notebooks = {path.stem: nbformat.read(path, as_version=4) for path in _executed(smoke_run)}
     links = places.Places(notebooks, places.exhibits(notebooks))

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from koa_lib import claims, metrics, stats
+from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
+from koa_lib.paper import claims
 from koa_lib.profile import ROOT
 
 CLAIMS = pd.read_csv(ROOT / "data_manifests/published/claims.csv")

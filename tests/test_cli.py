@@ -12,22 +12,24 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from koa_lib import cli, journal, notebooks, study
+from koa_lib import cli, journal, study
 from koa_lib.data import cohorts
 from koa_lib.data.manifest import COLUMNS, read_manifest
+from koa_lib.report import running
+from reports import __main__ as pages
 
 
 @pytest.fixture
 def koa(monkeypatch, capsys, tmp_path):
     """A function that runs the command in this process; runs go to a folder of the test."""
     monkeypatch.setattr(study, "BUILD", tmp_path / "build")
-    monkeypatch.setattr(notebooks, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(running, "BUILD", tmp_path / "build")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["koa", *map(str, arguments)])
         code = 0
         try:
-            cli.main()
+            cli.run(pages.app if arguments[0] == "build" else cli.app)
         except SystemExit as done:
             code = done.code or 0
         out, err = capsys.readouterr()
@@ -63,7 +65,7 @@ def is_sentence(done, *words):
         ("inputs --profile oai --data nowhere", "nowhere"),
         ("inputs --profile demo --data .", "phantoms"),
         ("notebook 99_none --profile smoke", "99_none"),
-        ("report --profile smoke --seed 8", "smoke"),
+        ("build --profile smoke --seed 8", "smoke"),
         ("summary --profile smoke --seed 8", "smoke"),
         ("data fetch nothing .", "nothing"),
         ("data build gornale2020 nowhere", "nowhere"),
@@ -84,7 +86,7 @@ def test_wrong_option_is_refused_by_name(koa):
 @pytest.mark.parametrize(
     "group, names",
     [
-        ("", "inputs notebook report pdf verify reference summary student grade data"),
+        ("", "inputs notebook summary student grade data"),
         ("data", "fetch build verify audit phantoms"),
     ],
 )
@@ -113,7 +115,7 @@ def test_interrupt_and_full_disk_are_one_line(koa, monkeypatch, raised, code, wo
     def stop(*_):
         raise raised
 
-    monkeypatch.setattr(notebooks.profiles, "load", stop)
+    monkeypatch.setattr(running.profiles, "load", stop)
     ended, out, err = koa("notebook", "01_data_audit", "--profile", "smoke")
     assert (
         ended == code

@@ -10,11 +10,12 @@ import pytest
 from conftest import with_systems
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from koa_lib import answers, baselines, embeddings, explain, sources, supervised, tasks
+from koa_lib import baselines, embeddings, explain, sources, supervised, tasks
 from koa_lib.errors import StudyError
 from koa_lib.metrics import PROBABILITIES
+from koa_lib.paper import answers
+from koa_lib.paper.scorecard import Ours
 from koa_lib.profile import load
-from koa_lib.scorecard import Ours
 from koa_lib.settings import Baseline, Encoder
 
 

@@ -17,9 +17,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from koa_lib import exhibits, figures, labels, metrics, tables
+from koa_lib import metrics, tables
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from koa_lib.report import exhibits, figures, labels
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 
-from koa_lib import figures, metrics
+from koa_lib import metrics
 from koa_lib.errors import StudyError
 from koa_lib.grades import PROMPT_SETS
-from koa_lib.style import COLUMN, GRADE_COLOURS
+from koa_lib.report import figures
+from koa_lib.report.style import COLUMN, GRADE_COLOURS
 
 pytestmark = pytest.mark.filterwarnings("error")
 FACTS = {"name": "ViT-B-32", "image_tower": "ViT", "image_size": 224, "embed_dim": 512, "parameters": 151277313}

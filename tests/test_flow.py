@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from matplotlib.colors import same_color
 from matplotlib.patches import FancyBboxPatch
 
-from koa_lib import flow, style
 from koa_lib.data import cohorts, sets
 from koa_lib.errors import StudyError
+from koa_lib.report import flow, style
 
 pytestmark = pytest.mark.filterwarnings("error")
 manifest = cache(cohorts.manifest)

@@ -10,8 +10,10 @@ import torch
 from conftest import easy_dataset, with_systems
 from torch import nn
 
-from koa_lib import alignment, answers, claims, gridcharts, gridwords, heads, settings, splits, stats
+from koa_lib import alignment, heads, settings, splits, stats
 from koa_lib.errors import StudyError
+from koa_lib.paper import answers, claims
+from koa_lib.report import gridcharts, gridwords
 from koa_lib.sources import Features
 
 ENCODER = settings.Encoder("Stand-in", "random", "resnet18", 32, 0.25, "")

@@ -2,13 +2,11 @@
 
 import json
 import time
-from dataclasses import replace
 
 import pytest
 
-from koa_lib import budget, journal, provenance
-from koa_lib import profile as profiles
-from koa_lib.settings import Budget
+from koa_lib import journal
+from reports import provenance
 
 
 def line(step, seconds=1.0, status="built", notebook="01_a", moment="2026-01-02T03:04:05", **more):
@@ -50,37 +48,14 @@ def execution(name, number, steps, built):
 def test_compacting_keeps_what_the_environment_page_shows(tmp_path):
     lines = [*execution("01_a", 1, "abc", "abc"), *execution("02_b", 1, "cd", "d"), *execution("01_a", 2, "ab", "a"), *execution("02_b", 2, "cd", "")]
     write(tmp_path, *lines * 5, *execution("01_a", 3, "ab", ""))
-    before, seconds = provenance.steps(tmp_path), journal.whole(journal.read(tmp_path), ["01_a"])
+    before = provenance.steps(tmp_path)
     journal.compact(tmp_path)
     once = (tmp_path / journal.FILE).read_bytes()
     journal.compact(tmp_path)
     assert (tmp_path / journal.FILE).read_bytes() == once
     assert len(journal.read(tmp_path)) <= 3 + 3 + 4  # two executions, and what was built before them
-    assert provenance.steps(tmp_path) == before and journal.whole(journal.read(tmp_path), ["01_a"]) == seconds
+    assert provenance.steps(tmp_path) == before
     assert {row["step"] for row in before[0]["steps"]} == {"a", "b"}  # c belonged to an older version of the notebook
-
-
-def test_whole_time_is_the_notebooks_own_and_the_last_building_of_each_step(tmp_path):
-    def closing(name, seconds, own):
-        return line(name, seconds, notebook=name, own=own)
-
-    first = [line("features/old", 500), line("features/a", 60), closing("01_a", 570, 10.0)]
-    last = [line("features/a", 60, "reused"), closing("01_a", 12, 12.0)]
-    other = [line("features/a", 60, "reused", "02_b"), line("features/inner", 20, notebook="02_b", nested=True), line("features/b", 30, notebook="02_b"), closing("02_b", 48, 18.0)]
-    lines = [*first, *last, *other]
-    # Neither what is no longer used, nor what is part of another step, nor what another notebook built.
-    assert journal.whole(lines, ["01_a"]) == 12 + 60 and journal.whole(lines, ["02_b"]) == 18 + 30 and journal.whole(lines, ["01_a", "02_b"]) == 12 + 18 + 60 + 30
-    assert journal.whole(other, ["02_b"]) == 18 + 60 + 30  # no building of a is noted: the first to use it has its time
-    assert journal.whole(lines, ["03_c"]) is journal.whole(lines, []) is journal.whole([*lines, line("03_c", 9, notebook="03_c")], ["03_c"]) is None
-
-
-@pytest.mark.parametrize("limit, word", [(100, "within"), (80, "over")])
-def test_a_budget_is_held_against_the_time_of_its_notebooks(limit, word):
-    settings = replace(profiles.load("demo"), budget=Budget(study=limit, systems=50))
-    lines = [line("features/a", 60, notebook="00_x"), line("00_x", 70, notebook="00_x", own=10.0), line("07_y", 20, notebook="07_y", own=20.0), line("08_z", 5, notebook="08_z", own=5.0)]
-    (found,) = budget.spent(settings, lines)  # notebook 12 was not run, so the systems have no time yet
-    assert found == ("00–07", 90.0, limit) and word in budget.sentence([found]) and "1 min 30 s" in budget.sentence([found])
-    assert budget.spent(replace(settings, budget=Budget(0, 0)), lines) == [] and budget.sentence([]) == ""
 
 
 def test_since_a_moment(tmp_path):

@@ -14,11 +14,12 @@ import pytest
 import yaml
 from conftest import make
 
-from koa_lib import closing, journal, notebooks, predictions, profile
+from koa_lib import journal, predictions, profile
 from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
+from koa_lib.paper.published import SYSTEMS
 from koa_lib.profile import ROOT
-from koa_lib.published import SYSTEMS
+from koa_lib.report import closing, running
 
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 EXTRA_KEYS = "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution"
@@ -36,7 +37,7 @@ def tagged(path, tag):
 def test_the_study_has_its_notebooks():
     names = {path.stem for path in SOURCES}
     assert {"00_start_here", "01_data_audit", "02_zero_shot_baseline", "03_fine_tune", "04_baselines", "05_external_evaluation", "06_statistics", "07_similarity_retrieval",
-            "08_symmetry_consistency", "09_projection_heads", "10_foundation_embeddings", "11_label_efficiency", "12_explainability"} <= names
+            "08_symmetry_consistency", "09_projection_heads", "11_foundation_embeddings", "10_label_efficiency", "12_explainability"} <= names
 
 
 def test_notebooks_are_stripped():
@@ -183,8 +184,8 @@ def test_verify_refuses_tables_older_than_what_makes_them(smoke_run):
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A function that puts a notebook with one more cell in a folder of its own; runs go beside it."""
-    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
-    monkeypatch.setattr(notebooks, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(running, "FOLDER", tmp_path)
+    monkeypatch.setattr(running, "BUILD", tmp_path / "build")
 
     def write(code):
         parameters = nbformat.v4.new_code_cell('profile = "demo"\nseed = 42', metadata={"tags": ["parameters"]})
@@ -199,7 +200,7 @@ def own(tmp_path, monkeypatch):
 def failure(code, own):
     folder = own(code)
     with pytest.raises(StudyError) as error:
-        notebooks.execute("01_own", "smoke")
+        running.execute("01_own", "smoke")
     return str(error.value).splitlines(), folder
 
 
@@ -210,7 +211,7 @@ def test_failing_notebook_is_five_lines_is_kept_for_reading_and_goes_when_it_wor
                      "  Finished work is kept: the same command goes on from there."]
     assert "Traceback" in (folder.parent / "logs" / "01_own.log").read_text() and [path.name for path in folder.iterdir()] == ["01_own.failed.ipynb"]
     own("assert (profile, seed) == ('smoke', 42)")
-    assert notebooks.execute("01_own", "smoke") == folder / "01_own.ipynb"
+    assert running.execute("01_own", "smoke") == folder / "01_own.ipynb"
     assert [path.name for path in folder.iterdir()] == ["01_own.ipynb"]
     assert journal.read(folder.parent)[-1]["step"] == "01_own"
 
@@ -232,31 +233,19 @@ def test_log_holds_prints_warnings_and_what_processes_say(own, capsys):
 
 def test_what_is_shown_of_a_notebook(own, capsys, monkeypatch):
     folder = own("from koa_lib import progress\nprogress.tell('data/a: built', event='built', step='data/a', seconds=3.0, reason='x')\nprint('kept')")
-    monkeypatch.setenv(journal.STARTED, str(int(time.time())))
-    notebooks.execute("01_own", "smoke")
-    head, why, step, done = capsys.readouterr().out.splitlines()
-    assert head == '[1/1] 01_own: Are "quotes" kept?' and "because it did not exist; about" in why and "measured" in why
+    running.execute("01_own", "smoke")
+    head, step, done = capsys.readouterr().out.splitlines()
+    assert head == '[1/1] 01_own: Are "quotes" kept?'
     assert step == "  01 | data/a: built" and done.startswith("[1/1] 01_own: done in ") and "1 step built" in done
     made = nbformat.read(folder / "01_own.ipynb", 4)
     assert [output.text for cell in made.cells for output in cell.get("outputs", [])] == ["kept\n"]
-    notebooks.execute("01_own", "smoke", because="reports/x.py FORCE koa_lib/y.py")
-    why = capsys.readouterr().out.splitlines()[1]
-    assert "because reports/x.py and 1 more file changed; about " in why
-
-
-def test_a_notebook_that_lost_a_table_says_so(own, capsys):
-    folder = own("pass").parent
-    notebooks.execute("01_own", "smoke")
-    (folder / "logs" / "01_own.made").write_text("tables/gone.csv\n")
-    notebooks.execute("01_own", "smoke", because="FORCE")
-    assert "because gone.csv is missing" in capsys.readouterr().out
 
 
 def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
     folder = own("import time\nprint('here', flush=True)\ntime.sleep(300)")
     # Tests that a shell runs in the background inherit "ignore" for this signal.
     program = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-               f"import sys; from pathlib import Path; from koa_lib import notebooks; notebooks.FOLDER = Path({str(tmp_path)!r}); notebooks.BUILD = notebooks.FOLDER / 'build'\n"
+               f"import sys; from pathlib import Path; from koa_lib.report import running; running.FOLDER = Path({str(tmp_path)!r}); running.BUILD = running.FOLDER / 'build'\n"
                "from koa_lib.cli import main; sys.argv = ['koa', 'notebook', '01_own', '--profile', 'smoke']; main()")
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log, end = folder.parent / "logs" / "01_own.log", time.time() + 60
@@ -271,7 +260,7 @@ def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
 def test_unknown_notebook_lists_the_known(own):
     own("pass")
     with pytest.raises(StudyError, match="no notebook '99_none'.*01_own"):
-        notebooks.execute("99_none", "smoke")
+        running.execute("99_none", "smoke")
 
 
 # The end
@@ -305,7 +294,7 @@ def test_failing_report_is_five_lines_with_its_log(tmp_path, monkeypatch):
     def build(folder):
         raise StudyError("Sphinx failed. It says:\n" + "\n".join(f"WARNING {k}" for k in range(9)))
 
-    monkeypatch.setattr("koa_lib.report.build", build)
+    monkeypatch.setattr("reports.build.build", build)
     with pytest.raises(StudyError) as error:
         closing.build_pages(tmp_path)
     lines = str(error.value).splitlines()

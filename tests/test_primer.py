@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import TINY
 
-from koa_lib import model, primer
+from koa_lib import model
 from koa_lib.datasets import to_tensor
 from koa_lib.errors import StudyError
 from koa_lib.phantoms import findings
+from koa_lib.report import primer
 
 
 def test_typical_knees_have_their_grades_and_get_worse():

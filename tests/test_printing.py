@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
-from koa_lib import printing
 from koa_lib.errors import StudyError
+from reports import pdf
 
 PAGE = """<html><head><title>Summary — koa-clip, run smoke</title></head><body>
 <div class="bd-header-announcement__content">Synthetic "phantoms".</div>
@@ -29,34 +29,34 @@ def html(tmp_path):
 
 
 def test_pages_are_joined_in_the_order_of_the_navigation(html):
-    text, _ = printing.join(html)
+    text, _ = pdf.join(html)
     assert text.index(">Summary<") < text.index(">B<") < text.index(">A<")
     assert text.count("<h1>") == 3 and "<title>koa-clip, run smoke</title>" in text
 
 
 def test_links_between_pages_stay_inside_and_links_to_files_go(html):
-    text, _ = printing.join(html)
+    text, _ = pdf.join(html)
     assert 'href="#nb-b--recap">B<' in text and 'href="#nb-b--recap">up<' in text and 'href="#a">A<' in text
     assert 'id="nb-b--recap"' in text and 'aria-labelledby="nb-b--recap"' in text and '<article class="bd-article koa-page" id="a">' in text
     assert "t.csv" not in text and "CSV" in text and "https://doi.org/10.1" in text
 
 
 def test_code_is_left_out_other_folds_are_open_and_the_banner_is_on_each_sheet(html):
-    text, _ = printing.join(html)
+    text, _ = pdf.join(html)
     assert "code()" not in text and '<details open="">' in text and "headerlink" not in text
     assert """@top-center { content: "Synthetic 'phantoms'.";""" in text and '<strong>Synthetic "phantoms".</strong>' in text
 
 
 def test_without_chromium_or_pages_one_sentence_says_so(html, tmp_path, monkeypatch):
     with pytest.raises(StudyError, match="holds no report"):
-        printing.print_report(tmp_path / "absent")
+        pdf.print_report(tmp_path / "absent")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     run = tmp_path / "run"
     run.mkdir()
     shutil.copytree(html / "nb", run / "html" / "nb")
     shutil.copy(html / "index.html", run / "html")
     with pytest.raises(StudyError, match="apt-get install chromium"):
-        printing.print_report(run)
+        pdf.print_report(run)
     assert not list(run.glob("*.pdf")) and len(list((run / "html").iterdir())) == 2
 
 
@@ -64,9 +64,9 @@ def test_a_browser_that_fails_leaves_the_last_pdf_and_no_other_file(html, tmp_pa
     run = tmp_path / "run"
     shutil.copytree(html, run / "html", ignore=shutil.ignore_patterns("run"))
     (run / "koa-clip-run.pdf").write_bytes(b"the last one")
-    monkeypatch.setattr(printing, "chromium", lambda: sys.executable)
+    monkeypatch.setattr(pdf, "chromium", lambda: sys.executable)
     with pytest.raises(StudyError, match="could not print the report"):
-        printing.print_report(run)
+        pdf.print_report(run)
     assert (run / "koa-clip-run.pdf").read_bytes() == b"the last one" and not list(run.rglob(".*"))
 
 
@@ -75,10 +75,10 @@ def printed(request):
     """A run's folder and its PDF, read."""
     from pypdf import PdfReader
 
-    if not any(map(shutil.which, printing.PROGRAMS)):
+    if not any(map(shutil.which, pdf.PROGRAMS)):
         pytest.skip("chromium is not installed (Debian package chromium)")
     run = request.getfixturevalue(f"{request.param}_run")
-    return run, PdfReader(printing.print_report(run))
+    return run, PdfReader(pdf.print_report(run))
 
 
 def bookmarks(reader):
@@ -95,7 +95,7 @@ def bookmarks(reader):
 
 
 def test_every_heading_is_a_bookmark_with_the_words_of_its_page(html):
-    _, headings = printing.join(html)
+    _, headings = pdf.join(html)
     assert [(level, title) for level, _, title in headings] == [(1, "Summary"), (1, "B"), (2, "Recap"), (1, "A")]
     assert len({mark for _, mark, _ in headings}) == 4
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from koa_lib import published
 from koa_lib.errors import StudyError
+from koa_lib.paper import published
 from koa_lib.study import MANIFESTS
 
 

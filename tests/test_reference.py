@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koa_lib import reference
 from koa_lib.errors import StudyError
+from reports import reference
 
 SCORE = {"item": "table_2", "row": "test", "metric": "accuracy", "unit": "percent", "published": 76.94, "ours": 60.0, "ci_low": 55.0, "ci_high": 65.0,
          "verdict": "not replicated", "reason": "ours differs by -16.9"}

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from koa_lib import pages, places, provenance, report, study
+from koa_lib import study
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from reports import build, pages, places, provenance
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABc3UBGAAAAABJRU5ErkJggg==")
 STAMP = "05_external_evaluation · commit 1a2b3c4 · data 5d6e7f8 · seed 42 · synthetic phantoms"
@@ -94,7 +95,7 @@ def run(tmp_path_factory):
         "source,item,row,metric,unit,published,ours,ci_low,ci_high,rule,verdict,reason\n"
         "jpm2026,table_2,test,accuracy,percent,76.94,31.0123,28.5,33.52,3 points,not comparable,synthetic <phantoms>\n"
         "jpm2026,text,images,count,images,8260,8260,,,equal,replicated,\n")
-    assert report.build(folder) == folder / "html" / "index.html"
+    assert build.build(folder) == folder / "html" / "index.html"
     return folder
 
 
@@ -103,7 +104,7 @@ def page(run, name):
 
 
 def test_the_report_is_whole(run):
-    assert report.verify(run) == []
+    assert build.verify(run) == []
     assert not (run / "html.tmp").exists()
 
 
@@ -173,12 +174,12 @@ def test_inputs_with_a_key_less_are_a_sentence(tmp_path):
 
 
 def test_pages_of_later_notebooks_and_a_glossary_join_by_themselves(tmp_path, monkeypatch, quick):
-    sources = shutil.copytree(report.SOURCES, tmp_path / "reports", ignore=shutil.ignore_patterns("_build", "reference"))
+    sources = shutil.copytree(build.SOURCES, tmp_path / "reports", ignore=shutil.ignore_patterns("_build", "reference"))
     (sources / "glossary.md").write_text("# Glossary\n")
-    monkeypatch.setattr(report, "SOURCES", sources)
+    monkeypatch.setattr(build, "SOURCES", sources)
     monkeypatch.setitem(places.PAPER_ITEMS, "table_1", ("x", "12_explainability"))
     run = write_run(tmp_path / "smoke", stems=["12_explainability", "00_start_here", "04_baselines"])
-    report.build(run)
+    build.build(run)
     text = page(run, "index.html")
     order = [text.index(f"nb/{stem}\n") for stem in ("00_start_here", "04_baselines", "12_explainability")]
     assert order == sorted(order) and "\ndeviations\nglossary\ntripod_ai\n" in text
@@ -208,16 +209,16 @@ def quick(monkeypatch):
         for path in (work / "source" / "nb").glob("*.ipynb"):
             markup = provenance.html_outputs(nbformat.read(path, as_version=4))
             (work / "html" / "nb" / f"{path.stem}.html").write_text("".join(markup))
-    monkeypatch.setattr(report, "_run_sphinx", write_pages)
+    monkeypatch.setattr(build, "_run_sphinx", write_pages)
 
 
 def test_missing_notebooks_are_said_not_fatal(tmp_path, capsys, quick):
     run = write_run(tmp_path / "smoke", stems=["05_external_evaluation", "06_statistics"])
     (run / "nb" / "04_baselines.failed.ipynb").write_text("{}")
-    report.build(run)
+    build.build(run)
     text = page(run, "index.html")
     assert "04_baselines has not been run" in text and "nb/05_external_evaluation\n" in text
-    assert "no page shows table 4" in report.verify(run) and "no page shows table 5" not in report.verify(run)
+    assert "no page shows table 4" in build.verify(run) and "no page shows table 5" not in build.verify(run)
     assert "no page shows table 4" in capsys.readouterr().out
     assert not list((run / "html" / "nb").glob("*failed*"))
 
@@ -229,7 +230,7 @@ def test_a_warning_keeps_the_last_good_report(run, tmp_path):
     book.cells.append(new_markdown_cell("{cite}`nobody1900`"))
     nbformat.write(book, broken / "nb" / "04_baselines.ipynb")
     with pytest.raises(StudyError, match="nobody1900"):
-        report.build(broken)
+        build.build(broken)
     assert page(broken, "index.html") == page(run, "index.html")
     assert (broken / "html.tmp" / "source" / "conf.py").is_file()
 
@@ -239,7 +240,7 @@ def test_verify_names_what_is_wrong(run, tmp_path):
     (copy / "tables" / "table_3.csv").unlink()
     (copy / "html" / "figures" / "figure_2.png").unlink()
     os.utime(copy / "nb" / "01_data_audit.ipynb", (time.time() + 60,) * 2)
-    found = "\n".join(report.verify(copy))
+    found = "\n".join(build.verify(copy))
     assert "tables/table_3.csv is missing" in found
     assert "html/figures/figure_2.png is missing" in found
     assert "index.html links to figures/figure_2.png" in found
@@ -264,7 +265,7 @@ def test_remote_resource_in_an_output_stops_the_build(tmp_path, quick):
     loud.cells.append(new_code_cell("loud()", outputs=[html_output('<script src="https://cdn.example/x.js"></script>')]))
     nbformat.write(loud, run / "nb" / "04_baselines.ipynb")
     with pytest.raises(StudyError, match="cdn.example"):
-        report.build(run)
+        build.build(run)
     assert not (run / "html").exists()
 
 
@@ -296,11 +297,11 @@ def test_an_empty_place_gives_its_reason():
 def test_a_folder_without_run_is_refused(tmp_path):
     (tmp_path / "nb").mkdir()
     with pytest.raises(StudyError, match="no executed notebook"):
-        report.build(tmp_path)
+        build.build(tmp_path)
     (tmp_path / "nb" / "01_data_audit.ipynb").write_text("not json")
     with pytest.raises(StudyError, match="01_data_audit.ipynb is not a notebook"):
-        report.build(tmp_path)
-    assert report.verify(tmp_path)[0].endswith("does not exist")
+        build.build(tmp_path)
+    assert build.verify(tmp_path)[0].endswith("does not exist")
 
 
 def test_real_data_is_named_without_its_folder(tmp_path):
@@ -321,7 +322,7 @@ def test_citation_file_is_valid():
 
 
 def test_smoke_report_is_whole(smoke_run):
-    assert report.verify(smoke_run) == []
+    assert build.verify(smoke_run) == []
 
 
 def test_smoke_pages_are_newer_than_their_inputs(smoke_run):

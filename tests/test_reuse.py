@@ -11,9 +11,10 @@ import torch
 from conftest import with_systems
 from PIL import Image
 
-from koa_lib import answers, datasets, encoders, exported, model, protocols, reach, selfsupervised, training
+from koa_lib import datasets, encoders, exported, model, protocols, reach, selfsupervised, training
 from koa_lib.data.manifest import read_manifest, write_manifest
 from koa_lib.errors import StudyError
+from koa_lib.paper import answers
 from koa_lib.phantoms.cohorts import write_cohort_a
 from koa_lib.runner import Runner
 from koa_lib.settings import Encoder, Model

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koa_lib import claims, metrics, profile, scorecard, speed, stats, tables, verdicts
+from koa_lib import metrics, profile, speed, stats, tables
 from koa_lib.errors import StudyError
+from koa_lib.paper import claims, scorecard, verdicts
+from koa_lib.paper.scorecard import COLUMNS, VERDICTS, WITHOUT_MODEL, Ours
 from koa_lib.profile import ROOT
-from koa_lib.scorecard import COLUMNS, VERDICTS, WITHOUT_MODEL, Ours
 
 FOLDER = ROOT / "data_manifests/published"
 TABLES = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in ("jpm2026", "other_systems", "claims", "literature")}

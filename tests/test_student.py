@@ -8,9 +8,10 @@ import time
 import nbformat
 import pytest
 
-from koa_lib import links, notebooks, student
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from koa_lib.report import running, student
+from reports import links
 
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -149,7 +150,7 @@ def test_notebook_runs_alone_in_an_empty_run_folder(path, tmp_path):
     elsewhere = f"from pathlib import Path\nfrom koa_lib import study\nstudy.BUILD = Path({str(tmp_path)!r})"
     notebook.cells[place] = code(f'profile, seed = "smoke", 42\n{elsewhere}')
     start, before = time.perf_counter(), processor()
-    NotebookClient(notebook, timeout=10 * ALONE, kernel_name="python3", resources={"metadata": {"path": notebooks.FOLDER}}).execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
+    NotebookClient(notebook, timeout=10 * ALONE, kernel_name="python3", resources={"metadata": {"path": running.FOLDER}}).execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
     seconds, worked = time.perf_counter() - start, processor() - before
     print(f"{path.stem}: {seconds:.0f} s, {worked:.0f} s of the processor")
     assert (tmp_path / "smoke" / "inputs.yaml").is_file() and all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source)

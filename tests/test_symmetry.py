@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import TINY, easy_dataset, with_systems
 
-from koa_lib import answers, flips, metrics, model, pairs, predictions, profile, sources, stats, symmetry, training
+from koa_lib import metrics, model, pairs, predictions, profile, sources, stats, symmetry, training
 from koa_lib.datasets import to_tensor
 from koa_lib.errors import StudyError
-from koa_lib.published import read as read_published
+from koa_lib.paper import answers
+from koa_lib.paper.published import read as read_published
+from koa_lib.report import flips
 from koa_lib.settings import Symmetry
 
 SETTINGS = Symmetry("start", "projection", 2, 0.01, (0.5, 2.0), 2)

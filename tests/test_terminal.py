@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from koa_lib import progress, terminal
+from koa_lib import progress
+from koa_lib.report import terminal
+from koa_lib.report.terminal import Terminal, Watch
 from koa_lib.store import Store
-from koa_lib.terminal import Terminal, Watch
 
 
 class Screen(io.StringIO):

@@ -1,0 +1,240 @@
+"""The paper's claims in words, each decided by the test that `published/claims.csv` names for it."""
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import metrics, stats
+from koa_lib.errors import StudyError
+from koa_lib.paper.scorecard import TOLERANCE, Ours, agreement
+
+ORDER = ("Fine-tuned CLIP", "ViT", "ResNet50", "MobileNet", "VGG19")
+TESTED = "Wide ResNet"
+SIGNIFICANT = 0.05
+NEARLY = 0.95  # share of one answer from which on a model is said to give nearly one grade
+NO_EXTERNAL = "no external cohort was given"
+
+
+class Answer(NamedTuple):
+    """Our number for a claim with its 95 % interval, the verdict where the run is comparable, and why in words."""
+
+    ours: float
+    ci_low: float
+    ci_high: float
+    unit: str
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the claims are decided by.
+
+    Attributes
+    ----------
+    models : dict of str to DataFrame or str
+        Graded external pictures of the shown fold by model ("Fine-tuned CLIP" and the baselines, `TESTED` among them), or why there are none.
+    train, external : list of DataFrame
+        The main arm's graded frames, one per run, in the same order.
+    tests : DataFrame or str
+        Paired tests on the external set (baseline, n, p_exact, clip_only, baseline_only, difference), or why there are none.
+    drop : float
+        The printed drop from training to external accuracy, in points.
+    draws, seed : int
+        Of the bootstrap.
+    """
+
+    models: dict
+    train: list
+    external: list
+    tests: pd.DataFrame | str
+    drop: float
+    draws: int
+    seed: int
+
+
+def decide(test, evidence):
+    """The `Answer` to the claim that is decided by this test; StudyError when no function does."""
+    if test not in _DECIDED:
+        raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {'; '.join(_DECIDED)}.")
+    return _DECIDED[test](evidence)
+
+
+def not_run(reason):
+    """The answer where something needed is absent."""
+    return Answer(math.nan, math.nan, math.nan, "", "not run", reason)
+
+
+def order(models, draws, seed):
+    """Whether external accuracy falls from CLIP over ViT, ResNet50 and MobileNet to VGG19.
+
+    *Replicated* when the paired group-bootstrap intervals of all four neighbour differences lie above 0, *not
+    replicated* when any pair, neighbours or not, is clearly the other way round, else *inconclusive*. Ours is the
+    smallest neighbour difference, in points.
+    """
+    missing = dict.fromkeys(models[name] for name in ORDER if isinstance(models[name], str))
+    if missing:
+        return not_run("; ".join(missing))
+    pairs = {pair: _difference(*(models[name] for name in pair), draws, seed) for pair in combinations(ORDER, 2)}
+    neighbours = [pairs[pair] for pair in zip(ORDER, ORDER[1:], strict=False)]
+    reversed_pairs = [f"{b} above {a}" for (a, b), gap in pairs.items() if gap[2] < 0]
+    clear = all(gap[1] > 0 for gap in neighbours)
+    verdict = "replicated" if clear else "not replicated" if reversed_pairs else "inconclusive"
+    accuracies = ", ".join(f"{name} {100 * _accuracy(models[name]):.1f}" for name in ORDER)
+    said = f"; clearly {' and '.join(reversed_pairs)}" if reversed_pairs else ""
+    said += f"; {flat}" if (flat := one_grade({name: models[name] for name in ORDER})) else ""
+    return Answer(*min(neighbours), "points", verdict, f"accuracies in per cent: {accuracies}{said}; ours is the smallest difference of neighbours")
+
+
+def one_grade(models):
+    """Which models answer (nearly) one grade, so that their accuracy is that of a constant; empty when none does.
+
+    Parameters
+    ----------
+    models : dict of str to DataFrame or str
+        Graded frames by model, or why there are none.
+    """
+    alike = {}
+    for name, graded in models.items():
+        if isinstance(graded, str) or not len(graded):
+            continue
+        counts = np.bincount(graded[metrics.PROBABILITIES].to_numpy().argmax(1), minlength=metrics.K)
+        share, grade = counts.max() / counts.sum(), int(counts.argmax())
+        if share >= NEARLY:
+            constant = f"{100 * (graded['kl_grade'] == grade).mean():.1f} %"
+            alike.setdefault((grade, constant), []).append(f"{name} (for {counts.max():,} of {counts.sum():,} pictures)")
+    return "; ".join(f"{', '.join(names)} answer{'s' * (len(names) == 1)} nearly always or always grade {grade}, which for every picture reaches {constant}"
+                     for (grade, constant), names in alike.items())
+
+
+def ahead(tests, tested=""):
+    """Whether CLIP beats the Wide ResNet by McNemar's exact test; ours is p.
+
+    *Replicated* when p < 0.05 and CLIP is ahead, else *not replicated*: the claim is significance on this set. `tested` is
+    the baseline's graded frame, where there is one: the reason says when it answers nearly one grade.
+    """
+    row = against(tests, TESTED)
+    if isinstance(row, str):
+        return not_run(row)
+    if not math.isfinite(row.p_exact):
+        return not_run("no picture is paired")
+    holds = row.p_exact < SIGNIFICANT and row.difference > 0
+    return Answer(float(row.p_exact), math.nan, math.nan, "ratio", "replicated" if holds else "not replicated", discordant(row, tested))
+
+
+def against(tests, baseline):
+    """The row of the paired tests for a baseline, or why there is none."""
+    if isinstance(tests, str):
+        return tests
+    found = tests[tests["baseline"] == baseline] if len(tests) else tests
+    return found.iloc[0] if len(found) else f"this run has no {baseline}"
+
+
+def discordant(row, tested=""):
+    """The discordant pictures of a paired test in words, of how many, and whether the baseline (its graded frame) answers nearly one grade."""
+    leader = "CLIP" if row.difference > 0 else "neither" if row.difference == 0 else row.baseline
+    flat = one_grade({row.baseline: tested})
+    return (f"n = {row.n:,.0f} single knees; only CLIP right on {row.clip_only:.0f} pictures, only {row.baseline} on {row.baseline_only:.0f}: {leader} is ahead"
+            + f"; {flat}" * bool(flat))
+
+
+def adjacent(graded, draws, seed):
+    """Whether errors are mostly between adjacent grades, above all 0-1 and 1-2; ours is their share (group bootstrap).
+
+    *Replicated* when the interval of the share lies above 0.5 and the two commonest confusions, either way round, are
+    those; *not replicated* when the interval lies below 0.5 or another confusion is commoner; else *inconclusive*.
+    """
+    if isinstance(graded, str):
+        return not_run(graded)
+    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
+    predicted = probabilities.argmax(1)
+    cm = metrics.confusion(grades, predicted)
+    low, high = stats.interval(_adjacent_share(stats.group_bootstrap(grades, predicted, graded["group_id"], draws, seed)))
+    cells = _cells(cm)
+    lead = min(cells.pop((0, 1)), cells.pop((1, 2))) - max(cells.values())
+    holds, fails = low > 0.5 and lead > 0, high < 0.5 or lead < 0
+    verdict = "replicated" if holds else "not replicated" if fails else "inconclusive"
+    return Answer(float(_adjacent_share(cm)), low, high, "ratio", verdict, _confusions(cm))
+
+
+def train_test_drop(train, external):
+    """Training accuracy minus external accuracy of the same run, mean over runs with t interval, in points.
+
+    Returns
+    -------
+    Ours
+
+    Raises
+    ------
+    StudyError
+        When the numbers of runs differ.
+    """
+    if len(train) != len(external):
+        raise StudyError(f"{len(train)} runs on the training part stand against {len(external)} on the external set. Give both of each run.")
+    return Ours(*stats.run_interval([100 * (_accuracy(a) - _accuracy(b)) for a, b in zip(train, external, strict=True)]))
+
+
+def drop(train, external, published):
+    """Whether accuracy falls by about the printed number of points: the rule of model rows, within 3 points."""
+    if not train or not external:
+        return not_run(NO_EXTERNAL if train else "no run on the training part")
+    value = train_test_drop(train, external)
+    return Answer(*value[:3], "points", *agreement(value, published, TOLERANCE["points"]))
+
+
+def separated(graded):
+    """Whether grades 0 and 4 have the two highest sensitivities and the two highest AUCs.
+
+    Ours is the smaller of their two leads (sensitivity, AUC) over the best of grades 1-3: above 0 *replicated*, below
+    *not replicated*, at 0 or undefined *inconclusive*.
+    """
+    if isinstance(graded, str):
+        return not_run(graded)
+    table = metrics.per_grade(graded["kl_grade"], graded[metrics.PROBABILITIES])
+    values = {name: table[name].to_numpy() for name in ("sensitivity", "auc")}
+    lead = float(min(column[[0, 4]].min() - column[1:4].max() for column in values.values()))
+    said = "; ".join(f"{'AUC' if name == 'auc' else name} {', '.join(f'{value:.2f}' for value in column)}" for name, column in values.items())
+    verdict = "replicated" if lead > 0 else "not replicated" if lead < 0 else "inconclusive"
+    return Answer(lead, math.nan, math.nan, "ratio", verdict, f"grades 0 to 4: {said}; ours: how far both grade 0 and grade 4 lie above the best of 1 to 3, in sensitivity or AUC, whichever is less; below 0 they do not")
+
+
+def _difference(a, b, draws, seed):
+    both = stats.paired(a, b)
+    gap = stats.difference(both, "accuracy", draws, seed)
+    return tuple(100 * gap[name] for name in ("difference", "ci_low", "ci_high"))
+
+
+def _accuracy(graded):
+    return float((graded[metrics.PROBABILITIES].to_numpy().argmax(1) == graded["kl_grade"].to_numpy()).mean())
+
+
+def _adjacent_share(cm):
+    # Share of the errors with distance 1, over leading axes; NaN without errors.
+    cm, distance = np.asarray(cm, dtype=float), np.abs(np.subtract.outer(np.arange(metrics.K), np.arange(metrics.K)))
+    near, errors = ((cm * chosen).sum((-2, -1)) for chosen in (distance == 1, distance > 0))
+    return np.divide(near, errors, out=np.full(errors.shape, np.nan), where=errors > 0)
+
+
+def _cells(cm):
+    # Confusions of two grades, either way round.
+    return {(i, j): int(cm[i, j] + cm[j, i]) for i, j in combinations(range(metrics.K), 2)}
+
+
+def _confusions(cm):
+    cells = _cells(cm)
+    top = sorted((pair for pair in cells if cells[pair]), key=lambda pair: -cells[pair])[:3]
+    errors = sum(cells.values())
+    return f"of {errors} errors the most are between grades " + ", ".join(f"{i}-{j} ({cells[i, j]})" for i, j in top) if errors else "no picture is misgraded"
+
+
+_DECIDED = {
+    "order of the five accuracies, paired group-bootstrap intervals of neighbours": lambda e: order(e.models, e.draws, e.seed),
+    "exact McNemar p < 0.05 and CLIP ahead": lambda e: ahead(e.tests, e.models.get(TESTED, "")),
+    "share of errors with distance 1; the two largest off-diagonal cells": lambda e: adjacent(e.models[ORDER[0]], e.draws, e.seed),
+    "train accuracy minus external accuracy": lambda e: drop(e.train, e.external, e.drop),
+    "per-grade sensitivity and AUC ranks": lambda e: separated(e.models[ORDER[0]]),
+}

@@ -1,0 +1,176 @@
+"""Executing the study's notebooks: to another name first, moved on success, kept for reading on failure."""
+
+import os
+import re
+import time
+from contextlib import contextmanager
+
+from koa_lib import journal
+from koa_lib import profile as profiles
+from koa_lib.errors import GOES_ON, StudyError
+from koa_lib.profile import ROOT
+from koa_lib.progress import WATCHED, duration, without_events
+from koa_lib.report import stamps
+from koa_lib.report.terminal import Terminal, Watch
+from koa_lib.study import BUILD, is_dry, run_name
+
+FOLDER = ROOT / "notebooks"
+LONGEST = 100  # letters of a question or an error in one line
+# What an error's text holds, and what it means.
+_MEANINGS = {"No space left on device": "The disk is full: free some space.", "PytorchStreamWriter failed": "The disk may be full: free some space.",
+             "not enough memory": "Memory ran out: close other programs.", "MemoryError": "Memory ran out: close other programs."}
+
+
+def run_dir(profile, seed=None):
+    """The folder of a run."""
+    settings = profiles.load(profile)
+    return BUILD / run_name(settings, settings.seed if seed is None else seed, is_dry())
+
+
+def names():
+    """The study's notebooks, in order."""
+    return sorted(path.stem for path in FOLDER.glob("[0-9]*.ipynb"))
+
+
+def execute(name, profile, seed=None):
+    """Execute one notebook by papermill; the terminal shows its steps, `<run>/logs/<name>.log` everything.
+
+    Returns
+    -------
+    Path of the executed notebook, ``<run>/nb/<name>.ipynb``.
+
+    Raises
+    ------
+    StudyError
+        Unknown notebook, a cell failed or the kernel died: five lines with cell, error, log, notebook and how to go on.
+    """
+    if name not in names():
+        raise StudyError(f"There is no notebook '{name}'. Known: {', '.join(names())}.")
+    settings = profiles.load(profile)
+    seed = settings.seed if seed is None else seed
+    folder = run_dir(profile, seed)
+    for part in ("nb", "logs"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    running, target = folder / "nb" / f"{name}.running.ipynb", folder / "nb" / f"{name}.ipynb"
+    terminal, clock, stamp = Terminal(), time.perf_counter(), stamps.of(name, settings.name)
+    with _alone(folder, name):
+        _announce(terminal, name)
+        watch = _run(running, {"profile": profile, "seed": seed}, name, terminal)
+        stamps.note(running, stamp)
+        os.replace(running, target)
+    target.with_name(f"{name}.failed.ipynb").unlink(missing_ok=True)
+    seconds = time.perf_counter() - clock
+    journal.append(folder, name, "built", seconds, "executed", name, children=True, own=round(seconds - watch.seconds["built"], 2))
+    terminal.line(f"{_place(name)}: done in {duration(seconds)}; {_steps(watch.counts, watch.seconds)}", "head")
+    return target
+
+
+def _alone(folder, name):
+    from filelock import FileLock, Timeout
+
+    (folder / ".locks").mkdir(exist_ok=True)
+    lock = FileLock(str(folder / ".locks" / f"nb__{name}.lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(f"{name} of {folder.name} is being executed by another process. Wait for it, or stop it, and start again.") from None
+
+
+# What is told before and after
+
+
+def _place(name):
+    known = names()
+    return f"[{known.index(name) + 1}/{len(known)}] {name}"
+
+
+def _announce(terminal, name):
+    question = re.search(r"\*\*Question\.\*\* (.*)", "\n".join(cell.source for cell in _read(FOLDER / f"{name}.ipynb").cells))
+    terminal.line(_place(name) + (f": {_short(question[1])}" if question else ""), "head")
+
+
+def _short(text):
+    return text if len(text) <= LONGEST else text[: LONGEST - 2].rsplit(" ", 1)[0] + " …"
+
+
+def _steps(counts, seconds):
+    parts = [f"{counts[status]} step{'s' * (counts[status] != 1)} {status}" for status in ("built", "reused") if counts[status]]
+    saved = f" ({duration(seconds['reused'])} saved)" if counts["reused"] else ""
+    return (", ".join(parts) or "no expensive step") + saved
+
+
+# Execution
+
+
+def _run(running, parameters, name, terminal):
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    source, log = FOLDER / f"{name}.ipynb", running.parents[1] / "logs" / f"{name}.log"
+    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in _read(source).cells)
+    with open(log, "w", encoding="utf-8", errors="backslashreplace") as file, _stderr_to(file):
+        watch = Watch(terminal, file, f"  {name[:2]} | ", cells)
+        try:
+            _papermill(source, running, parameters, name, watch)
+        except PapermillExecutionError as error:
+            watch.write("\n".join(error.traceback))
+            raise _failure(name, watch, running, f"{error.ename}: " * (error.ename != "StudyError") + error.evalue) from None
+        except DeadKernelError:
+            raise _failure(name, watch, running, f"The kernel died (peak memory so far {journal.peak_mib(True):,} MiB). Most often memory ran out: close other "
+                                                 "programs, run without -j, or take a smaller profile.") from None
+        except KeyboardInterrupt:
+            running.unlink(missing_ok=True)
+            raise
+        finally:
+            watch.close()
+    _clean(running)
+    return watch
+
+
+def _papermill(source, running, parameters, name, watch):
+    import papermill
+
+    os.environ[WATCHED] = name
+    try:
+        papermill.execute_notebook(source, running, parameters, kernel_name="python3", progress_bar=False, cwd=FOLDER, stdout_file=watch.stdout,
+                                   stderr_file=watch.stderr, on_cell_execute=watch.start_cell, extra_arguments=["--IPKernelApp.log_level=40"])
+    finally:
+        del os.environ[WATCHED]
+
+
+def _read(path):
+    import nbformat
+
+    try:
+        return nbformat.read(path, 4)
+    except Exception as error:  # nbformat and json have several
+        raise StudyError(f"{path} is not a notebook ({type(error).__name__}). Restore it, e.g. with 'git checkout {path}'.") from None
+
+
+def _clean(running):
+    import nbformat
+
+    nbformat.write(without_events(_read(running)), running)
+
+
+def _failure(name, watch, running, error):
+    failed = running.with_name(f"{name}.failed.ipynb")
+    _clean(running)
+    os.replace(running, failed)
+    first, *more = error.strip().splitlines() or ["no message"]
+    meaning = next((f" {meaning}" for text, meaning in _MEANINGS.items() if text in error), "")
+    number, source = watch.cell
+    return StudyError(f"{name} failed in code cell {number}: {_short(source)}\n  {first}{' …' * bool(more)}{meaning}\n  full log: {watch.log.name}\n"
+                      f"  the notebook as far as it came: {failed}\n  {GOES_ON}")
+
+
+@contextmanager
+def _stderr_to(file):
+    # The kernel process inherits it: what compiled libraries say belongs in the log.
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,232 @@
+"""Where a run comes from: its inputs, stamps, steps, hashes, machine and packages, ready to be shown."""
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from koa_lib import device, journal
+from koa_lib import profile as profiles
+from koa_lib.errors import StudyError
+from koa_lib.profile import ROOT, Profile
+from koa_lib.study import stored_inputs
+
+__all__ = ["Run", "facts", "hashes", "html_outputs", "inputs", "is_synthetic", "minutes", "note", "packages", "seeds", "steps", "timings", "total"]
+
+_STAMP = re.compile(r"commit (\S+) · data ([^·<]+) · seed (\d+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as the report sees it: its folder, inputs, profile and executed notebooks by stem."""
+
+    folder: Path
+    inputs: dict
+    settings: Profile
+    notebooks: dict
+
+    @classmethod
+    def read(cls, folder, notebooks):
+        """The run in a folder; StudyError when its inputs are absent or damaged."""
+        content = inputs(folder)
+        settings = profiles.load(content.get("profile") or folder.name)
+        settings = profiles.dry(settings, real=bool(content.get("data"))) if content.get("dry") else settings
+        return cls(folder, content, settings, notebooks)
+
+    @property
+    def synthetic(self):
+        """Whether its pictures are phantoms."""
+        return is_synthetic(self.inputs)
+
+    @property
+    def dry(self):
+        """Whether it only tried the steps."""
+        return bool(self.inputs.get("dry"))
+
+    @property
+    def seed(self):
+        """Its seed: the given one, else the profile's."""
+        return self.settings.seed if self.inputs.get("seed") is None else int(self.inputs["seed"])
+
+
+def inputs(run_dir):
+    """The run's `inputs.yaml` as a dict with lower-case keys; StudyError when it is absent or damaged."""
+    path = run_dir / "inputs.yaml"
+    if not path.is_file():
+        raise StudyError(f"{path} does not exist, so {run_dir} is no run folder. Run 'make reproduce' first.")
+    return {key.lower(): value for key, value in stored_inputs(path).items()}
+
+
+def is_synthetic(content):
+    """Whether a run's inputs stand for phantoms: said so, or no data folder given."""
+    return bool(content.get("synthetic", not content.get("data")))
+
+
+def html_outputs(notebook):
+    """The HTML texts among a notebook's cell outputs."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return ["".join(output["data"]["text/html"]) for output in outputs if "text/html" in output.get("data", {})]
+
+
+def note(path, default):
+    """The content of a JSON file of a run, or a default where there is none."""
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudyError(f"{path} is damaged. Delete it and run make again.") from error
+
+
+def facts(run):
+    """Name-value pairs that say what was run; folders by their last name only."""
+    texts = [text for notebook in run.notebooks.values() for text in html_outputs(notebook)]
+    stamps = [match.groups() for text in texts for match in _STAMP.finditer(text)] or [("unknown",) * 3]
+    # More than one value means that parts of the run were made from different code or data: show them all.
+    commits, data, printed = (", ".join(sorted(set(values))) for values in zip(*stamps, strict=True))
+    content = run.inputs
+    return [
+        ("Profile", run.settings.name + " (dry run)" * run.dry),
+        ("Training data", "synthetic phantoms, cohort A" if run.synthetic else _folder(content["data"])),
+        ("External data", "synthetic phantoms, cohort B" if run.synthetic else _folder(content.get("external"))),
+        ("Data hash", data),
+        ("Seed", content.get("seed") or printed),
+        ("Commit", _commits(commits)),
+        ("Finished", max((row["finished"] for row in timings(run.notebooks) if row["finished"]), default="unknown")),
+        *_times(run),
+        *_trainings(run.settings),
+        ("Machine", ", ".join(str(value) + " cores" * (name == "Cores") for name, value in device.machine() if name != "Python")),
+    ]
+
+
+def _commits(told):
+    # The stamps of all exhibits; notebooks are executed only when they or their inputs changed, so a run may carry several.
+    notes = ["several: notebooks were executed at different times"] * (", " in told) + ["+: with changes that were not committed"] * ("+" in told)
+    return told + f" ({'; '.join(notes)})" * bool(notes)
+
+
+def _times(run):
+    rows = steps(run.folder)
+    done = total(rows)
+    # The journal's times where it has them all, as on the page of the environment; else papermill's.
+    seconds = done["seconds"] if rows and all(row["seconds"] is not None for row in rows) else None
+    spent = seconds / 60 if seconds is not None else minutes(run.notebooks)
+    count = done["built"] + done["reused"]
+    told = [("Time in notebooks", "unknown" if spent is None else f"{spent:.1f} minutes" + f", {done['reused']:,} of {count:,} steps reused" * bool(count))]
+    return told
+
+
+def _trainings(settings):
+    recipe = settings.as_printed
+    if recipe is None or not recipe.folds:
+        return []
+    return [("Trainings of the main model", f"{recipe.folds * settings.seeds} ({recipe.folds} folds, {settings.seeds} seed{'s' * (settings.seeds > 1)})")]
+
+
+def _folder(path):
+    return Path(str(path)).name if path else "none given"
+
+
+def timings(notebooks):
+    """Rows (stem, finished, seconds) as papermill recorded them."""
+    rows = []
+    for stem, notebook in notebooks.items():
+        record = notebook.metadata.get("papermill", {})
+        seconds, finished = record.get("duration"), record.get("end_time") or ""
+        rows.append({"stem": stem, "finished": finished[:16].replace("T", " "), "seconds": None if seconds is None else round(seconds, 1)})
+    return rows
+
+
+def minutes(notebooks):
+    """Minutes that the notebooks took, each in its last execution; None where no time is known."""
+    seconds = [row["seconds"] for row in timings(notebooks) if row["seconds"] is not None]
+    return sum(seconds) / 60 if seconds else None
+
+
+def steps(run_dir):
+    """The steps of each notebook's last execution, from `run.jsonl`.
+
+    Returns
+    -------
+    list of dict
+        notebook, seconds, peak_mib (None where not recorded), built, reused (numbers of steps), steps; each step has
+        step, status, time, reason, seconds (of its building) and peak_mib.
+    """
+    lines = journal.read(run_dir)
+    # Names of other kinds are the pages, or somebody's own work in this run's store.
+    return [_execution(name, [lines[place] for place in places]) for name, places in sorted(journal.executions(lines).items()) if re.match(r"\d\d_", name)]
+
+
+def total(executions):
+    """Sums of time and steps over all notebooks, and the largest peak of memory."""
+    seconds, peaks = ([row[key] for row in executions if row[key] is not None] for key in ("seconds", "peak_mib"))
+    return {"seconds": sum(seconds) if seconds else None, "peak_mib": max(peaks, default=None), **{key: sum(row[key] for row in executions) for key in ("built", "reused")}}
+
+
+def _execution(name, lines):
+    rows, closing = {}, [line for line in lines if line["step"] == name]
+    for line in lines:
+        if line["step"] == name:
+            continue
+        row = rows.setdefault(line["step"], {"step": line["step"], "status": "", "seconds": None, "reason": "", "peak_mib": None})
+        first, built = row["seconds"] is None, line["status"] == "built"
+        row |= {"time": line["time"].replace("T", " "), "peak_mib": _largest(row, line)}
+        if first or built:  # what was built keeps the reason and the time of its building
+            row |= {"status": line["status"], "seconds": line["seconds"], "reason": line.get("reason", "")}
+    built = sum(row["status"] == "built" for row in rows.values())
+    return {"notebook": name, "seconds": closing[-1]["seconds"] if closing else None, "peak_mib": _largest(*lines),
+            "time": lines[-1]["time"].replace("T", " "), "built": built, "reused": len(rows) - built, "steps": list(rows.values())}
+
+
+def _largest(*lines):
+    return max((line["peak_mib"] for line in lines if line.get("peak_mib") is not None), default=None)
+
+
+def seeds(run):
+    """Name-value pairs of everything random."""
+    pretraining = run.settings.pretraining
+    last = run.seed + run.settings.seeds - 1
+    rows = [("Study: folds, first training, bootstrap", run.seed), ("Trainings of the main model", f"{run.seed} to {last}" if last > run.seed else run.seed)]
+    return rows + ([("Pre-training on captioned phantoms", pretraining.seed)] if pretraining else [])
+
+
+def hashes(run):
+    """Rows (what, file or folder, SHA-256 or its beginning): the cohorts as read, and the weights of the main model."""
+    data = note(run.folder / "data.json", {})
+    rows = [(f"{role.capitalize()} cohort: pictures and grades", getattr(run.settings, role).name, data[role]["hash"]) for role in ("training", "external") if role in data]
+    for checkpoint in main_checkpoints(run):
+        key = note(checkpoint.with_name(f"{checkpoint.name}.json"), {}).get("key", {})
+        rows += [("Start weights", run.settings.model.name, key["weights"])] if "weights" in key else []
+        rows += [("Trained weights of the main model", f"{checkpoint.name}/{path.name}", _sha256(path)) for path in sorted(checkpoint.glob("*.safetensors"))]
+    return rows
+
+
+def _sha256(path):
+    from koa_lib.images.read import file_sha256
+
+    return file_sha256(path)
+
+
+def main_checkpoints(run):
+    """The checkpoint folders behind `primary.json`; empty where none is kept."""
+    found = {}
+    for file in note(run.folder / "primary.json", {}).values():
+        model, *_, fold, seed = Path(file).stem.split("__")[:5]
+        found[run.folder / "checkpoints" / f"{model}__{fold}__{seed}"] = None
+    return [folder for folder in found if folder.is_dir()]
+
+
+def packages():
+    """Installed versions of the project's direct dependencies, as (name, version) in alphabetical order."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    names = sorted((re.match(r"[\w-]+", requirement)[0] for requirement in listed), key=str.lower)
+    return [(name, _version(name)) for name in names]
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

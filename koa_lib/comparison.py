@@ -33,6 +33,40 @@ def fold_table(results):
     return pd.DataFrame(rows)
 
 
+def folds_and_seeds(arms, before):
+    """Each fold of several arms, with the mean and spread over folds and over seeds.
+
+    Parameters
+    ----------
+    arms : dict of str to dict of int to dict
+        Arm -> seed -> results as from `Runner.run`; the folds of the first seed are shown.
+    before : dict of str to dict
+        Arm -> frames of the same model before training, as from `before_training`.
+
+    Returns
+    -------
+    DataFrame
+        arm, part, row (fold, 'mean over ...', 'SD over ...', 'before training'), n, then as `fold_table`.
+    """
+    rows = []
+    for arm, runs in arms.items():
+        tables = {seed: fold_table(results).rename(columns={"fold": "row"}) for seed, results in runs.items()}
+        for part, folds in next(iter(tables.values())).groupby("part", sort=False):
+            means = pd.DataFrame([table.loc[table["part"] == part, list(_SHOWN)].mean() for table in tables.values()])
+            spreads = [_spread(folds[list(_SHOWN)], "folds"), _spread(means, "seeds")]
+            untouched = fold_table({part: before.get(arm, {}).get(part, [])})
+            start = [untouched.assign(row="before training").drop(columns="fold")] if len(untouched) else []
+            rows.append(pd.concat([folds, *spreads, *start]).assign(arm=arm, part=part))
+    return pd.concat(rows, ignore_index=True)[["arm", "part", "row", "n", *_SHOWN]].astype({"n": "Int64"})
+
+
+def _spread(values, over):
+    # Nothing is said of a single one.
+    if len(values) < 2:
+        return values.iloc[:0]
+    return pd.DataFrame([values.mean(), values.std()]).assign(row=[f"mean over {over}", f"SD over {over}"])
+
+
 def fold_sentence(table):
     """Mean and standard deviation over the folds of the unseen parts, in words."""
     sentences = []

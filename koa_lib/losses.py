@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import binom
 
 from koa_lib.device import autocast
 from koa_lib.grades import GRADES
@@ -146,3 +148,21 @@ def consistency_loss(logits, mirrored):
     """
     one, other = F.log_softmax(logits, dim=-1), F.log_softmax(mirrored, dim=-1)
     return ((one.exp() - other.exp()) * (one - other)).sum(dim=-1).mean() / 2
+
+
+def infonce_floor(priors, batch):
+    """Lowest expected symmetric InfoNCE loss (nats) with diagonal targets when each grade has one caption.
+
+    A picture cannot be told from the m - 1 others of its grade in the batch, so its loss is at least ln m.
+
+    Parameters
+    ----------
+    priors : array (5,)
+        Grade shares or counts.
+    batch : int
+        Pictures per batch, at least 1.
+    """
+    priors, others = np.asarray(priors, dtype=float), np.arange(batch)
+    chances = [binom.pmf(others, batch - 1, share) for share in priors / priors.sum()]
+    least = [(chance * np.log1p(others)).sum() for chance in chances]
+    return float(np.average(least, weights=priors))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from koa_lib import stats
 from koa_lib.comparison import shown_fold
+from koa_lib.losses import chance_loss, infonce_floor
 from koa_lib.protocols import clip_arm, main_arm, main_fold
 
 AS_PRINTED = "as printed"
@@ -93,3 +94,24 @@ def _values(study, results):
         outside = stats.bootstrap_summary(shown_fold(study, results, "external"), 1, study.seed).set_index("metric").value
         values |= {"external_accuracy": outside["accuracy"], "external_qwk": outside["qwk"]}
     return values
+
+
+def contrastive_history(study, found, printed):
+    """The history of the reading that trains with InfoNCE, with the loss that cannot be undercut and that of a guess.
+
+    Parameters
+    ----------
+    found : list of (Reading, Arm, dict)
+    printed : dict
+        Results of the main arm, as from `Runner.run`.
+
+    Returns
+    -------
+    DataFrame
+        The arm's history; floor, guess (nats).
+    """
+    arm = next(arm for _, arm, _ in found if arm.recipe.loss == "infonce")
+    mix = shown_fold(study, printed, "train")["kl_grade"].value_counts().sort_index()
+    batch = min(arm.recipe.batch, mix.sum())
+    history = pd.read_csv(study.file(f"history/{arm.name}.csv"))
+    return history.assign(floor=infonce_floor(mix, batch), guess=chance_loss(batch))

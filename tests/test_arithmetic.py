@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
-from koa_lib import metrics
+from koa_lib import losses, metrics
 from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
 from koa_lib.paper import arithmetic, consistency
@@ -161,13 +161,13 @@ def test_bootstrap_width_error_covers_simulated_bootstraps():
 
 
 def test_infonce_floor_equals_a_simulation_and_its_limits():
-    floors = [round(arithmetic.infonce_floor(INTERNAL, batch), 2) for batch in (16, 32, 64, 128)]
+    floors = [round(losses.infonce_floor(INTERNAL, batch), 2) for batch in (16, 32, 64, 128)]
     assert floors == [1.51, 2.13, 2.79, 3.47]
-    assert arithmetic.infonce_floor([1, 0, 0, 0, 0], 64) == pytest.approx(np.log(64))
-    assert arithmetic.infonce_floor([1, 1, 1, 1, 1], 1) == 0
+    assert losses.infonce_floor([1, 0, 0, 0, 0], 64) == pytest.approx(np.log(64))
+    assert losses.infonce_floor([1, 1, 1, 1, 1], 1) == 0
     batches = np.random.default_rng(0).choice(5, (4000, 64), p=np.array(INTERNAL) / 8260)
     same = (batches[:, :, None] == batches[:, None, :]).sum(2)
-    assert np.log(same).mean() == pytest.approx(arithmetic.infonce_floor(INTERNAL, 64), abs=0.005)
+    assert np.log(same).mean() == pytest.approx(losses.infonce_floor(INTERNAL, 64), abs=0.005)
 
 
 # --- the findings ---

@@ -190,7 +190,7 @@ def test_a_perfect_model_attains_the_floor(kind, scale):
 
 
 def test_the_label_aware_floor_is_the_expected_one_of_infonce():
-    from koa_lib.paper.arithmetic import infonce_floor
+    from koa_lib.losses import infonce_floor
 
     priors, generator = np.array([0.4, 0.2, 0.25, 0.11, 0.04]), np.random.default_rng(0)
     drawn_grades = (torch.as_tensor(generator.choice(5, 64, p=priors)) for _ in range(400))

@@ -157,26 +157,5 @@ def wilson(percent, n):
     return float(100 * (centre - half) / (1 + z**2 / n)), float(100 * (centre + half) / (1 + z**2 / n))
 
 
-def infonce_floor(priors, batch):
-    """Lowest expected symmetric InfoNCE loss (nats) with diagonal targets when each grade has one caption.
-
-    A picture cannot be told from the m - 1 others of its grade in the batch, so its loss is at least ln m.
-
-    Parameters
-    ----------
-    priors : array (5,)
-        Grade shares or counts.
-    batch : int
-        Pictures per batch, at least 1.
-    """
-    from scipy.stats import binom
-
-    (priors,) = _floats(priors)
-    others = np.arange(batch)
-    chances = [binom.pmf(others, batch - 1, share) for share in priors / priors.sum()]
-    least = [(chance * np.log1p(others)).sum() for chance in chances]
-    return float(np.average(least, weights=priors))
-
-
 def _floats(*arrays):
     return tuple(np.asarray(array, dtype=float) for array in arrays)

@@ -8,7 +8,7 @@ name it.
 import numpy as np
 import pandas as pd
 
-from koa_lib import metrics
+from koa_lib import losses, metrics
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.paper import arithmetic, sensitivities
@@ -209,7 +209,7 @@ def _mixes(external, internal):
             ("accuracy of guessing in the internal grade mix", 100 * mix @ prior, "needs no picture"),
             ("within-one accuracy of the best constant grade", 100 * constant["within_one"], f"grade {constant['within_one_grade']}; stands beside any within-one accuracy"),
             ("divergence of the external from the internal grade mix, nats", entropy(mix, prior), "Kullback-Leibler; 0 for equal mixes"),
-            (f"lowest diagonal InfoNCE loss at batch {BATCH}, nats", arithmetic.infonce_floor(internal, BATCH), floor),
+            (f"lowest diagonal InfoNCE loss at batch {BATCH}, nats", losses.infonce_floor(internal, BATCH), floor),
         ]
     )
 

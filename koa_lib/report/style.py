@@ -14,6 +14,7 @@ FROZEN, TRAINED, INK = "#dbe4ee", "#f9d9b0", "#333333"
 # Inches: the whole page, and one column, whose text of at least 8 points can be read where a phone shows it
 # 340 pixels wide.
 WIDTH, COLUMN = 7.2, 4.8
+PNG_DPI = 200
 
 OURS = {
     "font.family": "DejaVu Sans",

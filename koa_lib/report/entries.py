@@ -1,0 +1,163 @@
+"""What surrounds an exhibit: its entry in `reports/exhibits/<notebook>.yaml`, with templates filled from the exhibit's own frame."""
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, StrictUndefined, TemplateError
+
+from koa_lib.errors import StudyError
+from koa_lib.profile import ROOT
+from koa_lib.report import words
+from koa_lib.report.tables import Column
+
+FOLDER = ROOT / "reports" / "exhibits"
+COLUMNS = "columns.yaml"  # names and formats that all notebooks share
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One exhibit as its YAML declares it.
+
+    Attributes
+    ----------
+    title : str
+        A few words, for lists of exhibits.
+    caption, says, alt : str
+        Jinja templates; `says` is one sentence below the exhibit, `alt` makes the exhibit a figure.
+    columns : dict
+        Column (with `*` for a part of its name) to a format, or to head, format and hint.
+    needs : list of str
+        What some profiles lack: keys of a profile's `not_run`, or "external".
+    undefined : str
+        Why a number may be undefined.
+    plot : str or dict
+        A chart of `plots`, with its options.
+    """
+
+    key: str
+    notebook: str
+    title: str
+    caption: str
+    says: str = ""
+    alt: str = ""
+    undefined: str = ""
+    columns: dict = field(default_factory=dict)
+    needs: list = field(default_factory=list)
+    plot: str | dict = ""
+
+    @property
+    def kind(self):
+        """'figure' or 'table'."""
+        return "figure" if self.alt else "table"
+
+    @property
+    def number(self):
+        """The paper's number of its item ('6'), or ours by the order of the files ('S3')."""
+        return self.key.split("_")[1] if is_paper_item(self.key) else f"S{_own(self.kind).index(self.key) + 1}"
+
+    @property
+    def name(self):
+        """'Figure 6' or 'Table S3'."""
+        return f"{self.kind.capitalize()} {self.number}"
+
+    def fill(self, template, facts):
+        """A template with facts; StudyError names the exhibit, the template and what is unknown in it."""
+        try:
+            text = _templates().from_string(getattr(self, template)).render(**facts)
+        except (TemplateError, ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise StudyError(f"{self.notebook}.yaml: {template} of '{self.key}' cannot be filled: {error}. "
+                             f"Known: {', '.join(sorted(facts))}.") from error
+        return words.typeset(words.people(" ".join(text.split())))
+
+
+def is_paper_item(key):
+    """Whether an exhibit is a numbered item of the paper: 'table_3', 'figure_6'."""
+    return bool(re.fullmatch(r"(table|figure)_\d+", key))
+
+
+@cache
+def read(notebook):
+    """The entries of a notebook by key, in order; StudyError names an unknown setting or a missing one."""
+    path = FOLDER / f"{notebook}.yaml"
+    if not path.is_file():
+        raise StudyError(f"{path} does not exist; the exhibits of {notebook} are declared there.")
+    return {key: _entry(key, notebook, settings) for key, settings in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items()}
+
+
+def every():
+    """All entries by key, in the order of the notebooks."""
+    return {key: entry for path in sorted(FOLDER.glob("[0-9]*.yaml")) for key, entry in read(path.stem).items()}
+
+
+@cache
+def shared_columns():
+    """The columns that all notebooks share, as `Column` by name or pattern."""
+    return {name: Column.of(name, settings) for name, settings in yaml.safe_load((FOLDER / COLUMNS).read_text(encoding="utf-8")).items()}
+
+
+def _entry(key, notebook, settings):
+    try:
+        entry = Entry(key, notebook, **settings)
+    except TypeError as error:
+        raise StudyError(f"{notebook}.yaml: '{key}' has an unknown or missing setting ({error}).") from None
+    if is_paper_item(key) and not key.startswith(entry.kind):
+        raise StudyError(f"{notebook}.yaml: '{key}' is a {entry.kind}, because it has {'an' if entry.alt else 'no'} alternative text.")
+    return entry
+
+
+def _own(kind):
+    return [key for key, entry in every().items() if entry.kind == kind and not is_paper_item(key)]
+
+
+@cache
+def _templates():
+    templates = Environment(undefined=StrictUndefined)
+    templates.filters |= FILTERS
+    return templates
+
+
+def excluding_zero(frame, name="difference"):
+    """The rows whose interval `<name>_low` to `<name>_high` excludes 0."""
+    return frame[(frame[f"{name}_low"] > 0) | (frame[f"{name}_high"] < 0)]
+
+
+def best(frame, name):
+    """The row with the highest value of a column."""
+    return frame.loc[frame[name].idxmax()]
+
+
+def lowest(frame, name):
+    """The row with the lowest value of a column."""
+    return frame.loc[frame[name].idxmin()]
+
+
+def where(frame, name, value):
+    """The rows with this value in a column."""
+    return frame[frame[name] == value]
+
+
+def plural(number, noun):
+    """'1 fold', '5 folds'."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def listed(texts):
+    """'A', 'A and B', 'A, B and C'."""
+    *first, last = map(str, texts) if len(texts) else ["none"]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def fixed(number, decimals=3):
+    """A number with this many decimals, '–' where it is undefined."""
+    return "–" if pd.isna(number) else f"{number:,.{decimals}f}"
+
+
+def signed(number, decimals=1):
+    """The same with its sign."""
+    return "–" if pd.isna(number) else f"{number:+,.{decimals}f}"
+
+
+FILTERS = {function.__name__: function for function in (excluding_zero, best, lowest, where, plural, listed, fixed, signed)}

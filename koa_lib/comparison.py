@@ -50,7 +50,7 @@ def folds_and_seeds(arms, before):
     """
     rows = []
     for arm, runs in arms.items():
-        tables = {seed: fold_table(results).rename(columns={"fold": "row"}) for seed, results in runs.items()}
+        tables = {seed: fold_table(results).rename(columns={"fold": "row"}).astype({"row": str}) for seed, results in runs.items()}
         for part, folds in next(iter(tables.values())).groupby("part", sort=False):
             means = pd.DataFrame([table.loc[table["part"] == part, list(_SHOWN)].mean() for table in tables.values()])
             spreads = [_spread(folds[list(_SHOWN)], "folds"), _spread(means, "seeds")]

@@ -28,7 +28,7 @@ class Column:
     """How a column is shown: its head, format (a unit, perhaps with decimals; text; hidden; by_unit), and a hint on what it is."""
 
     head: str
-    format: str = TEXT
+    format: str = ""
     hint: str = ""
 
     @classmethod
@@ -36,7 +36,7 @@ class Column:
         """A column from YAML: a format, or a mapping of head, format and hint; what is not said is as in `known`."""
         settings = {"format": settings} if isinstance(settings, str) else settings
         column = replace(known or cls(words.capital(words.people(name).replace("_", " "))), **settings)
-        if column.format not in (BY_UNIT, HIDDEN, TEXT) and not re.fullmatch(rf"({'|'.join(UNITS)})(\.\d)?", column.format):
+        if column.format not in ("", BY_UNIT, HIDDEN, TEXT) and not re.fullmatch(rf"({'|'.join(UNITS)})(\.\d)?", column.format):
             raise StudyError(f"Column '{name}' declares the format '{column.format}'. Known: {', '.join(UNITS)} (also as percent.2), {BY_UNIT}, {TEXT}, {HIDDEN}.")
         return column
 
@@ -68,9 +68,9 @@ def declared(frame, shared, own, key):
     for name in frame.columns:
         bound = _bound(name, frame)
         column = _declared(bound or str(name), shared, own)
-        if column.format == TEXT and pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name]):
+        if not column.format and pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name]):
             raise StudyError(f"Exhibit '{key}' declares no format for the numbers of its column '{bound or name}'.")
-        found[name] = column
+        found[name] = column if column.format else replace(column, format=TEXT)
     return found
 
 

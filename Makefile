@@ -64,7 +64,7 @@ dry:  ## show that the `paper` profile runs: true architectures, random weights,
 $(OUT)/inputs.yaml: FORCE | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
 
-$(OUT)/nb/%.ipynb: notebooks/%.ipynb $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
+$(OUT)/nb/%.ipynb: notebooks/%.ipynb reports/exhibits/%.yaml reports/exhibits/columns.yaml $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
 	@$(KOA) notebook $* $(RUN_ARGS)
 
 # Order: who reads whose results.

@@ -15,21 +15,21 @@ from koa_lib import device, journal
 from koa_lib.errors import GOES_ON, StudyError
 from koa_lib.profile import ROOT
 from koa_lib.progress import duration
+from koa_lib.report import entries
 from koa_lib.report.terminal import Terminal
 from koa_lib.store import write_text
-from reports import cards, checklists, front_page, links, pages, places, provenance
-from reports.places import PAPER_ITEMS
-
-__all__ = ["build", "verify"]
+from reports import cards, checklists, front_page, pages, places, provenance
 
 SOURCES = ROOT / "reports"
+_LEFT_OUT = ("_build", "reference", "checklists", "exhibits", "__pycache__", "*.jinja", "*.py")
+_AT_ROOT = ("conf.py", "_ext", "_static", "_templates", "references.bib")
 _BANNER = "Synthetic phantoms: no picture of this run shows a patient, and no number of it is a medical result."
-FAILED_LINES = 3  # of a failed build are shown; all are in its log
 _DRY = "DRY RUN: random weights, a few pictures, one epoch. It shows that every step works; its numbers mean nothing."
 _FOOTER = "Research and teaching only, not a medical device. MIT licence, the koa-clip authors."
+FAILED_LINES = 3  # of a failed build are shown; all are in its log
 
 
-def tell_and_build(folder):
+def tell_and_build(run_dir):
     """Build the HTML report of a run and tell how long it took.
 
     Raises
@@ -37,10 +37,10 @@ def tell_and_build(folder):
     StudyError
         In at most five lines; the whole is in `logs/report.log`.
     """
-    terminal, clock, log = Terminal(), time.perf_counter(), folder / "logs" / "report.log"
+    terminal, clock, log = Terminal(), time.perf_counter(), run_dir / "logs" / "report.log"
     terminal.now("report: building the pages")
     try:
-        build(folder)
+        build(run_dir)
     except StudyError as error:
         terminal.now()
         lines = str(error).splitlines()
@@ -50,7 +50,7 @@ def tell_and_build(folder):
         write_text(log, str(error) + "\n")
         raise StudyError("\n".join([*lines[:FAILED_LINES], f"  full log: {log}", f"  {GOES_ON}"])) from None
     seconds = time.perf_counter() - clock
-    journal.append(folder, "report", "built", seconds, "pages built", "report", children=True)
+    journal.append(run_dir, "report", "built", seconds, "pages built", "report", children=True)
     terminal.line(f"report: pages built in {duration(seconds)}", "head")
 
 
@@ -60,7 +60,7 @@ def build(run_dir):
     Parameters
     ----------
     run_dir : Path
-        A run folder with `inputs.yaml` and executed notebooks in `nb/`.
+        A run folder with `inputs.yaml`, `exhibits.json` and all executed notebooks in `nb/`.
 
     Returns
     -------
@@ -70,122 +70,66 @@ def build(run_dir):
     Raises
     ------
     StudyError
-        No executed notebook, a warning of Sphinx, or a page that would load something from a network.
+        A notebook or an exhibit is missing, a warning of Sphinx, a dead link, or a page that would load something
+        from a network.
     """
-    run_dir = Path(run_dir).resolve()
-    notebooks = _read_notebooks(run_dir)
-    work = run_dir / "html.tmp"
+    run = provenance.Run.read(Path(run_dir).resolve())
+    problems = missing(run)
+    if problems:
+        raise StudyError("\n".join([f"The report of {run.folder.name} cannot be built:", *problems]))
+    work = run.folder / "html.tmp"
     shutil.rmtree(work, ignore_errors=True)
-    _write_sources(run_dir, notebooks, work / "source")
+    _write_sources(run, work / "source")
     _run_sphinx(work)
     for folder in ("tables", "figures"):
-        if (run_dir / folder).is_dir():
-            shutil.copytree(run_dir / folder, work / "html" / folder, ignore=shutil.ignore_patterns(".*", "*.json"))
-    problems = pages.remote_resources(work / "html")
+        shutil.copytree(run.folder / folder, work / "html" / folder, ignore=shutil.ignore_patterns(".*", "*.json"))
+    problems = pages.dead_links(work / "html") + pages.remote_resources(work / "html")
     if problems:
-        raise StudyError(f"The report of {run_dir.name} would not work offline: {'; '.join(problems[:5])}. "
-                         f"Remove that output from the notebook; the pages are in {work}.")
-    _swap(work / "html", run_dir / "html")
+        raise StudyError("\n".join([f"The report of {run.folder.name} has dead links or would not work offline; its pages are in {work}:", *problems]))
+    _swap(work / "html", run.folder / "html")
     shutil.rmtree(work)
-    for problem in verify(run_dir):
-        print(f"report: {problem}", flush=True)
-    return run_dir / "html" / "index.html"
+    return run.folder / "html" / "index.html"
 
 
-def verify(run_dir):
-    """Check a built report.
-
-    Returns
-    -------
-    list of str
-        What is wrong, one sentence each: items of the paper without file or anchor, pages older than their
-        notebook, dead links, remote resources. Empty when all is well.
-    """
-    run_dir = Path(run_dir).resolve()
-    html = run_dir / "html"
-    if not (html / "index.html").is_file():
-        return [f"{html / 'index.html'} does not exist"]
-    return _missing_items(run_dir) + _stale_pages(run_dir) + pages.dead_links(html) + pages.remote_resources(html)
-
-
-def _missing_items(run_dir):
-    found = []
-    shown = pages.exhibits(run_dir / "html")
-    for name in PAPER_ITEMS:
-        folder, kind = ("tables", "csv") if name.startswith("table") else ("figures", "png")
-        for base in (run_dir, run_dir / "html"):
-            path = base / folder / f"{name}.{kind}"
-            if not path.is_file() or not path.stat().st_size:
-                found.append(f"{path.relative_to(run_dir)} is missing or empty")
-        if name.replace("_", "-") not in shown:
-            found.append(f"no page shows {name.replace('_', ' ')}")
+def missing(run):
+    """Sentences on what a report needs and the run lacks: notebooks, and files of declared exhibits."""
+    found = [f"{name} has not been executed. Run 'make reproduce' with this profile." for name in provenance.names() if name not in run.notebooks]
+    for key, entry in entries.every().items():
+        shown = run.exhibits.get(key)
+        gone = [file for file in shown["files"] if not (run.folder / file).is_file()] if shown else []
+        if not shown or gone:
+            what = f"{gone[0]} is gone" if gone else f"it has not shown '{key}'"
+            found.append(f"{entry.notebook}: {what}. Delete {run.folder / 'nb' / entry.notebook}.ipynb and run make again.")
     return found
 
 
-def _stale_pages(run_dir):
-    found = []
-    for path in _executed(run_dir):
-        page = run_dir / "html" / "nb" / f"{path.stem}.html"
-        if not page.is_file():
-            found.append(f"{path.name} has no page")
-        elif page.stat().st_mtime < path.stat().st_mtime:
-            found.append(f"the page of {path.name} is older than the notebook")
-    return found
-
-
-def _executed(run_dir):
-    # 05_x.running.ipynb and 05_x.failed.ipynb are not results.
-    return sorted(path for path in (run_dir / "nb").glob("[0-9][0-9]_*.ipynb") if "." not in path.stem)
-
-
-def _read_notebooks(run_dir):
-    paths = _executed(run_dir)
-    if not paths:
-        raise StudyError(f"{run_dir / 'nb'} holds no executed notebook. Run 'make reproduce' first.")
-    notebooks = {}
-    for path in paths:
-        try:
-            notebooks[path.stem] = nbformat.read(path, as_version=4)
-        except Exception as error:
-            name = type(error).__name__
-            raise StudyError(f"{path} is not a notebook ({name}). Delete it and run make again.") from error
-    return notebooks
-
-
-def _write_sources(run_dir, notebooks, source):
-    shutil.copytree(SOURCES, source, ignore=shutil.ignore_patterns("_build", "reference", "checklists", "*.jinja", "__pycache__"))
-    run = provenance.Run.read(run_dir, notebooks)
+def _write_sources(run, source):
+    # As in the repository: notebooks/ beside reports/, so that links of both work as they are written.
+    shutil.copytree(SOURCES, source / "reports", ignore=shutil.ignore_patterns(*_LEFT_OUT, *_AT_ROOT))
+    for name in _AT_ROOT:
+        copy = shutil.copytree if (SOURCES / name).is_dir() else shutil.copyfile
+        copy(SOURCES / name, source / name)
     stamps = [(run.dry, _DRY), (run.synthetic, _BANNER)]
-    record = {"run": run_dir.name, "banner": " ".join(text for true, text in stamps if true), "footer": _FOOTER}
+    record = {"run": run.folder.name, "banner": " ".join(text for true, text in stamps if true), "footer": _FOOTER}
     (source / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    (source / "nb").mkdir()
-    found, results = places.exhibits(notebooks), cards.measured(run)
-    shown = {name.replace("_", "-") for name in found}
-    for name, notebook in notebooks.items():
-        nbformat.write(links.in_notebook(_for_reading(notebook), notebooks, shown), source / "nb" / f"{name}.ipynb")
-    where, common = places.Places(notebooks, found), {"synthetic": run.synthetic, "facts": provenance.facts(run), "notebooks": list(notebooks)}
+    (source / "notebooks").mkdir()
+    for name, notebook in run.notebooks.items():
+        nbformat.write(_for_reading(notebook), source / "notebooks" / f"{name}.ipynb")
+    _write_pages(run, source)
+
+
+def _write_pages(run, source):
+    results, common = cards.measured(run), {"synthetic": run.synthetic, "facts": provenance.facts(run)}
+    readings = checklists.readings(run)
     for name in checklists.NAMES:
-        _render("checklist.md", source / f"{name}.md", list=checklists.linked(checklists.read(name), where), **common)
-    readings = checklists.readings(where)
-    _render("deviations.md", source, readings=readings)
-    _render("model_card.md", source, card=cards.model_card(run, results), **common)
-    _render("data_cards.md", source, cards=cards.data_cards(run), has_findings="01_data_audit" in notebooks)
-    _render_environment(run, source, common)
-    _render_front_page(run, source, found, results, common | {"papers": front_page.papers(front_page.scores(run.folder), notebooks, found, readings)})
-    links.in_pages(source, notebooks, shown)
-
-
-def _render_front_page(run, source, found, results, common):
-    rows, items = front_page.scores(run.folder), places.items(run.folder, run.notebooks, found)
-    pages_found = [page for page in places.PAGES if (source / f"{page}.md").is_file()]
-    _render("index.md", source, scores=rows, verdict=front_page.verdict(run, rows, results, items), verdicts=front_page.verdicts(rows), headlines=front_page.headlines(rows),
-            sources=front_page.sources(rows), items=items, others=places.others(run.notebooks, found), pages=pages_found, **common)
-
-
-def _render_environment(run, source, common):
+        _render("checklist.md", source / "reports" / f"{name}.md", list=checklists.linked(checklists.read(name), run), **common)
+    _render("deviations.md", source / "reports", readings=readings)
+    _render("model_card.md", source / "reports", card=cards.model_card(run, results), **common)
+    _render("data_cards.md", source / "reports", cards=cards.data_cards(run), **common)
     steps = provenance.steps(run.folder)
-    _render("environment.md", source, machine=device.machine(), seeds=provenance.seeds(run), hashes=provenance.hashes(run), steps=steps, total=provenance.total(steps),
-            packages=provenance.packages(), **common)
+    _render("environment.md", source / "reports", machine=device.machine(), seeds=provenance.seeds(run), hashes=provenance.hashes(run), steps=steps,
+            total=provenance.total(steps), packages=provenance.packages(), **common)
+    _render("index.md", source, front=front_page.front(run, results, readings), notebooks=list(run.notebooks), pages=list(places.PAGES), **common)
 
 
 def _render(name, target, **values):
@@ -214,8 +158,7 @@ def _for_reading(notebook):
 
 
 def _run_sphinx(work):
-    command = [sys.executable, "-m", "sphinx", "-W", "-q", "--no-color", "-b", "html", "-d", str(work / "doctrees"),
-               str(work / "source"), str(work / "html")]
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "--no-color", "-b", "html", "-d", str(work / "doctrees"), str(work / "source"), str(work / "html")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.replace(f"{work / 'source'}/", "") for line in done.stderr.splitlines() if line.strip()]

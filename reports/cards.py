@@ -9,7 +9,7 @@ from koa_lib import metrics, predictions
 from koa_lib.data import cohorts, sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.report import labels
+from koa_lib.report import words
 from reports import provenance
 
 __all__ = ["data_cards", "measured", "model_card"]
@@ -104,7 +104,7 @@ def model_card(run, results):
     model = settings.model
     start = cohorts.facts(settings.training.name)
     details = [
-        ("Model", f"{labels.words(results[0]['model']) if results else 'CLIP'}: {model.name}, pictures of {model.image_size} × {model.image_size} pixels"),
+        ("Model", f"{words.people(results[0]['model']) if results else 'CLIP'}: {model.name}, pictures of {model.image_size} × {model.image_size} pixels"),
         ("Starts from", STARTS[model.start]),
         ("Trained part", PARTS[recipe.part]),
         ("Protocol", "as printed in the paper" if settings.as_printed else "our protocol: official split, patients kept apart"),
@@ -114,16 +114,16 @@ def model_card(run, results):
         ("Licence of the training pictures", start.licence),
     ]
     weights = [row for row in provenance.hashes(run) if "weights" in row[0].lower()]
-    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": [row | {"cohort": labels.words(row["cohort"])} for row in results], "metrics": SHOWN, "grades": _per_grade(run), "weights": weights}
+    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": [row | {"cohort": words.people(row["cohort"])} for row in results], "metrics": SHOWN, "grades": _per_grade(run), "weights": weights}
 
 
 def _recipe(recipe):
-    intensity = "unchanged" if recipe.intensity == "none" else labels.words(recipe.intensity)
+    intensity = "unchanged" if recipe.intensity == "none" else words.people(recipe.intensity)
     rows = [
         ("Loss", {"prototypes": "cross-entropy over five text prototypes", "infonce": "symmetric InfoNCE"}[recipe.loss]),
-        ("Prompts", labels.words(recipe.prompts).replace("_", " ")),
+        ("Prompts", words.people(recipe.prompts).replace("_", " ")),
         ("Normalisation", {"imagenet": "ImageNet statistics", "clip": "CLIP statistics"}[recipe.normalisation]),
-        ("Geometry and intensity", f"{labels.words(recipe.geometry)}, {intensity}"),
+        ("Geometry and intensity", f"{words.people(recipe.geometry)}, {intensity}"),
         ("Augmentation", recipe.augmentation.replace("_", " ")),
         ("Epochs", recipe.epochs),
         ("Batch", recipe.batch),

@@ -6,6 +6,7 @@ import yaml
 
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
+from reports import places
 
 FOLDER = ROOT / "reports" / "checklists"
 NAMES = ("tripod_ai", "claim_2024")
@@ -52,14 +53,14 @@ def _problem(item, seen):
     return "say why." if item["status"] != STATUSES[0] and not item["note"] else ""
 
 
-def linked(content, places):
+def linked(content, run):
     """The checklist with each target of `where` as a link, and the numbers of items per status."""
-    sections = [section | {"items": [item | {"where": [places.link(target) for target in item["where"]]} for item in section["items"]]} for section in content["sections"]]
+    sections = [section | {"items": [item | {"where": [places.link(target, run) for target in item["where"]]} for item in section["items"]]} for section in content["sections"]]
     counts = Counter(item["status"] for section in sections for item in section["items"])
     return content | {"sections": sections, "counts": [(status, counts[status]) for status in STATUSES if counts[status]], "total": counts.total()}
 
 
-def readings(places):
+def readings(run):
     """The index of deviations and readings: number, topic, open, ours, where (links to what it changes)."""
     rows = yaml.safe_load((FOLDER / "readings.yaml").read_text(encoding="utf-8"))
-    return [row | {"where": [places.link(target) for target in row["where"]]} for row in rows]
+    return [row | {"where": [places.link(target, run) for target in row["where"]]} for row in rows]

@@ -1,4 +1,4 @@
-"""Sphinx settings of the report. `koa_lib.report` copies this folder beside the notebooks and writes run.json."""
+"""Sphinx settings of the report. `reports.build` copies this folder beside the notebooks and writes run.json."""
 
 import json
 import sys
@@ -16,6 +16,7 @@ html_short_title = "koa-clip"
 
 extensions = ["myst_nb", "sphinxcontrib.bibtex", "mathml", "roles", "typography"]
 exclude_patterns = ["jupyter_execute"]
+suppress_warnings = ["myst.xref_missing"]  # of anchors in other pages it knows headings only; dead links are looked for in the built pages
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
@@ -25,6 +26,9 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_merge_streams = True
+# Exhibits carry real labels, as MyST.
+nb_render_markdown_format = "myst"
+nb_mime_priority_overrides = [("html", "text/markdown", 0)]
 nb_code_prompt_show = "Show {type}"
 nb_code_prompt_hide = "Hide {type}"
 html_math_renderer = "mathml"
@@ -36,6 +40,7 @@ html_css_files = ["koa.css"]
 html_context = {"default_mode": "auto"}  # light or dark as the system says, until the reader chooses
 html_show_search_summary = False  # a page in a plain folder may not read the others to quote them
 html_sourcelink_suffix = ""
+html_copy_source = False  # the notebooks without their outputs are in the repository
 html_use_index = False
 html_theme_options = {
     "logo": {"text": "koa-clip"},

@@ -1,10 +1,8 @@
-"""Built HTML pages as a browser sees them: their exhibits, their links, and what they would load."""
+"""Built HTML pages as a browser sees them: their links, and what they would load."""
 
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
-
-__all__ = ["dead_links", "exhibits", "remote_resources"]
 
 _LOADING = ("src", "srcset", "poster", "data", "action", "formaction", "background")
 # Only these relations of <link> load nothing.
@@ -16,14 +14,12 @@ _CSS_ADDRESS = re.compile(r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^"')\s
 class _Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
-        self.ids, self.exhibits, self.links, self.remote, self._style = set(), set(), [], [], False
+        self.ids, self.links, self.remote, self._style = set(), [], [], False
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         attrs = {name: value or "" for name, value in attrs}
         self.ids.update(attrs[name] for name in ("id", "name") if name in attrs)
-        if "koa-exhibit" in attrs.get("class", "").split():
-            self.exhibits.add(attrs.get("id", ""))
         self._style = tag == "style"
         self.remote += _CSS_ADDRESS.findall(attrs.get("style", ""))
         if tag == "a" and "href" in attrs:
@@ -40,11 +36,6 @@ class _Page(HTMLParser):
 
 def _read(html):
     return {path: _Page(path) for path in sorted(html.rglob("*.html")) if "_static" not in path.relative_to(html).parts}
-
-
-def exhibits(html):
-    """The ids of all exhibits on the pages of a folder, such as "table-3" (a heading may have the same id)."""
-    return set().union(*(page.exhibits for page in _read(html).values()))
 
 
 def remote_resources(html):

@@ -7,33 +7,38 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import nbformat
+
 from koa_lib import device, journal
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT, Profile
+from koa_lib.report import running
 from koa_lib.study import stored_inputs
 
-__all__ = ["Run", "facts", "hashes", "html_outputs", "inputs", "is_synthetic", "minutes", "note", "packages", "seeds", "steps", "timings", "total"]
-
-_STAMP = re.compile(r"commit (\S+) · data ([^·<]+) · seed (\d+)")
+LISTED = "exhibits.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as the report sees it: its folder, inputs, profile and executed notebooks by stem."""
+    """A finished run as the report sees it: its folder, inputs, profile, executed notebooks by stem, and exhibits by key.
+
+    An exhibit has name ('Table S3'), kind, number, title, notebook, caption, alt, files, reason (why it is empty) and stamp.
+    """
 
     folder: Path
     inputs: dict
     settings: Profile
     notebooks: dict
+    exhibits: dict
 
     @classmethod
-    def read(cls, folder, notebooks):
-        """The run in a folder; StudyError when its inputs are absent or damaged."""
+    def read(cls, folder):
+        """The run in a folder; StudyError when its inputs or notebooks are absent or damaged."""
         content = inputs(folder)
         settings = profiles.load(content.get("profile") or folder.name)
         settings = profiles.dry(settings, real=bool(content.get("data"))) if content.get("dry") else settings
-        return cls(folder, content, settings, notebooks)
+        return cls(folder, content, settings, _notebooks(folder), note(folder / LISTED, {}))
 
     @property
     def synthetic(self):
@@ -64,10 +69,20 @@ def is_synthetic(content):
     return bool(content.get("synthetic", not content.get("data")))
 
 
-def html_outputs(notebook):
-    """The HTML texts among a notebook's cell outputs."""
-    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
-    return ["".join(output["data"]["text/html"]) for output in outputs if "text/html" in output.get("data", {})]
+def names():
+    """The study's notebooks, in order."""
+    return running.names()
+
+
+def _notebooks(folder):
+    return {name: _notebook(folder / "nb" / f"{name}.ipynb") for name in names() if (folder / "nb" / f"{name}.ipynb").is_file()}
+
+
+def _notebook(path):
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat and json have several
+        raise StudyError(f"{path} is not a notebook ({type(error).__name__}). Delete it and run make again.") from error
 
 
 def note(path, default):
@@ -82,17 +97,15 @@ def note(path, default):
 
 def facts(run):
     """Name-value pairs that say what was run; folders by their last name only."""
-    texts = [text for notebook in run.notebooks.values() for text in html_outputs(notebook)]
-    stamps = [match.groups() for text in texts for match in _STAMP.finditer(text)] or [("unknown",) * 3]
     # More than one value means that parts of the run were made from different code or data: show them all.
-    commits, data, printed = (", ".join(sorted(set(values))) for values in zip(*stamps, strict=True))
+    commits, data = (", ".join(sorted({exhibit[name] for exhibit in run.exhibits.values()})) or "unknown" for name in ("commit", "data"))
     content = run.inputs
     return [
         ("Profile", run.settings.name + " (dry run)" * run.dry),
         ("Training data", "synthetic phantoms, cohort A" if run.synthetic else _folder(content["data"])),
         ("External data", "synthetic phantoms, cohort B" if run.synthetic else _folder(content.get("external"))),
         ("Data hash", data),
-        ("Seed", content.get("seed") or printed),
+        ("Seed", run.seed),
         ("Commit", _commits(commits)),
         ("Finished", max((row["finished"] for row in timings(run.notebooks) if row["finished"]), default="unknown")),
         *_times(run),
@@ -110,9 +123,7 @@ def _commits(told):
 def _times(run):
     rows = steps(run.folder)
     done = total(rows)
-    # The journal's times where it has them all, as on the page of the environment; else papermill's.
-    seconds = done["seconds"] if rows and all(row["seconds"] is not None for row in rows) else None
-    spent = seconds / 60 if seconds is not None else minutes(run.notebooks)
+    spent = done["seconds"] / 60 if done["seconds"] is not None else None
     count = done["built"] + done["reused"]
     told = [("Time in notebooks", "unknown" if spent is None else f"{spent:.1f} minutes" + f", {done['reused']:,} of {count:,} steps reused" * bool(count))]
     return told
@@ -137,12 +148,6 @@ def timings(notebooks):
         seconds, finished = record.get("duration"), record.get("end_time") or ""
         rows.append({"stem": stem, "finished": finished[:16].replace("T", " "), "seconds": None if seconds is None else round(seconds, 1)})
     return rows
-
-
-def minutes(notebooks):
-    """Minutes that the notebooks took, each in its last execution; None where no time is known."""
-    seconds = [row["seconds"] for row in timings(notebooks) if row["seconds"] is not None]
-    return sum(seconds) / 60 if seconds else None
 
 
 def steps(run_dir):

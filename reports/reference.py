@@ -20,7 +20,6 @@ from reports import provenance
 
 FOLDER = ROOT / "reports" / "reference"
 TOLERANCES = FOLDER / "tolerances.yaml"
-LISTS = ("affected_files", "sets")  # a row per picture: what they count stands in findings.csv
 MISS = ("table", "row", "column", "reference", "found", "allowed")
 SHOWN, SHOWN_PER_TABLE = 20, 3
 
@@ -169,7 +168,9 @@ def tolerances(path=None):
 
 
 def _made(run_dir):
-    tables = [path for path in sorted((run_dir / "tables").glob("*.csv")) if path.stem not in LISTS]
+    # What the notebooks' exhibits say that they wrote.
+    listed = provenance.note(run_dir / provenance.LISTED, {})
+    tables = sorted({run_dir / file for exhibit in listed.values() for file in exhibit["files"] if file.endswith(".csv")})
     if not tables:
         raise StudyError(f"{run_dir} has no finished tables. Run 'make reproduce' with this profile first.")
     return tables

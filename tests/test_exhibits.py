@@ -1,272 +1,202 @@
-"""Exhibits, figures and tables: accessible, faithful to their data, and whole when the data are not."""
+"""Exhibits: what a YAML entry declares is what a page shows; the file keeps every digit; a mistake is a sentence."""
 
-import base64
+import ast
 import importlib.util
-import io
+import json
 import re
-import subprocess
-import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from koa_lib import metrics, tables
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
-from koa_lib.report import exhibits, figures, labels
+from koa_lib.report import entries, tables, words
+from koa_lib.report.show import Show
 
 pytestmark = pytest.mark.filterwarnings("error")
+COLUMNS = {"accuracy": {"head": "Accuracy", "format": "ratio", "hint": "share of right calls"}, "n": "count", "auc_kl_*": {"head": "AUC, KL {}", "format": "ratio"}}
+ENTRIES = {"table_3": {"title": "By grade", "caption": "On {{ place }}, {{ interval }}.", "says": "{{ t | length }} rows of {{ t.n.sum() | plural('picture') }}.", "undefined": "no picture"},
+           "gaps": {"title": "Gaps", "needs": ["readings"], "caption": "All {{ t | excluding_zero | length }}.", "columns": {"difference": "points"}},
+           "picture": {"title": "A chart", "caption": "See [the table](#table_3).", "alt": "Best {{ (t | best('accuracy')).row }}.",
+                       "plot": {"kind": "forest", "value": "accuracy", "label": "row"}}}
+FRAME = pd.DataFrame({"row": ["a <b>", "phantom_a"], "accuracy": [0.123456789012, np.nan], "accuracy_low": [0.0001, np.nan], "accuracy_high": [0.5, np.nan], "n": [1, 1234]})
 
 
-def published(name="jpm2026"):
-    return pd.read_csv(ROOT / f"data_manifests/published/{name}.csv")
+@pytest.fixture
+def declared(tmp_path, monkeypatch):
+    """A function that declares entries for a notebook 01_x."""
+    def write(content=ENTRIES, columns=COLUMNS):
+        (tmp_path / "01_x.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        (tmp_path / "columns.yaml").write_text(yaml.safe_dump(columns))
+        entries.read.cache_clear()
+        entries.shared_columns.cache_clear()
 
-
-def graded(n=80, seed=0, grades=range(5)):
-    generator = np.random.default_rng(seed)
-    truth = generator.choice(list(grades), n)
-    probabilities = 0.3 * np.eye(5)[truth] + 0.7 * generator.dirichlet(np.ones(5), n)
-    frame = pd.DataFrame(probabilities, columns=metrics.PROBABILITIES)
-    return frame.assign(kl_grade=truth, group_id=[f"g{i // 2}" for i in range(n)])
+    monkeypatch.setattr(entries, "FOLDER", tmp_path)
+    write()
+    yield write
+    monkeypatch.undo()
+    entries.read.cache_clear()
+    entries.shared_columns.cache_clear()
 
 
 @pytest.fixture
 def study(tmp_path):
-    return SimpleNamespace(run_dir=tmp_path, shown_dir=tmp_path, synthetic=True, stamp=lambda: "commit 1a2b3c4 · data 5d6e7f8 · seed 42")
+    cohort = SimpleNamespace(name="phantom_a")
+    profile = SimpleNamespace(training=cohort, external=cohort, model=SimpleNamespace(name="koa-tiny"), draws=1000, not_run={"readings": "no weights"})
+    folder = tmp_path / "run"
+    return SimpleNamespace(run_dir=folder, shown_dir=folder, profile=profile, synthetic=True, seed=42, commit="1a2b3c4", stamp=lambda: "commit 1a2b3c4",
+                           data_note=dict, folder_of=lambda role: None)
 
 
-class Tags(HTMLParser):
+@pytest.fixture
+def show(declared, study):
+    return Show(study, "01_x")
+
+
+class Page(HTMLParser):
+    """The cells of a table row by row, and the text; tags must close."""
+
     def __init__(self, html):
         super().__init__()
-        self.tags, self.stack, self.text = [], [], ""
+        self.stack, self.rows, self.text = [], [], ""
         self.feed(html)
-        assert not self.stack, f"open tags {self.stack}"
+        assert not self.stack, self.stack
 
     def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("img", "br"):
-            self.stack.append(tag)
+        self.stack += [tag] if tag not in ("img", "br") else []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
 
     def handle_endtag(self, tag):
         assert self.stack.pop() == tag
 
     def handle_data(self, data):
         self.text += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def test_a_table_is_accessible_and_its_file_keeps_every_digit(study):
-    frame = pd.DataFrame({"model": ["A & B", "C"], "accuracy": [1 / 3, np.nan], "n": [1650, 2], "f1": [2 / 3, 0.5]})
-    exhibit = exhibits.show_table(study, "table_4", frame, "Models < compared.", floats={"accuracy": 1})
-    page = Tags(exhibit._repr_html_())
-    assert {cell["scope"] for cell in page.all("th")} == {"col", "row"} and len(page.all("th")) == 4 + 2
-    assert page.all("figure")[0]["id"] == "table-4" and page.all("div")[0]["aria-label"] == "Table 4 of the paper"
-    assert "Table 4 of the paper. Models < compared." in page.text and "synthetic phantoms" in page.text
-    assert [link["href"] for link in page.all("a")] == ["../tables/table_4.csv"]
-    for shown in ("A & B", "0.3", "–", "1,650", "0.667"):
-        assert shown in page.text
-    written = pd.read_csv(study.run_dir / "tables/table_4.csv")
-    pd.testing.assert_frame_equal(written, frame, check_exact=True)
+        if {"th", "td"} & set(self.stack):
+            self.rows[-1][-1] += data
 
 
-def test_a_page_speaks_to_people_and_the_file_keeps_its_codes(study):
-    frame = pd.DataFrame({"arm": ["clip-as_printed", "clip-our_protocol"], "split": ["val", "held_out"], "n": [8260, 20], "qwk": [-0.25, 1.0],
-                          "ci_low": [-0.5, np.nan], "ci_high": [0.125, np.nan], "above_chance": [True, False], "reason": ["", ""]})
-    page = Tags(exhibits.show_table(study, "table_s5", frame, "Of clip-as_printed, see [Table S7](#table-s7) <b>.").html)
-    for shown in ("CLIP as printed", "CLIP by our protocol", "validation part", "held-out fold", "8,260", "−0.250", "Quadratic κ", "95 % interval", "−0.500 to 0.125", "yes", "no"):
-        assert shown in page.text
-    for code in ("qwk", "clip-", "True", "False", "nan", "ci_low", "Reason"):
-        assert code not in page.text
-    assert "Of CLIP as printed, see Table S7 <b>." in page.text and {"href": "#table-s7"} in page.all("a")
-    assert [head.get("style") for head in page.all("th")[:6]] == [None, None, "text-align:right", "text-align:right", "text-align:right", None]
-    assert any("kappa" in term["title"] for term in page.all("abbr"))
-    pd.testing.assert_frame_equal(pd.read_csv(study.run_dir / "tables/table_s5.csv", keep_default_na=False, na_values={"ci_low": "", "ci_high": ""}), frame)
+def test_a_table_speaks_to_people_and_its_file_keeps_every_digit(show, study):
+    shown = show("table_3", FRAME, place="oai_chen2018")
+    page = Page(shown.html)
+    assert page.rows == [["Row", "Accuracy", "Accuracy, 95 % interval", "N"], ["a <b>", "0.123", "<0.001 to 0.500", "1"], ["phantom cohort A", "–", "–", "1,234"]]
+    assert "Table 3 of the paper. On OAI (Chen 2018), 95\u00a0% interval: group bootstrap, 1,000 draws of whole patients." in page.text
+    assert "–: no picture" in page.text and "2 rows of 1,235 pictures." in page.text
+    pd.testing.assert_frame_equal(pd.read_csv(study.run_dir / "tables/table_3.csv"), FRAME)
 
 
-def test_a_row_without_any_value_stays_in_the_file(study):
-    frame = pd.DataFrame({"metric": ["accuracy", "n", "note"], "external": [50.0, 3, ""], "published train": [90.0, "", ""]}, dtype=object)
-    html = exhibits.show_table(study, "table_2", frame, "c", floats=2, percent=True).html
-    assert html.count("<tr>") == 1 + 2 and "Accuracy (%)" in html and len(pd.read_csv(study.run_dir / "tables/table_2.csv")) == 3
+def test_a_figure_is_drawn_from_the_frame_of_its_texts_and_has_the_same_bytes_twice(show, study):
+    frame, files = FRAME.iloc[:1], ["tables/picture.csv", "figures/picture.png", "figures/picture.svg"]
+    first = show("picture", frame), [(study.run_dir / file).read_bytes() for file in files]
+    assert show("picture", frame).html == first[0].html and [(study.run_dir / file).read_bytes() for file in files] == first[1]
+    assert 'alt="Best a &lt;b&gt;."' in first[0].html and 'src="../figures/picture.png"' in first[0].html
+    listed = json.loads((study.run_dir / "exhibits.json").read_text())["picture"]
+    assert listed["name"] == "Figure S1" and set(listed["files"]) == set(files) and listed["notebook"] == "01_x"
 
 
-def test_columns_of_the_file_alone_are_not_shown(study):
-    html = exhibits.show_table(study, "table_1", pd.DataFrame({"kl_grade": [0], "example_image": ["9003175L"]}), "c", hide=["example_image"]).html
-    assert "9003175L" not in html and "9003175L" in (study.run_dir / "tables/table_1.csv").read_text()
+def test_captions_link_in_a_session_and_as_real_labels_in_the_report(show):
+    shown = show("picture", FRAME.iloc[:1])
+    assert '<a href="#table_3">the table</a>' in shown.html and 'id="picture"' in shown.html
+    assert shown.myst.startswith("(picture)=\n") and "[the table](#table_3)" in shown.myst and 'id="picture"' not in shown.myst
 
 
-@pytest.mark.parametrize(("column", "percent", "head"), [("macro_f1", True, "Macro-F1 (%)"), ("macro_f1", False, "Macro-F1"), ("published_auc", True, "Published AUC"), ("external_qwk", False, "External quadratic κ"),
-                                                         ("auc_kl_3", False, "AUC, KL 3"), ("n gornale2020", False, "Gornale 2020 (n)"), ("phantom_a files", False, "Phantom cohort A: files"), ("precision_at_5", False, "Precision at 5")])
-def test_heads_are_the_terms_of_the_field(column, percent, head):
-    assert labels.column(column, percent)[0] == head
+def test_what_a_profile_lacks_is_not_computed_and_says_why_in_its_place(show, study):
+    shown = show("gaps", lambda: pytest.fail("computed"))
+    assert "Not in this run: no weights" in shown.html and "Not in this run: no weights" in shown.myst
+    assert pd.read_csv(study.run_dir / "tables/gaps.csv").loc[0, "reason"] == "no weights"
+    study.profile.not_run.clear()
+    gaps = pd.DataFrame({"arm": ["x", "y"], "difference": [-0.04, 2.5], "difference_low": [-1, 1.0], "difference_high": [0.5, 3.0]})
+    page = Page(show("gaps", lambda: gaps).html)
+    assert page.rows[1:] == [["x", "0.0", "−1.0 to 0.5"], ["y", "2.5", "1.0 to 3.0"]] and "All 1." in page.text
 
 
-def test_codes_within_paths_and_names_stay():
-    assert labels.words("predictions/clip-as_printed__phantom_a-test.csv") == "predictions/clip-as_printed__phantom_a-test.csv"
-    assert labels.words("table_s7: clip-as_printed, phantom_b.") == "Table S7: CLIP as printed, phantom cohort B."
+@pytest.mark.parametrize("template", ["caption", "says", "alt"])
+def test_an_unknown_name_in_a_template_names_the_exhibit(declared, study, template):
+    declared({"picture": ENTRIES["picture"] | {template: "On {{ nowhere }}."}})
+    with pytest.raises(StudyError, match=rf"{template} of 'picture'.*nowhere"):
+        Show(study, "01_x")("picture", FRAME.iloc[:1])
 
 
-GRAYS = [np.linspace(0, 1, 60 * 90).reshape(60, 90), np.full((161, 640), 128, np.uint8), None]
+@pytest.mark.parametrize(("frame", "columns", "words"), [
+    (FRAME.assign(loss=1.5), {}, "no format.*'loss'"), (FRAME, {"kappa": "ratio"}, "'kappa', which its table lacks"), (FRAME, {"n": "furlongs"}, "'furlongs'. Known: count")])
+def test_numbers_need_a_declared_format(declared, study, frame, columns, words):
+    declared({"table_3": ENTRIES["table_3"] | {"columns": columns}})
+    with pytest.raises(StudyError, match=words):
+        Show(study, "01_x")("table_3", frame, place="x")
 
 
-def test_pictures_stand_in_the_page_and_not_in_the_file(study):
-    frame = pd.DataFrame({"kl_grade": [0, 1, 4], "sentence": ["none", "doubtful", "severe"]})
-    page = Tags(exhibits.show_table(study, "table_1", frame, "Grades.", pictures={"example_picture": GRAYS}).html)
-    images = page.all("img")
-    assert [image["alt"] for image in images] == ["Example picture, KL grade 0", "Example picture, KL grade 1"]
-    assert "Example picture" in page.text and len(page.all("td")) == 6 and len(page.all("th")) == 3 + 3
-    for image, gray in zip(images, GRAYS, strict=False):
-        kind, data = image["src"].split(",")
-        with Image.open(io.BytesIO(base64.b64decode(data))) as opened:
-            assert kind == "data:image/png;base64" and opened.mode == "L" and opened.height == 96
-            assert opened.width == int(image["width"]) == pytest.approx(96 * gray.shape[1] / gray.shape[0], abs=1)
-            mean = np.asarray(opened).mean() / 255
-        assert mean == pytest.approx(gray.mean() / (255 if gray.dtype == np.uint8 else 1), abs=0.01)
-    pd.testing.assert_frame_equal(pd.read_csv(study.run_dir / "tables/table_1.csv"), frame)
+@pytest.mark.parametrize(("content", "words"), [({"a": {"title": "A", "caption": "c", "colour": "red"}}, "'a' has an unknown.*colour"), ({"a": {"title": "A"}}, "caption"),
+                                                ({"figure_2": {"title": "A", "caption": "c"}}, "'figure_2' is a table")])
+def test_an_entry_that_does_not_fit_is_named(declared, study, content, words):
+    declared(content)
+    with pytest.raises(StudyError, match=words):
+        Show(study, "01_x")
 
 
-@pytest.mark.parametrize(("pictures", "match"), [({"a": [None]}, "new column name"), ({"b": []}, "each of the 1 rows"), ({"b": [np.full((4, 4), 300.0)]}, "300.00")])
-def test_pictures_that_do_not_fit_are_refused(study, pictures, match):
-    with pytest.raises(StudyError, match=match):
-        exhibits.show_table(study, "table_1", pd.DataFrame({"a": [1]}), "c", pictures=pictures)
+def test_an_unknown_key_lists_the_known(show):
+    with pytest.raises(StudyError, match="no exhibit 'table_4'. Known: table_3, gaps, picture"):
+        show("table_4", FRAME)
 
 
-@pytest.mark.parametrize(("value", "shown"), [(np.nan, True), (None, True), (0.0, False), ("a – b", False)])
-def test_the_reason_stands_below_what_is_undefined_and_only_there(study, value, shown):
-    frame = pd.DataFrame({"grade": [0, 1], "auc": [value, 0.5]})
-    page = Tags(exhibits.show_table(study, "table_3", frame, "c", undefined="No picture <of it>.").html)
-    assert ("–: No picture <of it>." in page.text) == shown
+def test_a_session_never_changes_what_the_run_shows(show, study):
+    show("table_3", FRAME, place="x")
+    before = {path: path.read_bytes() for path in study.run_dir.rglob("*.*")}
+    study.shown_dir = study.run_dir / "interactive"
+    shown = Show(study, "01_x")("table_3", FRAME.iloc[:1], place="mine")
+    assert {path: path.read_bytes() for path in before} == before
+    link = re.search(r'href="([^"]+table_3\.csv)"', shown.html)[1]
+    assert Path(link).resolve() == study.shown_dir / "tables" / "table_3.csv" and len(pd.read_csv(link)) == 1
 
 
-def test_a_figure_has_text_for_readers_without_sight_and_the_same_bytes_twice(study):
-    drawing = figures.figure_6(np.eye(5, dtype=int))
-    exhibit = exhibits.show_figure(study, "figure_6", drawing, "Confusion.", 'All "right".')
-    page = Tags(exhibit.html)
-    picture = page.all("img")[0]
-    assert picture["alt"] == 'All "right".' and picture["src"].startswith("data:image/png;base64,")
-    assert page.all("figure")[0]["role"] == "group" and "Figure 6 of the paper. Confusion." in page.text
-    assert page.all("figure")[0]["aria-labelledby"] == page.all("figcaption")[0]["id"]
-    files = [study.run_dir / f"figures/figure_6.{kind}" for kind in ("png", "svg")]
-    first = [path.read_bytes() for path in files]
-    with Image.open(files[0]) as opened:
-        assert opened.width == 1440 and repr(exhibit) == "<figure_6>"
-    exhibits.show_figure(study, "figure_6", figures.figure_6(np.eye(5, dtype=int)), "Confusion.", "All right.")
-    assert first == [path.read_bytes() for path in files]
-    assert sorted(path.name for path in (study.run_dir / "figures").iterdir()) == ["figure_6.png", "figure_6.svg"]
+def test_a_notebook_that_is_run_again_forgets_what_it_showed_before(show, study):
+    show("table_3", FRAME, place="x")
+    Show(study, "01_x")
+    assert json.loads((study.run_dir / "exhibits.json").read_text()) == {}
 
 
-def test_our_own_items_are_numbered_apart(study):
-    study.synthetic = False
-    page = Tags(exhibits.show_table(study, "table_s1", pd.DataFrame({"a": [1]}), "Ours.").html)
-    assert "Table S1. Ours." in page.text and "paper" not in page.text and "synthetic" not in page.text
+def test_pictures_stand_in_the_page_and_not_in_the_file(show, study):
+    gray = np.full((8, 4), 0.5)
+    html = show("table_3", FRAME, place="x", pictures={"knee": [gray, None]}).html
+    assert html.count("koa-thumbnail") == 1 and 'alt="knee, a &lt;b&gt;"' in html and 'height="96"' in html
+    assert "knee" not in pd.read_csv(study.run_dir / "tables/table_3.csv")
+    for bad, match in (({"n": [None] * 2}, "new column name"), ({"b": []}, "each of the 2 rows"), ({"b": [gray * 600, None]}, "300.00")):
+        with pytest.raises(StudyError, match=match):
+            show("table_3", FRAME, place="x", pictures=bad)
 
 
-@pytest.mark.parametrize(("name", "file"), [("figure_7", "figures/figure_7.png"), ("table_2", "tables/table_2.csv")])
-def test_what_is_not_available_says_why_in_its_place(study, name, file):
-    exhibit = exhibits.not_available(study, name, "Graded examples.", "no external pictures were given <EXTERNAL>")
-    assert "koa-missing" in exhibit.html and "&lt;EXTERNAL&gt;" in exhibit.html and Tags(exhibit.html)
-    assert (study.run_dir / file).stat().st_size > 20
-    if name == "table_2":
-        assert pd.read_csv(study.run_dir / file)["reason"][0].startswith("no external")
+def test_a_row_may_name_its_own_unit(declared, study):
+    declared({"scores": {"title": "Scores", "caption": "c", "columns": {"ours": "by_unit"}}})
+    frame = pd.DataFrame({"row": list("abcd"), "unit": ["percent", "ratio", "count", ""], "ours": [63.029, 0.12345, 8260.0, 0.5]})
+    assert [row[-1] for row in Page(Show(study, "01_x")("scores", frame).html).rows[1:]] == ["63.03", "0.123", "8,260", "0.500"]
 
 
-def test_wrong_names_and_missing_alternative_text_are_refused(study):
-    with pytest.raises(StudyError, match="names no table"):
-        exhibits.show_table(study, "table_x", pd.DataFrame({"a": [1]}), "c")
-    with pytest.raises(StudyError, match="alternative text"):
-        exhibits.show_figure(study, "figure_1", Figure(), "c", " ")
-
-
-def counts(cohorts=("A", "B")):
-    rows = [(c, s, g, 10 * g + 3) for c in cohorts for s in ("train", "val") for g in range(5)]
-    return pd.DataFrame(rows, columns=["cohort", "split", "grade", "n"])
-
-
-def test_table_1_counts_every_grade():
-    table = tables.table_1(counts(), examples={0: "9003175L"})
-    assert list(table["n A"]) == [6, 26, 46, 66, 86] and table["example_image"][0] == "9003175L"
-    assert table["description"][4].startswith("Grade 5 (severe)")
-
-
-def test_table_2_puts_published_beside_ours_and_keeps_the_reason():
-    parts = {"training part": graded(), "held-out fold": None, "internal test": "absent here", "external": graded(40)}
-    table = tables.table_2(parts, published()).set_index("metric")
-    ours = ["held-out fold", "internal test"]
-    assert list(table.columns) == ["training part", "published train", *ours, "external", "published test"]
-    assert table.loc["accuracy", "published test"] == 76.94 and table.loc["n", "external"] == 40
-    assert table.loc["note", "internal test"] == "absent here" and "not run" in table.loc["note", "held-out fold"]
-    expected = metrics.summary(graded()["kl_grade"], graded()[metrics.PROBABILITIES])
-    assert table.loc["macro_f1", "training part"] == pytest.approx(100 * expected["macro_f1"])
-
-
-def test_table_3_has_intervals_and_survives_absent_grades():
-    table = tables.table_3(graded(200), published(), draws=100)
-    assert (table["ci_low"] <= table["sensitivity"]).all() and (table["sensitivity"] <= table["ci_high"]).all()
-    assert list(table["published_sensitivity"]) == [81.2, 68.5, 72.1, 79.4, 83.1]
-    assert table["published_ci_low"][0] == 78.4
-    partly = tables.table_3(graded(56, grades=(0, 1)), published(), draws=50)
-    assert partly["sensitivity"].isna().tolist() == [False, False, True, True, True]
-    assert partly["reason"].str.contains("no picture of this grade").tolist() == [False, False, True, True, True]
-    missing = tables.table_3("no external pictures", published())
-    assert len(missing) == 5 and set(missing["reason"]) == {"no external pictures"} and missing["auc"].isna().all()
-
-
-def test_table_4_keeps_every_published_model():
-    models = {"Fine-tuned CLIP": graded(), "VGG19": "does not fit in the time", "Zero-shot CLIP": graded(60, 1)}
-    table = tables.table_4(models, published(), {"Fine-tuned CLIP": "64 px, 2 epochs"}, draws=50).set_index("model")
-    assert list(table.index) == ["VGG19", "ResNet50", "MobileNet", "ViT", "Fine-tuned CLIP", "Zero-shot CLIP"]
-    assert table.loc["VGG19", "reason"].startswith("does not fit") and table.loc["ViT", "reason"].startswith("not run")
-    clip = table.loc["Fine-tuned CLIP"]
-    assert clip["as_run"] == "64 px, 2 epochs" and clip["ci_low"] < clip["accuracy"] < clip["ci_high"]
-
-
-def test_no_module_of_ours_pulls_in_heavy_libraries():
-    code = "import sys, koa_lib.tables, koa_lib.figures, koa_lib.arithmetic, koa_lib.exhibits; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    heavy = {"torch", "sklearn", "statsmodels", "seaborn", "scipy.stats", "matplotlib.pyplot"}
-    assert not heavy & set(done.stdout.split())
-
-
-def shown_rows(html):
-    """The cells of a table's body, row by row, without markup."""
-    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in re.findall(r"<tr>(.*?)</tr>", html)[1:]]
-
-
-def test_counts_have_no_decimals_and_fractions_beside_them_keep_theirs(study):
-    frame = pd.DataFrame({"check": ["pictures", "interval shifts", "accuracy", "ratio"], "value": [8260.0, 5.0, 63.03, 1.0], "expected": [4796.0, np.nan, 63.0, 0.5], "found": [1.2e6, 2, 0.5, 0.5]})
-    rows = shown_rows(exhibits.show_table(study, "table_s1", frame, "c", floats=2).html)
-    assert [row[1:] for row in rows] == [["8,260", "4,796", "1,200,000"], ["5", "–", "2"], ["63.03", "63.00", "0.50"], ["1.00", "0.50", "0.50"]]
-    frame = pd.DataFrame({"arm": ["a", "b"], "steps": [31.0, np.nan], "accuracy": [1.0, 1.0], "qwk": [1.0, 0.25]})
-    assert shown_rows(exhibits.show_table(study, "table_s1", frame, "c").html) == [["a", "31", "1.000", "1.000"], ["b", "–", "1.000", "0.250"]]
-
-
-def test_two_intervals_say_what_they_belong_to_and_one_need_not(study):
-    names = ["kl_grade", "n", "sensitivity", "published_sensitivity", "ci_low", "published_ci_low", "ci_high", "published_ci_high", "specificity"]
-    frame = pd.DataFrame([[0, 5, 80.0, 81.2, 70.0, 78.4, 90.0, 83.9, 50.0]], columns=names)
-    page = Tags(exhibits.show_table(study, "table_3", frame, "c", percent=True).html).text
-    assert "Sensitivity, 95 % interval" in page and "Published sensitivity, 95 % interval" in page
-    page = Tags(exhibits.show_table(study, "table_3", frame.drop(columns=["published_ci_low", "published_ci_high"]), "c", percent=True).html).text
-    assert "95 % interval" in page and "ensitivity, 95" not in page
-
-
-def test_reasons_stand_last_on_the_page_and_where_they_were_in_the_file(study):
-    frame = pd.DataFrame({"row": ["a"], "reason": ["because"], "source": ["x"]})
-    assert shown_rows(exhibits.show_table(study, "table_s1", frame, "c").html) == [["a", "x", "because"]]
-    assert list(pd.read_csv(study.run_dir / "tables/table_s1.csv")) == ["row", "reason", "source"]
+@given(value=st.floats(-1e6, 1e6), unit=st.sampled_from(sorted(tables.UNITS)))
+def test_a_number_is_shown_rounded_and_nothing_else(value, unit):
+    frame = pd.DataFrame({"row": ["a", "b"], "x": [value, -1.0]})  # a number below 0: no "<0.001"
+    shown = Page(tables.table(frame, {"row": tables.Column("Row", "text"), "x": tables.Column("X", unit)}, "x", {})).rows[1][1]
+    decimals = tables.UNITS[unit][0]
+    assert float(shown.replace(",", "").replace("−", "-")) == pytest.approx(round(value, decimals), abs=1e-9) and not shown.startswith("−0.000 ")
 
 
 @pytest.mark.parametrize(("text", "typeset"), [("47% of them", "47\u00a0% of them"), ("95 % interval", "95\u00a0% interval"), ("by -33.6 (-0.3 to 1), -.5", "by −33.6 (−0.3 to 1), −.5"), ("-9", "−9"),
                                                ("KL 0-4, 2026-11-22, 1e-5, a -b, data-1", "KL 0-4, 2026-11-22, 1e-5, a -b, data-1"), ("%20 and 5%20", "%20 and 5%20")])
 def test_numbers_in_texts_have_one_style(text, typeset):
-    assert labels.typeset(text) == labels.typeset(typeset) == typeset
+    assert words.typeset(text) == words.typeset(typeset) == typeset
+
+
+def test_codes_become_words_but_not_within_paths_and_names():
+    assert words.people("clip-as_printed on phantom_b") == "CLIP as printed on phantom cohort B"
+    assert words.people("data/phantom_a.csv, phantom_a-1, my_phantom_a") == "data/phantom_a.csv, phantom_a-1, my_phantom_a"
 
 
 def test_pages_are_typeset_between_their_tags_alone():
@@ -277,22 +207,27 @@ def test_pages_are_typeset_between_their_tags_alone():
     assert typography.typeset_body(page) == '<p title="5%"><em>KL 0</em>-4 <b>−3</b> 7\u00a0% <code>x -1 <span>5%</span></code> &lt;-2 8\u00a0%</p><pre>-1 5%</pre><img alt="-1">9\u00a0%'
 
 
-def test_trying_things_out_in_a_session_of_its_own_never_changes_the_tables_of_the_run(easy_study):
-    exhibits.show_table(easy_study, "table_1", pd.DataFrame({"grade": [0, 1]}), "The study's own.")
-    session = replace(easy_study, step="interactive")
-    shown = exhibits.show_table(session, "table_1", pd.DataFrame({"grade": [4]}), "Mine.")
-    assert len(pd.read_csv(easy_study.run_dir / "tables" / "table_1.csv")) == 2
-    link = re.search(r'href="([^"]+table_1\.csv)"', shown.html)[1]
-    assert Path(link).resolve() == session.shown_dir / "tables" / "table_1.csv" and len(pd.read_csv(link)) == 1
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
-def test_a_tiny_bound_is_escaped_once(study):
-    frame = pd.DataFrame({"row": ["a"], "accuracy": [0.5], "accuracy_low": [0.0001], "accuracy_high": [0.9]})
-    html = exhibits.show_table(study, "table_s1", frame, "Accuracy.").html
-    assert "&lt;0.001 to 0.900" in html and "&amp;lt;" not in html
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_shows_what_its_yaml_declares_in_that_order(path):
+    shown = []
+    for cell in nbformat.read(path, 4).cells:
+        calls = [node for node in ast.walk(ast.parse(cell.source)) if getattr(getattr(node, "func", None), "id", "") == "show"] if cell.cell_type == "code" else []
+        shown += [call.args[0].value for call in sorted(calls, key=lambda call: call.lineno)]
+    assert shown == list(entries.read(path.stem))
 
 
-def test_a_column_with_numbers_below_0_has_plain_zeros(study):
-    frame = pd.DataFrame({"row": ["a", "b"], "gain": [0.0001, -0.0001], "gain_low": [-0.0002, -0.0002], "gain_high": [0.0003, 0.0001]})
-    html = exhibits.show_table(study, "table_s1", frame, "Gains.").html
-    assert html.count(">0.000 to 0.000<") == 2 and html.count(">0.000<") == 2 and "&lt;" not in html
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_sentence_is_built_in_a_notebook(path):
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            nodes = list(ast.walk(ast.parse(cell.source)))
+            words = [part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values if isinstance(part, ast.Constant) and " " in part.value]
+            assert not words and not [node for node in nodes if getattr(node, "attr", getattr(node, "id", "")) in ("format", "Markdown")], cell.source
+
+
+def test_every_exhibit_has_a_key_of_its_own():
+    keys = [key for path in NOTEBOOKS for key in entries.read(path.stem)]
+    assert len(keys) == len(set(keys)) and {f"table_{k}" for k in range(1, 6)} | {f"figure_{k}" for k in range(1, 9)} <= set(keys)

@@ -6,7 +6,7 @@ from koa_lib import journal
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 from koa_lib.progress import duration
-from koa_lib.report import labels
+from koa_lib.report import words
 
 
 def summarise(folder, options=""):
@@ -30,7 +30,7 @@ def summarise(folder, options=""):
     path = folder / "headline.txt"
     headline = path.read_text(encoding="utf-8").strip() if path.exists() else "no headline was written"
     tables, figures = (len(list((folder / kind).glob(pattern))) for kind, pattern in (("tables", "[!.]*.csv"), ("figures", "[!.]*.png")))
-    return "\n".join([f"result: {labels.words(headline)}", f"made: {tables} tables, {figures} figures in {folder}", f"time: {_time(lines)}",
+    return "\n".join([f"result: {words.people(headline)}", f"made: {tables} tables, {figures} figures in {folder}", f"time: {_time(lines)}",
                       f"next: {_next(folder, options)}", f"report: {(folder / 'html' / 'index.html').as_uri()}"])
 
 

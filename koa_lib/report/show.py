@@ -86,13 +86,13 @@ class Show:
         data = data() if callable(data) else data
         facts = self._facts() | facts | {"t": data}
         files = self._save_frame(entry, data) if isinstance(data, pd.DataFrame) else []
+        texts = [entry.fill(template, facts) for template in ("caption", "says", "alt")]
         if entry.kind == "figure":
-            figure = draw(data) if draw else plots.draw(entry.plot, data)
-            body, more = self._figure(entry, figure, entry.fill("alt", facts))
+            body, more = self._figure(entry, draw(data) if draw else plots.draw(entry.plot, data), texts[-1])
             files = more + files
         else:
             body = self._table(entry, data, pictures or {})
-        return self._exhibit(entry, body, entry.fill("caption", facts), entry.fill("says", facts), files)
+        return self._exhibit(entry, body, texts, files)
 
     def _absent(self, need):
         # Why the run lacks something; empty when it has it.
@@ -114,7 +114,7 @@ class Show:
         else:
             _, files = self._figure(entry, message(f"Not in this run: {reason}"), reason)
         body = f'<p class="koa-missing">Not in this run: {escape(reason)}</p>'
-        return self._exhibit(entry, body, entry.title + ".", "", files, reason)
+        return self._exhibit(entry, body, (f"{entry.title}.", "", reason), files, reason)
 
     def _save_frame(self, entry, frame):
         path = self.study.shown_dir / "tables" / f"{entry.key}.csv"
@@ -156,14 +156,16 @@ class Show:
     def _interactive(self):
         return self.study.shown_dir != self.study.run_dir
 
-    def _exhibit(self, entry, body, caption, says, files, reason=""):
+    def _exhibit(self, entry, body, texts, files, reason=""):
+        caption, says, alt = texts
         place = os.path.relpath(self.study.shown_dir) if self._interactive else ".."
         links = " · ".join(f'<a href="{place}/{file}" download>{file.rpartition(".")[2].upper()}</a>' for file in sorted(files))
         stamp = escape(self.study.stamp()) + (" · synthetic phantoms" if self.study.synthetic else "")
         title = f"{entry.name}{' of the paper' * entries.is_paper_item(entry.key)}."
         self._note(lambda listed: listed | {entry.key: {
-            "kind": entry.kind, "number": entry.number, "title": entry.title, "notebook": self.notebook, "caption": caption,
-            "files": files, "reason": reason}})
+            "name": entry.name, "kind": entry.kind, "number": entry.number, "title": entry.title, "notebook": self.notebook,
+            "caption": caption, "alt": alt, "files": files, "reason": reason, "commit": self.study.commit,
+            "data": self.study.data_note().get("hash", "unknown")}})
         start = f'role="group" aria-labelledby="{entry.key}-caption">{body}<figcaption id="{entry.key}-caption">'
         end = f'<span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
         text = f"**{title}** {caption}"

@@ -2,7 +2,7 @@
 
 import re
 
-from koa_lib.report.labels import typeset
+from koa_lib.report.words import typeset
 
 # What is code, a formula or a drawing stays as it is.
 _KEPT = {"pre", "code", "script", "style", "math", "svg"}

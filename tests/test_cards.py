@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +11,6 @@ import yaml
 from sklearn.metrics import cohen_kappa_score
 
 from koa_lib.data import cohorts
-from koa_lib.paper import scorecard
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.paper.published import read as read_published
 from koa_lib.profile import ROOT
@@ -47,7 +45,7 @@ def run(tmp_path_factory, cohort_a, cohort_b):
     (folder / "checkpoints" / "clip-as_printed__fold2__seed42.json").write_text(json.dumps({"key": {"weights": "random"}, "seconds": 12.0}))
     (folder / "tables" / "findings.csv").write_text("finding,cohort,groups,files,detail\nequal pixels,phantom_b,4,9,copies\ncolour pictures,phantom_b,0,0,none\n")
     (folder / "history" / f"{MODEL}.csv").write_text(f"model,fold,epoch,part,loss,accuracy\n{MODEL},1,1,train,1.5,0.3\n{MODEL},1,2,train,1.25,0.4\n{MODEL},1,2,held_out,9,0.4\n")
-    return provenance.Run.read(folder, {})
+    return provenance.Run.read(folder)
 
 
 def test_results_of_the_card_are_those_of_the_predictions(run, cohort_a):
@@ -97,75 +95,52 @@ def test_data_cards_tell_known_problems(run):
 
 def test_a_run_without_predictions_has_cards_without_results(tmp_path):
     (tmp_path / "inputs.yaml").write_text(yaml.safe_dump({"profile": "smoke", "seed": 1, "synthetic": True}))
-    empty = provenance.Run.read(tmp_path, {})
+    empty = provenance.Run.read(tmp_path)
     assert cards.measured(empty) == [] and cards.model_card(empty, [])["weights"] == []
     assert [card["read"] for card in cards.data_cards(empty)] == [False, False]
 
 
-def row(verdict, reason="ours differs by -1", rule="within 3, and inside the 95 % interval over at least 5 runs (half-width up to 3)", **more):
-    base = {"source": "jpm2026", "item": "table_2", "row": "test", "metric": "accuracy", "unit": "percent", "published": "76.94", "ours": "75.5", "ci_low": "74", "ci_high": "77"}
-    return base | {"rule": rule, "verdict": verdict, "reason": reason} | more
+MODEL_RULE, COUNT_RULE = "a model's rule", "same count as in the manifest"
 
 
 def written(run, rows):
-    pd.DataFrame(rows).to_csv(run.folder / "tables" / "scorecard.csv", index=False)
-    return front_page.scores(run.folder)
+    """The scorecard of some rows, and the run with every paper item made but one."""
+    base = {"source": "jpm2026", "item": "table_2", "row": "test", "metric": "accuracy", "unit": "percent", "published": 76.94, "ours": 75.5, "ci_low": 74.0, "ci_high": 77.0,
+            "rule": MODEL_RULE, "verdict": "replicated", "reason": "", "follows_from": ""}
+    pd.DataFrame([base | row for row in rows]).to_csv(run.folder / "tables" / "scorecard.csv", index=False)
+    exhibits = {name: {"reason": "not run" if name == "table_5" else ""} for name in places.PAPER_ITEMS}
+    return front_page.scores(run.folder), dataclasses.replace(run, exhibits=exhibits)
 
 
-def test_the_verdict_of_a_replication_counts_and_holds_the_main_number(run):
-    other = row("not replicated", metric="macro_f1"), row("replicated", rule="same count as in the manifest", item="text", row="data", metric="train_images", unit="count")
-    rows = written(run, [row("replicated"), *other])
-    first, second, third = front_page.verdict(run, rows, [], [])
-    assert "2 published results" in first and "1 replicated, 1 not replicated" in first
-    assert "75.50 % (95 % interval 74.00 to 77.00, t over runs)" in second and "76.94 % published: replicated" in second
-    assert third.startswith("Of 1 row that needs no model") and "1 replicated" in third
+COUNT = {"rule": COUNT_RULE, "item": "text", "row": "data", "metric": "train_images", "unit": "count", "verdict": "same"}
 
 
-def test_the_verdict_of_phantoms_says_what_is_not_shown(run):
-    rows = written(run, [row("not comparable", "synthetic phantoms; x"), row("not run", "no notebook", source="CLIP-KOA", item="abstract")])
-    sentences = front_page.verdict(run, rows, cards.measured(run), [{"page": "a", "reason": ""}, {"page": None, "reason": "not run"}])
-    assert len(sentences) == 3 and "1 of 2 tables and figures" in sentences[0] and "(n = 24)" in sentences[1]
-    paper, other = sentences[2].split(" Of ")
-    assert "1 result or claim of the paper" in paper and "(1 not comparable), because the pictures are synthetic phantoms" in paper
-    assert other == "1 result or claim of 1 other system: 1 not run (no notebook)." and "replicated" not in " ".join(sentences)
+def test_a_replication_says_the_main_number_its_verdict_and_what_is_open(run):
+    score, run = written(run, [{}, {"metric": "macro_f1", "verdict": "inconclusive"}, COUNT])
+    ran, came_out, not_shown = front_page.sentences(run, score, [])
+    assert "12 of the paper's 13 tables and figures" in ran
+    assert "75.5 % (74.0 to 77.0) beside 76.94 % published: replicated" in came_out and "Of 2 results" in came_out and "1 inconclusive" in not_shown
 
 
-def test_other_systems_are_counted_by_verdict_and_reason(run):
-    rows = written(run, [row("not comparable", "synthetic phantoms; x"), *(row("not run", f"notebook {n} has not been run", source=source, item="abstract") for n, source in (("08_a", "A"), ("09_b", "B"))),
-                         row("not replicated", "ours differs by -9", source="B", item="abstract")])
-    told = front_page.verdict(run, rows, [], [])[2].split(" Of ")[1]
-    assert told == "3 results and claims of 2 other systems: 2 not run (their notebooks have not been run); 1 not replicated."
+def test_phantoms_say_that_the_papers_model_is_not_shown(run):
+    score, run = written(run, [{"verdict": "not comparable", "reason": "synthetic phantoms; x"}, {"verdict": "not run", "source": "CLIP-KOA", "item": "abstract"}])
+    sentences = front_page.sentences(run, score, cards.measured(run))
+    assert "(n = 24)" in sentences[1] and "1 of its results" in sentences[2] and "synthetic phantoms." in sentences[2] and "replicated" not in " ".join(sentences)
 
 
-def test_the_other_papers_stand_with_notebook_readings_and_verdicts(run):
-    stem = "08_symmetry_consistency"
-    notebooks = {stem: nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 8 · The mirror image: CLIP-KOA")])}
-    found = {"table_s28": {"name": "Table S28", "notebook": stem, "page": f"nb/{stem}.html#table-s28"}, "table_2": {"name": "Table 2", "notebook": "05_x", "page": "nb/05_x.html"}}
-    rows = written(run, [row("not replicated", source="CLIP-KOA", item="abstract"), row("replicated"), row("replicated", rule=scorecard.CITED, source="CLIP-KOA", item="abstract")])
-    listed = front_page.papers(rows, notebooks, found, [{"number": "D1"}, {"number": "D29", "system": "CLIP-KOA"}, {"number": "D35", "system": "LumbarCLIP, CLIP-KOA"}])
-    first, second, *_ = listed
-    assert (first["heading"], first["page"], first["readings"], first["tally"]) == ("The mirror image: CLIP-KOA", f"nb/{stem}.html", ["D29", "D35"], "1 not replicated")
-    assert second["readings"] == ["D35"]
-    assert first["exhibits"] == [("Tables", [("S28", f"nb/{stem}.html#table-s28")])] and second["page"] is None and second["exhibits"] == [] and second["notebook"] == "09_projection_heads"
-    told = front_page.verdict(dataclasses.replace(run, notebooks=notebooks), rows, [], [])[0]
-    assert 'of 1 other system (notebook <a href="nb/08_symmetry_consistency.html">8</a>): 1 not replicated.' in told
+def test_rows_that_follow_from_one_contradiction_are_counted_once(run):
+    score, _ = written(run, [{}, {"verdict": "not replicated"}, {"verdict": "not replicated", "follows_from": "x"}])
+    counts = dict(front_page.verdicts(score))
+    assert list(counts.values()) == ["1 replicated, 1 not replicated"]
 
 
 def test_every_other_paper_has_a_notebook_readings_and_a_reference():
-    listed = {name for row in checklists.readings(places.Places({}, {})) if "system" in row for name in row["system"].split(", ")}
+    listed = {name for row in yaml.safe_load((checklists.FOLDER / "readings.yaml").read_text(encoding="utf-8")) if "system" in row for name in row["system"].split(", ")}
     named = {*read_published(cohorts.MANIFESTS / "published", "other_systems")["system"], *read_published(cohorts.MANIFESTS / "published", "claims")["source"]} - {"jpm2026"}
     assert listed == set(SYSTEMS) == named
     bib = (ROOT / "reports" / "references.bib").read_text(encoding="utf-8")
     for system in SYSTEMS.values():
         assert (ROOT / "notebooks" / f"{system.notebook}.ipynb").is_file() and f"{{{system.reference}," in bib
-
-
-@pytest.mark.parametrize("right, said", [(0.2, "below the 0.417 that one grade for every knee reaches"), (0.417, "no better than the 0.417"), (0.45, "which its interval does not exclude"), (0.9, "above the 0.417 of one grade for every knee, and")])
-def test_an_accuracy_stands_beside_the_best_constant_answer(right, said):
-    values = {"accuracy": (f"{right:.3f}", f"{right - 0.1:.3f} to {right + 0.1:.3f}"), "qwk": ("-0.100", "")}
-    part = {"model": MODEL, "role": "external", "pictures": 24, "groups": 12, "shared": None, "constant": 5 / 12, "values": values}
-    told = front_page._result([part])
-    assert said in told and "quadratic kappa \N{MINUS SIGN}0.100" in told
 
 
 def test_the_floor_and_the_shared_patients_are_counted(run, cohort_a):
@@ -179,24 +154,3 @@ def test_the_floor_and_the_shared_patients_are_counted(run, cohort_a):
         shared = next(row["shared"] for row in cards.measured(run) if row["role"] == "unseen")
         kept.unlink()
     assert shared == cohort_a[1].head(5)["group_id"].nunique()
-
-
-@pytest.mark.parametrize("more, kind", [({"rule": "within 3, and inside the 95 % interval over at least 5 runs (half-width up to 3)"}, "t over runs"),
-                                        ({"rule": scorecard.TIMED}, "middle 95 % of repeats"),
-                                        ({"rule": "share of errors with distance 1; the two largest off-diagonal cells", "metric": "claim"}, "group bootstrap"),
-                                        ({"rule": "quality measures of failures against successes", "metric": "claim"}, "Wilson"),
-                                        ({"rule": "train accuracy minus external accuracy", "metric": "claim"}, "t over runs")])
-def test_an_interval_names_its_kind(run, more, kind):
-    (found,) = written(run, [row("not comparable", **more)])
-    assert found["interval"] == f"74.00 to 77.00, {kind}"
-
-
-def test_the_scorecard_folds_without_losing_a_row(run):
-    rows = written(run, [row("not comparable"), row("replicated", rule="follows from the other printed numbers, within rounding", source="arithmetic", item="audit", row="sum", metric="", unit="", ours="12345.6"),
-                         row("not run", source="LumbarCLIP", item="abstract", row="best", metric="f1", ours="")])
-    parts = front_page.sources(rows)
-    assert [len(members) for *_, members in parts] == [1, 1, 1] and len({anchor for anchor, *_ in parts}) == 3
-    assert [entry["label"] for entry in rows] == ["Table 2, test", "Sum", "Best"] and rows[1]["ours"] == "12,346" and rows[2]["ours"] == ""
-    assert front_page.headlines(rows) == [rows[0]]
-    counted = front_page.verdicts(rows)
-    assert sum(sum(counts) for _, counts in counted["rows"]) == 3 and counted["columns"] == ["replicated", "not comparable", "not run"]

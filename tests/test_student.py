@@ -11,7 +11,6 @@ import pytest
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 from koa_lib.report import running, student
-from reports import links
 
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -110,26 +109,6 @@ def test_study_copy_holds_no_solution(path):
     assert [cell.source for cell in made.cells if "answer" in tags(cell)] == [""] * exercises(notebook).count("ES")
 
 
-# Links
-
-
-@pytest.mark.parametrize(("written", "built"), [
-    ("[Table S7](#table-s7)", '<a href="#table-s7">Table S7</a>'),
-    ("[Table 5](06_statistics.ipynb#table-5)", '<a href="06_statistics.html#table-5">Table 5</a>'),
-    ("[notebook 9](09_later.ipynb#table-5)", "notebook 9"),
-    ("[fold](../reports/glossary.md#term-Fold)", '<a href="../glossary.html#term-Fold">fold</a>'),
-    ("[a file](../tables/findings.csv), [a site](https://doi.org/10.1148/x)", "[a file](../tables/findings.csv), [a site](https://doi.org/10.1148/x)"),
-    ("[a heading](#recap)", "[a heading](#recap)"),
-])
-def test_links_of_notebooks_lead_to_the_pages(written, built):
-    assert links.for_page(written, {"06_statistics"}, in_notebook=True) == built
-
-
-def test_links_of_pages_lead_to_the_notebooks():
-    written = "[Table 5](../notebooks/06_statistics.ipynb#table-5)"
-    assert links.for_page(written, {"06_statistics"}, in_notebook=False) == '<a href="nb/06_statistics.html#table-5">Table 5</a>'
-
-
 @every_notebook
 def test_linked_words_stand_in_the_glossary(path):
     entries = re.findall(r"^(\S.*)\n  ", (ROOT / "reports" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -155,9 +134,3 @@ def test_notebook_runs_alone_in_an_empty_run_folder(path, tmp_path):
     print(f"{path.stem}: {seconds:.0f} s, {worked:.0f} s of the processor")
     assert (tmp_path / "smoke" / "inputs.yaml").is_file() and all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source)
     assert min(seconds, worked) < ALONE
-
-
-def test_a_link_to_an_exhibit_that_the_run_does_not_show_is_left_as_words():
-    text = "[Table S7](#table-s7), [Table 5](06_statistics.ipynb#table-5)"
-    assert links.for_page(text, {"06_statistics"}, True, shown={"table-5"}) == 'Table S7, <a href="06_statistics.html#table-5">Table 5</a>'
-    assert links.for_page(text, {"06_statistics"}, True, shown=set()) == "Table S7, Table 5"

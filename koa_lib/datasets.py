@@ -15,7 +15,7 @@ from koa_lib.errors import StudyError
 from koa_lib.images import array, shape
 from koa_lib.store import digest, made_from, write_text
 
-STATISTICS = {  # mean and standard deviation per channel, METHODS: ImageNet as the paper prints, CLIP as its weights expect
+STATISTICS = {  # mean and standard deviation per channel: ImageNet as the paper prints, CLIP as its weights expect
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }

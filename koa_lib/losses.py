@@ -16,7 +16,7 @@ ORDINAL_SIGMA = 0.5
 def target_matrix(kind):
     """Target distribution per grade, (5, 5) rows true grade.
 
-    `hard` is one-hot; `ordinal` gives neighbours ``exp(-|i - j| / 0.5)`` (METHODS 2.1, ordinal variant).
+    `hard` is one-hot; `ordinal` gives neighbours ``exp(-|i - j| / 0.5)`` (LumbarCLIP, Le et al. 2025: the ordinal variant).
     """
     grades = torch.arange(len(GRADES)).float()
     if kind == "hard":
@@ -46,7 +46,7 @@ def symmetric_infonce(image_embeddings, text_embeddings, scale, same=None):
 
 
 def soft_clip(image_embeddings, text_embeddings, scale, targets):
-    """Soft CLIP loss (METHODS 2.1), in nats: ``1/2 [CE(Q, L) + CE(Q^T, L^T)]`` with ``L = scale * I T^T``.
+    """Soft CLIP loss (LumbarCLIP, Le et al. 2025), in nats: ``1/2 [CE(Q, L) + CE(Q^T, L^T)]`` with ``L = scale * I T^T``.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def chance_loss(classes):
 
 
 def symmetry_loss(embeddings, mirrored):
-    """How far pictures and their mirror images lie apart: mean of ``1 - cos``, in [0, 2] (CLIP-KOA; our reading, METHODS 1.1).
+    """How far pictures and their mirror images lie apart: mean of ``1 - cos``, in [0, 2] (CLIP-KOA; our reading).
 
     Computed as half the squared distance of the unit vectors (n, d), the same number: 0 for equal embeddings whatever the rounding.
     """
@@ -142,7 +142,7 @@ def symmetry_loss(embeddings, mirrored):
 
 
 def consistency_loss(logits, mirrored):
-    """How far the gradings of pictures and of their mirror images lie apart, from logits (n, 5), in nats (CLIP-KOA; our reading, METHODS 1.1).
+    """How far the gradings of pictures and of their mirror images lie apart, from logits (n, 5), in nats (CLIP-KOA; our reading).
 
     Mean of the Kullback-Leibler divergences in both directions: at least 0, and 0 only for equal probabilities.
     """

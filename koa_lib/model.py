@@ -134,7 +134,7 @@ class ClipGrader(nn.Module):
     """Grades pictures by similarity to five text prototypes.
 
     The image tower is cut in two: `trunk` is frozen and its output can be cached, `tail` is trained. Where the
-    cut lies is the tuning reading (`part`, METHODS 6.1):
+    cut lies is the tuning reading (`part`):
 
     adapter
         both encoders frozen, a down-and-up adapter on the embedding is trained (`as_printed`)

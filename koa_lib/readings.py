@@ -1,6 +1,6 @@
 """Readings of the printed training: what the paper leaves open or says in more than one way, one factor at a time.
 
-Each reading changes `as_printed` in one point (DESIGN: never a full grid); sources are METHODS 2.2, 6 and 8.5.
+Each reading changes `as_printed` in one point (never a full grid); sources are the paper's sections and published CLIP fine-tuning.
 """
 
 from dataclasses import dataclass, replace
@@ -81,9 +81,14 @@ def table(study, printed, found):
     for reading, changed, results in found:
         both = stats.paired(shown_fold(study, results, "held_out"), base)
         gap = stats.difference(both, "qwk", study.profile.draws, study.seed)
-        rows.append({"factor": reading.factor, "option": reading.option, "epochs": changed.recipe.epochs, **_values(study, results),
+        rows.append({"factor": reading.factor, "option": reading.option, "epochs": _epochs(study, changed), **_values(study, results),
                      "difference": gap["difference"], "difference_low": gap["ci_low"], "difference_high": gap["ci_high"]})
     return pd.DataFrame(rows)
+
+
+def _epochs(study, arm):
+    # As trained: early stopping ends before the recipe does.
+    return int(pd.read_csv(study.file(f"history/{arm.name}.csv"))["epoch"].max())
 
 
 def _values(study, results):

@@ -1,4 +1,4 @@
-"""The arithmetic audit: each function by hand or against a reference, the findings against METHODS section 8."""
+"""The arithmetic audit: each function by hand or against a reference, the findings against a recomputation by hand."""
 
 import numpy as np
 import pandas as pd

@@ -193,7 +193,7 @@ def test_confidence_on_a_bin_edge_falls_in_the_lower_bin():
 
 
 def test_published_matrix_gives_its_known_metrics():
-    # VGG19 with ordinal loss of Chen 2019, recomputed in METHODS 5.2.
+    # VGG19 with ordinal loss of Chen 2019, recomputed from its confusion matrix.
     cm = [[556, 43, 39, 1, 0], [131, 52, 108, 5, 0], [41, 32, 335, 37, 2], [1, 1, 33, 167, 21], [0, 0, 1, 7, 43]]
     values = {name: round(float(value), 3) for name, value in metrics.from_confusion(cm).items()}
     assert (values["accuracy"], values["macro_f1"], values["qwk"], values["linear_kappa"]) == (0.696, 0.65, 0.841, 0.73)

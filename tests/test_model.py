@@ -164,7 +164,7 @@ def test_trunk_and_tail_make_the_whole_model(name, part):
 
 
 def trained_names(name, part):
-    """What METHODS 6.1 lets each reading train, as parameter names of open_clip's model."""
+    """What each reading trains, as parameter names of open_clip's model."""
     vit = name == "koa-tiny"
     head = ("clip.visual.ln_post", "clip.visual.proj") if vit else ("clip.visual.head",)
     last = ("clip.visual.transformer.resblocks.2.", "clip.visual.transformer.resblocks.3.") if vit else ("clip.visual.trunk.layer4",)
@@ -247,7 +247,7 @@ def test_parts_count_every_parameter_once(part):
 
 
 def test_vit_b_32_has_the_printed_layer_arithmetic():
-    # METHODS 6.1: block 7,087,872; last two + ln_post + proj; adapter 512 -> 128 -> 512.
+    # Counted by hand for ViT-B/32: block 7,087,872; last two + ln_post + proj; adapter 512 -> 128 -> 512.
     with torch.device("meta"):
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32-quickgelu"))
         adapter = models.Adapter(512, 0.2)

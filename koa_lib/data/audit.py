@@ -279,7 +279,7 @@ def _predicted(name, rows, group, folds, seed, draws):
     drawn = metrics.from_confusion(stats.group_bootstrap(grades, predicted, rows[group], draws, seed))
     low, high = stats.interval(drawn["balanced_accuracy"])
     row |= {"ci_low": low, "ci_high": high, "above_chance": low > row["chance"]}
-    return row | {name: observed[name] for name in ("balanced_accuracy", "qwk")}
+    return row | {name: float(observed[name]) for name in ("balanced_accuracy", "qwk")}
 
 
 def reader_agreement(rows):
@@ -309,7 +309,7 @@ def two_readers(inspected):
     columns, tables = [f"reader II: KL {grade}" for grade in GRADES], []
     for cohort, found in agreed.items():
         if found:
-            whole = {name: found[name] for name in ("accuracy", "kappa", "linear_kappa", "qwk")}
+            whole = {name: float(found[name]) for name in ("accuracy", "kappa", "linear_kappa", "qwk")}
             named = pd.DataFrame({"cohort": cohort, "reader_1": GRADES})
             counts = pd.DataFrame(found["confusion"], columns=columns)
             tables.append(named.join(counts).assign(n=found["pictures"], **whole))

@@ -201,7 +201,7 @@ def change(table):
             annot_kws={"fontsize": 8.5},
         )
         axis.set(
-            title=f"{name}: {rows['accuracy'].iloc[0]:.0%} right",
+            title=f"{name}: {100 * rows['accuracy'].iloc[0]:.0f} % right",
             xlabel="description of KL grade",
             ylabel="true KL grade",
         )

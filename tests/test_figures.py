@@ -1,4 +1,4 @@
-"""Figures: every text readable, inside the figure and clear of its neighbours; the numbers drawn are those given."""
+"""Figures: every text readable, inside the figure and clear of its neighbours."""
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,15 @@ from koa_lib.report import diagrams, figures, flow, overlays, plots, primer, she
 from koa_lib.report.style import COLUMN, GRADE_COLOURS, WIDTH
 
 pytestmark = pytest.mark.filterwarnings("error")
-FACTS = {"name": "ViT-B-32", "image_tower": "ViT, 12 blocks, width 768, patch 32", "image_size": 224, "embed_dim": 512,
-         "text_tower": "Transformer, 12 blocks, width 512", "context_length": 77, "parameters": 151277313}
+FACTS = {
+    "name": "ViT-B-32",
+    "image_tower": "ViT, 12 blocks, width 768, patch 32",
+    "image_size": 224,
+    "embed_dim": 512,
+    "text_tower": "Transformer, 12 blocks, width 512",
+    "context_length": 77,
+    "parameters": 151277313,
+}
 PICTURE, WIDE, FLAT = np.arange(60.0).reshape(6, 10) / 60, np.zeros((161, 640)), np.full(5, 0.2)
 LONG = "a_long_name_of_a_picture_0123L"
 
@@ -24,23 +31,33 @@ LONG = "a_long_name_of_a_picture_0123L"
 def graded(n=80, seed=0):
     generator = np.random.default_rng(seed)
     frame = pd.DataFrame(generator.dirichlet(np.ones(5), n), columns=metrics.PROBABILITIES)
-    return frame.assign(kl_grade=generator.integers(0, 5, n), image_id=[f"DoubtfulG1({i + 100})" for i in range(n)])
+    return frame.assign(
+        kl_grade=generator.integers(0, 5, n), image_id=[f"DoubtfulG1({i + 100})" for i in range(n)]
+    )
 
 
 def counts():
     splits = ("train", "val", "test", "auto_test")
-    rows = [(cohort, split, grade, 2286) for cohort in flow.PUBLISHED for split in splits for grade in range(5)]
+    rows = [
+        (cohort, split, grade, 2286) for cohort in flow.PUBLISHED for split in splits for grade in range(5)
+    ]
     return pd.DataFrame(rows, columns=["cohort", "split", "grade", "n"])
 
 
 def history():
-    rows = [(f, e, p, 3 + 1 / e, 0.5) for f in range(1, 6) for e in range(1, 31) for p in ("train", "held_out")]
+    rows = [
+        (f, e, p, 3 + 1 / e, 0.5) for f in range(1, 6) for e in range(1, 31) for p in ("train", "held_out")
+    ]
     return pd.DataFrame(rows, columns=["fold", "epoch", "part", "loss", "accuracy"]).assign(floor=2.79)
 
 
 def readings():
-    table = pd.DataFrame({"factor": ["", *["residual ratio"] * 4, *["prompts"] * 4],
-                          "option": ["as printed", *(f"best on the held-out fold (optimistic) {k}" for k in range(8))]})
+    table = pd.DataFrame(
+        {
+            "factor": ["", *["residual ratio"] * 4, *["prompts"] * 4],
+            "option": ["as printed", *(f"best on the held-out fold (optimistic) {k}" for k in range(8))],
+        }
+    )
     table = table.assign(qwk=np.linspace(-0.05, 0.85, 9), qwk_low=-0.1, qwk_high=0.9)
     table.loc[3, ["qwk", "qwk_low", "qwk_high"]] = np.nan
     return table
@@ -48,11 +65,20 @@ def readings():
 
 def compared():
     rows = {"grade": range(5), "cosine": [-0.41, 0.1, 0.2, 0.3, 0.55], "probability": 0.2}
-    return pd.concat([pd.DataFrame(rows).assign(model=name) for name in ("before training", "after training")])
+    return pd.concat(
+        [pd.DataFrame(rows).assign(model=name) for name in ("before training", "after training")]
+    )
 
 
-PARTS = pd.DataFrame([("image tower", 87849216, False), ("adapter", 131072, True), ("text tower", 63428096, False),
-                      ("scale", 1, False)], columns=["part", "parameters", "trained"])
+PARTS = pd.DataFrame(
+    [
+        ("image tower", 87849216, False),
+        ("adapter", 131072, True),
+        ("text tower", 63428096, False),
+        ("scale", 1, False),
+    ],
+    columns=["part", "parameters", "trained"],
+)
 CONFUSION = pd.DataFrame(np.full((5, 5), 8260), columns=[f"graded {grade}" for grade in range(5)])
 ANSWERS = {name: np.tile(FLAT, (5, 1)) for name in ("before training", "after training")}
 SIZES = pd.DataFrame({"cohort": flow.PUBLISHED, "pictures": [8260, 1650]})
@@ -63,18 +89,30 @@ DRAWINGS = {
     "figure_3": lambda: diagrams.figure_3(FACTS, graded().iloc[0], PICTURE),
     "figure_4": lambda: diagrams.figure_4(PARTS),
     "figure_7": lambda: figures.figure_7([PICTURE, WIDE], np.tile(FLAT, (2, 1)), [0, 4], [LONG] * 2),
-    "figure_8": lambda: figures.figure_8([PICTURE] * 2, np.array([FLAT, -FLAT]), PROMPT_SETS["queries"], [0, 4]),
+    "figure_8": lambda: figures.figure_8(
+        [PICTURE] * 2, np.array([FLAT, -FLAT]), PROMPT_SETS["queries"], [0, 4]
+    ),
     "kl_scale": lambda: primer.scale([PICTURE] * 5),
     "similarity": lambda: primer.similarity(compared(), PICTURE, 0),
     "training_change": lambda: primer.change(primer.mean_answers(np.array([0, 1, 2, 2, 4]), ANSWERS)),
     "learning_roles": lambda: primer.roles(SIZES, 5, 3),
     "participant_flow": lambda: flow.participant_flow(flow.of_run([])),
-    "geometries": lambda: sheets.contact_sheet({f"KL {grade}": dict.fromkeys(WAYS, PICTURE) for grade in range(5)}),
-    "worst_errors": lambda: sheets.worst_errors([PICTURE, WIDE] * 5, np.tile(FLAT, (10, 1)), [4] * 10, [LONG] * 10),
-    "overlays": lambda: overlays.over_pictures([np.eye(9, dtype=np.uint8)] * 2, {"Grad-CAM": np.zeros((2, 9, 9)),
-                                               "attention rollout": np.ones((2, 9, 9))}, None, ["KL 0", "KL 4"]),
+    "geometries": lambda: sheets.contact_sheet(
+        {f"KL {grade}": dict.fromkeys(WAYS, PICTURE) for grade in range(5)}
+    ),
+    "worst_errors": lambda: sheets.worst_errors(
+        [PICTURE, WIDE] * 5, np.tile(FLAT, (10, 1)), [4] * 10, [LONG] * 10
+    ),
+    "overlays": lambda: overlays.over_pictures(
+        [np.eye(9, dtype=np.uint8)] * 2,
+        {"Grad-CAM": np.zeros((2, 9, 9)), "attention rollout": np.ones((2, 9, 9))},
+        None,
+        ["KL 0", "KL 4"],
+    ),
     "forest": lambda: plots.forest(readings(), "qwk", "option", "factor", line="as printed"),
-    "curves": lambda: plots.curves(history(), "epoch", ["accuracy", "loss"], "fold", "part", levels={"floor": "floor"}),
+    "curves": lambda: plots.curves(
+        history(), "epoch", ["accuracy", "loss"], "fold", "part", levels={"floor": "floor"}
+    ),
     "confusion": lambda: plots.confusion(CONFUSION, "oai_chen2018, held-out folds (n = 206,500)"),
 }
 
@@ -143,6 +181,8 @@ def test_the_worst_errors_follow_their_rule(seed, n, number):
 
 
 def test_between_errors_of_one_distance_the_surer_is_worse():
-    frame = pd.DataFrame([[0.4, 0.6, 0, 0, 0], [0.1, 0.9, 0, 0, 0], [0, 0, 1, 0, 0]], columns=metrics.PROBABILITIES)
+    frame = pd.DataFrame(
+        [[0.4, 0.6, 0, 0, 0], [0.1, 0.9, 0, 0, 0], [0, 0, 1, 0, 0]], columns=metrics.PROBABILITIES
+    )
     frame = frame.assign(kl_grade=[0, 0, 2], image_id=["a", "b", "c"])
     assert list(sheets.worst(frame)["image_id"]) == ["b", "a"]

@@ -1,4 +1,4 @@
-"""The participant flow: its numbers are those of the manifests and derived sets, and the drawing shows them all."""
+"""The participant flow: its numbers are those of the manifests, and the drawing shows them all."""
 
 from functools import cache
 from types import SimpleNamespace
@@ -22,9 +22,13 @@ COUNTED = ["pictures", *flow.GRADE_COLUMNS]
 
 def frame(records):
     """Manifest rows from (pixels, grade, split, wide); pictures of equal pixels share a group."""
-    rows = pd.DataFrame(records, columns=["pixel_sha256", "kl_grade", "split", "wide"]).astype({"pixel_sha256": str})
+    rows = pd.DataFrame(records, columns=["pixel_sha256", "kl_grade", "split", "wide"]).astype(
+        {"pixel_sha256": str}
+    )
     widths = np.where(rows["wide"], 640, 300)
-    return rows.assign(image_id=[f"i{i}" for i in rows.index], group_id="g" + rows["pixel_sha256"], width=widths, height=161)
+    return rows.assign(
+        image_id=[f"i{i}" for i in rows.index], group_id="g" + rows["pixel_sha256"], width=widths, height=161
+    )
 
 
 def member(name, rows):
@@ -38,13 +42,21 @@ def boxes(name, rows=None):
 # Two knees per patient; two further copies, a conflict, two wide pictures.
 PARTS = ["train", "train", "val", "test"]
 LEFT = frame([(i // 2, i % 5, PARTS[i // 2 % 4], False) for i in range(24)])
-RIGHT = frame([*((max(i, 3), i % 5 if i > 4 else 2, "external", i > 20) for i in range(1, 23)), (7, 0, "external", False)])
+RIGHT = frame(
+    [
+        *((max(i, 3), i % 5 if i > 4 else 2, "external", i > 20) for i in range(1, 23)),
+        (7, 0, "external", False),
+    ]
+)
 
 
 def test_numbers_of_the_published_sets():
     chen, gornale = boxes("oai_chen2018"), boxes("gornale2020")
     assert list(chen.index) == ["listed", "train", "val", "test"] and set(chen["kind"]) == {"kept"}
-    assert list(chen["pictures"]) == [8260, 5778, 826, 1656] and chen["groups"].iloc[1:].sum() == chen["groups"].iloc[0] == 4130
+    assert (
+        list(chen["pictures"]) == [8260, 5778, 826, 1656]
+        and chen["groups"].iloc[1:].sum() == chen["groups"].iloc[0] == 4130
+    )
     known = cohorts.facts("oai_chen2018").counts
     assert {split: tuple(chen.loc[split, flow.GRADE_COLUMNS]) for split in known} == known
     assert list(gornale.index) == DERIVED and list(gornale["pictures"]) == [1650, 6, 68, 1576, 166, 1410]
@@ -52,7 +64,9 @@ def test_numbers_of_the_published_sets():
     assert list(gornale.loc["listed", flow.GRADE_COLUMNS]) == [514, 477, 232, 221, 206]
 
 
-records = st.tuples(st.integers(0, 12), st.integers(0, 4), st.sampled_from([*PARTS, "auto_test"]), st.booleans())
+records = st.tuples(
+    st.integers(0, 12), st.integers(0, 4), st.sampled_from([*PARTS, "auto_test"]), st.booleans()
+)
 
 
 @settings(max_examples=25, deadline=None)
@@ -61,24 +75,37 @@ def test_kept_and_left_out_add_up(drawn):
     rows = frame(drawn)
     derived, split = boxes("gornale2020", rows), boxes("oai_chen2018", rows)
     lost = derived[COUNTED]
-    for before, out, after in (("listed", ["conflicts", "copies"], "deduplicated"), ("deduplicated", ["two_knees"], "single_knee")):
+    for before, out, after in (
+        ("listed", ["conflicts", "copies"], "deduplicated"),
+        ("deduplicated", ["two_knees"], "single_knee"),
+    ):
         assert (lost.loc[after] == lost.loc[before] - lost.loc[out].sum()).all()
-    assert all(derived.at[name, "pictures"] == len(sets.subset(rows, name)) for name in ("deduplicated", "single_knee"))
+    assert all(
+        derived.at[name, "pictures"] == len(sets.subset(rows, name))
+        for name in ("deduplicated", "single_knee")
+    )
     assert (split[COUNTED].iloc[1:].sum() == split[COUNTED].iloc[0]).all()
     for table in (derived, split):
-        assert (table[flow.GRADE_COLUMNS].sum(axis=1) == table["pictures"]).all() and (table["groups"] <= table["pictures"]).all()
+        assert (table[flow.GRADE_COLUMNS].sum(axis=1) == table["pictures"]).all() and (
+            table["groups"] <= table["pictures"]
+        ).all()
 
 
 def test_an_empty_box_stays_and_a_split_without_a_role_is_left_out():
     rows = frame([(0, 0, "train", False), (1, 1, "auto_test", False)])
     table = boxes("phantom_a", rows)
-    assert list(table.index) == ["listed", "auto_test", "train", "val", "test"] and table.at["auto_test", "kind"] == "left out"
+    assert (
+        list(table.index) == ["listed", "auto_test", "train", "val", "test"]
+        and table.at["auto_test", "kind"] == "left out"
+    )
     assert not table.loc["test", COUNTED].any()
     with pytest.raises(StudyError, match="gornale2020 has no rows"):
         boxes("gornale2020", manifest("gornale2020").head(0))
 
 
-@pytest.mark.parametrize("members", [[member("phantom_a", LEFT), member("phantom_b", RIGHT)], [member("phantom_a", LEFT)]])
+@pytest.mark.parametrize(
+    "members", [[member("phantom_a", LEFT), member("phantom_b", RIGHT)], [member("phantom_a", LEFT)]]
+)
 def test_the_figure_shows_every_number_and_no_text_crosses_a_box(members):
     table = flow.of_run(members)
     figure = flow.participant_flow(table)
@@ -86,7 +113,10 @@ def test_the_figure_shows_every_number_and_no_text_crosses_a_box(members):
     axis = figure.axes[0]
     shown = " ".join(text.get_text() for text in axis.texts)
     for row in table.to_dict("records"):
-        assert " / ".join(f"{row[name]:,}" for name in flow.GRADE_COLUMNS) in shown and f"{row['pictures']:,} " in shown
+        assert (
+            " / ".join(f"{row[name]:,}" for name in flow.GRADE_COLUMNS) in shown
+            and f"{row['pictures']:,} " in shown
+        )
         assert row["title"] in shown or row["stage"] == "listed"
     assert ("This run: none" in shown) == (len(members) == 1)
     assert figure.get_size_inches()[0] == style.WIDTH and figure.get_size_inches()[1] < 9

@@ -14,16 +14,14 @@ from koa_lib.grades import GRADES, NAMES, TABLE_1
 OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
 
 
-def table_1(counts, prompts=TABLE_1, examples=None):
+def table_1(counts, examples):
     """Grades with their text, pictures per cohort and an example picture.
 
     Parameters
     ----------
     counts : DataFrame
         cohort, split, grade, n.
-    prompts : sequence of 5 str
-        Grade 0 first.
-    examples : dict, optional
+    examples : dict
         Grade -> image id.
 
     Returns
@@ -31,48 +29,12 @@ def table_1(counts, prompts=TABLE_1, examples=None):
     DataFrame
         kl_grade, name, description, "n <cohort>" per cohort, example_image; five rows.
     """
-    table = pd.DataFrame({"kl_grade": GRADES, "name": NAMES, "description": list(prompts)})
+    table = pd.DataFrame({"kl_grade": GRADES, "name": NAMES, "description": list(TABLE_1)})
     for cohort in dict.fromkeys(counts["cohort"]):
         sums = counts[counts["cohort"] == cohort].groupby("grade")["n"].sum()
         table[f"n {cohort}"] = sums.reindex(GRADES, fill_value=0).to_numpy()
-    table["example_image"] = [(examples or {}).get(grade, "") for grade in GRADES]
+    table["example_image"] = [examples.get(grade, "") for grade in GRADES]
     return table
-
-
-def findings(found, meaning):
-    """Findings of several cohorts side by side: finding, groups and files of each cohort, and what the finding means.
-
-    Parameters
-    ----------
-    found : DataFrame
-        finding, cohort, groups, files, as from `audit.Audit`.
-    meaning : callable
-        What a finding says in plain words, `audit.meaning`.
-    """
-    table = pd.DataFrame({"finding": found["finding"].drop_duplicates()})
-    for cohort, part in found.groupby("cohort", sort=False):
-        counts = part.set_index("finding")[["groups", "files"]].astype("Int64")
-        table = table.join(counts.add_prefix(f"{cohort} "), on="finding")
-    return table.assign(meaning=table["finding"].map(meaning)).reset_index(drop=True)
-
-
-def derived_sets(sets, names):
-    """Pictures and groups of each derived set.
-
-    Parameters
-    ----------
-    sets : DataFrame
-        cohort, near_group and a column per derived set, as from `audit.Audit`.
-    names : sequence of str
-        The derived sets.
-
-    Returns
-    -------
-    DataFrame
-        cohort, set, pictures, groups.
-    """
-    rows = [(cohort, name.replace("_", " "), part[name].sum(), part.loc[part[name], "near_group"].nunique()) for cohort, part in sets.groupby("cohort", sort=False) for name in names]
-    return pd.DataFrame(rows, columns=["cohort", "set", "pictures", "groups"])
 
 
 def table_2(columns, published):
@@ -160,13 +122,15 @@ def table_4(models, published, as_run=None, draws=1000, seed=0):
     return _percent(pd.DataFrame(rows))
 
 
-def zero_shot(results, draws=1000, seed=0):
-    """Zero-shot results of each prompt set on each part that is not for training.
+def zero_shot(results, peers, draws=1000, seed=0):
+    """Zero-shot results of each prompt set on each part that is not for training, then published ones.
 
     Parameters
     ----------
     results : dict of str to dict of str to DataFrame
         Prompt set to what `Runner.zero_shot` returns.
+    peers : DataFrame
+        `published/peers.csv`.
 
     Returns
     -------
@@ -178,7 +142,11 @@ def zero_shot(results, draws=1000, seed=0):
         for split in [split for split in ("val", "test", "external") if split in parts]:
             summary = stats.bootstrap_summary(parts[split], draws, seed).set_index("metric")
             values = summary.value[["accuracy", "balanced_accuracy", "qwk"]]
-            rows.append({"prompts": name, "split": split, "n": len(parts[split]), **values, "qwk_low": summary.ci_low["qwk"], "qwk_high": summary.ci_high["qwk"]})
+            bounds = {f"qwk_{end}": summary.at["qwk", f"ci_{end}"] for end in ("low", "high")}
+            rows.append({"prompts": name, "split": split, "n": len(parts[split]), **values, **bounds})
+    for peer in peers[peers["system"].str.contains("zero-shot")].to_dict("records"):
+        named = {"prompts": f"published: {peer['system']}", "split": peer["test_set"]}
+        rows.append(named | {name: peer[name] for name in ("n", "accuracy", "qwk")})
     return pd.DataFrame(rows)
 
 

@@ -198,7 +198,7 @@ def data_cards(run):
 
 def _data_card(run, name, read):
     known, rows = cohorts.facts(name), _rows(run, name)
-    findings = [row for row in _read_table(run, "findings") if row["cohort"] == name] if read else _listed_problems(rows)
+    findings = _found(run, name) if read else _listed_problems(rows)
     seen = provenance.note(run.folder / "data.json", {})
     role = next((role for role in ("training", "external") if getattr(run.settings, role).name == name), None)
     facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"), ("Licence", known.licence),
@@ -212,6 +212,13 @@ def _data_card(run, name, read):
         "problems": [row for row, there in zip(findings, found, strict=True) if there],
         "clean": [row["finding"] for row, there in zip(findings, found, strict=True) if not there],
     }
+
+
+def _found(run, name):
+    # Of the audit's table that has a cohort's columns beside those of the others; an empty cell is none of its checks.
+    table = _read_table(run, "findings")
+    return [{"finding": row["finding"]} | {part: row[f"{name} {part}"] for part in ("groups", "files", "detail")}
+            for row in table if row.get(f"{name} files")]
 
 
 def _rows(run, name):

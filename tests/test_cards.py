@@ -43,7 +43,7 @@ def run(tmp_path_factory, cohort_a, cohort_b):
     (folder / "inputs.yaml").write_text(yaml.safe_dump({"profile": "smoke", "seed": 42, "data": "", "external": "", "synthetic": True}))
     (folder / "checkpoints" / "clip-as_printed__fold2__seed42" / "state.safetensors").write_bytes(b"weights")
     (folder / "checkpoints" / "clip-as_printed__fold2__seed42.json").write_text(json.dumps({"key": {"weights": "random"}, "seconds": 12.0}))
-    (folder / "tables" / "findings.csv").write_text("finding,cohort,groups,files,detail\nequal pixels,phantom_b,4,9,copies\ncolour pictures,phantom_b,0,0,none\n")
+    (folder / "tables" / "findings.csv").write_text("finding,phantom_b groups,phantom_b files,phantom_b detail\nequal pixels,4,9,copies\ncolour pictures,0,0,none\n")
     (folder / "history" / f"{MODEL}.csv").write_text(f"model,fold,epoch,part,loss,accuracy\n{MODEL},1,1,train,1.5,0.3\n{MODEL},1,2,train,1.25,0.4\n{MODEL},1,2,held_out,9,0.4\n")
     return provenance.Run.read(folder)
 

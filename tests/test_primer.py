@@ -1,4 +1,4 @@
-"""What the first notebook shows is true: the typical knees have their grades, the bars are the model's, the drawings draw."""
+"""What the first notebook shows is true: the typical knees have their grades, the bars are the model's."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,6 @@ from conftest import TINY
 
 from koa_lib import model
 from koa_lib.datasets import to_tensor
-from koa_lib.errors import StudyError
 from koa_lib.phantoms import findings
 from koa_lib.report import primer
 
@@ -16,7 +15,9 @@ from koa_lib.report import primer
 def test_typical_knees_have_their_grades_and_get_worse():
     typical = primer.typical_findings()
     assert [findings.kl_grade(found) for found in typical] == [0, 1, 2, 3, 4]
-    assert all(np.diff([found.osteophytes for found in typical]) > 0) and all(np.diff([found.jsn for found in typical]) > 0)
+    assert all(np.diff([found.osteophytes for found in typical]) > 0) and all(
+        np.diff([found.jsn for found in typical]) > 0
+    )
 
 
 def test_drawn_knee_is_the_same_person_and_narrows_at_the_inner_side():
@@ -24,7 +25,9 @@ def test_drawn_knee_is_the_same_person_and_narrows_at_the_inner_side():
     healthy, severe = (primer.draw(typical[grade]) for grade in (0, 4))
     assert healthy.shape == (200, 200) and np.array_equal(healthy, primer.draw(typical[0]))
     x, y = (np.array(primer.VIEW.centre) + primer.VIEW.unit * np.array((-0.6, -0.07))).astype(int)
-    assert severe[y - 3 : y + 4, x - 8 : x + 9].mean() > healthy[y - 3 : y + 4, x - 8 : x + 9].mean() + 0.1  # bone where the gap was
+    assert (
+        severe[y - 3 : y + 4, x - 8 : x + 9].mean() > healthy[y - 3 : y + 4, x - 8 : x + 9].mean() + 0.1
+    )  # bone where the gap was
 
 
 def test_compared_gives_cosines_and_the_softmax_of_the_scaled_ones():
@@ -34,24 +37,29 @@ def test_compared_gives_cosines_and_the_softmax_of_the_scaled_ones():
     table = primer.compared({"a": grader}, picture, TINY.normalisation)
     with torch.no_grad():
         expected = grader(to_tensor(picture[None], TINY.normalisation)).softmax(-1)[0].numpy()
-    assert table["probability"].to_numpy() == pytest.approx(expected, abs=1e-6) and table["cosine"].abs().max() <= 1
+    assert (
+        table["probability"].to_numpy() == pytest.approx(expected, abs=1e-6)
+        and table["cosine"].abs().max() <= 1
+    )
     scaled = np.exp(grader.scale.item() * table["cosine"].to_numpy())
     assert table["probability"].to_numpy() == pytest.approx(scaled / scaled.sum(), abs=1e-5)
 
 
+def test_mean_answers_are_those_of_each_true_grade():
+    answers = {"a": np.array([[1.0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0.5, 0.5, 0, 0, 0]])}
+    table = primer.mean_answers(np.array([0, 0, 2]), answers)
+    assert list(table["n"]) == [2, 0, 1, 0, 0] and list(table.loc[0, ["p0", "p1"]]) == [0.5, 0.5]
+    assert table.loc[1, "p0":"p4"].isna().all() and set(table["accuracy"]) == {1 / 3}
+    primer.change(table)
+
+
 @pytest.mark.parametrize(("low", "high"), [(-0.41, 0.55), (0.0, 0.31), (-0.9, -0.1), (0.1, 1.0)])
 def test_numbers_on_the_axes_of_neighbouring_panels_keep_apart(low, high):
-    table = pd.DataFrame({"model": "a", "grade": range(5), "cosine": np.linspace(low, high, 5), "probability": 0.2})
-    middle = primer.similarity(np.zeros((9, 9)), table, "KL 0").axes[1]
+    table = pd.DataFrame(
+        {"model": "a", "grade": range(5), "cosine": np.linspace(low, high, 5), "probability": 0.2}
+    )
+    middle = primer.similarity(table, np.zeros((9, 9)), 0).axes[1]
     start, end = middle.get_xlim()
-    assert len(middle.get_xticks()) >= 2 and all(start <= tick < end - 0.05 * (end - start) for tick in middle.get_xticks())
+    ticks = middle.get_xticks()
+    assert len(ticks) >= 2 and all(start <= tick < end - 0.05 * (end - start) for tick in ticks)
     assert start <= min(low, 0) and end > max(high, 0)
-
-
-def test_drawings_cope_with_missing_grades_and_cohorts():
-    answers = {"before": np.full((3, 5), 0.2), "after": np.eye(5)[:3]}
-    primer.change(np.array([0, 1, 1]), answers)
-    primer.cohorts({"a": {0: np.zeros((20, 40)), 4: np.ones((20, 20))}})
-    primer.roles(("a", 10), 0, 1, None)
-    with pytest.raises(StudyError, match="nothing to train on"):
-        primer.roles(("a", 10), 1, 1, None)

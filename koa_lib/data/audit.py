@@ -10,6 +10,7 @@ from koa_lib import metrics, splits, stats
 from koa_lib.data.looks import INTENSITY, THRESHOLD, near_groups
 from koa_lib.data.sets import SUBSETS, conflicting, subset, two_knees
 from koa_lib.errors import StudyError
+from koa_lib.grades import GRADES
 
 INVERTED = -0.5  # correlation with the cohort's median picture below which a picture is a negative
 FOLDS = 5  # of the printed protocol, and of the format shortcut
@@ -35,13 +36,6 @@ MEANING = {
     "size and depth predict the grade": "whether width, height, bit depth and channels tell the grade",
     "gray values predict the grade": "whether mean and quantiles of the gray values tell the grade",
 }
-ODD = {
-    "inverted pictures": "inverted",
-    "two knees in one picture": "two knees",
-    "other sizes": "other size",
-    "16-bit pictures": "16 bits",
-    "colour pictures": "colour",
-}
 
 
 class Audit(NamedTuple):
@@ -64,11 +58,11 @@ class Audit(NamedTuple):
     sets: pd.DataFrame
     format_shortcut: pd.DataFrame
 
-    def write(self, folder):
-        """Write each table as CSV, e.g. findings.csv."""
+    def write(self, folder, names=None):
+        """Write its tables, or those of these names, as CSV, e.g. findings.csv."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, table in self._asdict().items():
-            table.to_csv(Path(folder, f"{name}.csv"), index=False, lineterminator="\n")
+        for name in names or self._fields:
+            getattr(self, name).to_csv(Path(folder, f"{name}.csv"), index=False, lineterminator="\n")
 
 
 def audit_all(inspected, seed=42, draws=1000):
@@ -285,7 +279,7 @@ def _predicted(name, rows, group, folds, seed, draws):
     drawn = metrics.from_confusion(stats.group_bootstrap(grades, predicted, rows[group], draws, seed))
     low, high = stats.interval(drawn["balanced_accuracy"])
     row |= {"ci_low": low, "ci_high": high, "above_chance": low > row["chance"]}
-    return row | {name: observed[name] for name in ("balanced_accuracy", "qwk")}
+    return row | {name: float(observed[name]) for name in ("balanced_accuracy", "qwk")}
 
 
 def reader_agreement(rows):
@@ -297,17 +291,52 @@ def reader_agreement(rows):
     return {"pictures": len(both), "confusion": cm, **metrics.from_confusion(cm)}
 
 
+def two_readers(inspected):
+    """Grades of two readers on the same pixels, for the cohorts that have a second one.
+
+    Parameters
+    ----------
+    inspected : dict of str to DataFrame
+        Cohort to its rows, as for `audit_all`.
+
+    Returns
+    -------
+    DataFrame
+        cohort, reader_1, "reader II: KL 0" to 4 (pictures), and of the whole cohort n, accuracy,
+        kappa, linear_kappa, qwk; empty when no cohort has a second reader.
+    """
+    agreed = {name: reader_agreement(rows) for name, rows in inspected.items()}
+    columns, tables = [f"reader II: KL {grade}" for grade in GRADES], []
+    for cohort, found in agreed.items():
+        if found:
+            whole = {name: float(found[name]) for name in ("accuracy", "kappa", "linear_kappa", "qwk")}
+            named = pd.DataFrame({"cohort": cohort, "reader_1": GRADES})
+            counts = pd.DataFrame(found["confusion"], columns=columns)
+            tables.append(named.join(counts).assign(n=found["pictures"], **whole))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def side_by_side(findings):
+    """Findings of several cohorts: finding, what it means, and of each cohort groups, files and detail.
+
+    Parameters
+    ----------
+    findings : DataFrame
+        Of an `Audit`.
+    """
+    table = pd.DataFrame({"finding": findings["finding"].drop_duplicates()})
+    for cohort, part in findings.groupby("cohort", sort=False):
+        found = part.set_index("finding")[["groups", "files", "detail"]]
+        found = found.astype({"groups": "Int64", "files": "Int64"})
+        table = table.join(found.add_prefix(f"{cohort} "), on="finding")
+    return table.assign(meaning=table["finding"].map(meaning)).reset_index(drop=True)
+
+
 def meaning(finding):
     """What a finding says, in a few plain words."""
     if " across " in finding:
         return "belong together and lie in several parts"
     return MEANING.get(finding, "equal to, or alike, a picture of the other cohort")
-
-
-def one_of_each_oddity(result):
-    """The first file of each kind of odd picture: finding, short (for a title), cohort, image_id."""
-    first = result.affected_files.drop_duplicates("finding")
-    return first.assign(short=first["finding"].map(ODD)).dropna(subset="short")
 
 
 def as_text(result):

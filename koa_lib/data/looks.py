@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
-from sklearn.neighbors import NearestNeighbors, radius_neighbors_graph
+from sklearn.neighbors import radius_neighbors_graph
 from sklearn.preprocessing import OneHotEncoder, normalize
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
@@ -79,25 +79,6 @@ def read(path, rows):
     """The inspected rows again, from the file of `write_inspected` and the manifest rows."""
     found = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
     return rows.drop(columns=FILE_COLUMNS).merge(found, on="image_id", validate="one_to_one")
-
-
-def distances(hashes):
-    """Each picture's smallest Hamming distance to another one.
-
-    Parameters
-    ----------
-    hashes : sequence of str
-        Perceptual hashes, hex, all of one length.
-
-    Returns
-    -------
-    int array (n,), bits; the number of bits plus one for a single picture
-    """
-    bits = _bits(hashes)
-    if len(bits) == 1:
-        return np.array([bits.shape[1] + 1])
-    nearest, _ = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(bits).kneighbors()
-    return np.round(nearest[:, 0] ** 2).astype(int)
 
 
 def near_groups(rows, together="pixel_sha256"):

@@ -1,10 +1,9 @@
-"""Charts that look into a model or a cohort: calibration, search by text, near-duplicates, quality of pictures."""
+"""Charts that look into a model or a cohort: calibration, search by text, quality of pictures."""
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from koa_lib import metrics
-from koa_lib.report import labels
 from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
 
 
@@ -51,30 +50,6 @@ def retrieval(precision):
     axis.set_yticks(places, precision["query"])
     axis.invert_yaxis()
     figure.legend(loc="outside lower center")
-    return figure
-
-
-@styled
-def nearest_distances(distances, threshold):
-    """How far each picture's nearest other one is, per cohort, and where near-duplicates begin.
-
-    Parameters
-    ----------
-    distances : dict of str to int array
-        Cohort to the smallest Hamming distances of its perceptual hashes, in bits.
-    threshold : int
-        Largest distance of near-duplicates.
-    """
-    figure, axes = narrow(1.8 * len(distances) + 1, nrows=len(distances), squeeze=False)
-    for axis, (name, values) in zip(axes[:, 0], distances.items(), strict=True):
-        edges = np.arange(0, max(130, values.max() + 4), 4)
-        axis.hist(values[values > threshold], edges, color="#9ecae1", label="other pictures")
-        axis.hist(values[values <= threshold], edges, color=PLAIN_COLOURS[1], hatch="///", edgecolor="white", label="equal pixels and near-duplicates")
-        axis.axvline(threshold + 0.5, color=INK, ls="--", lw=1, label=f"threshold: {threshold} bits")
-        axis.set(title=f"{labels.words(name)} (n = {len(values):,})", ylabel="pictures")
-        axis.yaxis.set_major_formatter("{x:,.0f}")
-    axes[-1, 0].set_xlabel("bits to the nearest other picture")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -11,15 +11,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.report import labels
+from koa_lib.report import labels, words
 from koa_lib.report.charts import baselines, few_shot, found, intervals, readings, shift
-from koa_lib.report.diagnostics import nearest_distances, reliability, retrieval
+from koa_lib.report.diagnostics import reliability, retrieval
 from koa_lib.report.diagrams import figure_1, figure_3, figure_4
-from koa_lib.report.sheets import contact_sheet, gallery, show, worst, worst_errors
+from koa_lib.report.sheets import contact_sheet, show, worst, worst_errors
 from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, note, styled
 
 __all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
-__all__ += ["contact_sheet", "few_shot", "found", "gallery", "intervals", "nearest_distances", "readings", "reliability", "retrieval"]
+__all__ += ["contact_sheet", "few_shot", "found", "intervals", "readings", "reliability", "retrieval"]
 __all__ += ["shift", "worst", "worst_errors"]
 
 TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
@@ -35,15 +35,11 @@ def figure_2(counts):
     counts : DataFrame
         cohort, split, grade, n.
     """
-    cohorts = list(dict.fromkeys(counts["cohort"]))
-    if not cohorts:
-        return message("No cohort has been read.")
+    cohorts = list(counts.groupby("cohort", sort=False))
     figure, axes = narrow(2.6 * len(cohorts) + 0.1, nrows=len(cohorts), squeeze=False)
-    for axis, cohort in zip(axes[:, 0], cohorts, strict=True):
-        rows = counts[counts["cohort"] == cohort]
+    for axis, (cohort, rows) in zip(axes[:, 0], cohorts, strict=True):
         table = rows.pivot_table(index="split", columns="grade", values="n", aggfunc="sum", fill_value=0, sort=False)
         _stacked(axis, table.reindex(columns=GRADES, fill_value=0), cohort)
-        axis.set_ylabel("radiographs")
     return figure
 
 
@@ -53,12 +49,13 @@ def _stacked(axis, table, cohort):
         heights = table.loc[split].to_numpy(float)
         axis.bar(GRADES, heights, bottom=bottom, color=GRADE_COLOURS, edgecolor="white", linewidth=0.6, hatch=hatch)
         if len(table) > 1:
-            axis.bar([0], [0], color="#999999", edgecolor="white", hatch=hatch, label=labels.words(split))
+            axis.bar([0], [0], color="#999999", edgecolor="white", hatch=hatch, label=words.people(split))
         bottom += heights
     for grade, height in zip(GRADES, bottom, strict=True):
         label = f"{height:,.0f}\n{100 * height / total:.0f} %"
         axis.annotate(label, (grade, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-    axis.set(title=f"{labels.words(cohort)} (n = {table.to_numpy().sum():,.0f})", xlabel="KL grade", xticks=GRADES)
+    axis.set(title=f"{words.people(cohort)} (n = {table.to_numpy().sum():,.0f})", ylabel="radiographs")
+    axis.set(xlabel="KL grade", xticks=GRADES)
     axis.margins(y=0.18)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axis.yaxis.set_major_formatter("{x:,.0f}")

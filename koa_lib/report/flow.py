@@ -1,4 +1,4 @@
-"""The participant flow that CLAIM 2024 and TRIPOD+AI ask for: from files to analysed pictures, by manifests alone."""
+"""The participant flow that CLAIM 2024 and TRIPOD+AI ask for, from files to analysed pictures."""
 
 import textwrap
 from collections import namedtuple
@@ -7,19 +7,45 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
+from koa_lib.data import cohorts
 from koa_lib.data.sets import conflicting, subset
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.report.diagrams import arrow, box
-from koa_lib.report.style import FROZEN, GRADE_COLOURS, INK, TRAINED, WIDTH, canvas, styled
+from koa_lib.report.entries import plural
+from koa_lib.report.style import FROZEN, INK, TRAINED, WIDTH, canvas, styled
 
+PUBLISHED = ("oai_chen2018", "gornale2020")  # the sets behind the paper
 PARTS = {"train": "training part", "val": "validation part", "test": "internal test"}
-USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "external evaluation: no confirmatory choice uses it"}
+USES = {
+    "training": "fitting and choosing",
+    "internal test": "reported once",
+    "external": "external evaluation: no confirmatory choice uses it",
+}
 GRADE_COLUMNS = [f"kl{grade}" for grade in GRADES]
-# Lengths in units of a board as wide as those of the other drawings, and the letters that fit into one; the top is y = 0.
-BOARD, COLUMN, INSET, INDENT, GAP, LINE, BAR, LETTERS = 12.2, 5.95, 0.16, 0.54, 0.3, 0.285, 0.16, 8.4
-# A box; `side`: the flow passes by on its left; `role`: what the ground under it is used for.
-_Card = namedtuple("_Card", "lines grades left_out side role height")
+# Lengths in units of a board as wide as other drawings, and the letters that fit into one; the top is y = 0.
+BOARD, COLUMN, INSET, INDENT, GAP, LINE, LETTERS = 12.2, 5.95, 0.16, 0.54, 0.3, 0.285, 8.4
+# A box; `side`: the flow passes by on its left; `use`: what the ground under it is used for.
+_Card = namedtuple("_Card", "lines left_out side use height")
+
+
+def of_run(members):
+    """The flow of a run's cohorts and, by their manifests, of the published sets.
+
+    Parameters
+    ----------
+    members : list of datasets.Cohort
+
+    Returns
+    -------
+    DataFrame
+        source ('this run' or 'published'), then the columns of `stages`.
+    """
+    ours = [stages(cohort.rows, cohort.facts).assign(source="this run") for cohort in members]
+    facts = [cohorts.facts(name) for name in PUBLISHED]
+    published = [stages(cohorts.manifest(known.name), known).assign(source="published") for known in facts]
+    table = pd.concat([*ours, *published], ignore_index=True)
+    return table[["source", *table.columns.drop("source")]]
 
 
 def stages(rows, facts):
@@ -35,7 +61,8 @@ def stages(rows, facts):
     Returns
     -------
     DataFrame
-        stage, kind ('kept' or 'left out'), label, pictures, groups (distinct `group_id`), kl0 to kl4.
+        cohort, branch ('training' or 'external'), title, doi, unit (what a group is), stage, kind ('kept' or
+        'left out'), label, use (of the pictures), pictures, groups (distinct `group_id`), kl0 to kl4.
 
     Raises
     ------
@@ -44,111 +71,106 @@ def stages(rows, facts):
     """
     if rows.empty:
         raise StudyError(f"The cohort {facts.name} has no rows, so it has no flow. Build its manifest again.")
-    boxes = _splits(rows, facts.roles) if _trains(facts) else _derived(rows)
-    return pd.DataFrame([_count(rows, "listed", "kept", "listed files"), *(_count(rows[chosen], *names) for chosen, *names in boxes)])
-
-
-def _trains(facts):
-    return "training" in facts.roles.values()
+    trains = "training" in facts.roles.values()
+    boxes = [(rows["image_id"].notna(), "listed", "kept", "listed files")]
+    boxes += _splits(rows, facts.roles) if trains else _derived(rows)
+    named = {
+        "cohort": facts.name,
+        "branch": "training" if trains else "external",
+        "title": facts.title,
+        "doi": facts.doi or "",
+        "unit": facts.group,
+    }
+    uses = facts.roles if trains else {box[1]: "external" for box in boxes}
+    return pd.DataFrame([named | _count(rows[chosen], uses, *box) for chosen, *box in boxes])
 
 
 def _splits(rows, roles):
     for split in sorted(set(rows["split"]) - set(roles)):
-        yield rows["split"] == split, split, "left out", f"{split}, a split without a role"
+        yield rows["split"] == split, split, "left out", f"left out: {split}, a split without a role"
     for split in roles:
         yield rows["split"] == split, split, "kept", PARTS.get(split, split)
 
 
 def _derived(rows):
     unique, single = (rows["image_id"].isin(subset(rows, name)) for name in ("deduplicated", "single_knee"))
-    yield conflicting(rows), "conflicts", "left out", "equal pixels, different grades"
-    yield ~conflicting(rows) & ~unique, "copies", "left out", "further copies of equal pixels"
+    yield conflicting(rows), "conflicts", "left out", "left out: equal pixels, different grades"
+    yield ~conflicting(rows) & ~unique, "copies", "left out", "left out: further copies of equal pixels"
     yield unique, "deduplicated", "kept", "deduplicated set"
-    yield unique & ~single, "two_knees", "left out", "two knees in one picture"
+    yield unique & ~single, "two_knees", "left out", "left out: two knees in one picture"
     yield single, "single_knee", "kept", "single-knee set"
 
 
-def _count(rows, stage, kind, label):
+def _count(rows, uses, stage, kind, label):
     grades = dict(zip(GRADE_COLUMNS, np.bincount(rows["kl_grade"], minlength=len(GRADES)), strict=True))
-    return {"stage": stage, "kind": kind, "label": label, "pictures": len(rows), "groups": rows["group_id"].nunique(), **grades}
+    counted = {"pictures": len(rows), "groups": rows["group_id"].nunique(), **grades}
+    return {"stage": stage, "kind": kind, "label": label, "use": uses.get(stage, ""), **counted}
 
 
 @styled
-def participant_flow(training, external=None, note=""):
-    """Draw the flow of the training cohort beside that of the external one.
+def participant_flow(table):
+    """Draw the flow of the training cohorts beside that of the external ones, this run and published in each box.
 
     Parameters
     ----------
-    training, external : pair of CohortFacts and DataFrame
-        A cohort's facts and its `stages`.
-    note : str
-        Stands under the diagram.
-
-    Raises
-    ------
-    StudyError
-        One cohort is in the place of the other.
+    table : DataFrame
+        As from `of_run`.
     """
-    _check_places(training, external)
     figure, axis = canvas(1)
-    left = 0 if external else (BOARD - COLUMN) / 2
-    depth = _branch(axis, BOARD - COLUMN, *external) if external else 0
-    depth = min(depth, _branch(axis, left, *training, depth))
-    if not external:
-        depth -= GAP + 2 * LINE
-        box(axis, left, depth, COLUMN, 2 * LINE, "no external cohort in this run", "white")
-    depth = _foot(axis, depth - GAP - LINE, textwrap.wrap(note, int(LETTERS * BOARD)))
-    axis.set(xlim=(-0.03, BOARD + 0.03), ylim=(depth, 0.03))  # the outermost lines are drawn in full
+    external = list(_cards(table[table["branch"] == "external"]))
+    depth = _branch(axis, BOARD - COLUMN, external)
+    depth = min(depth, _branch(axis, 0, list(_cards(table[table["branch"] == "training"])), depth))
+    axis.set(xlim=(-0.03, BOARD + 0.03), ylim=(depth - 0.03, 0.03))  # the outermost lines are drawn in full
     axis.set_axis_off()
     figure.set_size_inches(WIDTH, -depth * WIDTH / BOARD)
     return figure
 
 
-def _check_places(training, external):
-    for place, pair in (("training", training), ("external", external)):
-        if pair and _trains(pair[0]) != (place == "training"):
-            raise StudyError(f"{pair[0].name} is no {place} cohort by its roles. Give it in the other place of the flow.")
-
-
-def _cards(facts, table):
-    for row in table.itertuples():
-        left_out, role = row.kind == "left out", facts.roles.get(row.stage, None if _trains(facts) else "external")
-        side, grades = left_out or row.stage in facts.roles, np.array([getattr(row, name) for name in GRADE_COLUMNS])
-        letters = int(LETTERS * (COLUMN - 4 * INSET - INDENT * side))
-        texts = [*_head(facts, row), ("Listed: " * (row.stage == "listed") + _amount(facts, row), 8.5, "normal")]
+def _cards(table):
+    for stage in table["stage"].drop_duplicates():
+        rows = table[table["stage"] == stage]
+        first = rows.iloc[0]
+        left_out, listed = first["kind"] == "left out", stage == "listed"
+        side = left_out or first["branch"] == "training" and not listed
+        head = f"{first['branch']} cohort" if listed else first["label"]
+        texts = [(head.capitalize(), 8.5, "bold")]
+        if listed and "this run" not in set(rows["source"]):
+            texts.append(("This run: none", 8.5, "normal"))
+        texts += [text for row in rows.to_dict("records") for text in _told(row, listed)]
+        letters = int(LETTERS * (COLUMN - 3 * INSET - INDENT * side))
         lines = [(line, *look) for text, *look in texts for line in textwrap.wrap(text, letters)]
-        lines.append((f"KL {GRADES[0]}–{GRADES[-1]}: " + " / ".join(f"{count:,}" for count in grades), 8, "normal"))
-        yield _Card(lines, grades, left_out, side, role, 2 * INSET + LINE * len(lines) + BAR)
+        yield _Card(lines, left_out, side, first["use"], 2 * INSET + LINE * len(lines))
 
 
-def _head(facts, row):
-    if row.stage != "listed":
-        return [(f"Left out: {row.label}" if row.kind == "left out" else row.label.capitalize(), 8.5, "bold")]
-    doi = [(f"doi {facts.doi}", 8, "normal")] if facts.doi else []
-    return [("Training cohort" if _trains(facts) else "External cohort", 9, "bold"), (facts.title, 8.5, "normal"), *doi]
+def _told(row, listed):
+    # A source in one box: who and how many, and the grades.
+    groups, pictures = ("patient", "knee") if row["unit"] == "patient" else ("group", "picture")
+    amount = f"{plural(row['pictures'], pictures)}, {plural(row['groups'], groups)}"
+    named = f"{row['source'].capitalize()}: "
+    if listed:
+        yield named + row["title"], 8.5, "normal"
+    yield named * (not listed) + amount + f" of {row['unit']}" * (listed and groups == "group"), 8.5, "normal"
+    yield (
+        f"KL {GRADES[0]}–{GRADES[-1]}: " + " / ".join(f"{row[name]:,}" for name in GRADE_COLUMNS),
+        8,
+        "normal",
+    )
 
 
-def _amount(facts, row):
-    people = {"participant": row.groups, "knee": row.pictures} if facts.group == "patient" else {}
-    numbers = people or {"picture": row.pictures, "group": row.groups}
-    explained = "" if people or row.stage != "listed" else f" of {facts.group} (patients are not known)"
-    return ", ".join(f"{number:,} {name}{'s' * (number != 1)}" for name, number in numbers.items()) + explained
-
-
-def _branch(axis, x, facts, table, depth=0):
-    """Draw a cohort's cards on the grounds of their roles, stretched down to a depth; returns the lower end."""
-    blocks = [(role, list(cards)) for role, cards in groupby(_cards(facts, table), key=lambda card: card.role)]
-    heights = [sum(card.height for card in cards) + 2 * INSET + LINE * bool(role) for role, cards in blocks]
-    gap = max(GAP, (-depth - sum(heights)) / (len(table) - 1))
+def _branch(axis, x, cards, depth=0):
+    """Draw cards on the grounds of their uses, stretched down to a depth; returns the lower end."""
+    blocks = [(use, list(found)) for use, found in groupby(cards, key=lambda card: card.use)]
+    heights = [sum(card.height for card in found) + 2 * INSET + LINE * bool(use) for use, found in blocks]
+    gap = max(GAP, (-depth - sum(heights)) / max(1, len(cards) - 1))
     y = start = 0
-    for (role, cards), height in zip(blocks, heights, strict=True):
-        height += gap * (len(cards) - 1)
-        if role:
-            box(axis, x, y - height, COLUMN, height, "", TRAINED if role == "training" else FROZEN)
-            place, use = (x + COLUMN / 2, y - height + (INSET + LINE) / 2), USES.get(role, role).capitalize()
-            axis.text(*place, use, ha="center", va="center", fontsize=8.5, style="italic")
+    for (use, found), height in zip(blocks, heights, strict=True):
+        height += gap * (len(found) - 1)
+        if use:
+            box(axis, x, y - height, COLUMN, height, "", TRAINED if use == "training" else FROZEN)
+            place, text = (x + COLUMN / 2, y - height + (INSET + LINE) / 2), USES.get(use, use).capitalize()
+            axis.text(*place, text, ha="center", va="center", fontsize=8.5, style="italic")
         top = y - INSET
-        for card in cards:
+        for card in found:
             start = _draw(axis, x + INSET, top, card, start)
             top -= card.height + gap
         y -= height + gap
@@ -161,39 +183,12 @@ def _draw(axis, x, top, card, start):
     left, width = x + INDENT * card.side, COLUMN - 2 * INSET - INDENT * card.side
     box(axis, left, bottom, width, card.height, "", "white", dashed=card.left_out)
     for place, (text, size, weight) in enumerate(card.lines):
-        axis.text(left + INSET, top - INSET - LINE * (place + 0.45), text, va="center", fontsize=size, weight=weight)
-    parts = (width - 2 * INSET) * card.grades / max(1, card.grades.sum())
-    starts, floor = left + INSET + np.cumsum(parts) - parts, bottom + 0.75 * INSET
-    axis.barh(floor, parts, BAR, starts, align="edge", color=GRADE_COLOURS, ec="white", lw=0.5)
-    axis.barh(floor, width - 2 * INSET, BAR, left + INSET, align="edge", color="none", ec=INK, lw=0.6)
+        axis.text(
+            left + INSET, top - INSET - LINE * (place + 0.45), text, va="center", fontsize=size, weight=weight
+        )
     if card.side:
         axis.plot([trunk, trunk], [start, middle], color=INK, lw=1.1)
         arrow(axis, (trunk, middle), (left, middle))
     elif start:
         arrow(axis, (trunk, start), (trunk, top))
     return middle if card.side else bottom
-
-
-def _foot(axis, y, lines):
-    """Draw the key of the grades and the lines of the note; returns the lower end."""
-    for grade in GRADES:
-        x = BOARD / 2 + 1.15 * (grade - len(GRADES) / 2) + BAR
-        axis.barh(y, 2 * BAR, BAR, x, align="edge", color=GRADE_COLOURS[grade], ec=INK, lw=0.6)
-        axis.text(x + 2.6 * BAR, y + BAR / 2, f"KL {grade}", va="center", fontsize=8)
-    for place, line in enumerate(lines, 1):
-        axis.text(BOARD / 2, y - 1.4 * LINE * place, line, ha="center", va="center", fontsize=8.5)
-    return y - 1.4 * LINE * len(lines) - LINE
-
-
-def alt_text(training, external=None):
-    """The flow in two sentences, for a reader without sight; the parameters are those of `participant_flow`."""
-    _check_places(training, external)
-    second = f"External cohort {_told(*external)}." if external else "There is no external cohort in this run."
-    return f"Participant flow of the training cohort {_told(*training)}. {second}"
-
-
-def _told(facts, table):
-    listed, *others = table.itertuples()
-    names = [f"left out ({row.label})" if row.kind == "left out" else row.label for row in others]
-    steps = [f"{name}: {_amount(facts, row)}" for name, row in zip(names, others, strict=True)]
-    return f"{facts.title}, {_amount(facts, listed)} listed; {'; '.join(steps)}"

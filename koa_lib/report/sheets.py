@@ -1,4 +1,4 @@
-"""Pictures in rows and grids: examples, the worst errors, ways of showing."""
+"""Pictures in rows and grids: the worst errors, ways of showing."""
 
 import textwrap
 
@@ -19,22 +19,8 @@ def show(axis, picture, title):
     axis.spines[:].set_visible(False)
 
 
-@styled
-def gallery(pictures, titles):
-    """Pictures (H, W) in rows of three, each with its title."""
-    if not len(pictures):
-        return message("There is no picture to show.")
-    rows = -(-len(pictures) // ACROSS)
-    figure, axes = narrow(rows * (0.3 + 1.5 * tallest(pictures, 1.0)), nrows=rows, ncols=ACROSS, squeeze=False)
-    for axis in axes.flat[len(pictures):]:
-        axis.set_axis_off()
-    for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        show(axis, picture, title)
-    return figure
-
-
 def worst(graded, number=10):
-    """The worst errors by a fixed rule: farthest from the true grade, then surest of the wrong one, then by id.
+    """The worst errors by a fixed rule: farthest from the true grade, then surest of the wrong one, then id.
 
     Parameters
     ----------
@@ -70,10 +56,14 @@ def worst_errors(pictures, probabilities, grades, ids):
         return message("No picture is graded wrongly.")
     names, rows = [textwrap.fill(str(name), 18) for name in ids], -(-len(pictures) // ACROSS)
     title = 0.51 + 0.14 * max(name.count("\n") + 1 for name in names)
-    figure, axes = narrow(rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS, squeeze=False)
-    for axis in axes.flat[len(pictures):]:
+    figure, axes = narrow(
+        rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS, squeeze=False
+    )
+    for axis in axes.flat[len(pictures) :]:
         axis.set_axis_off()
-    for axis, picture, chances, grade, name in zip(axes.flat, pictures, probabilities, grades, names, strict=False):
+    for axis, picture, chances, grade, name in zip(
+        axes.flat, pictures, probabilities, grades, names, strict=False
+    ):
         guess = int(np.argmax(chances))
         show(axis, picture, f"{name}\ntrue {grade} · graded {guess}\nprobability {chances[guess]:.2f}")
     return figure
@@ -102,5 +92,5 @@ def contact_sheet(pictures):
 
 
 def tallest(pictures, limit):
-    """Height over width of the tallest picture, at most the limit, so that a row of wide ones leaves no gap."""
+    """Height over width of the tallest picture, at most the limit: a row of wide ones leaves no gap."""
     return min(limit, max(np.shape(picture)[0] / np.shape(picture)[1] for picture in pictures))

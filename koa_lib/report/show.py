@@ -21,7 +21,7 @@ from koa_lib.store import write_text
 
 LISTED = "exhibits.json"
 SHOWN_DPI, THUMBNAIL = 125, 96  # pixels per inch on a page; height of a picture in a table
-NO_EXTERNAL = "no external cohort was given"
+NO_EXTERNAL, NOTHING = "no external cohort was given", "this run has no data for it"
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,6 +84,8 @@ class Show:
         if reason:
             return self._placeholder(entry, reason)
         data = data() if callable(data) else data
+        if isinstance(data, pd.DataFrame) and data.empty:
+            return self._placeholder(entry, NOTHING)
         facts = self._facts() | facts | {"t": data}
         files = self._save_frame(entry, data) if isinstance(data, pd.DataFrame) else []
         texts = [entry.fill(template, facts) for template in ("caption", "says", "alt")]

@@ -76,12 +76,12 @@ def declared(frame, shared, own, key):
 
 def _declared(name, shared, own):
     known = _match(name, shared)
-    known = known and replace(known[0], head=known[0].head.replace("{}", words.people(known[1])))
+    known = known and replace(known[0], head=known[0].head.replace("{}", known[1]))
     said = _match(name, own)
     if said is None:
         return known or Column.of(name, {})
     column = Column.of(name, said[0], known)
-    return replace(column, head=column.head.replace("{}", words.people(said[1])))
+    return replace(column, head=column.head.replace("{}", said[1]))
 
 
 def _match(name, columns):
@@ -91,7 +91,7 @@ def _match(name, columns):
     for pattern, settings in columns.items():
         if "*" in pattern and fnmatchcase(name, pattern):
             before, after = pattern.split("*", 1)
-            return settings, name[len(before): len(name) - len(after)].replace("_", " ")
+            return settings, words.people(name[len(before): len(name) - len(after)]).replace("_", " ")
     return None
 
 

@@ -5,36 +5,23 @@ import math
 import numpy as np
 import pandas as pd
 
-from koa_lib import stats, texts
-from koa_lib.heads import HEADS, LOSSES
+from koa_lib import stats
+from koa_lib.heads import HEADS
 from koa_lib.losses import chance_loss
-from koa_lib.metrics import confusion, from_confusion
+from koa_lib.metrics import best_constant, confusion, from_confusion
 from koa_lib.paper.claims import Answer, not_run
-from koa_lib.paper.published import read as read_published
 from koa_lib.paper.scorecard import Ours
 from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import START
-from koa_lib.report import exhibits
 
 SYSTEM = "LumbarCLIP"
 SHOWN = ("accuracy", "macro_f1", "qwk")
 OTHER_DATA = "knee radiographs, not the paper's axial lumbar MRI with reports: other data, so the two numbers do not compare"
 LEVEL = 0.95
 _BOUNDS = (("", 0), ("_low", 1), ("_high", 2))
+OVERVIEW = ["encoder", "head", "loss", "as_run", "not_run", "chosen", "seeds", "epoch", "inner_qwk", "n",
+            *(f"{name}{end}" for name in SHOWN for end, _ in _BOUNDS), "best_constant", "above_constant"]
 STANDS_IN = {"random": " (stand-in, untrained)", "start": " (stand-in)", "trained": " (stand-in)"}
-
-
-def as_run(study):
-    """How each encoder was run.
-
-    Returns
-    -------
-    DataFrame
-        encoder, as_run, status ('run', or 'not run, because ...').
-    """
-    settings = study.profile.systems.heads
-    rows = [(spec.name, _described(study, spec), f"not run, because {spec.reason}" if spec.reason else "run") for spec in settings.encoders]
-    return pd.DataFrame([*rows, ("Text", texts.described(study, settings.text), "run")], columns=["encoder", "as_run", "status"])
 
 
 def _described(study, spec):
@@ -52,35 +39,35 @@ def shown(study, spec):
     return spec.name + STANDS_IN.get(spec.source, " (random weights)" if study.dry else "")
 
 
-def show(study, name, made, caption, **look):
-    """Show a table or figure; where the profile runs no encoder (None), its place says why."""
-    if made is None:
-        return exhibits.not_available(study, name, caption, none_run(study))
-    return (exhibits.show_table if name.startswith("table") else exhibits.show_figure)(study, name, made, caption, **look)
-
-
-def none_run(study):
-    """Why a profile runs no encoder."""
-    reasons = [f"{spec.name} ({spec.reason})" for spec in study.profile.systems.heads.encoders if spec.reason]
-    return f"not run, because this profile runs none of the encoders: {', '.join(reasons)}"
-
-
-def grid(study, trained):
-    """Each encoder, head and loss on the reported split: mean probabilities of its seeds, 95 % group-bootstrap intervals.
+def overview(study, trained):
+    """What was run: each encoder, head and loss on the reported split; mean probabilities of its seeds.
 
     Returns
     -------
     DataFrame
-        encoder, head, loss, seeds, epoch (chosen on the inner part, first seed), inner_qwk (mean over seeds), n, then accuracy, macro_f1, qwk
-        (ratios), each with _low and _high.
+        encoder, head, loss, as_run (how the encoder is run), not_run (why it is not), chosen ('yes' for what
+        the inner part prefers), seeds, epoch (chosen on the inner part, first seed), inner_qwk (mean over
+        seeds), n, accuracy, macro_f1, qwk (ratios), each with _low and _high from a group bootstrap;
+        best_constant (accuracy of one grade for every picture), above_constant (whether the whole interval is
+        above it).
     """
-    rows = []
-    for (_, head, loss), runs in _cells(trained).items():
-        graded = _mean(runs)
-        values = {f"{name}{end}": found[place] for name, found in _measured(study, graded).items() for end, place in _BOUNDS}
-        rows.append({"encoder": shown(study, runs[0].encoder), "head": head, "loss": loss, "seeds": len(runs), "epoch": int(runs[0].history["epoch"][runs[0].history["qwk"].idxmax()]),
-                     "inner_qwk": np.mean([run.best for run in runs]), "n": len(graded), **values})
-    return pd.DataFrame(rows)
+    best = chosen(trained)[0] if trained else None
+    rows = [{**_row(study, runs), "chosen": "yes" if runs[0] is best else ""}
+            for runs in _cells(trained).values()]
+    rows += [{"encoder": spec.name, "as_run": _described(study, spec), "not_run": spec.reason}
+             for spec in study.profile.systems.heads.encoders if spec.reason]
+    return pd.DataFrame(rows, columns=OVERVIEW)
+
+
+def _row(study, runs):
+    first, graded = runs[0], _mean(runs)
+    measured, constant = _measured(study, graded), best_constant(graded["kl_grade"])["accuracy"]
+    values = {f"{name}{end}": found[place] for name, found in measured.items() for end, place in _BOUNDS}
+    return {"encoder": shown(study, first.encoder), "head": first.head, "loss": first.loss,
+            "as_run": _described(study, first.encoder), "not_run": "", "seeds": len(runs),
+            "epoch": int(first.history["epoch"][first.history["qwk"].idxmax()]),
+            "inner_qwk": np.mean([run.best for run in runs]), "n": len(graded), **values,
+            "best_constant": constant, "above_constant": "yes" if values["accuracy_low"] > constant else "no"}
 
 
 def differences(study, trained):
@@ -89,8 +76,9 @@ def differences(study, trained):
     Returns
     -------
     DataFrame
-        encoder, loss, n, then gap_accuracy, simultaneous, gap_qwk, gap_macro_f1 (differences of ratios), with _low and _high; 'simultaneous' is the
-        interval of the accuracy by which all of them hold at once (Bonferroni).
+        encoder, loss, n, then gap_accuracy, simultaneous, gap_qwk, gap_macro_f1 (differences of ratios), with
+        _low and _high; 'simultaneous' is the interval of the accuracy by which all of them hold at once
+        (Bonferroni); better, the head on whose side the accuracy's interval lies.
     """
     cells = _cells(trained)
     pairs = list(dict.fromkeys((encoder, loss) for encoder, _, loss in cells))
@@ -105,7 +93,8 @@ def _difference(study, runs, number):
         gap = stats.difference(both, metric, study.profile.draws, study.seed, level)
         row |= {name: gap["difference"]} if name != "simultaneous" else {}
         row |= {f"{name}_low": gap["ci_low"], f"{name}_high": gap["ci_high"]}
-    return row
+    linear, other = row["gap_accuracy_low"] > 0, row["gap_accuracy_high"] < 0
+    return row | {"better": HEADS[0] if linear else HEADS[1] if other else "neither"}
 
 
 def linear_better(table):
@@ -158,43 +147,21 @@ def answers(study, trained):
     return found | {claim: linear_better(differences(study, trained))}
 
 
-def beside_published(study, found):
-    """LumbarCLIP's published model rows beside ours.
-
-    Parameters
-    ----------
-    found : dict
-        From `answers`.
+def losses(study, trained):
+    """The training loss over the epochs, its floor on the same batches, and what equal scores cost.
 
     Returns
     -------
     DataFrame
-        metric, published, ours, ci_low, ci_high (per cent), note.
+        target (what kind of loss), encoder, head, epoch, batch (pictures), loss, floor, inner_qwk, uniform
+        (every text equally likely); losses in nats, the first seed of each training.
     """
-    table = read_published(study.published, "other_systems")
-    ours = {key: value for key, value in found.items() if isinstance(value, Ours)}
-    said = {key: value._replace(note=value.note.removeprefix(f"{OTHER_DATA}; ")) for key, value in ours.items()}
-    rows = [(row.metric, row.value, *said[row.system, row.item, row.row, row.metric]) for row in table[table["system"] == SYSTEM].itertuples()]
-    return pd.DataFrame(rows, columns=["metric", "published", "ours", "ci_low", "ci_high", "note"])
-
-
-def curves(study, trained):
-    """Each loss over the grid: where the training ends, what it cannot undercut there, and what equal scores cost.
-
-    Returns
-    -------
-    DataFrame
-        loss, trainings, encoder, head (of the training with the lowest loss), batch, lowest_loss (its mean over the last epoch), loss_floor (of that
-        epoch's batches), uniform_loss (every text equally likely), nats.
-    """
-    rows = []
-    for loss in LOSSES:
-        runs = [run for run in trained if run.loss == loss]
-        if runs:
-            best = min(runs, key=lambda run: run.history["loss"].iloc[-1])
-            last = best.history.iloc[-1]
-            rows.append((loss, len(runs), shown(study, best.encoder), best.head, int(last["batch"]), last["loss"], last["floor"], chance_loss(last["batch"])))
-    return pd.DataFrame(rows, columns=["loss", "trainings", "encoder", "head", "batch", "lowest_loss", "loss_floor", "uniform_loss"])
+    frames = [run.history.rename(columns={"qwk": "inner_qwk"}).assign(
+        target=f"{run.loss} loss", encoder=shown(study, run.encoder), head=run.head)
+        for run in trained if run.seed == study.seed]
+    columns = ["target", "encoder", "head", "epoch", "batch", "loss", "floor", "inner_qwk"]
+    found = pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+    return found.assign(uniform=found["batch"].map(chance_loss))
 
 
 def _measured(study, graded):

@@ -12,11 +12,13 @@ from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.images.shape import VIEWS
+from koa_lib.losses import chance_loss
 from koa_lib.protocols import START, our_arm, unseen_split
 from koa_lib.settings import Encoder
 
 STRENGTHS = (0.01, 0.1, 1.0)  # of the logistic regression, inverse regularisation from strong to weak
 RANDOM, SELF_SUPERVISED = "random", "self-supervised"
+COUNTED = ("pictures", "dimensions", "unlabelled", "steps", "batch")
 
 
 def starts(study):
@@ -28,27 +30,39 @@ def starts(study):
 
 
 def towers(study):
-    """What the starts are and how far they tell the training pictures apart.
+    """What the starts are, and how far they tell the training pictures apart.
 
     Returns
     -------
     DataFrame
-        start, tower, learned_from (or why it is not run), pictures (of the training split), dimensions, spread, effective_rank (`selfsupervised.spread`).
+        start, tower, learned_from, not_run (why it is not), pictures (of the training split), dimensions,
+        spread, effective_rank (`selfsupervised.spread`), collapsed; of our own pre-training also unlabelled
+        (pictures seen), steps, batch, and from its last epoch loss, loss_floor (entropy of the teacher's
+        answers) and uniform_loss (the same answer for all prototypes), in nats.
     """
-    chosen, rows = study.profile.systems.labels, []
-    own = chosen.architecture or f"image tower of {study.profile.model.name}"
     learned = _learned_from(study)
-    for spec in starts(study):
-        tower = f"image tower of {study.profile.model.name}" if spec.source == "start" else own
-        row = {"start": spec.name, "tower": f"{tower}, {spec.image_size} px", "learned_from": learned[spec.name], "pictures": pd.NA, "dimensions": pd.NA, "spread": np.nan, "effective_rank": np.nan}
-        if not spec.reason:
-            part = splits.official(encoders.pictures_of(study, spec, "training"), "train", "fit")
-            values = encoders.embed(study, spec, "training")
-            row |= {"pictures": len(part), "dimensions": values.shape[1], **selfsupervised.spread(values[part.index])}
-        else:
-            row["learned_from"] = f"not run: {spec.reason}"
-        rows.append(row)
-    return pd.DataFrame(rows)
+    rows = [{"start": spec.name, "tower": _tower(study, spec), "learned_from": learned[spec.name],
+             "not_run": spec.reason, **({} if spec.reason else _seen(study, spec))} for spec in starts(study)]
+    return pd.DataFrame(rows).astype(dict.fromkeys(COUNTED, "Int64"))
+
+
+def _tower(study, spec):
+    chosen, clip = study.profile.systems.labels, f"image tower of {study.profile.model.name}"
+    return f"{clip if spec.source == 'start' else chosen.architecture or clip}, {spec.image_size} px"
+
+
+def _seen(study, spec):
+    part = splits.official(encoders.pictures_of(study, spec, "training"), "train", "fit")
+    values = encoders.embed(study, spec, "training")
+    found = selfsupervised.spread(values[part.index])
+    row = {"pictures": len(part), "dimensions": values.shape[1], **found,
+           "collapsed": selfsupervised.collapsed(found)}
+    if spec.source != "dino":
+        return row
+    last = selfsupervised.history(study).iloc[-1]
+    return {**row, **selfsupervised.training(study), "loss": last["loss"],
+            "loss_floor": last["teacher_entropy"],
+            "uniform_loss": chance_loss(study.profile.systems.labels.prototypes)}
 
 
 def _learned_from(study):

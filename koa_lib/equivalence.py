@@ -9,9 +9,10 @@ from koa_lib.paper.claims import Answer
 from koa_lib.paper.scorecard import Ours
 
 METRIC, SUPERVISED = "qwk", "supervised"
+MEANINGS = ("within_margin", "not_below", "as_high")  # of being as good as the supervised result
 MARGIN = 0.03  # quadratic kappa: what may be lost by a start that still equals the supervised result; the scorecard's tolerance for ratios
 HALF = 0.5
-CHANCE = "the supervised result is itself not shown to be above chance, so equality with it means little"
+CHANCE = "the supervised result itself is not shown to be above chance, so being equal to it means little"
 
 
 def curve(study, found, reference, labelled):
@@ -30,8 +31,10 @@ def curve(study, found, reference, labelled):
     Returns
     -------
     DataFrame
-        cohort, start, fraction, patients, pictures (means over seeds or folds, rounded), n, qwk, ci_low, ci_high, sd_over_draws, accuracy; against_supervised and
-        against_random (differences of qwk, the latter at the same fraction), each with _low and _high. The supervised rows have the start 'supervised' and fraction 1.
+        cohort, start, fraction, patients, pictures (means over seeds or folds, rounded), n, qwk, qwk_low,
+        qwk_high, sd_over_draws, accuracy; qwk_seed_<seed> (each draw of labels); against_supervised and
+        against_random (differences of qwk, the latter at the same fraction), each with _low and _high. The
+        supervised rows have the start 'supervised' and fraction 1.
     """
     rows = []
     for cohort, frames in reference.items():
@@ -42,8 +45,10 @@ def curve(study, found, reference, labelled):
         for (start, fraction), mean in means.items():
             group = own[(own["start"] == start) & (own["fraction"] == fraction)]
             other = None if start == RANDOM else means.get((RANDOM, fraction))
+            each = dict(zip((f"{METRIC}_seed_{seed}" for seed in group["seed"]), mean.each, strict=True))
             rows.append({"cohort": cohort, "start": start, "fraction": fraction, **_sizes(group), **mean.row(),
-                         **mean.against(full, "against_supervised"), **mean.against(other, "against_random")})
+                         **each, **mean.against(full, "against_supervised"),
+                         **mean.against(other, "against_random")})
     order = [f"against_{one}{bound}" for one in (SUPERVISED, RANDOM) for bound in ("", "_low", "_high")]
     table = pd.DataFrame(rows)
     return table[[*table.columns.drop(order, errors="ignore"), *order]].astype({"patients": "Int64", "pictures": "Int64"})
@@ -69,7 +74,8 @@ class _Mean:
     def row(self):
         low, high = stats.interval(self.draws)
         sd = self.each.std(ddof=1) if len(self.each) > 1 else np.nan
-        return {"n": self.n, METRIC: self.value, "ci_low": low, "ci_high": high, "sd_over_draws": sd, "accuracy": self.accuracy}
+        return {"n": self.n, METRIC: self.value, f"{METRIC}_low": low, f"{METRIC}_high": high,
+                "sd_over_draws": sd, "accuracy": self.accuracy}
 
     def against(self, other, name):
         """Value minus another's, paired: the same patients are drawn for both."""
@@ -81,77 +87,6 @@ def _in_order(graded, like):
     # The same pictures in the same order, so that the same draws take the same patients.
     stats.paired(like, graded)
     return graded.set_index("image_id").loc[like["image_id"]].reset_index()
-
-
-def seeds(found):
-    """Quadratic kappa of each seed: cohort, start, fraction, seed, qwk."""
-    rows = found[["cohort", "start", "fraction", "seed"]]
-    values = [metrics.from_confusion(metrics.confusion(grades, given.argmax(1)))[METRIC] for grades, given in map(predictions.arrays, found["graded"])]
-    return rows.assign(**{METRIC: np.array(values, dtype=float)})
-
-
-def starts_in_words(here):
-    """Each start with the fewest and with all labels, and whether the self-supervised one is better than the random one.
-
-    Parameters
-    ----------
-    here : DataFrame
-        One cohort of `curve`.
-    """
-    lines = {start: line.sort_values("fraction") for start, line in here.groupby("start", sort=False)}
-    full = lines.pop(SUPERVISED).iloc[0]
-    ends = "; ".join(f"{start} {_plain(line[METRIC].iloc[0])} and {_plain(line[METRIC].iloc[-1])}" for start, line in lines.items())
-    own = lines[SELF_SUPERVISED]
-    return (f"Quadratic kappa with {own['fraction'].iloc[0]:.0%} of the labels and with all, by start: {ends}. CLIP fine-tuned with all labels has {full[METRIC]:.2f}{f' ({CHANCE})' if full.ci_low <= 0 else ''}. "
-            f"{_gain_in_words(own)} No interval is corrected for the number of fractions ({len(own)}), and all this is for one pre-training.")
-
-
-def _plain(value):
-    return f"{round(value, 2) + 0.0:.2f}"  # no minus sign before 0.00
-
-
-def _gain_in_words(own):
-    # What the self-supervised start has more than the random one: with all labels, and whether the other fractions agree.
-    side = (own["against_random_low"] > 0).astype(int) - (own["against_random_high"] < 0)
-    smaller, last = side[own["fraction"] < 1], own.iloc[-1]
-    count = f"among the smaller fractions ({len(smaller)}) it lies above 0 in {(smaller > 0).sum()} and below 0 in {(smaller < 0).sum()}"
-    agree = "" if side.nunique() == 1 else ": the fractions do not agree"
-    return (f"With all labels the self-supervised start differs from the random one by {_gain(last)}. "
-            f"The interval {_side(last.against_random_low, last.against_random_high)}; {count}{agree}.")
-
-
-def _gain(line):
-    return f"{line.against_random:+.3f} ({line.against_random_low:+.3f} to {line.against_random_high:+.3f})"
-
-
-def _side(low, high):
-    if low <= 0 <= high:
-        return "holds 0: no difference is shown, in either direction"
-    only_just = ", but only just" if min(abs(low), abs(high)) < 0.1 * (high - low) else ""
-    return f"lies {'above' if low > 0 else 'below'} 0{only_just}: in this pre-training the self-supervised start is the {'higher' if low > 0 else 'lower'} one"
-
-
-def found_in_words(here, elsewhere):
-    """What came out, in three sentences: the starts with the fewest labels, self-supervised against random, and whether any start equals the supervised result.
-
-    Parameters
-    ----------
-    here, elsewhere : DataFrame
-        `curve` on the training cohort's unseen pictures and on the external ones (may be empty).
-    """
-    full, few = here[here["start"] == SUPERVISED].iloc[0], here[here["fraction"] == here["fraction"].min()]
-    best = few.loc[few[METRIC].idxmax()]
-    reached = equal(here).set_index("start")["within_margin"].dropna()
-    told = "; ".join(f"{start} {_since(fraction)}" for start, fraction in reached.items()) or "no start, not even with all labels"
-    gains = [f"{_gain(part[part['start'] == SELF_SUPERVISED].sort_values('fraction').iloc[-1])} on the {where}" for part, where in ((here, "unseen pictures of the training cohort"), (elsewhere, "external ones")) if len(part)]
-    return (f"With {best.fraction:.0%} of the labels the {best.start} start has the highest quadratic kappa, {_plain(best[METRIC])}, beside {_plain(full[METRIC])} of CLIP fine-tuned with all. "
-            f"With all labels the self-supervised start differs from the random one by {' and by '.join(gains)}. Equal to the supervised result within {MARGIN:g}: {told}.")
-
-
-def equal_in_words(equal):
-    """From which fraction on each start equals the supervised result, one cohort of `equal`."""
-    within, shown = ("; ".join(f"{start} {_since(fraction)}" for start, fraction in zip(equal["start"], equal[name], strict=True)) for name in ("within_margin", "not_below"))
-    return f"Equal within {MARGIN:g} of the supervised result: {within}. No loss shown: {shown}."
 
 
 def equal(table):
@@ -176,34 +111,46 @@ def _from(line, holds):
     return float(line.loc[falling.index[falling.cummin()], "fraction"].min())
 
 
-def in_per_cent(table):
-    """A table of `curve` or `equal` for reading: its fractions become per cent of the labels."""
-    fractions = {"fraction": "label_percent", "within_margin": "within_margin_percent", "not_below": "not_below_percent", "as_high": "as_high_percent"}
-    there = {name: said for name, said in fractions.items() if name in table.columns}
-    return table.assign(**{name: 100 * table[name] for name in there}).rename(columns=there)
+def fractions(table):
+    """The table of `curve` with what holds from a fraction on.
+
+    Returns
+    -------
+    DataFrame
+        As from `curve`, fraction as label_percent; within_margin, not_below, as_high ('yes' where it holds
+        there and with all larger fractions, 'no', or empty for the supervised rows), and supervised (the
+        quadratic kappa of the cohort's supervised row).
+    """
+    since = table[["cohort", "start"]].merge(equal(table), how="left")
+    full = table[table["start"] == SUPERVISED].set_index("cohort")[METRIC]
+    held = {name: np.where(table["fraction"] >= since[name].to_numpy(), "yes", "no") for name in MEANINGS}
+    held = {name: np.where(table["start"] == SUPERVISED, "", values) for name, values in held.items()}
+    percent = table.assign(fraction=100 * table["fraction"]).rename(columns={"fraction": "label_percent"})
+    return percent.assign(**held, supervised=table["cohort"].map(full))
 
 
 def answers(table):
     """The study's answers to OrthoFoundation's rows, from the unseen pictures of the training cohort.
 
-    The claim is decided by one comparison, with the largest fraction that is at most half: *replicated* when the interval of the difference stays above minus `MARGIN`,
-    *not replicated* when it lies below 0, else, or where the supervised result is not above chance, *inconclusive*. The number is the fraction from which on that interval stays above minus `MARGIN`,
-    infinite where no fraction does; it stands beside the claim too.
+    The claim is decided by one comparison, with the largest fraction that is at most half: *replicated* when
+    the interval of the difference stays above minus `MARGIN`, *not replicated* when it lies below 0, else, or
+    where the supervised result is not above chance, *inconclusive*. The number is the fraction from which on
+    that interval stays above minus `MARGIN`, infinite where no fraction does; it stands beside the claim too.
     """
-    inside = table[(table["cohort"] != "external") & (table["start"] == SELF_SUPERVISED)]
-    half, reached = inside[inside["fraction"] <= HALF].sort_values("fraction").iloc[-1], equal(inside).iloc[0]
-    verdict = "replicated" if half.against_supervised_low > -MARGIN else "not replicated" if half.against_supervised_high < 0 else "inconclusive"
-    said = (f"with {half.fraction:.0%} of the labels quadratic kappa is {half.against_supervised:+.3f} ({half.against_supervised_low:+.3f} to {half.against_supervised_high:+.3f}) "
-            "against CLIP fine-tuned with all")
-    since = (f"fraction from which on the self-supervised start equals CLIP fine-tuned with all labels within {MARGIN:g} of quadratic kappa: {_since(reached.within_margin)}; "
-             f"no loss shown: {_since(reached.not_below)}; value as high: {_since(reached.as_high)}")
-    full = table[(table["cohort"] != "external") & (table["start"] == SUPERVISED)]
-    if len(full) and full["ci_low"].iloc[0] <= 0:
-        verdict, said, since = "inconclusive", f"{said}; {CHANCE}", f"{since}; {CHANCE}"
-    source, fraction = ("OrthoFoundation", "abstract"), np.inf if np.isnan(reached.within_margin) else reached.within_margin
-    return {(*source, "label efficiency", "label_fraction"): Ours(fraction, note=since),
-            (*source, "half of the labels match the supervised full-label result"): Answer(fraction, np.nan, np.nan, "ratio", verdict, said)}
-
-
-def _since(fraction):
-    return "not even with all labels" if np.isnan(fraction) else f"from {fraction:.0%} of the labels on" if fraction < 1 else "with all labels alone"
+    here = table[table["cohort"] != "external"]
+    inside, full = here[here["start"] == SELF_SUPERVISED], here[here["start"] == SUPERVISED]
+    half = inside[inside["fraction"] <= HALF].sort_values("fraction").iloc[-1]
+    reached = equal(inside).iloc[0].within_margin
+    low, high = half.against_supervised_low, half.against_supervised_high
+    verdict = "replicated" if low > -MARGIN else "not replicated" if high < 0 else "inconclusive"
+    said = (f"with {half.fraction:.0%} of the labels quadratic kappa differs from that of CLIP fine-tuned "
+            f"with all by {half.against_supervised:+.3f} ({low:+.3f} to {high:+.3f})")
+    found = "none" if np.isnan(reached) else f"{reached:.0%}"
+    note = ("smallest share of the labels from which on the self-supervised start is shown to lose at most "
+            f"{MARGIN:g} of quadratic kappa to CLIP fine-tuned with all labels: {found}")
+    if (full[f"{METRIC}_low"] <= 0).any():
+        verdict, said, note = "inconclusive", f"{said}; {CHANCE}", f"{note}; {CHANCE}"
+    source, fraction = ("OrthoFoundation", "abstract"), np.inf if np.isnan(reached) else reached
+    claim = (*source, "half of the labels match the supervised full-label result")
+    return {(*source, "label efficiency", "label_fraction"): Ours(fraction, note=note),
+            claim: Answer(fraction, np.nan, np.nan, "ratio", verdict, said)}

@@ -1,4 +1,4 @@
-"""Projection heads over frozen image and text features, and their training with soft CLIP losses (LumbarCLIP, METHODS section 2)."""
+"""Projection heads over frozen features of pictures and texts, and their soft CLIP losses (LumbarCLIP)."""
 
 import copy
 import hashlib

@@ -35,9 +35,9 @@ class PairRecipe(Recipe):
 
 
 class PairLoss:
-    """``CE + symmetry * L_sym + consistency * L_cons`` of a batch of pairs (our reading, METHODS 1.1); `parts` keeps the three of every step.
+    """``CE + symmetry * L_sym + consistency * L_cons`` of a batch of pairs (our reading).
 
-    All three are measured in every arm, so that their curves can be compared; a weight of 0 leaves no trace in the gradient.
+    `parts` keeps all three of every step, in every arm; a weight of 0 leaves no trace in the gradient.
     """
 
     def __init__(self, recipe):
@@ -100,14 +100,6 @@ class PairRunner(Runner):
         data = self.data("training", arm.recipe)
         return stats.paired(*(predictions.join(predictions.read(trained.checkpoint / name), data.rows) for name in INNER))
 
-    def curves(self, arm):
-        """The three parts of the loss over the epochs, means over the training batches: epoch and the columns of `PARTS`."""
-        return pd.read_csv(self._trained_once(arm).checkpoint / "parts.csv")
-
-    def fitted(self, arm):
-        """The pictures that an arm is trained on."""
-        return self._trained_once(arm).fold.fit
-
     def both_ways(self, arm):
         """The unseen part of the training cohort, and the external cohort in the confirmatory view (stretched), graded as they are and mirrored.
 
@@ -120,10 +112,6 @@ class PairRunner(Runner):
         unseen, outside = unseen_split(trained.fold.reported), self._in_view(arm, VIEWS[0])
         frames, external = {unseen: self._both(trained, arm, unseen, trained.fold.reported[unseen])}, self.data("external", outside.recipe)
         return frames if external is None else {**frames, "external": self._both(trained, outside, "external", external)}
-
-    def pictures(self, arm, split):
-        """The `KneeDataset` that holds the pictures of a split of `both_ways` as they were graded."""
-        return self.data("external", self._in_view(arm, VIEWS[0]).recipe) if split == "external" else self.data("training", arm.recipe)
 
     def _both(self, trained, arm, split, part):
         shown = {"geometry": arm.recipe.geometry, "intensity": arm.recipe.intensity}

@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from koa_lib import baselines, crops, dino, model, weights
+from koa_lib import baselines, dino, model, weights
 from koa_lib.protocols import hashed
 from koa_lib.runner import Runner
 
-LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: not above both, and a tower has collapsed
+LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: a tower that is not above both has collapsed
 
 
 def untrained(study):
@@ -65,22 +65,11 @@ def _training_split(study):
     return data, np.flatnonzero(data.rows["split"] == "train")
 
 
-def pictures_in_words(study):
-    """How many pictures of the training split the pre-training sees, e.g. '640 of the 840 pictures of the training split (the limit of the profile)'."""
-    seen, there = len(unlabelled(study)), len(_training_split(study)[1])
-    return f"all {there:,} pictures of the training split" if seen == there else f"{seen:,} of the {there:,} pictures of the training split (the limit of the profile)"
-
-
-def size_in_words(study):
-    """How long the pre-training was and on what, beside what the tower is shown afterwards and beside OrthoFoundation's."""
-    chosen = study.profile.systems.labels
-    local = f" and {chosen.local_crop}" if chosen.local_crops else ""
-    return (f"The self-supervised tower learned in {_steps(chosen, unlabelled(study)):,} steps from crops of {chosen.crop}{local} px and is then shown whole pictures at {chosen.image_size} px; "
-            "OrthoFoundation's learned in 100,000 steps from crops of 224 and 98 px. A difference to the random start, or none, is a result about this pre-training, not about DINO")
-
-
-def _steps(chosen, pictures):
-    return chosen.epochs * max(1, len(pictures) // chosen.batch)
+def training(study):
+    """How long the pre-training is: unlabelled (pictures that it sees), steps, batch."""
+    chosen, seen = study.profile.systems.labels, len(unlabelled(study))
+    steps = chosen.epochs * max(1, seen // chosen.batch)
+    return {"unlabelled": seen, "steps": steps, "batch": min(chosen.batch, seen)}
 
 
 class _Sized:
@@ -106,50 +95,6 @@ def _network(study, published):
     return built
 
 
-def recipe(study):
-    """OrthoFoundation's pre-training (METHODS 4.2: its `exp/pretrain/dinov3/full/config.yaml`) beside this run's: setting, OrthoFoundation, this_run."""
-    chosen, pictures = study.profile.systems.labels, unlabelled(study)
-    small = "no small crop" if not chosen.local_crops else f"{chosen.local_crops} of {chosen.local_crop} px"
-    start = "timm's weights" if chosen.published else "random start"
-    rows = [
-        ("tower", "DINOv3 ViT-L/16, all blocks trained", f"{chosen.architecture or 'image tower of ' + study.profile.model.name}, {start}, all of it trained"),
-        ("pictures", "1,251,655: 357,670 radiographs, 893,985 MRI slices", f"knee radiographs: {pictures_in_words(study)}"),
-        ("steps and batch", "100,000 of 24", f"{_steps(chosen, pictures):,} of {min(chosen.batch, len(pictures))} ({chosen.epochs} {'epoch' if chosen.epochs == 1 else 'epochs'})"),
-        ("optimiser", "AdamW 1e-5, weight decay 0.01, falling linearly to 0", f"AdamW {chosen.learning_rate:g}, weight decay {dino.WEIGHT_DECAY:g}, falling linearly to 0; gradients cut at norm {dino.CLIP:g} (our reading)"),
-        ("loss", "DINO, weight 0.1", "DINO, weight 1: AdamW does not see the scale"),
-        ("prototypes", "65,536", f"{chosen.prototypes:,}"),
-        ("projection head", "not stated", f"three layers{'' if chosen.published else ', with batch normalisation because of the random start'} (our reading)"),
-        ("temperatures, centre", "student 0.1, teacher 0.04; momentum 0.9", f"student {dino.STUDENT:g}, teacher {dino.TEACHER:g}; momentum {dino.CENTRE:g}"),
-        ("teacher's momentum", "0.996 to 1 by a cosine", f"{chosen.momentum:g} to 1 by a cosine"),
-        ("large crops", "2 of 224 px, 0.4 to 1 of the area", f"2 of {chosen.crop} px, {crops.GLOBAL[0]:g} to {crops.GLOBAL[1]:g} of the area"),
-        ("small crops", "8 of 98 px, 0.05 to 0.4 of the area", f"{small}, {crops.LOCAL[0]:g} to {crops.LOCAL[1]:g} of the area"),
-        ("changes", "mirror 0.5, colour jitter 0.8, gray 0.2, blur, solarise 0.2", "the same without colour: brightness and contrast by up to 40 %; the blur shrinks with the crop (our reading)"),
-        ("statistics", "ImageNet", "ImageNet"),
-        ("afterwards", "the whole network is fine-tuned", "the teacher's tower is frozen (our reading)"),
-    ]
-    return pd.DataFrame(rows, columns=["setting", "OrthoFoundation", "this_run"])
-
-
-def history_in_words(rows, prototypes):
-    """What the loss of a pre-training says, and what it does not.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        As from `history`.
-    prototypes : int
-    """
-    last, ceiling = rows.iloc[-1], math.log(prototypes)
-    if ceiling - last.teacher_entropy < 0.02 * ceiling:
-        reading = "The teacher gives all prototypes the same share: the answers have collapsed, or have hardly begun to differ."
-    elif last.loss > 0.98 * ceiling:
-        reading = "The teacher's answers differ, but the student is no better than one that answers all prototypes alike: little has been learned."
-    else:
-        reading = "The student predicts the teacher better than one that answers all prototypes alike."
-    return (f"After {len(rows)} {'epoch' if len(rows) == 1 else 'epochs'} the loss is {last.loss:.2f} nats: {last.loss - last.teacher_entropy:+.2f} against the teacher's entropy, "
-            f"{last.loss - ceiling:+.2f} against ln K. {reading} The pre-training took {last.seconds:.0f} s on this machine; OrthoFoundation's is 100,000 steps on four A100.")
-
-
 def spread(embeddings):
     """Whether a tower tells pictures apart: a collapsed one answers alike to all.
 
@@ -170,17 +115,6 @@ def spread(embeddings):
     return {"spread": float(unit.std(0).mean() * math.sqrt(unit.shape[1])), "effective_rank": float(np.exp(entropy))}
 
 
-def spread_in_words(own, other):
-    """Whether a pre-trained tower has collapsed, by which rule, and what the rule does not count.
-
-    Parameters
-    ----------
-    own, other : Series
-        spread, effective_rank and dimensions of the pre-trained tower and of the random one.
-    """
-    whole = own.effective_rank > LEAST_RANK and own.spread > LEAST_SPREAD
-    rule = f"an effective rank above {LEAST_RANK} and a spread above {LEAST_SPREAD:g} are asked for, which only a complete collapse fails"
-    fewer = "The effective rank is lower than the random one's: its embeddings differ in fewer directions, which this rule does not count. " if own.effective_rank < other.effective_rank else ""
-    return (f"The self-supervised tower has spread {own.spread:.2f} and effective rank {own.effective_rank:.1f} of {own.dimensions}, the random one {other.spread:.2f} and {other.effective_rank:.1f}. "
-            f"It {'has not collapsed' if whole else 'has collapsed and answers nearly alike to all pictures'} by our reading: {rule}. "
-            f"{fewer}A random tower tells pictures apart too: being different is needed for grading, not enough.")
+def collapsed(found):
+    """Whether a tower with this `spread` answers nearly alike to all pictures: a complete collapse."""
+    return found["effective_rank"] <= LEAST_RANK or found["spread"] <= LEAST_SPREAD

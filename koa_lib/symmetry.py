@@ -1,4 +1,4 @@
-"""CLIP-KOA's ablation (METHODS 1.1, our reading): what a picture's mirror image adds to standard CLIP, in training or when grading."""
+"""CLIP-KOA's ablation, as we read it: what mirror images add to standard CLIP in training or grading."""
 
 import copy
 from dataclasses import replace
@@ -27,7 +27,9 @@ PAIRS, SYMMETRY, CONSISTENCY, BOTH = "pairs", "symmetry loss", "consistency loss
 WITH_LOSS = (SYMMETRY, CONSISTENCY, BOTH)
 ARMS = (STANDARD, FLIPPED, AT_TEST, PAIRS, *WITH_LOSS)
 TRAINED = tuple(name for name in ARMS if name != AT_TEST)
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "qwk": "quadratic kappa", "flip_disagreement": "flip disagreement"}  # and what texts call them
+COMPARED = (*((name, STANDARD) for name in ARMS[1:]), *((name, PAIRS) for name in WITH_LOSS))  # arm and less
+METRICS = ("accuracy", "macro_f1", "qwk", "flip_disagreement")
+CLAIMED = ("accuracy", "flip_disagreement")  # what the paper's claims are about
 SYSTEM = "CLIP-KOA"
 _SECOND = [f"{name}_b" for name in PROBABILITIES]
 
@@ -161,7 +163,8 @@ def measured(both, draws, seed):
     plain, mirrored = stats.predicted(both)
     pairs = ((both["kl_grade"], plain), (plain, mirrored))  # the second: the mirror image's grade against the picture's
     of_grades, of_flips = ([metrics.from_confusion(cm) for cm in (metrics.confusion(*pair), stats.group_bootstrap(*pair, both["group_id"], draws, seed))] for pair in pairs)
-    return {**{name: tuple(values[name] for values in of_grades) for name in list(METRICS)[:3]}, "flip_disagreement": tuple(1 - values["accuracy"] for values in of_flips)}
+    found = {name: tuple(values[name] for values in of_grades) for name in METRICS[:3]}
+    return {**found, "flip_disagreement": tuple(1 - values["accuracy"] for values in of_flips)}
 
 
 def table(study, frames):
@@ -175,26 +178,66 @@ def table(study, frames):
     return pd.DataFrame([{"arm": name, "n": len(both), **_with_intervals(measured(both, study.profile.draws, study.seed))} for name, both in frames.items()])
 
 
-def differences(study, parts):
-    """Paired differences of the arms: each to standard CLIP, and those with a loss to `PAIRS`, which lacks nothing but the loss.
+def overview(study, runs, chosen):
+    """What was run: each arm on each part, with its losses' weights and what its other seeds gave.
 
     Parameters
     ----------
-    parts : dict of str to dict of str to DataFrame
-        Split -> arm -> `stats.paired` frame.
+    runs : dict
+        From `ablation`.
+    chosen : DataFrame
+        From `choice`.
 
     Returns
     -------
     DataFrame
-        comparison, arm, less, part, n, then the difference of each metric with its 95 % interval (..._low, ..._high; ratios); the same groups are drawn for both arms.
+        arm, part, symmetry_weight, consistency_weight, n, each metric of the study's own seed with its
+        interval (..._low, ..._high), seeds, then mean and standard deviation of each metric over the seeds
+        (<metric>_mean, <metric>_sd).
     """
-    rows, pairs = [], [(name, STANDARD) for name in ARMS[1:]] + [(name, PAIRS) for name in WITH_LOSS]
-    for part, frames in parts.items():
+    weights = chosen.loc[chosen["chosen"] == "yes", ["arm", "symmetry_weight", "consistency_weight"]]
+    tables = [table(study, frames).assign(part=part) for part, frames in runs[study.seed].items()]
+    means = seed_table(runs).rename(columns={metric: f"{metric}_mean" for metric in METRICS})
+    named = list(weights.columns[1:])
+    merged = pd.concat(tables).merge(weights, on="arm", how="left").fillna(dict.fromkeys(named, 0.0))
+    first = ["arm", "part", *named]
+    return merged[[*first, *merged.columns.drop(first)]].merge(means, on=["arm", "part"])
+
+
+def differences(study, runs):
+    """Paired differences: each arm to standard CLIP, those with a loss to `PAIRS`, too, which lacks only that.
+
+    Parameters
+    ----------
+    runs : dict
+        From `ablation`.
+
+    Returns
+    -------
+    DataFrame
+        comparison, arm, less, part, n, the difference of each metric with the study's own seed and its 95 %
+        interval (..._low, ..._high; ratios; the same groups are drawn for both arms); the difference with
+        each seed of what the claims are about (<metric>_seed_<seed>), and seeds_agree, whether those of
+        accuracy have one sign (None with one seed).
+    """
+    rows = []
+    for part, frames in runs[study.seed].items():
         found = {name: measured(both, study.profile.draws, study.seed) for name, both in frames.items()}
-        for name, less in pairs:
-            gaps = {metric: tuple(a - b for a, b in zip(found[name][metric], found[less][metric], strict=True)) for metric in METRICS}
-            rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part, "n": len(frames[name]), **_with_intervals(gaps)})
+        each = {seed: {name: _values(both) for name, both in parts[part].items()}
+                for seed, parts in runs.items()}
+        for name, less in COMPARED:
+            pairs = {metric: zip(found[name][metric], found[less][metric], strict=True) for metric in METRICS}
+            gaps = {metric: tuple(a - b for a, b in pair) for metric, pair in pairs.items()}
+            rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part,
+                         "n": len(frames[name]), **_with_intervals(gaps), **_of_seeds(each, name, less)})
     return pd.DataFrame(rows)
+
+
+def _of_seeds(values, name, less):
+    gaps = {f"{metric}_seed_{seed}": found[name][metric] - found[less][metric]
+            for metric in CLAIMED for seed, found in values.items()}
+    signs = {np.sign(gaps[f"accuracy_seed_{seed}"]) for seed in values}
+    return {**gaps, "seeds_agree": signs in ({1.0}, {-1.0}) if len(values) > 1 else None}
 
 
 def _with_intervals(found):
@@ -213,29 +256,10 @@ def seed_table(runs):
         arm, part, seeds, then each metric and '<metric>_sd' (NaN with one seed).
     """
     rows = [{"part": part, "arm": name, **_values(both)} for parts in runs.values() for part, frames in parts.items() for name, both in frames.items()]
-    grouped = pd.DataFrame(rows).groupby(["arm", "part"], sort=False)[list(METRICS)]
+    grouped = pd.DataFrame(rows).groupby(["arm", "part"], sort=False)[[*METRICS]]
     merged = grouped.mean().join(grouped.std().add_suffix("_sd"))
     columns = [name for metric in METRICS for name in (metric, f"{metric}_sd")]
     return merged[columns].reset_index().pipe(lambda frame: frame.assign(seeds=len(runs)))[["arm", "part", "seeds", *columns]]
-
-
-def gains(runs, part):
-    """Accuracy of both losses less that of standard CLIP on a part, for each seed, in percentage points: seed -> float."""
-    accuracies = {seed: [_values(parts[part][name])["accuracy"] for name in (BOTH, STANDARD)] for seed, parts in runs.items()}
-    return {seed: 100 * (with_losses - without) for seed, (with_losses, without) in accuracies.items()}
-
-
-def curves(study, runner, chosen):
-    """The parts of the loss of each trained arm over the epochs: arm, epoch and the columns of `pairs.PARTS`; the study's own seed."""
-    return pd.concat([runner.curves(made).assign(arm=name) for name, made in arms(study, chosen).items()], ignore_index=True)
-
-
-def changed(both, number):
-    """Pictures whose grade changes under mirroring, by a fixed rule: grades farthest apart first, then the largest change of probability, then by id."""
-    plain, mirrored = stats.paired_probabilities(both)
-    distance, change = np.abs(plain.argmax(1) - mirrored.argmax(1)), np.abs(plain - mirrored).sum(1)
-    order = np.lexsort((both["image_id"].to_numpy(str), -change, -distance))
-    return both.iloc[order[distance[order] > 0][:number]]
 
 
 def answers(study, runs):
@@ -247,13 +271,14 @@ def answers(study, runs):
     part = next(iter(runs[study.seed]))
     frames, key = runs[study.seed][part], (SYSTEM, "abstract")
     accuracies = {name: [_values(parts[part][name])["accuracy"] for parts in runs.values()] for name in (STANDARD, BOTH)}
-    gap = differences(study, {part: frames}).query("arm == @BOTH and less == @STANDARD").iloc[0]
+    gaps = differences(study, {seed: {part: parts[part]} for seed, parts in runs.items()})
+    gap = gaps.query("arm == @BOTH and less == @STANDARD").iloc[0]
     several = len(runs) > 1
     sample = f"{part} split, n = {len(frames[BOTH]):,}"
     seeds, first = f"{sample}, {len(runs)} seed{'s' * several}", f"{sample}" + f"; first of {len(runs)} seeds" * several
     low, high = (100 * value for value in stats.interval(measured(frames[BOTH], study.profile.draws, study.seed)["accuracy"][1]))
     without, with_losses = (100 * _values(frames[name])["flip_disagreement"] for name in (STANDARD, BOTH))
-    gained = np.array(list(gains(runs, part).values()))
+    gained = np.array([100 * gap[f"accuracy_seed_{seed}"] for seed in runs])
     each = f"gain of each seed: {', '.join(f'{gain:+.2f}' for gain in gained)}; " * several
     relative = gained.mean() / np.mean(accuracies[STANDARD]) / 100
     return {

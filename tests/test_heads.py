@@ -10,10 +10,9 @@ import torch
 from conftest import easy_dataset, with_systems
 from torch import nn
 
-from koa_lib import alignment, heads, settings, splits, stats
+from koa_lib import alignment, heads, profile, settings, splits, stats
 from koa_lib.errors import StudyError
 from koa_lib.paper import answers, claims
-from koa_lib.report import gridcharts, gridwords
 from koa_lib.sources import Features
 
 ENCODER = settings.Encoder("Stand-in", "random", "resnet18", 32, 0.25, "")
@@ -142,8 +141,15 @@ def test_a_second_run_trains_nothing_and_says_the_same(headed, trained, monkeypa
 
 
 def test_the_table_has_each_cell_and_its_interval(headed, trained):
-    table = alignment.grid(headed, trained)
+    whole = alignment.overview(headed, trained)
+    table = whole[whole["not_run"] == ""]
     assert len(table) == 6 and (table["n"] == 20).all() and (table["seeds"] == 2).all()
+    absent, = whole[whole["not_run"] != ""].itertuples()
+    assert (absent.encoder, absent.not_run) == ("Absent", "no weights") and math.isnan(absent.accuracy)
+    best = alignment.chosen(trained)[0]
+    picked, = table[table["chosen"] == "yes"].itertuples()
+    assert (picked.head, picked.loss) == (best.head, best.loss)
+    assert ((table["accuracy_low"] > table["best_constant"]) == (table["above_constant"] == "yes")).all()
     for name in alignment.SHOWN:
         assert (table[f"{name}_low"] <= table[name] + 1e-9).all() and (table[name] <= table[f"{name}_high"] + 1e-9).all()
     gaps, wide = alignment.differences(headed, trained), table.pivot(index=["encoder", "loss"], columns="head", values="qwk")
@@ -151,6 +157,8 @@ def test_the_table_has_each_cell_and_its_interval(headed, trained):
         cell = wide.loc[row.encoder, row.loss]
         assert row.gap_qwk == pytest.approx(cell["linear"] - cell["non-linear"])
         assert row.simultaneous_low <= row.gap_accuracy_low and row.gap_accuracy_high <= row.simultaneous_high
+        assert (row.better == "linear") == (row.gap_accuracy_low > 0)
+        assert (row.better == "non-linear") == (row.gap_accuracy_high < 0)
 
 
 def test_metrics_of_the_table_are_those_of_the_summary(headed, trained):
@@ -175,11 +183,9 @@ def test_the_rule_of_the_claim(intervals, verdict, ours):
     assert answer.verdict == verdict and answer.ours == pytest.approx(ours) and answer.unit == "points"
 
 
-def test_the_answer_says_what_is_left_when_the_number_of_differences_is_corrected_for(headed):
+def test_the_answer_says_what_is_left_when_the_number_of_differences_is_corrected_for():
     table = gaps((0.01, 0.05), (0.03, 0.07), (-0.06, -0.01), wider=0.02)
     assert "2 lie clearly above 0 and 1 clearly below; 1 and 0 after correction" in alignment.linear_better(table).reason
-    said = gridwords.rule_in_words(headed, table)
-    assert "up to 8 %" in said and "Of 3 differences 2 lie above" in said and "1 lie above 0 and 0 below" in said
 
 
 def test_the_combination_of_the_scorecard_is_chosen_without_the_test_split(headed, trained):
@@ -194,9 +200,10 @@ def test_the_answers_are_rows_of_the_published_tables(headed, trained):
     found = alignment.answers(headed, trained)
     answers.keep(headed, alignment.SYSTEM, found)
     assert answers.read(headed).keys() >= found.keys()
-    table = alignment.beside_published(headed, found)
-    assert list(table["metric"]) == ["accuracy", "f1"] and table["ours"].between(0, 100).all() and table["note"].str.contains("chosen on the inner part").all()
-    assert all(alignment.OTHER_DATA in value.note and "(stand-in, untrained)" in value.note for value in found.values() if not isinstance(value, claims.Answer))
+    numbers = [value for value in found.values() if not isinstance(value, claims.Answer)]
+    assert len(numbers) == 2 and all(0 <= value[0] <= 100 for value in numbers)
+    for words in (alignment.OTHER_DATA, "(stand-in, untrained)", "chosen on the inner part"):
+        assert all(words in value.note for value in numbers)
 
 
 def test_a_profile_that_runs_no_encoder_says_why(headed):
@@ -205,16 +212,16 @@ def test_a_profile_that_runs_no_encoder_says_why(headed):
     found = alignment.answers(study, [])
     claim = next(value for value in found.values() if isinstance(value, claims.Answer))
     assert claim.verdict == "not run" and all(math.isnan(value[0]) and "none of the encoders" in value[-1] for value in found.values())
-    assert alignment.as_run(study)["status"].tolist() == ["not run, because no weights", "run"]
-    place = alignment.show(study, "table_s33", None, "The grid.").html
-    assert "not run, because this profile runs none of the encoders: Absent (no weights)" in place
-    assert "1 image encoders 0 are run; Absent not" in gridwords.encoders_in_words(study)
+    assert alignment.overview(study, [])["not_run"].tolist() == ["no weights"]
+    for name in profile.names():
+        loaded = profile.load(name)
+        none = all(spec.reason for spec in loaded.systems.heads.encoders)
+        assert none == ("heads" in loaded.not_run), name
 
 
 def test_stand_ins_are_named_as_such(headed):
-    rows = alignment.as_run(headed).set_index("encoder")["as_run"]
-    assert rows["Stand-in"] == "stand-in for Stand-in: resnet18, 32 px, width x 0.25, random weights, untrained"
-    assert "stand-in for BioClinicalBERT" in rows["Text"]
+    said = "stand-in for Stand-in: resnet18, 32 px, width x 0.25, random weights, untrained"
+    assert alignment._described(headed, ENCODER) == said
 
 
 @pytest.mark.parametrize("source, dry, shown", [("random", False, "A (stand-in, untrained)"), ("start", False, "A (stand-in)"), ("trained", False, "A (stand-in)"),
@@ -224,13 +231,9 @@ def test_a_stand_in_is_named_beside_every_number(headed, source, dry, shown):
     assert alignment.shown(study, replace(ENCODER, name="A", source=source)) == shown
 
 
-def test_tables_and_texts_of_a_stand_in_say_so(headed, trained):
-    table, gaps = alignment.grid(headed, trained), alignment.differences(headed, trained)
-    curves = alignment.curves(headed, trained)
-    assert all(set(frame["encoder"]) == {"Stand-in (stand-in, untrained)"} for frame in (table, gaps, curves))
-    for said in (gridwords.grid_in_words(table, trained[0].graded["kl_grade"]), gridwords.ends_in_words(curves)):
-        assert "(stand-in, untrained)" in said
-    assert "Of the 1 encoders 1 stand in for the named network and 1 has random weights" in gridwords.rule_in_words(headed, gaps)
+def test_tables_of_a_stand_in_say_so(headed, trained):
+    for made in (alignment.overview, alignment.differences, alignment.losses):
+        assert "Stand-in (stand-in, untrained)" in set(made(headed, trained)["encoder"])
 
 
 def test_training_leaves_the_number_of_threads_as_it_was(monkeypatch):
@@ -245,17 +248,13 @@ def test_training_leaves_the_number_of_threads_as_it_was(monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_the_charts_show_every_cell(headed, trained):
-    table = alignment.grid(headed, trained)
-    name = "Stand-in (stand-in, untrained)"
-    chart = gridcharts.grid_chart(table, trained[0].graded["kl_grade"])
-    assert [axis.get_title(loc="left") for axis in chart.axes] == [name] and len(chart.axes[0].containers) == 2
-    assert len(gridcharts.difference_chart(alignment.differences(headed, trained)).axes[0].containers) == 1
-    curves = gridcharts.loss_chart(headed, trained)
-    assert [axis.get_title(loc="left") for axis in curves.axes] == [f"{loss} loss" for loss in heads.LOSSES]
-    said = [text.get_text() for text in curves.legends[0].get_texts()]
-    assert {f"{name}, linear", f"{name}, non-linear", "floor of the same batches"} <= set(said)
-    assert alignment.curves(headed, trained)["loss_floor"].between(0, math.log(16)).all()
+def test_losses_of_the_first_seed_stand_above_their_floors(headed, trained):
+    table = alignment.losses(headed, trained)
+    assert len(table) == 2 * 3 * HEADS.epochs
+    assert set(table["target"]) == {f"{loss} loss" for loss in heads.LOSSES}
+    assert (table["loss"] >= table["floor"] - 1e-5).all() and (table["floor"] > 0).all()
+    assert (table["uniform"] == np.log(table["batch"])).all()
+    assert alignment.losses(headed, []).empty
 
 
 @pytest.mark.parametrize("kind", heads.HEADS)

@@ -13,7 +13,6 @@ from koa_lib.datasets import to_tensor
 from koa_lib.errors import StudyError
 from koa_lib.paper import answers
 from koa_lib.paper.published import read as read_published
-from koa_lib.report import flips
 from koa_lib.settings import Symmetry
 
 SETTINGS = Symmetry("start", "projection", 2, 0.01, (0.5, 2.0), 2)
@@ -106,7 +105,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
 
 
 def test_each_loss_pulls_down_what_it_measures(study, found):
-    last = {name: found[0].curves(symmetry.arm(study, "both", *weights)).iloc[-1] for name, weights in {"none": (0, 0), "symmetry": (2.0, 0), "consistency": (0, 2.0)}.items()}
+    arms = {name: symmetry.arm(study, "both", *weights)
+            for name, weights in {"none": (0, 0), "symmetry": (2.0, 0), "consistency": (0, 2.0)}.items()}
+    files = {name: found[0]._trained_once(made).checkpoint / "parts.csv" for name, made in arms.items()}
+    last = {name: pd.read_csv(file).iloc[-1] for name, file in files.items()}
     assert last["symmetry"]["symmetry"] < last["none"]["symmetry"] and last["consistency"]["consistency"] < last["none"]["consistency"]
 
 
@@ -129,7 +131,7 @@ def test_small_products_are_computed_in_one_thread_and_threads_come_back(study, 
 def test_weights_are_chosen_on_the_inner_part_alone(study, found):
     runner, choice, before, _ = found
     inner = runner.inner(symmetry.arm(study, "both"))
-    fitted = runner.fitted(symmetry.arm(study, "both"))
+    fitted = runner._trained_once(symmetry.arm(study, "both")).fold.fit
     assert set(inner["split"]) == {"train"} and not set(inner["group_id"]) & set(fitted.rows["group_id"])
     assert not before  # nothing was predicted for a report before the choice was made
     assert list(choice["arm"]) == [symmetry.PAIRS] + [symmetry.SYMMETRY] * 2 + [symmetry.CONSISTENCY] * 2 + [symmetry.BOTH] * 4
@@ -166,8 +168,9 @@ def test_external_pictures_are_shown_stretched_whatever_the_training(study):
     runner, made = pairs.PairRunner(other), symmetry.arm(other, "picture")
     assert made.recipe.geometry == "center_crop" and list(runner.both_ways(made)) == ["test", "external"]
     files = {path.name.split("__")[1]: path.name.split("__")[2] for path in (study.run_dir / "predictions").glob("koa-picture__*center_crop*")}
-    assert files == {"easy_a-test": "center_crop-none"} and runner.pictures(made, "external").rows["split"].eq("external").all()
-    assert runner.pictures(made, "external") is runner.data("external", replace(made.recipe, geometry="stretch"))
+    assert files == {"easy_a-test": "center_crop-none"}
+    stretched = {path.name.split("__")[2] for path in (study.run_dir / "predictions").glob("koa-*external*")}
+    assert stretched == {"stretch-none"}
 
 
 def test_a_trained_trunk_is_that_of_our_protocol_and_must_not_have_seen_the_inner_part(study, found):
@@ -209,7 +212,7 @@ def test_rates_and_intervals_equal_those_of_the_study(study):
 def test_differences_are_paired(study):
     frames = {name: pair_frame(60, seed) for seed, name in enumerate(symmetry.ARMS)}
     frames = {name: both.assign(kl_grade=frames[symmetry.STANDARD]["kl_grade"]) for name, both in frames.items()}
-    gaps = symmetry.differences(study, {"test": frames})
+    gaps = symmetry.differences(study, {study.seed: {"test": frames}})
     assert list(gaps["comparison"]) == [f"{row.arm} − {row.less}" for row in gaps.itertuples()]
     assert len(gaps) == 9 and not gaps.duplicated(["arm", "less"]).any()
     gap = gaps.query("arm == @symmetry.BOTH and less == @symmetry.PAIRS").iloc[0]
@@ -218,8 +221,36 @@ def test_differences_are_paired(study):
         assert tuple(gap[[metric, f"{metric}_low", f"{metric}_high"]]) == pytest.approx((reference["difference"], reference["ci_low"], reference["ci_high"]))
     rates = [metrics.flip_disagreement(*stats.paired_probabilities(frames[name])) for name in (symmetry.BOTH, symmetry.PAIRS)]
     assert gap["flip_disagreement"] == pytest.approx(rates[0] - rates[1])
-    same = symmetry.differences(study, {"test": dict.fromkeys(symmetry.ARMS, frames[symmetry.BOTH])})
-    assert (same.drop(columns=["comparison", "part", "arm", "less", "n"]) == 0).all().all()
+    alike = dict.fromkeys(symmetry.ARMS, frames[symmetry.BOTH])
+    same = symmetry.differences(study, {study.seed: {"test": alike}})
+    assert (same.drop(columns=["comparison", "part", "arm", "less", "n", "seeds_agree"]) == 0).all().all()
+
+
+def test_each_seed_has_its_difference_and_one_seed_agrees_with_none(study, found):
+    runs = found[3]
+    gaps = symmetry.differences(study, runs)
+    for seed, parts in runs.items():
+        row = gaps.query("part == 'external' and arm == @symmetry.BOTH and less == @symmetry.PAIRS").iloc[0]
+        rights = [(both["kl_grade"] == stats.predicted(both)[0]).mean()
+                  for both in (parts["external"][name] for name in (symmetry.BOTH, symmetry.PAIRS))]
+        assert row[f"accuracy_seed_{seed}"] == pytest.approx(rights[0] - rights[1])
+    each = gaps.filter(like="accuracy_seed_")
+    assert (gaps["seeds_agree"] == ((each > 0).all(axis=1) | (each < 0).all(axis=1))).all()
+    alone = symmetry.differences(study, {study.seed: runs[study.seed]})
+    assert alone["seeds_agree"].isna().all()
+
+
+def test_what_was_run_has_each_arm_and_part_with_the_weights_that_were_chosen(study, found):
+    _, choice, _, runs = found
+    table = symmetry.overview(study, runs, choice).set_index(["part", "arm"])
+    assert list(table.loc["test"].index) == list(table.loc["external"].index) == list(symmetry.ARMS)
+    picked = choice[(choice["arm"] == symmetry.BOTH) & (choice["chosen"] == "yes")].iloc[0]
+    assert table.loc[("test", symmetry.BOTH), "symmetry_weight"] == picked["symmetry_weight"]
+    assert (table.xs(symmetry.PAIRS, level="arm")[["symmetry_weight", "consistency_weight"]] == 0).all().all()
+    values = [symmetry.table(study, {"": parts["test"][symmetry.PAIRS]}).iloc[0] for parts in runs.values()]
+    row = table.loc[("test", symmetry.PAIRS)]
+    assert row["qwk"] == values[0]["qwk"] and row["qwk_low"] == values[0]["qwk_low"]
+    assert row["qwk_mean"] == pytest.approx(np.mean([value["qwk"] for value in values]))
 
 
 def test_seeds_have_a_spread_and_one_seed_has_none(found):
@@ -231,16 +262,7 @@ def test_seeds_have_a_spread_and_one_seed_has_none(found):
     assert alone.filter(like="_sd").isna().all().all() and (alone["seeds"] == 1).all()
 
 
-def test_pictures_that_change_most_come_first():
-    both = pair_frame(80)
-    rows = symmetry.changed(both, 100)
-    plain, mirrored = stats.predicted(rows)
-    assert (plain != mirrored).all() and len(rows) == (np.subtract(*stats.predicted(both)) != 0).sum()
-    assert (np.diff(np.abs(plain - mirrored)) <= 0).all() and len(symmetry.changed(both, 3)) == 3
-    assert symmetry.changed(symmetry.at_test(both), 5).empty
-
-
-# Answers and figures
+# Answers
 
 
 def test_every_row_and_claim_of_the_paper_has_its_answer(study, found):
@@ -261,18 +283,6 @@ def test_a_claim_stands_or_falls_with_the_interval_of_the_difference(low, high, 
     gap = pd.Series({"qwk": (low + high) / 2, "qwk_low": low, "qwk_high": high})
     assert symmetry._claim(gap, "qwk", 1, "").verdict == raises and symmetry._claim(gap, "qwk", -1, "").verdict == agrees
     assert symmetry._claim(gap, "qwk", 1, "")[:3] == (50 * (low + high), 100 * low, 100 * high)
-
-
-def test_figures_hold_every_arm_and_survive_no_picture(study, found):
-    runner, choice, _, runs = found
-    tables = {part: symmetry.table(study, frames) for part, frames in runs[study.seed].items()}
-    figure = flips.trade_off(tables)
-    assert len(figure.axes) == 2 and [text.get_text() for text in figure.legends[0].texts] == list(symmetry.ARMS)
-    curves = symmetry.curves(study, runner, choice)
-    assert len(flips.loss_curves(curves).axes[0].lines) == len(symmetry.TRAINED) and len(curves) == SETTINGS.epochs * len(symmetry.TRAINED)
-    one = {arm: (probabilities(0, 2), probabilities(1, 2)) for arm in ("a", "b")}
-    assert len(flips.changed([np.zeros((8, 8))] * 2, one, [0, 1], ["x", "y"]).axes) == 9
-    assert "No picture" in flips.changed([], {}, [], []).axes[0].texts[0].get_text()
 
 
 def test_a_dry_run_is_short_and_every_profile_knows_what_stays_frozen(study):

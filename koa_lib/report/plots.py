@@ -10,7 +10,7 @@ from koa_lib.grades import GRADES, NAMES
 from koa_lib.report import words
 from koa_lib.report.style import INK, PLAIN_COLOURS, message, narrow, styled
 
-MARKS, DASHES, MOST_DIGITS = "osDX^vP", ("-", "--", ":", "-."), 3
+MARKS, DASHES, ACROSS, MOST_DIGITS = "osDX^vP", ("-", "--", ":", "-."), (":", "-."), 3
 TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
 
 
@@ -141,7 +141,8 @@ def curves(frame, x, y, series="", style="", panel="", levels=None, log=False, a
     panel : str
         Column whose values get panels (with one `y`).
     levels : dict of str to str, optional
-        Columns with one level per panel, drawn as a line across, to what they are called.
+        Columns with a level, to what they are called: a line across the panel, or beside each line where it
+        moves.
     labels : dict of str to str, optional
         What a `y` is called on its axis.
     """
@@ -154,7 +155,8 @@ def curves(frame, x, y, series="", style="", panel="", levels=None, log=False, a
         _draw_lines(axis, rows, frame, (x, name, series, style))
         for column, said in (levels or {}).items():
             if column in rows and rows[column].notna().any():
-                axis.axhline(rows[column].dropna().iloc[0], color=INK, lw=1, ls=DASHES[3 - 2 * list(levels).index(column)], label=said)
+                look = {"color": INK, "lw": 1, "ls": ACROSS[list(levels).index(column) % 2], "label": said}
+                _draw_level(axis, rows.dropna(subset=[column]), (x, column, series, style), look)
         axis.set_ylabel((labels or {}).get(name, name))
         axis.set_title(words.people(str(title)), loc="left")
         axis.grid(alpha=0.25)
@@ -177,6 +179,15 @@ def _draw_lines(axis, rows, whole, columns):
             axis.errorbar(line[x] * 1.05 ** (colour - (len(colours) - 1) / 2), line[y], yerr=reach, marker=MARKS[colour % 7], capsize=3, markersize=5, **look)
         else:
             axis.plot(line[x], line[y], marker="o" if len(line) < 4 else None, markersize=3, **look)
+
+
+def _draw_level(axis, rows, columns, look):
+    x, level, series, style = columns
+    if rows[level].nunique() == 1:
+        axis.axhline(rows[level].iloc[0], **look)
+        return
+    for _, line in rows.groupby([column for column in (series, style) if column], sort=False):
+        axis.plot(line[x], line[level], **look)
 
 
 def _across(axis, values, log, label):
@@ -211,7 +222,9 @@ def _legend(figure, axes):
     # Each name once, over all panels.
     keys = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True) if name}
     if keys:
-        figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=2)
+        # Two columns of long names are wider than the figure.
+        columns = 1 if max(map(len, keys)) > 30 else 2
+        figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=columns)
 
 
 KINDS = {function.__name__: function for function in (forest, curves, confusion)}

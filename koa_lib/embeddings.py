@@ -1,6 +1,7 @@
-"""Frozen embeddings with simple classifiers against supervised networks, finding by finding (Chavoshi et al. 2025, METHODS 3).
+"""Frozen embeddings with simple classifiers, and supervised networks, on each finding (Chavoshi et al. 2025, doi:10.1007/s10278-025-01636-x).
 
-Everything is fitted on the official training split, chosen on its inner patient split, and reported on the test split and the external cohort.
+Everything is fitted on the official training split, chosen on its inner patient split, and reported on the test split and the
+external cohort.
 """
 
 import json
@@ -11,13 +12,23 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import encoders, predictions, sources, supervised, weights
-from koa_lib.baselines import classify, described
-from koa_lib.protocols import START, Arm, BaselineRecipe, folds
+from koa_lib.baselines import classify
+from koa_lib.protocols import Arm, BaselineRecipe, folds
 from koa_lib.runner import Runner
 from koa_lib.store import digest, made_from, write_text
-from koa_lib.tasks import TASKS, for_task
 
 CLASSIFIERS = ("XGBoost", "logistic regression")
+TASKS = {"kl_grade": "KL grade", "osteophytes": "osteophytes", "jsn": "joint-space narrowing", "sclerosis": "sclerosis"}
+
+
+def for_task(part, task):
+    """The pictures of a `KneeDataset` that are graded for a task, with its grades in place of the KL grades; None when there is none."""
+    grades = part.rows.get(task, pd.Series(pd.NA, index=part.rows.index))
+    positions = np.flatnonzero(grades.notna())
+    if not len(positions):
+        return None
+    chosen = part.part(positions, part.role)
+    return replace(chosen, rows=chosen.rows.assign(kl_grade=grades.iloc[positions].astype(int).to_numpy()))
 
 
 class Comparison:
@@ -43,11 +54,6 @@ class Comparison:
                 self._network(spec)
         return self
 
-    def network(self, spec):
-        """A network as it was trained on KL grades (`supervised.Trained`), and the unseen part of the training cohort (`KneeDataset`)."""
-        fold = self._fold(spec.image_size, "kl_grade")
-        return supervised.trained(self.study, spec, fold, "kl_grade"), fold.reported["test" if "test" in fold.reported else "val"]
-
     def _encoder(self, spec):
         arrays = cache(lambda: {role: encoders.embed(self.study, spec, role) for role in ("training", "external")})
         for kind in CLASSIFIERS:
@@ -57,7 +63,7 @@ class Comparison:
 
     def _network(self, spec):
         whole, external = self._view(spec.image_size)
-        trained = cache(lambda: self.network(spec)[0])
+        trained = cache(lambda: supervised.trained(self.study, spec, self._fold(spec.image_size, "kl_grade"), "kl_grade"))
         features = cache(lambda: {"training": trained().features(whole[0]), "external": external and trained().features(external)})
 
         def fit(fold, task):
@@ -136,42 +142,3 @@ def _said(path):
 def label(spec):
     """An encoder's name in a row: a stand-in is never called by the bare name."""
     return spec.name if spec.source in weights.FOUNDATIONS else f"{spec.name} stand-in"
-
-
-def systems(study):
-    """How each system was run.
-
-    Returns
-    -------
-    DataFrame
-        system, kind, how, not_run (empty where it is run).
-    """
-    settings = study.profile.systems.embeddings
-    rows = [(label(spec), "frozen encoder", _encoder_said(study, spec), spec.reason) for spec in settings.encoders]
-    once = "" if settings.per_task else "; one network, trained on KL grades: findings by logistic regression on its frozen features"
-    rows += [(spec.name, "supervised network", described(spec) + once, spec.reason) for spec in settings.networks]
-    return pd.DataFrame(rows, columns=["system", "kind", "how", "not_run"])
-
-
-def _encoder_said(study, spec):
-    model, size = study.profile.model, f"{spec.image_size} px"
-    told = {"start": f"image tower of {model.name} ({START[model.start]})", "trained": f"image tower of {model.name} as our protocol trained it on KL grades",
-            "dino": "the self-supervised tower of notebook 11", "random": f"{spec.architecture}, width x {spec.width:g}, random weights"}
-    if spec.source in told:
-        return f"stand-in for {spec.name}: {told[spec.source]}, {size}"
-    return f"{spec.name}, {'random weights (dry run)' if study.dry else 'published weights'}, {size}"
-
-
-def cautions(study):
-    """What the stand-ins have met before, one sentence each, and what a dry run is: nobody may take them for blind foundation models."""
-    found, labelled = [], study.profile.systems.labels
-    met = {"start": f"has learnt from {study.profile.pretraining.pictures:,} other phantoms with captions that tell their findings" if study.profile.model.start == "pretrain" else "",
-           "trained": "has itself been trained on KL grades of the same training split: it is a supervised network",
-           "dino": f"has seen at most {labelled.pictures:,} pictures of the same training split, without labels, for {labelled.epochs} epoch{'s' * (labelled.epochs != 1)}",
-           "random": "has random weights"}
-    for spec in study.profile.systems.embeddings.encoders:
-        if not spec.reason and met.get(spec.source):
-            found.append(f"The stand-in for {spec.name} {met[spec.source]}.")
-    if any(label(spec) != spec.name for spec in study.profile.systems.embeddings.encoders):
-        found.append("Nothing below is a statement about the models that stand-ins stand for.")
-    return found + ["Weights are random in a dry run: its numbers mean nothing."] * study.dry

@@ -1,4 +1,4 @@
-"""Supervised networks beside which embeddings are held: trained once, kept in the store, read for features and for where they look."""
+"""Supervised networks beside which embeddings are held: trained once, kept in the store, read for features."""
 
 import json
 from dataclasses import dataclass
@@ -8,9 +8,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from koa_lib import encoders, explain, metrics, sources, training, weights
+from koa_lib import encoders, metrics, sources, training, weights
 from koa_lib.baselines import ImageGrader
-from koa_lib.datasets import to_tensor
 from koa_lib.device import compute_device
 from koa_lib.protocols import BaselineRecipe, hashed
 from koa_lib.store import write_text
@@ -85,44 +84,3 @@ def _train(study, spec, start, recipe, parts, folder):
     training.save_state(grader, folder / "state.safetensors")
     history.to_csv(folder / "history.csv", index=False)
     write_text(folder / "inner.json", json.dumps({"qwk": float(metrics.from_confusion(inner)["qwk"])}))
-
-
-@dataclass(frozen=True)
-class Look:
-    """Where a network looks on one picture of each grade.
-
-    Attributes
-    ----------
-    rows : DataFrame
-        Manifest rows of the pictures, in the order of their grades.
-    pictures : uint8 array (k, side, side)
-    answers : int array (k,)
-        The network's own grades.
-    maps : dict of str to float array (k, side, side)
-        Grad-CAM of the own and of the true grade.
-    layer : str
-        What is mapped.
-    """
-
-    rows: object
-    pictures: np.ndarray
-    answers: np.ndarray
-    maps: dict
-    layer: str
-
-
-def look(network, part):
-    """Grad-CAM of a trained network over the first picture of each KL grade of a part.
-
-    Parameters
-    ----------
-    network : Trained
-    part : KneeDataset
-    """
-    rows = part.rows.drop_duplicates("kl_grade").sort_values("kl_grade")
-    pictures = part.images(rows.index.to_numpy())
-    images = to_tensor(pictures, network.recipe.normalisation)
-    answers = network.probabilities(part.part(rows.index.to_numpy(), "report"), range(5)).argmax(1)
-    maps = {f"Grad-CAM of\nthe {name} grade": explain.heatmap(network.grader, images, grades)
-            for name, grades in (("own", answers), ("true", rows["kl_grade"].to_numpy().copy()))}
-    return Look(rows.reset_index(drop=True), pictures, answers, maps, explain.layer(network.grader, images.shape[-1]))

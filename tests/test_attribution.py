@@ -161,7 +161,9 @@ def test_all_models_explain_the_same_unseen_pictures(easy_study, looked):
 
 def test_what_is_mapped_is_told_in_words_and_with_its_leak(easy_study, looked):
     _, _, results = looked
-    rows = localisation.mapped(results, {"VGG": "too slow"}).set_index("model")
+    rows = localisation.mapped(results, {"VGG": "too slow"})
+    assert list(zip(rows["model"], rows["method"], strict=True))[:-1] == [(one.subject.name, name) for one in results for name in one.maps]
+    rows = rows.drop_duplicates("model").set_index("model")
     assert rows.loc["VGG", "reason"] == "too slow" and rows["accuracy"].drop("VGG").between(0, 1).all()
     assert rows["layer"].drop("VGG").str.contains("last block|last stage|stage \\d of \\d").all()
     assert rows.loc["CLIP by our protocol", "trained_patients"] == 0  # its test split shares no patient with its training
@@ -175,8 +177,9 @@ def test_a_model_no_better_than_a_constant_gets_no_verdict(looked):
     assert localisation.unlearnt([replace(one, grades=commonest)]) == [one.subject.name] and localisation.unlearnt([replace(one, grades=truth)]) == []
     masks = np.zeros((len(truth), 3, 112, 112), bool)
     masks[:, :, 50:60] = True
-    rows = localisation.shares([replace(one, grades=commonest)], masks, 100, 0)
-    assert (rows["verdict"][:-1] == localisation.NONE).all() and rows["verdict"].iloc[-1] != localisation.NONE
+    rows = localisation.scores([replace(one, grades=commonest)], masks, 100, 0)
+    assert (rows[["chance_verdict", "own_verdict", "blob_verdict", "pointing_chance_verdict"]][:-1] == localisation.NONE).all(axis=None)
+    assert rows["chance_verdict"].iloc[-1] != localisation.NONE and rows["own_verdict"].iloc[-1] == ""
 
 
 def test_real_pictures_get_maps_without_scores_and_are_kept(easy_study, looked):
@@ -189,9 +192,10 @@ def test_real_pictures_get_maps_without_scores_and_are_kept(easy_study, looked):
         assert all(torch.equal(one[key], two[key]) for key in one)  # the same check in every run
     again = explanations.explained(easy_study, found[0])
     assert np.array_equal(again.maps["Grad-CAM"], results[0].maps["Grad-CAM"])
-    table = localisation.sanity(results)
-    assert localisation.steps(table) == ["33 %", "67 %", "100 %"] and table["100 %"].dropna().between(-1, 1).all()
-    assert "SSIM, 100 %" in table and table["other_patients"].dropna().between(-1, 1).all()
+    table = localisation.mapped(results, {})
+    for name in ("rank correlation, 33 %", "rank correlation, 100 %", "SSIM, 67 %", "rank_of_others"):
+        assert table[name].dropna().between(-1, 1).all()
+    assert localisation.known(easy_study, results).shape == (len(results[0].grades), 0, 112, 112)
 
 
 def test_scores_tell_a_map_on_the_findings_from_chance(looked, monkeypatch):
@@ -201,28 +205,28 @@ def test_scores_tell_a_map_on_the_findings_from_chance(looked, monkeypatch):
     masks = np.zeros((n, 3, 112, 112), bool)
     masks[:, 0, 50:60, 20:90], masks[:, 1, 40:70, 5:15], masks[:, 2, 60:70, 20:90] = True, True, True
     good = replace(one, grades=one.subject.part.grades, maps={"Grad-CAM": masks[:, 0] + 0.01, "attention rollout": rng.random((n, 112, 112))})
-    rows = localisation.shares([good], masks, 200, 0).set_index("method")
-    assert rows["verdict"]["Grad-CAM"] == "above chance" and rows["inside"]["Grad-CAM"] > 0.8 and rows["joint line"]["Grad-CAM"] > 5
+    rows = localisation.scores([good], masks, 200, 0).set_index("method")
+    assert rows["chance_verdict"]["Grad-CAM"] == "above chance" and rows["inside"]["Grad-CAM"] > 0.8 and rows["joint line"]["Grad-CAM"] > 5
     assert rows["inside"]["attention rollout"] == pytest.approx(rows["chance_area"]["attention rollout"], abs=0.01)
     assert rows["other_patients"]["Grad-CAM"] == pytest.approx(rows["inside"]["Grad-CAM"]) and abs(rows["own_gain"]["Grad-CAM"]) < 1e-6  # all have the same regions here
     assert (rows["chance_p_holm"] >= 1 / (attribution.FLIPS + 1)).all() and rows["own_p_holm"]["bright in the middle"] == 1
     assert rows["model"]["bright in the middle"] == localisation.NO_MODEL
     assert rows["chance_gain"]["Grad-CAM"] == pytest.approx(rows["inside"]["Grad-CAM"] - rows["chance_area"]["Grad-CAM"]) and np.isnan(rows["blob_gain_low"]["bright in the middle"])
     assert rows["blob_gain"]["Grad-CAM"] == pytest.approx(rows["inside"]["Grad-CAM"] - rows["inside"]["bright in the middle"])
-    hits = localisation.pointing([good], masks, 200, 0).set_index("method")
-    assert hits["hits"]["Grad-CAM"] == 1 and hits["hits"]["bright in the middle"] in (0, 1)
+    assert rows["pointing_hits"]["Grad-CAM"] == 1 and rows["pointing_hits"]["bright in the middle"] in (0, 1)
 
 
-def test_figures_have_a_panel_for_each_picture_and_model(looked):
+def test_figures_have_a_panel_for_each_picture_and_model(easy_study, looked):
     results = looked[2]
-    maps = {name: values[:3] for name, values in results[0].maps.items()}
-    pictures_ = results[0].subject.pictures[:3]
-    figure = overlays.over_pictures(pictures_, maps, None, ["a", "b", "c"])
-    assert len(figure.axes) == 3 * (1 + len(maps))
-    assert len(overlays.known(pictures_, np.zeros((3, 3, 112, 112), bool), list("abc")).axes) == 3
-    assert len(overlays.lost_weights(localisation.sanity(results)).axes) == 2 and overlays.curves(results).axes[0].texts  # no curves: it says so
-    curved = replace(results[0], curves={("Grad-CAM", kind): np.linspace(0, 1, 5)[None] for kind in ("deletion", "insertion")})
-    assert len(overlays.curves([curved]).axes) == 2
+    grades = results[0].subject.part.rows["kl_grade"].nunique()
+    figure = overlays.maps(results, localisation.known(easy_study, results))
+    assert len(figure.axes) == grades * (2 + len(results[0].maps))  # the picture, CLIP's maps, and one of the best network
+    orders = (*results[0].maps, attribution.RANDOM, attribution.CENTRE)
+    rising = np.linspace(np.zeros(len(results[0].grades)), 1, 5).T
+    curved = replace(results[0], curves={(name, kind): rising for name in orders for kind in localisation.CURVES})
+    table = localisation.faithfulness([curved], 50, 0)
+    figure = overlays.curves(table)
+    assert len(figure.axes) == 2 and [len(axis.lines) for axis in figure.axes] == [len(orders)] * 2
 
 
 def test_measured_on_a_phantom_like_study(easy_study, looked):
@@ -234,11 +238,13 @@ def test_measured_on_a_phantom_like_study(easy_study, looked):
     made = explanations._curves(subject, grader, maps, np.zeros(10, int), 4, 0)
     curves = {tuple(name.split("|")[1:]): values for name, values in made.items()}
     one = explanations.Explained(subject, "", np.zeros(10, int), maps, curves, {})
-    table = localisation.faithfulness([one], 100, 0).set_index("curve")
-    deletion, insertion = table.loc["deletion"], table.loc["insertion"]
-    for control in ("random", "centre"):
-        assert deletion[f"{control}_gain"] == pytest.approx(deletion[control] - deletion["curve_area"], abs=1e-6)
-        assert insertion[f"{control}_gain"] == pytest.approx(insertion["curve_area"] - insertion[control], abs=1e-6)
+    table = localisation.faithfulness([one], 100, 0)
+    area, map_rows = table.set_index(["method", "curve"])["curve_area"], table[table["method"] == "Grad-CAM"].set_index("curve")
+    deletion, insertion = map_rows.loc["deletion"], map_rows.loc["insertion"]
+    for control, order in {"random": attribution.RANDOM, "centre": attribution.CENTRE}.items():
+        assert deletion[f"{control}_gain"] == pytest.approx(area[order, "deletion"] - deletion["curve_area"], abs=1e-6)
+        assert insertion[f"{control}_gain"] == pytest.approx(insertion["curve_area"] - area[order, "insertion"], abs=1e-6)
         assert insertion[f"{control}_gain_low"] <= insertion[f"{control}_gain"] <= insertion[f"{control}_gain_high"]
-    assert set(table["centre_verdict"]) <= {"better", "worse", "unclear", localisation.NONE}
-    assert deletion["random"] == pytest.approx(insertion["random"]) and table["random_p_holm"].between(0, 1).all()
+    assert set(map_rows["centre_verdict"]) <= {"better", "worse", "unclear", localisation.NONE}
+    assert area[attribution.RANDOM, "deletion"] == pytest.approx(area[attribution.RANDOM, "insertion"])
+    assert map_rows["random_p_holm"].between(0, 1).all() and table["at 100 %"].notna().all()

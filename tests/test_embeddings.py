@@ -10,7 +10,7 @@ import pytest
 from conftest import with_systems
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from koa_lib import baselines, embeddings, explain, sources, supervised, tasks
+from koa_lib import baselines, embeddings, modality, sources, supervised, tasks
 from koa_lib.errors import StudyError
 from koa_lib.metrics import PROBABILITIES
 from koa_lib.paper import answers
@@ -52,12 +52,6 @@ def easy(role, pictures=60, seed=0):
     from conftest import easy_dataset
 
     return easy_dataset(pictures, 16, role, seed)
-
-
-def test_every_profile_names_both_encoders_and_both_networks():
-    for name in ("smoke", "demo", "oai", "paper"):
-        own = load(name).systems.embeddings
-        assert [spec.name for spec in own.encoders] == ["BiomedCLIP", "RAD-DINO"] and [spec.name for spec in own.networks] == ["ResNet18", "ConvNeXt-Small"]
 
 
 @pytest.mark.parametrize("kind", embeddings.CLASSIFIERS)
@@ -105,7 +99,7 @@ def test_one_grade_alone_is_refused():
 def test_a_task_takes_the_pictures_that_are_graded_for_it():
     data = easy("fit", 20)
     graded = replace(data, rows=data.rows.assign(jsn=pd.array([0, 1, pd.NA, 3] * 5, "Int64")))
-    part = tasks.for_task(graded, "jsn")
+    part = embeddings.for_task(graded, "jsn")
     assert part.role == "fit" and part.grades.tolist() == [0, 1, 3] * 5
     assert part.rows["image_id"].tolist() == [name for k, name in enumerate(data.rows["image_id"]) if k % 4 != 2]
     assert (part.images(np.arange(len(part))) == data.images(np.flatnonzero(np.arange(20) % 4 != 2))).all()
@@ -115,7 +109,7 @@ def test_a_task_takes_the_pictures_that_are_graded_for_it():
 def test_a_task_without_grades_is_absent(column):
     data = easy("fit", 20)
     rows = data.rows if column is None else data.rows.assign(sclerosis=column)
-    assert tasks.for_task(replace(data, rows=rows), "sclerosis") is None
+    assert embeddings.for_task(replace(data, rows=rows), "sclerosis") is None
 
 
 def test_a_manifest_without_findings_runs_on_kl_grades_alone_and_says_so(comparison):
@@ -149,8 +143,12 @@ def test_a_second_run_reuses_everything(study, comparison, monkeypatch):
     assert again.chosen == comparison.chosen and all(again.frames[key].equals(frame) for key, frame in comparison.frames.items())
 
 
+def unseen(study, comparison):
+    return tasks.results(study, comparison).query("part == 'test'")
+
+
 def test_results_agree_with_scikit_learn(comparison, study):
-    table = tasks.results(study, comparison.frames, "test").set_index("system")
+    table = unseen(study, comparison).set_index("system")
     frame = comparison.frames["BiomedCLIP stand-in + logistic regression", "kl_grade", "test"]
     row, predicted = table.loc["BiomedCLIP stand-in + logistic regression"], frame[PROBABILITIES].to_numpy().argmax(1)
     assert row["qwk"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="quadratic"))
@@ -159,13 +157,16 @@ def test_results_agree_with_scikit_learn(comparison, study):
     aucs = [roc_auc_score(frame["kl_grade"] == grade, frame[f"p{grade}"]) for grade in present]
     assert row["levels_auc"] == pytest.approx(np.mean(aucs)) and row["n"] == len(frame)
     assert row["qwk_low"] <= row["qwk"] <= row["qwk_high"]
+    assert (row["encoder"], row["grader"]) == ("BiomedCLIP stand-in", "logistic regression") and row["chosen"].startswith("C ")
+    assert table.index[0] == "ResNet18" and table.loc["ResNet18", ["encoder", "grader"]].tolist() == ["", "ResNet18"]
 
 
 def test_a_system_does_not_differ_from_itself(comparison, study):
     pair = [("ResNet18", "ResNet18"), ("ResNet18", "BiomedCLIP stand-in + XGBoost")]
     table = tasks.differences(study, comparison.frames, pair, "test")
     assert table.loc[0, ["qwk_difference", "qwk_difference_low", "qwk_difference_high"]].tolist() == [0, 0, 0]
-    results = tasks.results(study, comparison.frames, "test").set_index("system")["qwk"]
+    results = unseen(study, comparison).set_index("system")["qwk"]
+    assert table.loc[1, ["first_qwk", "second_qwk"]].tolist() == pytest.approx([results["ResNet18"], results["BiomedCLIP stand-in + XGBoost"]])
     assert table.loc[1, "qwk_difference"] == pytest.approx(results["ResNet18"] - results["BiomedCLIP stand-in + XGBoost"])
 
 
@@ -179,17 +180,25 @@ def test_findings_are_read_from_one_network_where_networks_are_shared(study):
     chosen = {row["task"]: row["chosen"] for row in run.chosen}
     assert chosen["KL grade"] == "best epoch of 2" and chosen["joint-space narrowing"].startswith("C ")
     assert (run.frames["ResNet18", "jsn", "test"]["p4"] == 0).all()
-    assert "one network, trained on KL grades" in embeddings.systems(shared)["how"].iloc[0]
+    assert "one network, trained on KL grades" in tasks.systems(shared)["how"].iloc[0]
 
 
 def test_stand_ins_are_named_as_such(study):
-    told = embeddings.systems(study).set_index("system")
+    told = tasks.systems(study).set_index("system")
     assert told["how"]["BiomedCLIP stand-in"].startswith("stand-in for BiomedCLIP: resnet18, width x 0.25, random weights")
-    assert told["not_run"]["ConvNeXt-Small"] == "too slow here" and "width x 0.25" in told["how"]["ResNet18"]
+    assert told["run"]["ConvNeXt-Small"] == "too slow here" and "width x 0.25" in told["how"]["ResNet18"]
+    published = tasks.systems(replace(study, profile=load("paper"))).set_index("system")
+    assert (published["met"] == "").all() and {"BiomedCLIP", "RAD-DINO"} < set(published.index)
+    for name in ("smoke", "demo", "oai"):
+        shown = tasks.systems(replace(study, profile=load(name)))
+        assert (shown.loc[shown["kind"] == "frozen encoder", "met"] != "").all()
 
 
-def gaps(*rows):
-    return pd.DataFrame([{"task": "KL grade", "first": "A", "second": "B", "qwk_difference": (low + high) / 2, "qwk_difference_low": low, "qwk_difference_high": high} for low, high in rows])
+def gaps(rows, margin, *outcomes):
+    made = [{"task": "KL grade", "first": "A", "second": "B", "qwk_difference": (low + high) / 2, "qwk_difference_low": low,
+             "qwk_difference_high": high} for low, high in rows]
+    table = pd.DataFrame(made, columns=["task", "first", "second", *(f"qwk_difference{end}" for end in ("", "_low", "_high"))])
+    return table.assign(outcome=tasks._outcomes(table, margin, *outcomes))
 
 
 @pytest.mark.parametrize("rows, absent, verdict", [
@@ -200,7 +209,7 @@ def gaps(*rows):
     ([], {"sclerosis": "not graded"}, "not run"),
 ])
 def test_networks_beat_embeddings_by_the_rule(rows, absent, verdict):
-    answer = tasks.beaten(gaps(*rows) if rows else pd.DataFrame(), absent)
+    answer = tasks.beaten(gaps(rows, 0, tasks.HIGHER, tasks.LOWER, tasks.UNCLEAR), absent)
     assert answer.verdict == verdict
     assert not absent or "not graded" in answer.reason
     assert not rows or answer.ours == pytest.approx(min(sum(row) / 2 for row in rows))
@@ -214,24 +223,31 @@ def test_networks_beat_embeddings_by_the_rule(rows, absent, verdict):
     ([(-0.2, -0.051)], {}, "not replicated"),
 ])
 def test_encoders_are_alike_by_the_rule(rows, absent, verdict):
-    answer = tasks.alike(gaps(*rows), absent)
+    answer = tasks.alike(gaps(rows, tasks.MARGIN, tasks.APART, tasks.APART, tasks.ALIKE), absent)
     assert answer.verdict == verdict and abs(answer.ours) == pytest.approx(max(abs(sum(row)) / 2 for row in rows))
 
 
 def test_the_scorecard_gets_a_number_or_a_reason(comparison, study):
-    table = tasks.results(study, comparison.frames, "test")
+    table = tasks.results(study, comparison)
     ours = tasks.kappa_row(table, "ResNet18", comparison.absent, "narrowed")
     assert isinstance(ours, Ours) and "linear" in ours.note and ours.note.startswith("narrowed: ") and np.isnan(ours.ci_low)
-    assert tasks.kappa_row(table, "ConvNeXt-Small", comparison.absent, "") == "too slow here"
-
-
-def test_a_reason_survives_being_kept(study):
-    key = ("JIIM-2025", "abstract", "ConvNeXt-Small KLG", "weighted_kappa")
-    answers.keep(study, "JIIM-2025", {key: "too slow here"})
+    compared, check = tasks.compared(study, comparison), modality.Check(with_systems(study, embeddings=asked_of_knees(study)))
+    found = tasks.answers(study, comparison, table, compared, check)
+    assert found[tasks.SYSTEM, tasks.ITEM, "ConvNeXt-Small KLG", "weighted_kappa"] == "too slow here"
+    assert "knees alone" in found[tasks.SYSTEM, tasks.ITEM, "BiomedCLIP zero-shot", "modality_accuracy"]
+    claims = {key[2]: answer.verdict for key, answer in found.items() if len(key) == 3}
+    assert len(claims) == 3 and claims["zero-shot modality failures are mostly low image quality"] == "not run"
+    answers.keep(study, tasks.SYSTEM, found)
     try:
-        assert answers.read(study)[key] == "too slow here"
+        kept = answers.read(study)
+        assert kept[tasks.SYSTEM, tasks.ITEM, "ConvNeXt-Small KLG", "weighted_kappa"] == "too slow here" and len(kept) == 5
     finally:
         (study.run_dir / answers.FOLDER / "JIIM-2025.json").unlink()
+
+
+def asked_of_knees(study):
+    settings = study.profile.systems.embeddings
+    return replace(settings, encoders=(replace(settings.encoders[0], source="trained"),))
 
 
 def test_convnext_is_narrowed_and_keeps_its_depth():
@@ -245,38 +261,9 @@ def test_convnext_is_narrowed_and_keeps_its_depth():
 
 def test_a_network_is_kept_and_grades_as_it_did(study, comparison):
     spec = study.profile.systems.embeddings.networks[0]
-    network, part = embeddings.Comparison(study).network(spec)
+    fold = embeddings.Comparison(study)._fold(32, "kl_grade")
+    network, part = supervised.trained(study, spec, fold, "kl_grade"), fold.reported["test"]
     frame = comparison.frames["ResNet18", "kl_grade", "test"]
     assert part.rows["image_id"].tolist() == frame["image_id"].tolist()
     assert network.probabilities(part, part.grades) == pytest.approx(frame[PROBABILITIES].to_numpy(), abs=1e-4)
     assert next(row["inner_qwk"] for row in comparison.chosen if row["system"] == "ResNet18") == network.kappa
-
-
-def test_a_look_is_grad_cam_over_the_first_picture_of_each_grade(study, comparison):
-    network, part = embeddings.Comparison(study).network(study.profile.systems.embeddings.networks[0])
-    look = supervised.look(network, part)
-    firsts = [part.rows.loc[part.rows["kl_grade"] == grade, "image_id"].iloc[0] for grade in sorted(set(part.grades))]
-    assert look.rows["image_id"].tolist() == firsts and look.layer.startswith("output of layer")
-    graded = comparison.frames["ResNet18", "kl_grade", "test"].set_index("image_id").loc[firsts]
-    assert look.answers.tolist() == graded[PROBABILITIES].to_numpy().argmax(1).tolist()
-    images = supervised.to_tensor(look.pictures, network.recipe.normalisation)
-    own, true = look.maps.values()
-    assert own == pytest.approx(explain.heatmap(network.grader, images, look.answers)) and true.shape == own.shape == look.pictures.shape
-    assert np.ptp(own) > 0 and own.min() >= 0 and own.max() <= 1
-
-
-def test_one_fold_serves_all_systems_of_a_size(study, monkeypatch):
-    calls, folds = [], embeddings.folds
-    monkeypatch.setattr(embeddings, "folds", lambda *given: calls.append(given) or folds(*given))
-    embeddings.Comparison(study).run()
-    assert len(calls) == 1
-
-
-def test_stand_ins_say_what_they_have_met(study):
-    told = " ".join(embeddings.cautions(study))
-    assert "BiomedCLIP has random weights" in told and "stand-ins stand for" in told
-    for name in ("smoke", "demo", "oai"):
-        profile = load(name)
-        sentences = embeddings.cautions(replace(study, profile=profile))
-        assert len(sentences) == 1 + len(profile.systems.embeddings.encoders) and not any("None" in one for one in sentences)
-    assert embeddings.cautions(replace(study, profile=load("paper"))) == []

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from koa_lib import metrics
-from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
+from koa_lib.report.style import GRADE_COLOURS, INK, message, narrow, styled
 
 
 @styled
@@ -52,85 +52,3 @@ def retrieval(precision):
     figure.legend(loc="outside lower center")
     return figure
 
-
-@styled
-def degraded(table):
-    """How often spoilt knees are still called knees, and spoilt other anatomies are not, by strength; Wilson intervals.
-
-    Parameters
-    ----------
-    table : DataFrame
-        degradation, strength, sensitivity, ci_low, ci_high, specificity, specificity_low, specificity_high (ratios; NaN where not measured).
-    """
-    kinds = list(dict.fromkeys(table["degradation"]))
-    figure, axes = narrow(1.75 * -(-len(kinds) // 2) + 0.5, nrows=-(-len(kinds) // 2), ncols=2, sharey=True, squeeze=False)
-    lines = (("sensitivity", "ci", "o-", "knees called knee"), ("specificity", "specificity", "s--", "others not called knee"))
-    for axis, kind in zip(axes.flat, kinds, strict=False):
-        rows = table[table["degradation"] == kind]
-        for (name, ends, look, label), colour in zip(lines, PLAIN_COLOURS, strict=False):
-            if rows[name].notna().any():
-                reach = np.abs(rows[[f"{ends}_low", f"{ends}_high"]].to_numpy().T - rows[name].to_numpy())
-                axis.errorbar(range(len(rows)), rows[name], yerr=reach, fmt=look, color=colour, capsize=3, markersize=5, label=label)
-        axis.set_xticks(range(len(rows)), [f"{strength:g}" for strength in rows["strength"]])
-        axis.set(title=kind, ylim=(-0.05, 1.05), xlim=(-0.4, len(rows) - 0.6))
-        axis.grid(axis="y", alpha=0.25)
-    for axis in axes[-1]:
-        axis.set_xlabel("strength")
-    figure.supylabel("share answered rightly", fontsize=9)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
-
-
-QUALITY = {"sharpness": "sharpness (variance of the Laplacian)", "exposure": "exposure (mean gray)", "contrast": "contrast (standard deviation of gray)"}
-
-
-@styled
-def failure_quality(found):
-    """Quality of pictures that a model recognises and of those that it does not: one box plot for each measure.
-
-    Parameters
-    ----------
-    found : DataFrame
-        failed (bool), sharpness, exposure, contrast.
-    """
-    figure, axes = narrow(4.2, nrows=3)
-    groups = {f"recognised\n(n = {(~found['failed']).sum():,})": found[~found["failed"]], f"not recognised\n(n = {found['failed'].sum():,})": found[found["failed"]]}
-    for axis, (name, label) in zip(axes, QUALITY.items(), strict=True):
-        filled = {title: rows[name].to_numpy() for title, rows in groups.items() if len(rows)}
-        boxes = axis.boxplot(list(filled.values()), orientation="horizontal", widths=0.5, patch_artist=True, medianprops={"color": INK}, flierprops={"markersize": 2.5})
-        for box, colour in zip(boxes["boxes"], (PLAIN_COLOURS[4], PLAIN_COLOURS[5]), strict=False):
-            box.set_facecolor(colour)
-        axis.set_yticks(range(1, len(filled) + 1), list(filled), fontsize=8.5)
-        axis.set_xlabel(label)
-        axis.invert_yaxis()
-        axis.set_xlim(left=0)
-    return figure
-
-
-@styled
-def systems(table):
-    """Quadratic kappa of every system with its interval, a panel per task.
-
-    Parameters
-    ----------
-    table : DataFrame
-        task, system, qwk, qwk_low, qwk_high (ratios; NaN where undefined), as from `tasks.results`.
-    """
-    if table.empty:
-        return message("No system has been run.")
-    names, titles = list(dict.fromkeys(table["system"])), list(dict.fromkeys(table["task"]))
-    down, across = -(-len(titles) // 2), min(2, len(titles))
-    figure, axes = narrow(down * (0.36 * len(names) + 0.35) + 0.4, nrows=down, ncols=across, sharex=True, sharey=True, squeeze=False)
-    for axis, title in zip(axes.flat, titles, strict=False):
-        rows = table[table["task"] == title].set_index("system").reindex(names)
-        reach = np.nan_to_num(np.maximum([rows["qwk"] - rows["qwk_low"], rows["qwk_high"] - rows["qwk"]], 0))
-        axis.errorbar(rows["qwk"], range(len(names)), xerr=reach, fmt="o", color=PLAIN_COLOURS[0], capsize=3, markersize=5)
-        axis.axvline(0, color=INK, lw=0.8, ls=":")
-        axis.set_title(title, loc="left")
-        axis.grid(axis="x", alpha=0.25)
-    for axis in axes.flat[len(titles):]:
-        axis.set_axis_off()
-    axes[0, 0].set_yticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names], fontsize=8.5)
-    axes[0, 0].set(ylim=(len(names) - 0.5, -0.5), xlim=(min(-0.1, table["qwk_low"].min() - 0.05), 1))
-    figure.supxlabel("quadratic κ (95 % interval)", fontsize=9)
-    return figure

@@ -30,7 +30,8 @@ class Entry:
     columns : dict
         Column (with `*` for a part of its name) to a format, or to head, format and hint.
     needs : list of str
-        What some profiles lack: keys of a profile's `not_run`, or "external".
+        What some profiles lack: keys of a profile's `not_run`, or "external", "regions" (known places of the findings), "texts" (a CLIP
+        that knows other anatomies).
     undefined : str
         Why a number may be undefined.
     plot : str or dict
@@ -70,7 +71,8 @@ class Entry:
         except (TemplateError, ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise StudyError(f"{self.notebook}.yaml: {template} of '{self.key}' cannot be filled: {error}. "
                              f"Known: {', '.join(sorted(facts))}.") from error
-        return words.typeset(words.people(" ".join(text.split())))
+        text = words.typeset(words.people(" ".join(text.split())))
+        return text if template == "alt" else text.replace("<", "&lt;")  # captions are Markdown, an alternative text is none
 
 
 def is_paper_item(key):

@@ -22,6 +22,7 @@ from koa_lib.store import write_text
 LISTED = "exhibits.json"
 SHOWN_DPI, THUMBNAIL = 125, 96  # pixels per inch on a page; height of a picture in a table
 NO_EXTERNAL, NOTHING = "no external cohort was given", "this run has no data for it"
+NO_REGIONS = "the pictures are real, and nobody knows where on them a model should look"
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,6 +102,12 @@ class Show:
         if need == "external":
             there = self.study.synthetic or self.study.folder_of("external")
             return "" if there else NO_EXTERNAL
+        if need == "regions":
+            return "" if self.study.synthetic else NO_REGIONS
+        if need == "texts":
+            from koa_lib import modality  # slow to import
+
+            return modality.why_not(self.study)
         return self.study.profile.not_run.get(need, "")
 
     def _facts(self):

@@ -20,7 +20,7 @@ from PIL import Image
 from koa_lib import metrics, tables
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
-from koa_lib.report import exhibits, figures, labels
+from koa_lib.report import exhibits, labels, plots
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -147,7 +147,7 @@ def test_the_reason_stands_below_what_is_undefined_and_only_there(study, value, 
 
 
 def test_a_figure_has_text_for_readers_without_sight_and_the_same_bytes_twice(study):
-    drawing = figures.figure_6(np.eye(5, dtype=int))
+    drawing = plots.confusion(tables.confusion(graded()))
     exhibit = exhibits.show_figure(study, "figure_6", drawing, "Confusion.", 'All "right".')
     page = Tags(exhibit.html)
     picture = page.all("img")[0]
@@ -158,7 +158,7 @@ def test_a_figure_has_text_for_readers_without_sight_and_the_same_bytes_twice(st
     first = [path.read_bytes() for path in files]
     with Image.open(files[0]) as opened:
         assert opened.width == 1440 and repr(exhibit) == "<figure_6>"
-    exhibits.show_figure(study, "figure_6", figures.figure_6(np.eye(5, dtype=int)), "Confusion.", "All right.")
+    exhibits.show_figure(study, "figure_6", plots.confusion(tables.confusion(graded())), "Confusion.", "All right.")
     assert first == [path.read_bytes() for path in files]
     assert sorted(path.name for path in (study.run_dir / "figures").iterdir()) == ["figure_6.png", "figure_6.svg"]
 
@@ -194,38 +194,6 @@ def test_table_1_counts_every_grade():
     table = tables.table_1(counts(), examples={0: "9003175L"})
     assert list(table["n A"]) == [6, 26, 46, 66, 86] and table["example_image"][0] == "9003175L"
     assert table["description"][4].startswith("Grade 5 (severe)")
-
-
-def test_table_2_puts_published_beside_ours_and_keeps_the_reason():
-    parts = {"training part": graded(), "held-out fold": None, "internal test": "absent here", "external": graded(40)}
-    table = tables.table_2(parts, published()).set_index("metric")
-    ours = ["held-out fold", "internal test"]
-    assert list(table.columns) == ["training part", "published train", *ours, "external", "published test"]
-    assert table.loc["accuracy", "published test"] == 76.94 and table.loc["n", "external"] == 40
-    assert table.loc["note", "internal test"] == "absent here" and "not run" in table.loc["note", "held-out fold"]
-    expected = metrics.summary(graded()["kl_grade"], graded()[metrics.PROBABILITIES])
-    assert table.loc["macro_f1", "training part"] == pytest.approx(100 * expected["macro_f1"])
-
-
-def test_table_3_has_intervals_and_survives_absent_grades():
-    table = tables.table_3(graded(200), published(), draws=100)
-    assert (table["ci_low"] <= table["sensitivity"]).all() and (table["sensitivity"] <= table["ci_high"]).all()
-    assert list(table["published_sensitivity"]) == [81.2, 68.5, 72.1, 79.4, 83.1]
-    assert table["published_ci_low"][0] == 78.4
-    partly = tables.table_3(graded(56, grades=(0, 1)), published(), draws=50)
-    assert partly["sensitivity"].isna().tolist() == [False, False, True, True, True]
-    assert partly["reason"].str.contains("no picture of this grade").tolist() == [False, False, True, True, True]
-    missing = tables.table_3("no external pictures", published())
-    assert len(missing) == 5 and set(missing["reason"]) == {"no external pictures"} and missing["auc"].isna().all()
-
-
-def test_table_4_keeps_every_published_model():
-    models = {"Fine-tuned CLIP": graded(), "VGG19": "does not fit in the time", "Zero-shot CLIP": graded(60, 1)}
-    table = tables.table_4(models, published(), {"Fine-tuned CLIP": "64 px, 2 epochs"}, draws=50).set_index("model")
-    assert list(table.index) == ["VGG19", "ResNet50", "MobileNet", "ViT", "Fine-tuned CLIP", "Zero-shot CLIP"]
-    assert table.loc["VGG19", "reason"].startswith("does not fit") and table.loc["ViT", "reason"].startswith("not run")
-    clip = table.loc["Fine-tuned CLIP"]
-    assert clip["as_run"] == "64 px, 2 epochs" and clip["ci_low"] < clip["accuracy"] < clip["ci_high"]
 
 
 def test_no_module_of_ours_pulls_in_heavy_libraries():

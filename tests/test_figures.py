@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 
-from koa_lib import metrics
+from koa_lib import metrics, tables
 from koa_lib.errors import StudyError
 from koa_lib.grades import PROMPT_SETS
 from koa_lib.report import figures
@@ -20,13 +19,17 @@ from koa_lib.report.style import COLUMN, GRADE_COLOURS
 pytestmark = pytest.mark.filterwarnings("error")
 FACTS = {"name": "ViT-B-32", "image_tower": "ViT", "image_size": 224, "embed_dim": 512, "parameters": 151277313}
 PICTURE, WIDE, FLAT = np.arange(60.0).reshape(6, 10) / 60, np.zeros((161, 640)), np.full(5, 0.2)
-QUERIES = PROMPT_SETS["queries"]
+QUERIES, LONG = list(PROMPT_SETS["queries"]), "a_long_name_of_a_picture_0123L"
 
 
 def graded(n=80, seed=0):
     generator = np.random.default_rng(seed)
     frame = pd.DataFrame(generator.dirichlet(np.ones(5), n), columns=metrics.PROBABILITIES)
     return frame.assign(kl_grade=generator.integers(0, 5, n), image_id=[f"DoubtfulG1({i + 100})" for i in range(n)])
+
+
+def examples(cosines, grades):
+    return pd.DataFrame(cosines, columns=QUERIES).assign(kl_grade=grades)
 
 
 def counts(cohorts=("oai_chen2018", "gornale2020"), n=2286):
@@ -39,17 +42,6 @@ def history(folds=range(1, 6), epochs=30, parts=("train", "held_out")):
     return pd.DataFrame(rows, columns=["model", "fold", "epoch", "part", "loss", "accuracy"])
 
 
-def readings(options=4):
-    factors = ["", *(f for f in ("trained part", "residual ratio", "loss", "prompts", "early stopping") for _ in range(options))]
-    table = pd.DataFrame({"factor": factors, "option": ["as printed", *(f"best on the held-out fold (optimistic) {k}" for k in range(len(factors) - 1))]})
-    return table.assign(epochs=30.0, accuracy=0.634, qwk=np.linspace(-0.05, 0.85, len(table)), qwk_low=-0.1, qwk_high=0.9)
-
-
-def unrun(table, rows):
-    table.loc[rows, ["epochs", "accuracy", "qwk", "qwk_low", "qwk_high"]] = np.nan
-    return table
-
-
 def parts(internal=0.7, expected=0.63, external=0.51):
     values = {"internal accuracy": internal, "expected at the external grade mix": expected, "external accuracy": external,
               "label shift": expected - internal, "rest": external - expected}
@@ -57,25 +49,14 @@ def parts(internal=0.7, expected=0.63, external=0.51):
     return table.assign(ci_low=table["value"] - 0.021, ci_high=table["value"] + 0.021)
 
 
-def draws(number=20, shots=(5, 10, 20)):
-    rows = [(k, d, 1650 - 5 * k - d, 0.4 + 0.01 * k + 0.002 * d, 0.7 + 0.001 * d) for k in shots for d in range(number)]
-    return pd.DataFrame(rows, columns=["shots", "draw", "n", "accuracy", "qwk"])
-
-
 PARTS = pd.DataFrame(
     [("image tower", 87849216, False), ("adapter", 131072, True), ("text tower", 63428096, False), ("scale", 1, False)],
     columns=["part", "parameters", "trained"],
-)
-PRECISION = pd.DataFrame({"query": QUERIES, "precision": [0.5, 0.4, np.nan, 0.2, 1], "share": FLAT})
-MODELS = pd.DataFrame(
-    [("Fine-tuned CLIP", 50.0, 40.0, 60.0, np.nan), ("Wide ResNet", np.nan, np.nan, np.nan, 63.0)],
-    columns=["model", "accuracy", "ci_low", "ci_high", "published_accuracy"],
 )
 PRINTED = pd.DataFrame(
     [(g, 514, 81.2, 78.4, 83.9, 77.6, 84.3) for g in range(5)],
     columns=["kl_grade", "n", "sensitivity", "ci_low", "ci_high", "wilson_low", "wilson_high"],
 )
-ZERO = {"accuracy": 0.42, "qwk": 0.7}
 DRAWINGS = {
     "figure_1": lambda: figures.figure_1(FACTS),
     "figure_1 without facts": lambda: figures.figure_1({}),
@@ -92,45 +73,28 @@ DRAWINGS = {
     "figure_5 of one epoch": lambda: figures.figure_5(history([2], 1).assign(loss=np.nan)),
     "figure_5 without accuracy": lambda: figures.figure_5(history().assign(accuracy=np.nan)),
     "figure_5 empty": lambda: figures.figure_5(history([])),
-    "figure_6": lambda: figures.figure_6(np.full((5, 5), 8260), "oai_chen2018, held-out folds (n = 206,500)"),
-    "figure_6 empty": lambda: figures.figure_6(np.zeros((5, 5), int), "no picture"),
-    "figure_7": lambda: figures.figure_7([PICTURE] * 5, np.tile(FLAT, (5, 1)), range(5), graded(5)["image_id"]),
-    "figure_7 of wide pictures": lambda: figures.figure_7([WIDE] * 5, np.tile(FLAT, (5, 1)), range(5), ["a_long_name_of_a_picture_0123L"] * 5),
-    "figure_7 of two": lambda: figures.figure_7([PICTURE] * 2, np.tile(FLAT, (2, 1)), [0, 4], ["a", "b"]),
-    "figure_7 empty": lambda: figures.figure_7([], np.zeros((0, 5)), [], []),
-    "figure_8": lambda: figures.figure_8([PICTURE] * 2, np.array([FLAT, -FLAT]), QUERIES, [0, 4]),
-    "figure_8 of equal zeros": lambda: figures.figure_8([PICTURE], np.zeros((1, 5)), QUERIES, [0]),
-    "figure_8 empty": lambda: figures.figure_8([], np.zeros((0, 5)), QUERIES, []),
+    "figure_7": lambda: figures.figure_7(graded(5), [PICTURE] * 5),
+    "figure_7 of wide pictures": lambda: figures.figure_7(graded(5).assign(image_id=LONG), [WIDE] * 5),
+    "figure_7 of two": lambda: figures.figure_7(graded(2), [PICTURE] * 2),
+    "figure_7 empty": lambda: figures.figure_7(graded(0), []),
+    "figure_8": lambda: figures.figure_8(examples([FLAT, -FLAT], [0, 4]), [PICTURE] * 2, QUERIES),
+    "figure_8 of equal zeros": lambda: figures.figure_8(examples(np.zeros((1, 5)), [0]), [PICTURE], QUERIES),
+    "figure_8 empty": lambda: figures.figure_8(examples(np.zeros((0, 5)), []), [], QUERIES),
     "gallery": lambda: figures.gallery([PICTURE] * 5, [f"KL {grade}" for grade in range(5)]),
     "gallery empty": lambda: figures.gallery([], []),
-    "worst errors": lambda: figures.worst_errors([PICTURE, WIDE] * 5, np.tile(FLAT, (10, 1)), [4] * 10, graded(10)["image_id"]),
-    "worst errors of long names": lambda: figures.worst_errors([PICTURE] * 6, np.eye(5)[[0] * 6], [4] * 6, ["a_long_name_of_a_picture_0123L"] * 6),
-    "worst errors empty": lambda: figures.worst_errors([], np.zeros((0, 5)), [], []),
-    "found": lambda: figures.found([[PICTURE] * 6] * 5, np.tile(range(5), (6, 1)).T, QUERIES),
-    "found of two wide": lambda: figures.found([[WIDE] * 2] * 5, np.zeros((5, 2), int), PROMPT_SETS["template"]),
-    "found empty": lambda: figures.found([[]] * 5, np.zeros((5, 0), int), QUERIES),
+    "worst errors": lambda: figures.worst_errors(graded(10), [PICTURE, WIDE] * 5),
+    "worst errors of long names": lambda: figures.worst_errors(graded(6).assign(image_id=LONG), [PICTURE] * 6),
+    "worst errors empty": lambda: figures.worst_errors(graded(0), []),
     "contact sheet": lambda: figures.contact_sheet({f"KL {g}": {name: PICTURE for name in ("original", "stretch", "pad", "center crop")} for g in range(5)}),
-    "reliability": lambda: figures.reliability(graded(800)["kl_grade"], graded(800)[metrics.PROBABILITIES]),
-    "reliability of 8": lambda: figures.reliability(graded(8)["kl_grade"], graded(8)[metrics.PROBABILITIES]),
-    "reliability empty": lambda: figures.reliability([], np.zeros((0, 5))),
-    "baselines": lambda: figures.baselines(MODELS),
-    "baselines empty": lambda: figures.baselines(MODELS.head(0)),
-    "readings": lambda: figures.readings(unrun(readings(), [3, 9, 14])),
-    "readings of one": lambda: figures.readings(readings().head(1)),
-    "readings not run": lambda: figures.readings(unrun(readings(1), slice(None))),
-    "readings empty": lambda: figures.readings(readings().head(0)),
+    "reliability": lambda: figures.reliability(tables.reliability(graded(800))),
+    "reliability of 8": lambda: figures.reliability(tables.reliability(graded(8))),
+    "reliability empty": lambda: figures.reliability(tables.reliability(graded(0))),
     "shift": lambda: figures.shift(parts()),
     "shift upwards": lambda: figures.shift(parts(0.1, 0.3, 0.95)),
     "shift undefined": lambda: figures.shift(parts(expected=np.nan)),
-    "few shot": lambda: figures.few_shot(draws(), ZERO),
-    "few shot of one draw": lambda: figures.few_shot(draws(1, [5]), ZERO),
-    "few shot undefined": lambda: figures.few_shot(draws(2).assign(qwk=np.nan), {"accuracy": 0.4, "qwk": np.nan}),
-    "few shot empty": lambda: figures.few_shot(draws(0), ZERO),
     "intervals": lambda: figures.intervals(PRINTED),
     "intervals undefined": lambda: figures.intervals(PRINTED.assign(n=0, sensitivity=[80.0, 70.0, 60.0, 50.0, np.nan])),
     "nearest distances": lambda: figures.nearest_distances({"oai_chen2018": np.arange(90), "gornale2020": np.array([0, 3])}, 10),
-    "retrieval": lambda: figures.retrieval(PRECISION),
-    "retrieval empty": lambda: figures.retrieval(PRECISION.head(0)),
 }
 
 
@@ -190,19 +154,6 @@ def test_the_lowest_loss_is_named_and_drawn():
     assert {2.79, 4.16} <= {line.get_ydata()[0] for line in figure.axes[1].lines if len(set(line.get_ydata())) == 1}
 
 
-def test_a_reading_that_was_not_run_says_so_and_the_printed_one_is_a_line():
-    figure = figures.readings(unrun(readings(), [3, 9]))
-    assert written(figure).count("not run") == 2 and written(figure).count("loss") == 1
-    line = next(line for line in figure.axes[0].lines if line.get_label() == "as printed")
-    assert line.get_xdata()[0] == readings()["qwk"][0]
-
-
-def test_hits_differ_by_more_than_colour():
-    titles = [axis.get_title() for axis in figures.found([[PICTURE] * 3] * 5, np.array([[g, (g + 1) % 5, g] for g in range(5)]), QUERIES).axes]
-    assert ["✓" in title for title in titles if title] == [True, False, True] * 5
-    assert get_font(findfont(FontProperties(family="DejaVu Sans"))).get_char_index(ord("✓"))
-
-
 @settings(max_examples=30, deadline=None)
 @given(values=st.tuples(*[st.floats(0.05, 0.95)] * 3))
 def test_the_steps_lead_from_the_internal_to_the_external_accuracy(values):
@@ -240,19 +191,10 @@ def test_between_errors_of_one_distance_the_surer_is_worse():
     frame = pd.DataFrame([[0.4, 0.6, 0, 0, 0], [0.1, 0.9, 0, 0, 0], [0, 0, 1, 0, 0]], columns=metrics.PROBABILITIES)
     frame = frame.assign(kl_grade=[0, 0, 2], image_id=["a", "b", "c"])
     assert list(figures.worst(frame)["image_id"]) == ["b", "a"]
-    assert "b\ntrue 0 · graded 1\nprobability 0.90" in written(figures.worst_errors([PICTURE], [[0.1, 0.9, 0, 0, 0]], [0], ["b"]))
+    assert "b\ntrue 0 · graded 1\nprobability 0.90" in written(figures.worst_errors(frame[1:2], [PICTURE]))
 
 
 def test_the_wilson_interval_stands_beside_the_printed_one():
     axis = figures.intervals(PRINTED).axes[0]
     spans = [sorted((float(line[0][1]), float(line[1][1]))) for group in axis.containers for line in group.lines[2][0].get_segments()]
     assert spans == [[78.4, 83.9]] * 5 + [[77.6, 84.3]] * 5
-
-
-def test_each_draw_is_a_dot_and_the_line_is_the_result_without_labels():
-    figure = figures.few_shot(draws(3), ZERO)
-    for axis, name in zip(figure.axes, ("qwk", "accuracy"), strict=True):
-        dots = np.concatenate([line.get_ydata() for line in axis.lines if line.get_label() == "one draw"])
-        assert sorted(dots) == sorted(draws(3)[name])
-        assert next(line.get_ydata()[0] for line in axis.lines if line.get_label() == "no external label") == ZERO[name]
-    assert written(figures.few_shot(draws(2).assign(qwk=np.nan), ZERO)).count("undefined") == 3

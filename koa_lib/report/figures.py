@@ -152,7 +152,8 @@ def _answers(graded):
 def _grade_bars(axis, values, true=None, digits=2):
     lines = [2 if grade == true else 0 for grade in GRADES]
     bars = axis.barh(GRADES, values, color=GRADE_COLOURS, edgecolor="black", linewidth=lines)
-    axis.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3, fontsize=8)
+    texts = [f"{value:.{digits}f}".replace("-", "−") for value in values]
+    axis.bar_label(bars, texts, padding=3, fontsize=8)
     axis.set_yticks(GRADES, [f"{grade} {name}" for grade, name in zip(GRADES, NAMES, strict=True)])
     axis.invert_yaxis()
 

@@ -302,8 +302,9 @@ def models(study, results):
         fold's frame of the unseen part of the training cohort.
     """
     reasons = {spec.name: f"not run: {spec.reason}" for spec in study.profile.baselines if spec.reason}
-    there = {name: found for name, found in results.items() if "external" in found}
-    outside = {name: shown_fold(study, found, "external") for name, found in there.items()}
+    absent = "no external cohort was given"
+    outside = {name: shown_fold(study, found, "external") if "external" in found else absent
+               for name, found in results.items()}
     inside = {name: shown_fold(study, found, unseen_split(found)) for name, found in results.items()}
     as_run = {spec.name: described_network(spec) for spec in study.profile.baselines if spec.name in results}
     return reasons | outside, as_run | {"Fine-tuned CLIP": described(main_arm(study), study)}, inside

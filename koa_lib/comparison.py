@@ -5,9 +5,10 @@ from dataclasses import fields
 import pandas as pd
 
 from koa_lib import metrics, stats
+from koa_lib.baselines import described as described_network
 from koa_lib.data import sets
 from koa_lib.predictions import arrays, joined_mean
-from koa_lib.protocols import fold_mean, main_fold, unseen_split
+from koa_lib.protocols import described, fold_mean, main_arm, main_fold, unseen_split
 
 _SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one")
 
@@ -284,3 +285,26 @@ def parted_patients(results):
 def shown_fold(study, results, split):
     """The frame of the main fold for a split."""
     return next(frame for frame in results[split] if frame.attrs["fold"] == main_fold(study))
+
+
+def models(study, results):
+    """The models of Table 4: what it is made of.
+
+    Parameters
+    ----------
+    results : dict of str to dict
+        Model to its results, as from `Runner.run`; "Fine-tuned CLIP" is the main arm.
+
+    Returns
+    -------
+    (dict, dict, dict)
+        Model to the shown fold's external frame (or why there is none), to how it was run, and to the shown
+        fold's frame of the unseen part of the training cohort.
+    """
+    reasons = {spec.name: f"not run: {spec.reason}" for spec in study.profile.baselines if spec.reason}
+    absent = "no external cohort was given"
+    outside = {name: shown_fold(study, found, "external") if "external" in found else absent
+               for name, found in results.items()}
+    inside = {name: shown_fold(study, found, unseen_split(found)) for name, found in results.items()}
+    as_run = {spec.name: described_network(spec) for spec in study.profile.baselines if spec.name in results}
+    return reasons | outside, as_run | {"Fine-tuned CLIP": described(main_arm(study), study)}, inside

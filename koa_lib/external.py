@@ -1,19 +1,21 @@
-"""The external result from all sides: by set and reader, by every metric, by the way of showing, and with adaptation."""
+"""The external result from all sides: by set and reader, metric, way of showing, and with adaptation."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from koa_lib import comparison, metrics, predictions, protocols, retrieval, shift, stats
+from koa_lib import metrics, predictions, protocols, retrieval, shift, stats
+from koa_lib.comparison import shown_fold
 from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES, arrays
-from koa_lib.report import exhibits, labels
+from koa_lib.report import exhibits
+from koa_lib.runner import MIRRORED
 
-SHOTS = (5, 10, 20)  # labels per grade, as the closest public peer has them (METHODS 7.1)
+SHOTS = (5, 10, 20)  # labels per grade, as the closest public study of the same cohorts has them
 DRAWS = 20
 ABSENT = "not run: no external cohort was given (EXTERNAL=<folder>)"
 
@@ -25,7 +27,57 @@ def show(study, name, made, caption, why=ABSENT, **look):
     """
     if made is None:
         return exhibits.not_available(study, name, caption, why)
-    return (exhibits.show_table if name.startswith("table") else exhibits.show_figure)(study, name, made, caption, **look)
+    return (exhibits.show_table if name.startswith("table") else exhibits.show_figure)(
+        study, name, made, caption, **look
+    )
+
+
+def shown_part(results):
+    """The part that examples come from: the external cohort, or else an unseen part of the training cohort."""
+    return "external" if "external" in results else protocols.unseen_split(results)
+
+
+def place(study, part):
+    """Where the pictures of a part come from: 'gornale2020', or 'oai_chen2018, held_out'."""
+    if part == "external":
+        return study.profile.external.name
+    return f"{study.profile.training.name}, {part}{' split' * (part != 'held_out')}"
+
+
+def pictures(runner, arm, part, image_ids):
+    """The pictures of a part as the arm sees them, in the order of their ids."""
+    data = runner.data("external" if part == "external" else "training", arm.recipe)
+    position = pd.Series(range(len(data)), index=data.rows["image_id"])
+    return list(data.images([int(position[name]) for name in image_ids]))
+
+
+def first_of_each_grade(graded):
+    """The first picture of each grade in the order of the manifest, and what it is graded."""
+    first = graded.drop_duplicates("kl_grade").sort_values("kl_grade")
+    return first.assign(graded=arrays(first)[1].argmax(1))[["image_id", "kl_grade", "graded", *PROBABILITIES]]
+
+
+def derived(graded, name):
+    """The rows of a derived set: 'raw', 'deduplicated' or 'single_knee'."""
+    return graded[graded["image_id"].isin(sets.subset(graded, name))]
+
+
+def overall(study, main, results, ours, our_results):
+    """The frames of Table 2: the shown fold of the main arm, and our protocol's mean probabilities.
+
+    Returns
+    -------
+    dict of (str, str) to DataFrame
+        Arm and pictures to the graded frame.
+    """
+    found = {(main.name, part): shown_fold(study, results, part) for part in results}
+    for part, pictured in (("test", "test"), ("external", "external, deduplicated")):
+        mean = protocols.fold_mean(study, ours, our_results, part)
+        if mean is not None:
+            found.setdefault(
+                (ours.name, pictured), derived(mean, "deduplicated") if part == "external" else mean
+            )
+    return found
 
 
 def by_set(study, arms):
@@ -39,16 +91,25 @@ def by_set(study, arms):
     Returns
     -------
     DataFrame
-        arm, set, reader, n, accuracy, ci_low, ci_high, macro_f1, qwk.
+        arm, set, reader, n, accuracy, ci_low, ci_high, best_constant (accuracy of the best single grade on
+        the same pictures), against_constant (paired, as `stats.against_constant`), macro_f1, qwk.
     """
     rows = []
     for name, graded in arms.items():
         for subset in sets.SUBSETS:
-            kept = graded[graded["image_id"].isin(sets.subset(graded, subset))]
+            kept = derived(graded, subset)
             for reader, column in (("first", "kl_grade"), ("second", "kl_grade_reader2")):
                 read = kept[kept[column].notna()]
                 if len(read):
-                    rows.append({"arm": name, "set": subset.replace("_", " "), "reader": reader, "n": len(read), **_with_interval(study, read, column)})
+                    rows.append(
+                        {
+                            "arm": name,
+                            "set": subset.replace("_", " "),
+                            "reader": reader,
+                            "n": len(read),
+                            **_with_interval(study, read, column),
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
@@ -63,19 +124,33 @@ def by_view(study, views):
     Returns
     -------
     DataFrame
-        status ('confirmatory', 'sensitivity' or 'exploratory'), geometry, intensity, as_trained (whether the model was
-        trained on such pictures), n, accuracy, ci_low, ci_high, macro_f1, qwk.
+        status ('confirmatory', 'sensitivity' or, last, 'exploratory'), geometry, intensity, as_trained
+        (whether the model was trained on such pictures), n, then as `by_set`.
     """
     rows, trained = [], (study.profile.our_protocol.geometry, study.profile.our_protocol.intensity)
-    for (geometry, intensity), graded in views.items():
-        kept = graded[graded["image_id"].isin(sets.subset(graded, "deduplicated"))]
-        status = "exploratory" if {geometry, intensity} & EXPLORATORY else "confirmatory" if (geometry, intensity) == VIEWS[0] else "sensitivity"
-        rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": "yes" if (geometry, intensity) == trained else "no", "n": len(kept), **_with_interval(study, kept, "kl_grade")})
-    return pd.DataFrame(rows)
+    for view, graded in views.items():
+        kept = derived(graded, "deduplicated")
+        status = (
+            "exploratory"
+            if set(view) & EXPLORATORY
+            else "confirmatory"
+            if view == VIEWS[0]
+            else "sensitivity"
+        )
+        seen = {
+            "status": status,
+            "geometry": view[0],
+            "intensity": view[1],
+            "as_trained": "yes" if view == trained else "no",
+        }
+        rows.append({**seen, "n": len(kept), **_with_interval(study, kept, "kl_grade")})
+    table = pd.DataFrame(rows)
+    early = table["status"] == "exploratory"
+    return pd.concat([table[~early], table[early]], ignore_index=True)
 
 
 def by_metric(study, graded, mirrored):
-    """Every metric on each derived set, beside what the best constant answer reaches.
+    """Every metric on each derived set, beside what the best constant answer reaches on the same set.
 
     Parameters
     ----------
@@ -85,46 +160,128 @@ def by_metric(study, graded, mirrored):
     Returns
     -------
     DataFrame
-        metric, per set its value, low, high (95 % group bootstrap; empty for what has none), then best_constant on single knees.
+        metric; per set its value, <set>_low, <set>_high (95 % group bootstrap; NaN for what has none),
+        <set>_constant (NaN where one grade has none) and <set>_against ('better', 'worse', 'not clear').
     """
-    columns = {}
+    tables = []
     for name in sets.SUBSETS:
-        kept = graded[graded["image_id"].isin(sets.subset(graded, name))]
-        label = name.replace("_", " ")
-        for column, values in _all_metrics(study, kept, mirrored).items():
-            columns[label if column == "value" else f"{label} {column.removeprefix('ci_')}"] = values
-    table = pd.DataFrame(columns)
-    constant = metrics.best_constant(kept["kl_grade"])
-    table["best_constant"] = [constant.get(metric, np.nan) if metric in ("accuracy", "within_one") else np.nan for metric in table.index]
-    return table.rename_axis("metric").reset_index()
+        found = _all_metrics(study, derived(graded, name), mirrored)
+        tables.append(found.add_prefix(f"{name}_").rename(columns={f"{name}_value": name}))
+    return pd.concat(tables, axis=1).rename_axis("metric").reset_index()
 
 
 def _all_metrics(study, kept, mirrored):
     grades, probabilities = arrays(kept)
-    summary = stats.bootstrap_summary(kept, study.profile.draws, study.seed).set_index("metric").drop(index=["kappa", "macro_sensitivity"])  # the latter is the balanced accuracy
-    auc = pd.DataFrame({"value": metrics.per_grade(grades, probabilities)["auc"].to_numpy()}, index=[f"auc_kl_{grade}" for grade in GRADES])
+    summary = stats.bootstrap_summary(kept, study.profile.draws, study.seed).set_index("metric")
+    constant = stats.against_constant(kept, study.profile.draws, study.seed)[["constant", "against"]]
+    summary = summary.set_axis(["value", "low", "high"], axis=1).join(constant)
+    summary = summary.drop(index=["kappa", "macro_sensitivity"])  # the latter is the balanced accuracy
+    auc = summary.loc["macro_auc"]
+    summary.loc["macro_auc", ["constant", "against"]] = (
+        0.5,
+        stats.direction(auc["low"] - 0.5, auc["high"] - 0.5),
+    )
+    each = metrics.per_grade(grades, probabilities)["auc"].to_numpy()
     both = stats.paired(kept, mirrored[mirrored["image_id"].isin(kept["image_id"])])
     flips = metrics.flip_disagreement(*stats.paired_probabilities(both))
-    return pd.concat([summary, auc, pd.DataFrame({"value": [flips]}, index=["flip_disagreement"])])
+    rows = pd.DataFrame(
+        {"value": [*each, flips], "constant": [0.5] * len(GRADES) + [0.0]},
+        index=[*(f"auc_kl_{grade}" for grade in GRADES), "flip_disagreement"],
+    )
+    return pd.concat([summary, rows]).fillna({"against": ""})
 
 
-def adapted(study, arm, graded, trained_on):
-    """The external result after prior correction: no longer zero-shot, because it knows all external pictures (not their grades).
+def mirrored(study, runner, arm):
+    """Mean probabilities of an arm's folds on the external pictures with left and right exchanged."""
+    return protocols.fold_mean(study, arm, {"external": runner.mirrored(arm)}, "external", MIRRORED)
+
+
+def label_shift(study, arm, results):
+    """How much of the change of accuracy the external mix of grades explains, from mean probabilities.
+
+    Returns
+    -------
+    DataFrame
+        As `shift.decomposition`; internal (the split: test, or else val), n_internal, n_external.
+    """
+    inner = "test" if "test" in results else "val"
+    inside, outside = (protocols.fold_mean(study, arm, results, part) for part in (inner, "external"))
+    outside = derived(outside, "deduplicated")
+    parts = shift.decomposition(inside, outside, study.profile.draws, study.seed)
+    return parts.assign(internal=inner, n_internal=len(inside), n_external=len(outside))
+
+
+def adaptation(study, runner, arm, results):
+    """Zero-shot, prior-corrected and K-shot results on single knees; the latter two are no longer zero-shot.
+
+    Returns
+    -------
+    DataFrame
+        adaptation, zero_shot (yes/no), labels, n, then as `by_set`, reason, assumed_0 .. assumed_4 (the mix
+        of grades that the probabilities presume). Intervals: group bootstrap; for K-shot the middle 95 % of
+        the draws, and n and best_constant their means.
+    """
+    graded = shown_fold(study, results, "external")
+    trained_on = shown_fold(study, results, "train")["kl_grade"]
+    priors = np.bincount(trained_on, minlength=len(GRADES)) / len(trained_on)
+    corrected, estimated = adapted(study, arm, graded, priors)
+    rows = []
+    for name, frame, mix in (("none", graded, priors), ("prior correction (EM)", corrected, estimated)):
+        kept = derived(frame, "single_knee")
+        row = {
+            "adaptation": name,
+            "zero_shot": "yes" if frame is graded else "no",
+            "labels": 0,
+            "n": len(kept),
+        }
+        assumed = {f"assumed_{grade}": mix[grade] for grade in GRADES}
+        rows.append({**row, **_with_interval(study, kept, "kl_grade"), "reason": "", **assumed})
+    return pd.DataFrame(rows + _few_shot_rows(*few_shot(study, runner, arm)))
+
+
+def _few_shot_rows(draws, missing):
+    def named(shots, more=""):
+        return {
+            "adaptation": f"{shots}-shot linear probe{more}",
+            "zero_shot": "no",
+            "labels": shots * len(GRADES),
+        }
+
+    rows = []
+    for row in shift.few_shot_summary(draws).itertuples() if len(draws) else ():
+        interval = {"accuracy": row.accuracy, "ci_low": row.accuracy_low, "ci_high": row.accuracy_high}
+        against = stats.direction(row.gain_low, row.gain_high)
+        rows.append(
+            {
+                **named(row.shots, f", {row.draws} draws"),
+                "n": round(row.n),
+                **interval,
+                "best_constant": row.best_constant,
+                "against_constant": against,
+                "macro_f1": row.macro_f1,
+                "qwk": row.qwk,
+                "reason": "",
+            }
+        )
+    return rows + [{**named(shots), "n": 0, "reason": f"not run: {why}"} for shots, why in missing.items()]
+
+
+def adapted(study, arm, graded, priors):
+    """The external result after prior correction, which knows all external pictures, but no grade of theirs.
 
     Parameters
     ----------
     arm : Arm
     graded : DataFrame
         Joined external frame.
-    trained_on : int array
-        Grades that the model was fitted on: the priors of its probabilities.
+    priors : array (5,)
+        Share of each grade among the pictures that the model was fitted on.
 
     Returns
     -------
     (DataFrame, array (5,))
-        Joined frame with corrected probabilities, written as prediction file `..__em.csv`; and the estimated grade mix.
+        Joined frame with corrected probabilities, written as prediction file `..__em.csv`; the estimated mix.
     """
-    priors = np.bincount(trained_on, minlength=len(GRADES)) / len(trained_on)
     corrected, estimated = shift.prior_correction(arrays(graded)[1], priors)
     frame = predictions.frame(graded["image_id"], corrected)
     name = protocols.prediction_name(study, arm, "external", graded.attrs["fold"])
@@ -133,7 +290,7 @@ def adapted(study, arm, graded, trained_on):
 
 
 def few_shot(study, runner, arm):
-    """Draws of K labels per grade from the external cohort, a linear probe on the arm's embeddings, graded on the rest.
+    """Draws of K external labels per grade: a linear probe on the arm's embeddings grades the rest.
 
     Returns
     -------
@@ -153,101 +310,33 @@ def few_shot(study, runner, arm):
     return pd.concat(tables) if tables else pd.DataFrame(), missing
 
 
-def adaptation_rows(study, zero_shot, corrected, draws, missing):
-    """Zero-shot, prior-corrected and K-shot results on single knees, one row each, the latter two named as not zero-shot.
+def headline(study, arm, results):
+    """The line that closes a run in the terminal: the shown fold on unseen knees and on the external ones."""
 
-    Returns
-    -------
-    DataFrame
-        adaptation, zero_shot (yes/no), labels, n, accuracy, ci_low, ci_high, macro_f1, qwk, reason. Intervals: group bootstrap; for K-shot
-        the middle 95 % of the draws. `attrs["best_constant"]` holds the accuracy of the best constant answer on single knees.
-    """
-    rows = []
-    for name, used, graded in (("none", "yes", zero_shot), ("prior correction (EM)", "no", corrected)):
-        kept = graded[graded["image_id"].isin(sets.subset(graded, "single_knee"))]
-        rows.append({"adaptation": name, "zero_shot": used, "labels": 0, "n": len(kept), **_with_interval(study, kept, "kl_grade"), "reason": ""})
-    for row in shift.few_shot_summary(draws).itertuples() if len(draws) else ():
-        rows.append({"adaptation": f"{row.shots}-shot linear probe, {row.draws} draws", "zero_shot": "no", "labels": row.shots * len(GRADES), "n": round(row.n),
-                     "accuracy": row.accuracy, "ci_low": row.accuracy_low, "ci_high": row.accuracy_high, "macro_f1": row.macro_f1, "qwk": row.qwk, "reason": ""})
-    rows += [{"adaptation": f"{shots}-shot linear probe", "zero_shot": "no", "labels": shots * len(GRADES), "n": 0, "reason": f"not run: {why}"} for shots, why in missing.items()]
-    table = pd.DataFrame(rows)
-    table.attrs["best_constant"] = metrics.best_constant(kept["kl_grade"])["accuracy"]
-    return table
+    def told(part):
+        values = metrics.summary(*arrays(shown_fold(study, results, part)))
+        return values["n"], f"accuracy {values['accuracy']:.3f}, quadratic kappa {values['qwk']:.3f}"
 
-
-# What the tables show, in words; without an external cohort (None), why there is nothing to say.
-
-
-def sets_in_words(rows):
-    """The range of the external result over sets, readers and protocols, from `by_set`."""
-    if rows is None:
-        return ABSENT
-    return (f"Across sets, readers and protocols accuracy lies between {rows['accuracy'].min():.3f} and {rows['accuracy'].max():.3f}, "
-            f"quadratic kappa between {rows['qwk'].min():.3f} and {rows['qwk'].max():.3f}.")
-
-
-def protocols_in_words(study):
-    """All settings in which the two protocols differ, from the recipes: their rows compare bundles, not one change."""
-    printed, ours = study.profile.as_printed, study.profile.our_protocol
-    if printed is None:
-        return "Only our protocol was run."
-    pairs = comparison.differing(printed, ours).items()
-    apart = ["folds (single pictures, whole patients)", *(f"{name.replace('_', ' ')} ({labels.words(str(a))}, {labels.words(str(b))})" for name, (a, b) in pairs)]
-    return (f"The two models differ in all of this, as printed first: {', '.join(apart)}; and only our protocol chooses the epoch on an inner part. "
-            "Their rows compare these bundles: no difference between them can be laid to the folds, or to any one setting.")
-
-
-def metrics_in_words(every):
-    """The result on single knees beside the best constant answer, from `by_metric`."""
-    if every is None:
-        return ABSENT
-    single, constant = every.set_index("metric")["single knee"], every.set_index("metric")["best_constant"]
-    return (f"On single knees accuracy is {single['accuracy']:.3f} where the best constant answer has {constant['accuracy']:.3f}; within one grade "
-            f"{single['within_one']:.3f} against {constant['within_one']:.3f}; {100 * single['flip_disagreement']:.1f} % of the grades change when a picture is mirrored.")
-
-
-def views_in_words(views):
-    """How far the way of showing moves the quadratic kappa, from `by_view`."""
-    if views is None:
-        return ABSENT
-    first, others = views.iloc[0], views[views["status"] == "sensitivity"]
-    best = [rows.loc[rows["qwk"].idxmax()] for rows in (others, views[views["status"] == "exploratory"]) if len(rows)]
-    said = [f"Quadratic kappa is {first.qwk:.3f} with {_view(first)} (confirmatory)", *(f"{row.qwk:.3f} at most with {_view(row)} ({row.status})" for row in best)]
-    torn = others[(others["accuracy"] > first.accuracy + 0.01) & (others["qwk"] < first.qwk - 0.01)]
-    gains = [f" With {_view(row)} accuracy rises from {first.accuracy:.3f} to {row.accuracy:.3f} while kappa falls to {row.qwk:.3f}: accuracy alone would "
-             "call that a gain." for row in torn.itertuples()]
-    return "; ".join(said) + "." + "".join(gains) + " No setting of the model or of a view was chosen by these numbers."
-
-
-def _view(row):
-    return f'"{labels.words(row.geometry)}"' + (f' and "{labels.words(row.intensity)}"' if row.intensity != "none" else "")
-
-
-def shift_in_words(parts):
-    """The change of accuracy in points and its two parts, from `shift.decomposition`."""
-    if parts is None:
-        return ABSENT
-    step = 100 * parts.set_index("part")["value"]
-    whole, mix, rest = (f"{value:+.1f}".replace("-", "−") for value in (step["external accuracy"] - step["internal accuracy"], step["label shift"], step["rest"]))
-    return f"Accuracy changes by {whole} points, of which {mix} are the mix of grades and {rest} the rest."
-
-
-def adaptation_in_words(rows, estimated, grades):
-    """What adaptation gains, and the mix of grades it assumes beside the true one, from `adaptation_rows` and `adapted`."""
-    if rows is None:
-        return ABSENT
-    shot, floor = rows.iloc[2:].dropna(subset=["accuracy"]), rows.attrs["best_constant"]
-    mixes = [", ".join(f"{share:.2f}" for share in mix) for mix in (estimated, np.bincount(grades, minlength=len(GRADES)) / len(grades))]
-    every = "; ".join(f"{row.accuracy:.3f} with {row.adaptation.partition(',')[0]} (n = {row.n:,})" for row in shot.itertuples()) or "no K could be run"
-    reached = "no row is above it" if rows["accuracy"].max() <= floor else f"{(rows['accuracy'] > floor).sum()} of {rows['accuracy'].notna().sum()} rows are above it"
-    return (f"Accuracy on single knees is {rows['accuracy'][0]:.3f} as it is (n = {rows['n'][0]:,}) and {rows['accuracy'][1]:.3f} with prior correction, which takes the mix "
-            f"of grades 0 to 4 to be {mixes[0]} where it is {mixes[1]}; for K-shot it is, as a mean of the draws, {every}. The best constant answer has {floor:.3f} on all single knees: {reached}. "
-            "K-shot rows are tested on fewer pictures, because the groups that were labelled leave the test: a difference between rows is also one of test sets.")
+    unseen = protocols.unseen_split(results)
+    n, inside = told(unseen)
+    outside = "no external cohort was given"
+    if "external" in results:
+        outside = "{} (n = {}) with {}".format(study.profile.external.name, *told("external"))
+    data = f"{study.profile.name}{' (synthetic phantoms)' * study.synthetic}"
+    return f"{data}: {arm.name} grades unseen knees ({unseen}, n = {n}) with {inside}; {outside}."
 
 
 def _with_interval(study, graded, column):
     graded = graded.assign(kl_grade=graded[column].astype(int))
     summary = stats.bootstrap_summary(graded, study.profile.draws, study.seed).set_index("metric")
     accuracy = summary.loc["accuracy"]
-    return {"accuracy": accuracy.value, "ci_low": accuracy.ci_low, "ci_high": accuracy.ci_high,
-            "macro_f1": summary.value["macro_f1"], "qwk": summary.value["qwk"]}
+    constant = stats.against_constant(graded, study.profile.draws, study.seed).loc["accuracy"]
+    return {
+        "accuracy": accuracy.value,
+        "ci_low": accuracy.ci_low,
+        "ci_high": accuracy.ci_high,
+        "best_constant": constant["constant"],
+        "against_constant": constant["against"],
+        "macro_f1": summary.value["macro_f1"],
+        "qwk": summary.value["qwk"],
+    }

@@ -15,13 +15,17 @@ def image_embeddings(grader, data):
     """Unit image embeddings (n, d) of a grader for `sources.Features` or `sources.Pictures`."""
     grader.eval()
     chunks = np.array_split(np.arange(len(data)), max(1, len(data) // 128))
-    return torch.cat([grader.embed_features(data.batch(chunk).to(device_of(grader))).cpu() for chunk in chunks])
+    return torch.cat(
+        [grader.embed_features(data.batch(chunk).to(device_of(grader))).cpu() for chunk in chunks]
+    )
 
 
 @torch.no_grad()
 def query_embeddings(grader, tokenizer, queries):
     """Unit text embeddings (q, d) of free queries."""
-    return F.normalize(grader.clip.encode_text(tokenizer(list(queries)).to(device_of(grader))).float(), dim=-1).cpu()
+    return F.normalize(
+        grader.clip.encode_text(tokenizer(list(queries)).to(device_of(grader))).float(), dim=-1
+    ).cpu()
 
 
 def similarities(image_ids, images, texts, prompt_set="queries"):
@@ -34,8 +38,14 @@ def similarities(image_ids, images, texts, prompt_set="queries"):
     """
     queries = prompts(prompt_set)
     cosine = (images @ texts.T).numpy()
-    return pd.DataFrame({"image_id": np.repeat(list(image_ids), len(queries)), "prompt_set": prompt_set,
-                         "query": np.tile(queries, len(cosine)), "cosine": cosine.ravel()})
+    return pd.DataFrame(
+        {
+            "image_id": np.repeat(list(image_ids), len(queries)),
+            "prompt_set": prompt_set,
+            "query": np.tile(queries, len(cosine)),
+            "cosine": cosine.ravel(),
+        }
+    )
 
 
 def ranking(cosine, grades, ks=(5, 10, 20)):
@@ -64,7 +74,10 @@ def ranking(cosine, grades, ks=(5, 10, 20)):
 
     grades, order = np.asarray(grades), nearest(cosine, len(cosine))
     if grades.shape != (len(cosine),):
-        raise StudyError(f"{len(cosine)} rows of cosines stand against {grades.size} grades. Give one grade for each picture.")
+        raise StudyError(
+            f"{len(cosine)} rows of cosines stand against {grades.size} grades. "
+            "Give one grade for each picture."
+        )
     rows = []
     for grade in GRADES:
         relevant, row = grades == grade, {"grade": grade, "pictures": int((grades == grade).sum())}
@@ -73,7 +86,9 @@ def ranking(cosine, grades, ks=(5, 10, 20)):
             row |= {f"precision_at_{k}": relevant[order[grade, :k]].mean() for k in ks}
             row["average_precision"] = average_precision_score(relevant, np.asarray(cosine)[:, grade])
         rows.append(row)
-    table = pd.DataFrame(rows, columns=["grade", "pictures", "share", *(f"precision_at_{k}" for k in ks), "average_precision"]).astype({"grade": object})
+    table = pd.DataFrame(
+        rows, columns=["grade", "pictures", "share", *(f"precision_at_{k}" for k in ks), "average_precision"]
+    ).astype({"grade": object})
     table.loc[len(GRADES)] = ["mean", len(grades), *table.iloc[:, 2:].astype(float).mean()]
     return table.astype(dict.fromkeys(table.columns[2:], float))
 
@@ -88,39 +103,62 @@ def chance(cosine, grades, shuffles=200, seed=0):
     """
     from sklearn.metrics import average_precision_score
 
-    rng, held = np.random.default_rng(seed), [grade for grade in GRADES if (np.asarray(grades) == grade).any()]
+    rng, held = (
+        np.random.default_rng(seed),
+        [grade for grade in GRADES if (np.asarray(grades) == grade).any()],
+    )
     drawn = np.full((shuffles, len(GRADES)), np.nan)
     for row in drawn:
         shuffled = rng.permutation(grades)
-        row[held] = [average_precision_score(shuffled == grade, np.asarray(cosine)[:, grade]) for grade in held]
+        row[held] = [
+            average_precision_score(shuffled == grade, np.asarray(cosine)[:, grade]) for grade in held
+        ]
     drawn = np.column_stack([drawn, np.nanmean(drawn, axis=1)])
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    return pd.DataFrame({"grade": [*GRADES, "mean"], "average_precision": drawn.mean(0), "low": low, "high": high})
+    return pd.DataFrame(
+        {"grade": [*GRADES, "mean"], "average_precision": drawn.mean(0), "low": low, "high": high}
+    )
 
 
-def chance_in_words(table, luck):
-    """Mean average precision beside that of a random order, and the grades on either side of it, from `ranking` and `chance`."""
-    own, mean, by_luck = table["average_precision"], table.iloc[-1], luck.iloc[-1]
-    better, worse = (", ".join(map(str, luck["grade"][:-1][beyond[:-1]])) or "none" for beyond in (own > luck["high"], own < luck["average_precision"]))
-    return (f"Mean average precision over the grades is {mean.average_precision:.2f}; a random order has {by_luck.average_precision:.2f} on average "
-            f"({by_luck.low:.2f} to {by_luck.high:.2f} in 95 % of the shuffles). Above that range: grade {better}; worse than a random order has on average: grade {worse}. "
-            f"Of the first ten pictures {100 * mean.precision_at_10:.0f} % are right.")
-
-
-def inverted_in_words(hits, inverted, queries):
-    """How many of the pictures found, and of the right ones among them, are inverted films.
+def beside_chance(cosines, grades, seed=0):
+    """`ranking` of several wordings of the queries beside what a random order reaches.
 
     Parameters
     ----------
-    hits, inverted : bool arrays (5, m)
-        Per query, of the pictures nearest to it: of its grade; inverted.
+    cosines : dict of str to float array (n, 5)
+        Wording to its cosines.
+
+    Returns
+    -------
+    DataFrame
+        wording, then as `ranking`, then chance, chance_low, chance_high (as `chance`) and against_chance:
+        'above' or 'below' where the average precision lies outside the middle 95 % of the shuffles, else 'within'.
     """
-    marked = [f"{inverted[k].sum()} of {inverted.shape[1]} for \"{query}\" ({(hits[k] & inverted[k]).sum()} of its {hits[k].sum()} hits)"
-              for k, query in enumerate(queries) if inverted[k].any()]
-    if not marked:
-        return "None of the pictures found is an inverted film."
-    return (f"Inverted films among the pictures found: {', '.join(marked)}. Where they are many, the query may have found a gray-value polarity, and a hit among them says little "
-            "about the grade.")
+    tables = []
+    for wording, cosine in cosines.items():
+        table, luck = ranking(cosine, grades), chance(cosine, grades, seed=seed)
+        luck = luck.set_axis(["grade", "chance", "chance_low", "chance_high"], axis=1).drop(columns="grade")
+        tables.append(table.assign(wording=wording).join(luck))
+    table = pd.concat(tables, ignore_index=True)
+    found = table["average_precision"]
+    outside = [found.isna(), found > table["chance_high"], found < table["chance_low"]]
+    table = table.assign(against_chance=np.select(outside, ["", "above", "below"], "within"))
+    return table[["wording", *table.columns.drop("wording")]]
+
+
+def examples(image_ids, cosine, grades, queries):
+    """The first picture of the lowest and of the highest grade, with its cosine to each query.
+
+    Returns
+    -------
+    DataFrame
+        image_id, kl_grade, nearest (query), then a column per query; indexed by the picture's position.
+    """
+    frame = pd.DataFrame(np.asarray(cosine, dtype=float), columns=list(queries))
+    frame.insert(0, "nearest", frame.idxmax(axis=1))
+    frame.insert(0, "kl_grade", np.asarray(grades))
+    frame.insert(0, "image_id", list(image_ids))
+    return frame.loc[[(frame["kl_grade"] == grade).idxmax() for grade in sorted({min(grades), max(grades)})]]
 
 
 def nearest(cosine, number):
@@ -142,5 +180,8 @@ def nearest(cosine, number):
     """
     cosine = np.asarray(cosine, dtype=float)
     if cosine.ndim != 2 or cosine.shape[1] != len(GRADES) or not np.isfinite(cosine).all():
-        raise StudyError(f"Search needs finite cosines (n, {len(GRADES)}), one column per query; these have the shape {cosine.shape}. Embed the pictures again.")
+        raise StudyError(
+            f"Search needs finite cosines (n, {len(GRADES)}), one column per query; "
+            f"these have the shape {cosine.shape}. Embed the pictures again."
+        )
     return np.argsort(-cosine, axis=0, kind="stable")[:number].T

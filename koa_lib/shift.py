@@ -31,7 +31,9 @@ def reweight(cm, target_counts):
     """
     cm, target = np.asarray(cm, dtype=float), np.asarray(target_counts, dtype=float)
     if cm.shape[-2:] != (metrics.K, metrics.K) or target.shape[-1:] != (metrics.K,):
-        raise StudyError(f"Re-weighting needs (5, 5) matrices and 5 counts each, not {cm.shape} and {target.shape}.")
+        raise StudyError(
+            f"Re-weighting needs (5, 5) matrices and 5 counts each, not {cm.shape} and {target.shape}."
+        )
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = np.diagonal(cm, axis1=-2, axis2=-1) / cm.sum(-1)
         accuracy = np.where(target > 0, recall * target, 0).sum(-1) / target.sum(-1)
@@ -56,7 +58,9 @@ def decomposition(internal, external, draws=1000, seed=0):
         draws, else empty).
     """
     seeds = np.random.SeedSequence(seed).spawn(2)
-    inner, outer = (_matrices(graded, draws, own) for graded, own in zip((internal, external), seeds, strict=True))
+    inner, outer = (
+        _matrices(graded, draws, own) for graded, own in zip((internal, external), seeds, strict=True)
+    )
     notes = _undefined(inner, outer)
     rows = []
     for part, values in _parts(inner, outer).items():
@@ -92,7 +96,10 @@ def prior_correction(probabilities, priors, iterations=1000, tolerance=1e-6):
     """
     probabilities, priors = metrics.checked_probabilities(probabilities), np.asarray(priors, dtype=float)
     if priors.shape != (metrics.K,) or not (priors > 0).all() or abs(priors.sum() - 1) > PRIOR_TOLERANCE:
-        raise StudyError(f"The priors must be {metrics.K} shares above zero that sum to 1, not {priors.tolist()}. Take them from the pictures trained on.")
+        raise StudyError(
+            f"The priors must be {metrics.K} shares above zero that sum to 1, not {priors.tolist()}. "
+            "Take them from the pictures trained on."
+        )
     if not len(probabilities):
         return probabilities, np.full(metrics.K, np.nan)
     estimated = priors
@@ -122,7 +129,7 @@ def few_shot(embeddings, graded, shots, draws=20, seed=0):
     -------
     DataFrame
         shots, draw, n (test pictures), accuracy, balanced_accuracy, macro_f1, qwk (ratios over the grades that the
-        test holds); one row per draw.
+        test holds), best_constant (accuracy of the best single grade on the same pictures); one row per draw.
 
     Raises
     ------
@@ -138,7 +145,8 @@ def few_shot(embeddings, graded, shots, draws=20, seed=0):
         train, test = _few_shot_split(grades, codes, shots, np.random.default_rng([seed, draw]))
         predicted = _few_shot_classifier().fit(embeddings[train], grades[train]).predict(embeddings[test])
         values = metrics.from_confusion(metrics.confusion(grades[test], predicted))
-        rows.append({"shots": shots, "draw": draw, "n": len(test), **{name: float(values[name]) for name in METRICS}})
+        row = {"shots": shots, "draw": draw, "n": len(test)} | {name: float(values[name]) for name in METRICS}
+        rows.append(row | {"best_constant": metrics.best_constant(grades[test])["accuracy"]})
     return pd.DataFrame(rows)
 
 
@@ -149,7 +157,9 @@ def few_shot_summary(draws_table):
     -------
     DataFrame
         shots, draws, n (mean number of test pictures); each metric's mean under its name and its standard deviation
-        as <metric>_sd (NaN for one draw); accuracy_low, accuracy_high, qwk_low, qwk_high (2.5th and 97.5th percentile).
+        as <metric>_sd (NaN for one draw); accuracy_low, accuracy_high, qwk_low, qwk_high (2.5th and 97.5th
+        percentile); best_constant (mean), gain_low, gain_high (percentiles of the accuracy minus that of the
+        best constant answer).
     """
     rows = []
     for shots, table in draws_table.groupby("shots"):
@@ -158,6 +168,8 @@ def few_shot_summary(draws_table):
             row |= {name: table[name].mean(), f"{name}_sd": table[name].std()}
             if name in ("accuracy", "qwk"):
                 row[f"{name}_low"], row[f"{name}_high"] = stats.interval(table[name])
+        row["best_constant"] = table["best_constant"].mean()
+        row["gain_low"], row["gain_high"] = stats.interval(table["accuracy"] - table["best_constant"])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -184,7 +196,9 @@ def _parts(inner, outer):
 
 def _undefined(inner, outer):
     # Why a part is NaN, has no interval or rests on fewer draws: by part, and "mixed" for those that need both cohorts.
-    inside, outside = (_too_few(matrices, name) for matrices, name in ((inner, "internal"), (outer, "external")))
+    inside, outside = (
+        _too_few(matrices, name) for matrices, name in ((inner, "internal"), (outer, "external"))
+    )
     lacking = (inner.sum(-1) == 0) & (outer.sum(-1) > 0)
     if lacking[0].any() and inner[0].any():
         grades = ", ".join(map(str, np.flatnonzero(lacking[0])))
@@ -193,7 +207,12 @@ def _undefined(inner, outer):
         mixed = inside or outside
     else:
         few = int(lacking.any(1).sum())
-        mixed = f"in {few} of {len(inner) - 1} draws the internal sample lacks a grade; the interval rests on the others" if few else ""
+        mixed = (
+            f"in {few} of {len(inner) - 1} draws the internal sample lacks a grade; "
+            "the interval rests on the others"
+            if few
+            else ""
+        )
     return {"internal accuracy": inside, "external accuracy": outside, "mixed": mixed}
 
 
@@ -210,16 +229,26 @@ def _posterior(probabilities, ratio):
 
 def _check_few_shot(embeddings, grades, codes, shots, draws):
     if embeddings.ndim != 2 or len(embeddings) != len(grades):
-        raise StudyError(f"{len(grades)} pictures need embeddings ({len(grades)}, d), not {embeddings.shape}. Embed the same pictures in the same order.")
+        raise StudyError(
+            f"{len(grades)} pictures need embeddings ({len(grades)}, d), not {embeddings.shape}. "
+            "Embed the same pictures in the same order."
+        )
     if not np.isfinite(embeddings).all():
         row = int((~np.isfinite(embeddings)).any(1).argmax())
-        raise StudyError(f"Row {row + 1} of the embeddings holds a value that is no number. Embed the cohort again.")
+        raise StudyError(
+            f"Row {row + 1} of the embeddings holds a value that is no number. Embed the cohort again."
+        )
     if shots < 1 or draws < 1:
-        raise StudyError(f"Adaptation needs at least one picture per grade and one draw, not {shots} and {draws}.")
+        raise StudyError(
+            f"Adaptation needs at least one picture per grade and one draw, not {shots} and {draws}."
+        )
     for grade in GRADES:
         groups = len(np.unique(codes[grades == grade]))
         if groups <= shots:
-            raise StudyError(f"Grade {grade} has {groups} group(s), too few to draw {shots} and test on another: take fewer shots.")
+            raise StudyError(
+                f"Grade {grade} has {groups} group(s), too few to draw {shots} and test on another: "
+                "take fewer shots."
+            )
 
 
 def _few_shot_split(grades, codes, shots, generator):
@@ -230,12 +259,18 @@ def _few_shot_split(grades, codes, shots, generator):
         rows = order[(grades[order] == grade) & ~used[codes[order]]]
         rows = rows[np.sort(np.unique(codes[rows], return_index=True)[1])[:shots]]
         if len(rows) < shots:
-            raise StudyError(f"Grade {grade} has too few groups left beside those drawn for other grades to draw {shots}: take fewer shots.")
+            raise StudyError(
+                f"Grade {grade} has too few groups left beside those drawn for other grades to draw {shots}: "
+                "take fewer shots."
+            )
         used[codes[rows]] = True
         drawn.append(rows)
     test = np.flatnonzero(~used[codes])
     if not len(test):
-        raise StudyError(f"With {shots} shots per grade every group is drawn and none is left to test on: take fewer shots.")
+        raise StudyError(
+            f"With {shots} shots per grade every group is drawn and none is left to test on: "
+            "take fewer shots."
+        )
     return np.concatenate(drawn), test
 
 

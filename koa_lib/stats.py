@@ -144,6 +144,43 @@ def difference(both, metric, draws=1000, seed=0, level=0.95):
     return paired_difference(both["kl_grade"], *predicted(both), both["group_id"], metric, draws, seed, level)
 
 
+def against_constant(graded, draws=1000, seed=0):
+    """Each metric of a confusion matrix beside the best that one grade for every picture reaches, paired.
+
+    Parameters
+    ----------
+    graded : DataFrame
+        p0..p4, kl_grade, group_id; one row per picture.
+
+    Returns
+    -------
+    DataFrame
+        By metric: value, constant, low, high (95 % group-bootstrap interval of their difference, the constant
+        grade kept), against ('better', 'worse' or 'not clear', see `direction`).
+    """
+    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
+    predicted = probabilities.argmax(1)
+    drawn = group_bootstrap(grades, predicted, graded["group_id"], draws, seed)
+    matrices = np.concatenate([metrics.confusion(grades, predicted)[None], drawn])
+    # Whoever gives one grade has all pictures of a draw in one column.
+    fixed = [metrics.from_confusion(matrices.sum(-1)[..., None] * column) for column in np.eye(metrics.K)]
+    rows = {}
+    for name, own in metrics.from_confusion(matrices).items():
+        sign = -1 if name == "mae" else 1
+        answers = np.stack([values[name] for values in fixed])
+        constant = answers[np.nan_to_num(sign * answers[:, 0], nan=-np.inf).argmax()]
+        low, high = interval(own[1:] - constant[1:])
+        against = direction(*sorted((sign * low, sign * high)))
+        rows[name] = (float(own[0]), float(constant[0]), low, high, against)
+    columns = ["value", "constant", "low", "high", "against"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("metric")
+
+
+def direction(low, high):
+    """What the interval of a difference says: 'better' above 0, 'worse' below it, else 'not clear'."""
+    return "better" if low > 0 else "worse" if high < 0 else "not clear"
+
+
 def pool(frames):
     """Predictions of disjoint parts, such as the held-out folds, as one graded frame.
 

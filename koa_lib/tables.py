@@ -37,36 +37,36 @@ def table_1(counts, examples):
     return table
 
 
-def table_2(columns, published):
-    """Overall performance per part of the data, the published column beside the part it belongs to.
+def table_2(parts, published):
+    """Overall performance on each part of the data, in per cent, the paper's columns as rows beside ours.
 
     Parameters
     ----------
-    columns : dict
-        Name of the part ("training part", "held-out fold", ..., "external ...") -> graded frame or reason.
+    parts : dict of (str, str) to DataFrame
+        Arm and pictures ("train", "held_out", "external, deduplicated", ...) to the graded frame.
     published : DataFrame
         `published/jpm2026.csv`.
 
     Returns
     -------
     DataFrame
-        metric, one column per part, "published train", "published test"; rows: the four metrics (per cent), n, note.
+        arm ("published" where it is the paper's), pictures, n, accuracy, macro_precision, macro_sensitivity,
+        macro_f1; all that is inside the training cohort first.
     """
-    table = pd.DataFrame({"metric": [*OVERALL, "n", "note"]}, dtype=object)
-    waiting = {"train": "train", "external": "test"}
-    for name, value in columns.items():
-        graded, reason = _graded(value)
-        overall = [np.nan] * len(OVERALL) if graded is None else list(_overall(graded).values())
-        table[name] = pd.Series([*overall, 0 if graded is None else len(graded), reason], dtype=object)
-        for word in [word for word in waiting if word in name.lower()]:
-            _add_published(table, published, waiting.pop(word))
-    for row in waiting.values():
-        _add_published(table, published, row)
-    return _percent(table)
+    def cited(row, pictures):
+        values = {name: _published(published, "table_2", row, name) for name in OVERALL}
+        return {"arm": "published", "pictures": pictures, **values}
+
+    rows = [{"arm": arm, "pictures": part, "n": len(graded), **_overall(graded)}
+            for (arm, part), graded in parts.items()]
+    outside = [row for row in rows if row["pictures"].startswith("external")]
+    inside = [row for row in rows if row not in outside]
+    table = pd.DataFrame([cited("train", "train"), *inside, cited("test", "external"), *outside])
+    return table[["arm", "pictures", "n", *OVERALL]].astype({"n": "Int64"})
 
 
 def table_3(graded, published, groups=None, draws=1000, seed=0):
-    """Performance per grade with 95 % group-bootstrap intervals of the sensitivity.
+    """Performance per grade with 95 % group-bootstrap intervals of the sensitivity; per cent but for the AUC.
 
     Parameters
     ----------
@@ -83,15 +83,18 @@ def table_3(graded, published, groups=None, draws=1000, seed=0):
     table = pd.DataFrame({"kl_grade": GRADES, "name": NAMES})
     ours = _per_grade(graded, groups, draws, seed)
     table["n"] = ours["n"]
-    for name in ("sensitivity", "ci_low", "ci_high", "specificity", "auc"):
-        metric, column = ("sensitivity", name) if name.startswith("ci") else (name, "value")
-        table[name] = ours[name]
-        table[f"published_{name}"] = [_published(published, "table_3", str(grade), metric, column) for grade in GRADES]
+    for names in (("sensitivity", "ci_low", "ci_high"), ("specificity",), ("auc",)):
+        for name in names:
+            table[name] = ours[name]
+        for name in names:
+            what = ("sensitivity", name) if name.startswith("ci") else (name, "value")
+            cited = [_published(published, "table_3", str(grade), *what) for grade in GRADES]
+            table[f"published_{name}"] = cited
     absent = "no picture of this grade: sensitivity and AUC are undefined"
-    return _percent(table.assign(reason=[reason or absent * (n == 0) for n in table["n"]]))
+    return table.assign(reason=[reason or absent * (n == 0) for n in table["n"]])
 
 
-def table_4(models, published, as_run=None, draws=1000, seed=0):
+def table_4(models, published, as_run=None, draws=1000, seed=0, inside=None):
     """Accuracy of every model beside the published one, in the paper's order, then our own models.
 
     Parameters
@@ -100,26 +103,58 @@ def table_4(models, published, as_run=None, draws=1000, seed=0):
         Model name as the paper prints it -> graded frame or reason; a published model that is absent is "not run".
     as_run : dict, optional
         Model -> how it was run (resolution, epochs, width).
+    inside : dict, optional
+        Model -> graded frame of the part of the training cohort that it has not seen.
 
     Returns
     -------
     DataFrame
-        model, as_run, n, accuracy, ci_low, ci_high, macro_f1, qwk, published_accuracy, reason.
+        model, as_run, n, accuracy, ci_low, ci_high, best_constant, against_constant (paired, as
+        `stats.against_constant`), macro_f1, qwk, internal_accuracy, internal_qwk, published_accuracy, reason;
+        per cent but for the kappas.
     """
     printed = list(published.loc[published["item"] == "table_4", "row"])
     rows = []
     for model in [*printed, *(name for name in models if name not in printed)]:
         graded, reason = _graded(models.get(model))
-        rows.append(
-            {
-                "model": model,
-                "as_run": (as_run or {}).get(model, ""),
-                **_accuracy(graded, draws, seed),
-                "published_accuracy": _published(published, "table_4", model, "accuracy"),
-                "reason": reason,
-            }
-        )
-    return _percent(pd.DataFrame(rows))
+        row = {"model": model, "as_run": (as_run or {}).get(model, ""), "reason": reason}
+        row |= _accuracy(graded, draws, seed) | _constant(graded, draws, seed)
+        row |= _internal((inside or {}).get(model))
+        rows.append(row | {"published_accuracy": _published(published, "table_4", model, "accuracy")})
+    columns = """model as_run n accuracy ci_low ci_high best_constant against_constant macro_f1 qwk
+                 internal_accuracy internal_qwk published_accuracy reason""".split()
+    return pd.DataFrame(rows)[columns]
+
+
+def confusion(graded):
+    """The confusion matrix as a frame: what Figure 6 is drawn from.
+
+    Returns
+    -------
+    DataFrame
+        kl_grade (the true one), n, right, adjacent (graded one grade off), graded_0 .. graded_4; five rows.
+    """
+    grades, probabilities = _arrays(graded)
+    cm = metrics.confusion(grades, probabilities.argmax(1))
+    near = np.abs(np.subtract.outer(GRADES, GRADES)) == 1
+    sums = {"n": cm.sum(1), "right": np.diag(cm), "adjacent": (cm * near).sum(1)}
+    return pd.DataFrame({"kl_grade": GRADES, **sums, **{f"graded_{grade}": cm[:, grade] for grade in GRADES}})
+
+
+def reliability(graded, bins=15):
+    """How right a model is at each confidence: the bins of `metrics.ece` that hold a picture.
+
+    Returns
+    -------
+    DataFrame
+        n, confidence (mean top probability), accuracy (share of right answers), low, high (edges).
+    """
+    grades, probabilities = _arrays(graded)
+    place, _ = metrics.calibration_bins(grades, probabilities, bins)
+    right = probabilities.argmax(1) == grades
+    frame = pd.DataFrame({"n": 1, "confidence": probabilities.max(1), "accuracy": right})
+    found = frame.groupby(place).agg({"n": "sum", "confidence": "mean", "accuracy": "mean"})
+    return found.assign(low=found.index / bins, high=(found.index + 1) / bins).reset_index(drop=True)
 
 
 def zero_shot(results, peers, draws=1000, seed=0):
@@ -223,6 +258,22 @@ def _overall(graded):
     return {name: 100 * float(values[name]) for name in OVERALL}
 
 
+def _internal(graded):
+    # Accuracy in per cent and kappa of one model on what it has not seen.
+    if graded is None:
+        return {"internal_accuracy": np.nan, "internal_qwk": np.nan}
+    values = metrics.summary(*_arrays(graded))
+    return {"internal_accuracy": 100 * values["accuracy"], "internal_qwk": values["qwk"]}
+
+
+def _constant(graded, draws, seed):
+    # What one grade for every picture reaches, in per cent, and whether the model differs from it.
+    if graded is None:
+        return {"best_constant": np.nan, "against_constant": ""}
+    row = stats.against_constant(graded, draws, seed).loc["accuracy"]
+    return {"best_constant": 100 * row["constant"], "against_constant": row["against"]}
+
+
 def _accuracy(graded, draws, seed):
     # One row of a model comparison: accuracy and macro-F1 in per cent, the kappa as ratio.
     if graded is None:
@@ -258,8 +309,3 @@ def _per_grade(graded, groups, draws, seed):
 def _published(published, item, row, metric, column="value"):
     found = published[(published[["item", "row", "metric"]] == [item, row, metric]).all(axis=1)]
     return float(found[column].iloc[0]) if len(found) else float("nan")
-
-
-def _add_published(table, published, row):
-    values = [_published(published, "table_2", row, name) for name in OVERALL]
-    table[f"published {row}"] = pd.Series([*values, "", ""], dtype=object)

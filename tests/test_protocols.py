@@ -9,6 +9,7 @@ import pytest
 from conftest import TINY, easy_dataset
 
 from koa_lib import comparison, external, predictions, protocols, readings
+from koa_lib.data import sets
 from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
 from koa_lib.profile import load
@@ -364,7 +365,12 @@ def test_every_metric_stands_beside_the_best_constant_answer(easy_study, finishe
     runner, main, results = finished
     graded, mirrored = results["external"][0], runner.mirrored(main)[0]
     table = external.by_metric(easy_study, graded, mirrored).set_index("metric")
-    assert table.loc["accuracy", "best_constant"] == pytest.approx(graded["kl_grade"].value_counts(normalize=True).max())
+    for name in sets.SUBSETS:
+        kept = external.derived(graded, name)
+        assert table.loc["accuracy", f"{name}_constant"] == pytest.approx(kept["kl_grade"].value_counts(normalize=True).max())
+        assert set(table[f"{name}_against"]) <= {"better", "worse", "not clear", ""}
+    mean = external.mirrored(easy_study, runner, main)
+    assert np.allclose(mean["p0"], np.mean([frame["p0"] for frame in runner.mirrored(main)], axis=0), atol=1e-5)
     changed = graded[predictions.PROBABILITIES].to_numpy().argmax(1) != mirrored[predictions.PROBABILITIES].to_numpy().argmax(1)
     assert table.loc["flip_disagreement", "raw"] == pytest.approx(changed.mean())
     assert {"balanced_accuracy", "macro_precision", "macro_f1", "qwk", "linear_kappa", "mae", "within_one", "macro_auc", "ece", *(f"auc_kl_{g}" for g in range(5))} <= set(table.index)
@@ -373,10 +379,11 @@ def test_every_metric_stands_beside_the_best_constant_answer(easy_study, finishe
 def test_adaptations_are_named_as_not_zero_shot(easy_study, finished):
     runner, main, results = finished
     study, graded = replace(easy_study, profile=replace(easy_study.profile, draws=20)), results["external"][1]
-    draws, missing = external.few_shot(study, runner, main)
-    corrected, estimated = external.adapted(study, main, graded, results["train"][1]["kl_grade"])
-    table = external.adaptation_rows(study, graded, corrected, draws, missing)
+    table = external.adaptation(study, runner, main, results)
     assert list(table["zero_shot"]) == ["yes"] + ["no"] * (len(table) - 1) and len(table) == 2 + len(external.SHOTS)
-    assert set(missing) == {5, 10, 20} and table["reason"].iloc[-1].startswith("not run: ")  # four groups a grade
+    assert table["reason"][2:].str.startswith("not run: ").all()  # four groups a grade
+    constant = external.derived(graded, "single_knee")["kl_grade"].value_counts(normalize=True).max()
+    assert list(table["best_constant"][:2]) == pytest.approx([constant] * 2)
     assert list((study.run_dir / "predictions").glob("clip-as_printed__easy_b-external__*fold2__seed3__em.csv"))
-    assert np.allclose(corrected[predictions.PROBABILITIES].sum(axis=1), 1, atol=1e-5) and estimated.sum() == pytest.approx(1)
+    assumed = table[[f"assumed_{grade}" for grade in range(5)]][:2]
+    assert assumed.sum(axis=1).tolist() == pytest.approx([1, 1]) and not np.allclose(*assumed.to_numpy())

@@ -70,17 +70,28 @@ def test_chance_is_what_shuffled_grades_reach():
     assert retrieval.chance(cosine[:39], grades[:39], shuffles=5).set_index("grade").loc[4].isna().all()
 
 
-def test_words_name_the_grades_that_are_worse_than_chance():
+def test_only_what_lies_outside_the_random_orders_is_above_or_below_them():
     grades = np.repeat(np.arange(5), 12)
-    cosine = np.eye(5)[grades] * [1, 1, 1, 1, -1]
-    said = retrieval.chance_in_words(retrieval.ranking(cosine, grades), retrieval.chance(cosine, grades))
-    assert "Above that range: grade 0, 1, 2, 3;" in said and "on average: grade 4." in said
+    found = np.eye(5)[grades] * [1, 1, 1, 1, -1] + np.random.default_rng(0).normal(0, 0.01, (60, 5))
+    table = retrieval.beside_chance({"found": found, "noise": np.zeros((60, 5))}, grades)
+    assert list(table["wording"]) == ["found"] * 6 + ["noise"] * 6 and list(table["grade"][6:]) == [0, 1, 2, 3, 4, "mean"]
+    assert list(table["against_chance"][:5]) == ["above"] * 4 + ["below"]
+    assert set(table["against_chance"][6:]) == {"within"}
+    plain = retrieval.ranking(found, grades)
+    assert (table.loc[:5, plain.columns].drop(columns="grade") == plain.drop(columns="grade")).all(axis=None)
+    luck = retrieval.chance(found, grades)
+    assert list(table["chance_high"][:6]) == list(luck["high"])
+    absent = retrieval.beside_chance({"found": found[:48]}, grades[:48])
+    assert absent["against_chance"][4] == "" and absent["against_chance"][5] == "above"
 
 
-def test_words_count_inverted_films_among_the_hits():
-    hits, inverted = np.array([[True, True, False]] * 2), np.array([[False] * 3, [True, False, True]])
-    assert '2 of 3 for "b" (1 of its 2 hits)' in retrieval.inverted_in_words(hits, inverted, ["a", "b"])
-    assert "None" in retrieval.inverted_in_words(hits, inverted & False, ["a", "b"])
+@pytest.mark.parametrize(("grades", "shown"), [([3, 0, 4, 0, 4], [1, 2]), ([2, 1, 3, 1], [1, 2]), ([2, 2], [0])])
+def test_examples_are_the_first_of_the_lowest_and_of_the_highest_grade(grades, shown):
+    cosine = np.random.default_rng(0).normal(size=(len(grades), 5))
+    found = retrieval.examples([f"k{place}" for place in range(len(grades))], cosine, np.array(grades), list("abcde"))
+    assert list(found.index) == shown and list(found["image_id"]) == [f"k{place}" for place in shown]
+    assert np.array_equal(found[list("abcde")], cosine[shown])
+    assert list(found["nearest"]) == ["abcde"[place] for place in cosine[shown].argmax(1)]
 
 
 @settings(max_examples=60, deadline=None)

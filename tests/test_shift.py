@@ -204,7 +204,8 @@ def test_few_shots_grade_separable_embeddings_and_not_noise():
         warnings.simplefilter("error", ConvergenceWarning)
         good = shift.few_shot(embeddings, graded, 5, 4, 1)
         noise = shift.few_shot(np.random.default_rng(0).normal(size=(300, 8)), graded, 5, 20, 1)
-    assert list(good.columns) == ["shots", "draw", "n", "accuracy", "balanced_accuracy", "macro_f1", "qwk"]
+    constant = good["best_constant"]
+    assert constant.between(0.2, 0.35).all()  # of the tested pictures, whose edges are a little rarer
     assert good["draw"].tolist() == [0, 1, 2, 3] and (good["n"] == 2 * (150 - 25)).all() and (good["shots"] == 5).all()
     assert good["accuracy"].min() > 0.8 and good["qwk"].min() > 0.8
     assert noise["balanced_accuracy"].mean() == pytest.approx(0.2, abs=0.03) and noise["qwk"].mean() == pytest.approx(0, abs=0.05)
@@ -254,7 +255,7 @@ def test_few_shot_says_when_groups_of_mixed_grades_run_out():
 def test_the_summary_of_few_shots_is_the_mean_and_spread_over_draws():
     generator = np.random.default_rng(0)
     draws = pd.DataFrame(generator.random((30, 4)), columns=shift.METRICS).assign(shots=np.repeat([5, 10, 20], [12, 17, 1]), draw=0)
-    draws["n"] = generator.integers(50, 60, 30)
+    draws = draws.assign(n=generator.integers(50, 60, 30), best_constant=generator.random(30))
     table = shift.few_shot_summary(draws).set_index("shots")
     assert table["draws"].to_dict() == {5: 12, 10: 17, 20: 1}
     ten = draws[draws["shots"] == 10]
@@ -262,4 +263,6 @@ def test_the_summary_of_few_shots_is_the_mean_and_spread_over_draws():
         assert table.loc[10, name] == pytest.approx(ten[name].mean()) and table.loc[10, f"{name}_sd"] == pytest.approx(np.std(ten[name], ddof=1))
     for name in ("accuracy", "qwk"):
         assert tuple(table.loc[10, [f"{name}_low", f"{name}_high"]]) == pytest.approx(tuple(np.percentile(ten[name], [2.5, 97.5])))
+    gains = np.percentile(ten["accuracy"] - ten["best_constant"], [2.5, 97.5])
+    assert tuple(table.loc[10, ["gain_low", "gain_high"]]) == pytest.approx(tuple(gains))
     assert table.loc[10, "n"] == pytest.approx(ten["n"].mean()) and np.isnan(table.loc[20, "qwk_sd"])

@@ -238,3 +238,24 @@ def test_weighted_auc_counts_ties_as_half():
     weights = np.array([[1, 2, 1, 3.0]])
     expected = roc_auc_score(np.repeat(positive, [1, 2, 1, 3]), np.repeat(score, [1, 2, 1, 3]))
     assert stats._weighted_auc(weights, positive, *stats._ties(score))[0] == pytest.approx(expected)
+
+
+def test_each_metric_stands_beside_the_best_single_grade_of_the_same_draws():
+    frame = cohort()
+    table = stats.against_constant(frame, draws=60, seed=7)
+    grades, predicted = frame["kl_grade"].to_numpy(), frame[metrics.PROBABILITIES].to_numpy().argmax(1)
+    for name, better in (("accuracy", max), ("within_one", max), ("mae", min), ("qwk", max)):
+        fixed = {grade: metrics.from_confusion(metrics.confusion(grades, np.full(80, grade)))[name] for grade in range(5)}
+        grade = better(fixed, key=fixed.get)
+        gap = stats.paired_difference(grades, predicted, np.full(80, grade), frame["group_id"], name, 60, 7)
+        expected = (gap["a"], gap["b"], gap["ci_low"], gap["ci_high"])
+        assert tuple(table.loc[name, ["value", "constant", "low", "high"]]) == pytest.approx(expected)
+    assert table.loc["mae", "high"] < 0 and table.loc["mae", "against"] == "better"
+    assert table.loc["qwk", "constant"] == 0 and table.loc["balanced_accuracy", "constant"] == pytest.approx(0.2)
+
+
+def test_a_model_that_gives_one_grade_is_not_better_than_one_grade():
+    frame = cohort().assign(p0=1.0, p1=0.0, p2=0.0, p3=0.0, p4=0.0)
+    table = stats.against_constant(frame.assign(kl_grade=frame["kl_grade"].where(frame.index % 3 == 0, 0)), draws=60)
+    assert (table.loc[["accuracy", "qwk", "macro_f1"], "against"] == "not clear").all()
+    assert [stats.direction(*ends) for ends in ((0.1, 1), (-1, -0.1), (-1, 0.1), (np.nan, np.nan))] == ["better", "worse", "not clear", "not clear"]

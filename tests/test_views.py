@@ -46,12 +46,13 @@ def test_a_view_changes_the_pictures_and_not_the_model(graded):
     assert not list((study.run_dir / "checkpoints").glob("*joint_crop*"))
 
 
-def test_exploratory_views_are_named_so(graded):
+def test_exploratory_views_are_named_so_and_stand_last(graded):
     _, views, study = graded
     rows = external.by_view(study, views)
     for row in rows.itertuples():
         assert (row.status == "exploratory") == bool({row.geometry, row.intensity} & EXPLORATORY)
-    assert list(rows["status"] == "confirmatory") == [True] + [False] * (len(VIEWS) - 1) and (rows["ci_low"] <= rows["accuracy"]).all()
+    assert list(rows["status"] == "confirmatory") == [True] + [False] * (len(VIEWS) - 1)
+    assert (rows["status"] == "exploratory").is_monotonic_increasing and (rows["ci_low"] <= rows["accuracy"]).all()
 
 
 def test_without_an_external_cohort_there_are_no_views(easy_study):

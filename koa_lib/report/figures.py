@@ -1,7 +1,7 @@
-"""The figures of the study, one function per figure of the paper; our own are in `charts`, `diagnostics` and `sheets`.
+"""The figures of the study that show pictures or the data, one function per figure of the paper.
 
-Each takes frames or arrays and returns a matplotlib Figure; `exhibits.show_figure` saves and shows it. Figures 1,
-3 and 4 show how the model works and live in `diagrams`.
+Each takes frames and pictures and returns a matplotlib Figure; `show` saves and shows it. Figures 1, 3 and 4
+show how the model works and live in `diagrams`, Figures 5 and 6 are standard charts of `plots`.
 """
 
 import textwrap
@@ -11,18 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.report import labels, words
-from koa_lib.report.charts import baselines, few_shot, found, intervals, readings, shift
-from koa_lib.report.diagnostics import reliability, retrieval
-from koa_lib.report.diagrams import figure_1, figure_3, figure_4
-from koa_lib.report.sheets import contact_sheet, show, worst, worst_errors
+from koa_lib.predictions import arrays
+from koa_lib.report import words
+from koa_lib.report.sheets import show
 from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, note, styled
 
-__all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
-__all__ += ["contact_sheet", "few_shot", "found", "intervals", "readings", "reliability", "retrieval"]
-__all__ += ["shift", "worst", "worst_errors"]
-
-TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
 PARTS = {"train": ("-", "training part"), "held_out": ("--", "held-out fold"), "inner": (":", "inner split")}
 
 
@@ -54,8 +47,7 @@ def _stacked(axis, table, cohort):
     for grade, height in zip(GRADES, bottom, strict=True):
         label = f"{height:,.0f}\n{100 * height / total:.0f} %"
         axis.annotate(label, (grade, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-    axis.set(title=f"{words.people(cohort)} (n = {table.to_numpy().sum():,.0f})", ylabel="radiographs")
-    axis.set(xlabel="KL grade", xticks=GRADES)
+    axis.set(title=f"{words.people(cohort)} (n = {table.to_numpy().sum():,.0f})", xlabel="KL grade", xticks=GRADES)
     axis.margins(y=0.18)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axis.yaxis.set_major_formatter("{x:,.0f}")
@@ -116,44 +108,20 @@ def _keys(figure, folds, lines):
 
 
 @styled
-def figure_6(cm, title="Confusion matrix"):
-    """Confusion matrix: counts, and the share of each true grade (row) as colour and per cent.
-
-    Parameters
-    ----------
-    cm : int array (5, 5)
-        Rows true, columns predicted.
-    """
-    import seaborn
-
-    cm = np.asarray(cm)
-    rows = cm.sum(1, keepdims=True)
-    share = np.divide(100 * cm, rows, out=np.zeros(cm.shape), where=rows > 0)
-    cells = [[f"{n:,}\n{p:.0f} %" for n, p in zip(*line, strict=True)] for line in zip(cm, share, strict=True)]
-    figure, axis = narrow(4.3)
-    seaborn.heatmap(share, annot=np.array(cells), fmt="", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis,
-                    linewidths=1, annot_kws={"fontsize": 9})
-    axis.set(title=labels.words(title), xlabel="predicted KL grade (per cent: share of the true grade)", ylabel="true KL grade")
-    axis.set_xticks(np.arange(5) + 0.5, TICKS, rotation=0)
-    sides = [f"{grade} {NAMES[grade]}\nn = {n:,}" for grade, n in zip(GRADES, rows[:, 0], strict=True)]
-    axis.set_yticks(np.arange(5) + 0.5, sides, rotation=0)
-    return figure
-
-
-@styled
-def figure_7(pictures, probabilities, grades, ids):
+def figure_7(graded, pictures):
     """Graded examples: each picture with the five probabilities, the true grade marked.
 
     Parameters
     ----------
+    graded : DataFrame
+        image_id, kl_grade, p0..p4.
     pictures : list of float or int arrays (H, W)
-    probabilities : float array (n, 5)
-    grades, ids : sequences (n,)
     """
-    if not len(pictures):
+    if not len(graded):
         return message("No picture has been graded.")
-    figure, axes = narrow(1.75 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 1.5))
-    for (left, right), picture, chances, grade, name in zip(axes, pictures, probabilities, grades, ids, strict=True):
+    size = {"nrows": len(graded), "ncols": 2, "squeeze": False, "width_ratios": (1, 1.5)}
+    figure, axes = narrow(1.75 * len(graded) + 0.4, **size)
+    for (left, right), picture, chances, grade, name in zip(axes, pictures, *_answers(graded), strict=True):
         guess = int(np.argmax(chances))
         verdict = "correct" if guess == grade else "wrong"
         show(left, picture, textwrap.fill(str(name), 22))
@@ -165,36 +133,69 @@ def figure_7(pictures, probabilities, grades, ids):
     return figure
 
 
+def _answers(graded):
+    grades, probabilities = arrays(graded)
+    return probabilities, grades, graded["image_id"]
+
+
 def _grade_bars(axis, values, true=None, digits=2):
     lines = [2 if grade == true else 0 for grade in GRADES]
     bars = axis.barh(GRADES, values, color=GRADE_COLOURS, edgecolor="black", linewidth=lines)
-    axis.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3, fontsize=8)
+    texts = [f"{value:.{digits}f}".replace("-", "−") for value in values]
+    axis.bar_label(bars, texts, padding=3, fontsize=8)
     axis.set_yticks(GRADES, [f"{grade} {name}" for grade, name in zip(GRADES, NAMES, strict=True)])
     axis.invert_yaxis()
 
 
 @styled
-def figure_8(pictures, similarities, queries, grades):
+def figure_8(examples, pictures, queries):
     """Similarity of each example picture to five text queries, the highest outlined.
 
     Parameters
     ----------
+    examples : DataFrame
+        kl_grade, and the cosine to each query under its name; as from `retrieval.examples`.
     pictures : list of arrays (H, W)
-    similarities : float array (n, 5)
-        Cosines.
     queries : sequence of 5 str
-    grades : sequence (n,)
     """
-    if not len(pictures):
+    if not len(examples):
         return message("No picture has been compared with the queries.")
-    figure, axes = narrow(2.0 * len(pictures) + 0.4, nrows=len(pictures), ncols=2, squeeze=False, width_ratios=(1, 1.5))
-    low, high = min(0, np.min(similarities)), max(0, np.max(similarities))
+    size = {"nrows": len(examples), "ncols": 2, "squeeze": False, "width_ratios": (1, 1.5)}
+    figure, axes = narrow(2.0 * len(examples) + 0.4, **size)
+    cosines = examples[list(queries)].to_numpy()
+    low, high = min(0, cosines.min()), max(0, cosines.max())
     span = max(high - low, 0.1)
-    for (left, right), picture, values, grade in zip(axes, pictures, similarities, grades, strict=True):
+    rows = zip(axes, pictures, cosines, examples["kl_grade"], strict=True)
+    for (left, right), picture, values, grade in rows:
         show(left, picture, f"KL {grade} ({NAMES[grade]})")
         _grade_bars(right, values, true=int(np.argmax(values)), digits=2)
         right.set_yticks(GRADES, [textwrap.fill(query, 15) for query in queries])
         right.set_xlim(low - 0.25 * span * (low < 0), high + 0.25 * span)
         right.axvline(0, color=INK, lw=0.8)
     axes[-1, 1].set_xlabel("cosine similarity (highest outlined)")
+    return figure
+
+
+@styled
+def reliability(table):
+    """Reliability diagram of the top label: accuracy against confidence, and the pictures of each bin.
+
+    Parameters
+    ----------
+    table : DataFrame
+        low, high, n, confidence, accuracy: one row per bin, as from `tables.reliability`.
+    """
+    if table.empty:
+        return message("No picture has been graded.")
+    figure, (top, below) = narrow(4.6, nrows=2, sharex=True, height_ratios=(3, 1))
+    bars = {"x": table["low"], "width": table["high"] - table["low"], "align": "edge", "edgecolor": "white"}
+    top.bar(height=table["accuracy"], color="#9ecae1", label="accuracy", **bars)
+    top.plot(table["confidence"], table["accuracy"], "o", color=INK, markersize=3.5, clip_on=False,
+             label="accuracy at the mean confidence of the bin")
+    top.plot([0, 1], [0, 1], "--", color=INK, lw=1, label="calibrated")
+    top.set(ylabel="accuracy", ylim=(0, 1.02))
+    figure.legend(loc="outside lower center")
+    below.bar(height=table["n"], color="#bbbbbb", **bars)
+    below.set(xlabel="confidence of the top label", ylabel="pictures", xlim=(0, 1))
+    below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
     return figure

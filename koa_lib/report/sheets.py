@@ -41,29 +41,23 @@ def worst(graded, number=10):
 
 
 @styled
-def worst_errors(pictures, probabilities, grades, ids):
+def worst_errors(graded, pictures):
     """Gallery of wrongly graded pictures in rows of three, in the order given.
 
     Parameters
     ----------
+    graded : DataFrame
+        image_id, kl_grade, p0..p4; as from `worst`.
     pictures : list of arrays (H, W)
-    probabilities : float array (n, 5)
-    grades : sequence of int (n,)
-        True grades.
-    ids : sequence of str (n,)
     """
-    if not len(pictures):
+    if not len(graded):
         return message("No picture is graded wrongly.")
-    names, rows = [textwrap.fill(str(name), 18) for name in ids], -(-len(pictures) // ACROSS)
+    names, rows = [textwrap.fill(str(name), 18) for name in graded["image_id"]], -(-len(graded) // ACROSS)
     title = 0.51 + 0.14 * max(name.count("\n") + 1 for name in names)
-    figure, axes = narrow(
-        rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS, squeeze=False
-    )
-    for axis in axes.flat[len(pictures) :]:
+    figure, axes = narrow(rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS, squeeze=False)
+    for axis in axes.flat[len(graded):]:
         axis.set_axis_off()
-    for axis, picture, chances, grade, name in zip(
-        axes.flat, pictures, probabilities, grades, names, strict=False
-    ):
+    for axis, picture, grade, chances, name in zip(axes.flat, pictures, *arrays(graded), names, strict=False):
         guess = int(np.argmax(chances))
         show(axis, picture, f"{name}\ntrue {grade} · graded {guess}\nprobability {chances[guess]:.2f}")
     return figure

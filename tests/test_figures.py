@@ -71,10 +71,6 @@ MODELS = pd.DataFrame(
     [("Fine-tuned CLIP", 50.0, 40.0, 60.0, np.nan), ("Wide ResNet", np.nan, np.nan, np.nan, 63.0)],
     columns=["model", "accuracy", "ci_low", "ci_high", "published_accuracy"],
 )
-PRINTED = pd.DataFrame(
-    [(g, 514, 81.2, 78.4, 83.9, 77.6, 84.3) for g in range(5)],
-    columns=["kl_grade", "n", "sensitivity", "ci_low", "ci_high", "wilson_low", "wilson_high"],
-)
 ZERO = {"accuracy": 0.42, "qwk": 0.7}
 DRAWINGS = {
     "figure_1": lambda: figures.figure_1(FACTS),
@@ -126,8 +122,6 @@ DRAWINGS = {
     "few shot of one draw": lambda: figures.few_shot(draws(1, [5]), ZERO),
     "few shot undefined": lambda: figures.few_shot(draws(2).assign(qwk=np.nan), {"accuracy": 0.4, "qwk": np.nan}),
     "few shot empty": lambda: figures.few_shot(draws(0), ZERO),
-    "intervals": lambda: figures.intervals(PRINTED),
-    "intervals undefined": lambda: figures.intervals(PRINTED.assign(n=0, sensitivity=[80.0, 70.0, 60.0, 50.0, np.nan])),
     "nearest distances": lambda: figures.nearest_distances({"oai_chen2018": np.arange(90), "gornale2020": np.array([0, 3])}, 10),
     "retrieval": lambda: figures.retrieval(PRECISION),
     "retrieval empty": lambda: figures.retrieval(PRECISION.head(0)),
@@ -241,12 +235,6 @@ def test_between_errors_of_one_distance_the_surer_is_worse():
     frame = frame.assign(kl_grade=[0, 0, 2], image_id=["a", "b", "c"])
     assert list(figures.worst(frame)["image_id"]) == ["b", "a"]
     assert "b\ntrue 0 · graded 1\nprobability 0.90" in written(figures.worst_errors([PICTURE], [[0.1, 0.9, 0, 0, 0]], [0], ["b"]))
-
-
-def test_the_wilson_interval_stands_beside_the_printed_one():
-    axis = figures.intervals(PRINTED).axes[0]
-    spans = [sorted((float(line[0][1]), float(line[1][1]))) for group in axis.containers for line in group.lines[2][0].get_segments()]
-    assert spans == [[78.4, 83.9]] * 5 + [[77.6, 84.3]] * 5
 
 
 def test_each_draw_is_a_dot_and_the_line_is_the_result_without_labels():

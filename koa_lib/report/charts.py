@@ -1,11 +1,10 @@
-"""Charts of results that the study adds to the paper's figures: models, readings, shift, few shots, search, intervals."""
+"""Charts of results that the study adds to the paper's figures: models, readings, shift, few shots, search."""
 
 import textwrap
 
 import numpy as np
 
 from koa_lib.errors import StudyError
-from koa_lib.grades import NAMES
 from koa_lib.report.sheets import show, tallest
 from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
 
@@ -174,30 +173,6 @@ def found(pictures, grades, queries):
             show(axis, picture, f"KL {grade} ✓" if grade == asked else f"KL {grade}")
             axis.spines[:].set(visible=True, color=GRADE_COLOURS[grade], linewidth=3)
     figure.supxlabel("frame: true grade · ✓ the grade of the query", fontsize=8.5, color=INK)
-    return figure
-
-
-@styled
-def intervals(table):
-    """Printed interval of each grade's sensitivity beside Wilson's (1927) for as many independent pictures.
-
-    Parameters
-    ----------
-    table : DataFrame
-        kl_grade, n, sensitivity, ci_low, ci_high, wilson_low, wilson_high (per cent).
-    """
-    figure, axis = narrow(3.2)
-    pairs = {"printed": ("ci_low", "ci_high", -0.12, "D"), "Wilson interval of n independent pictures": ("wilson_low", "wilson_high", 0.12, "o")}
-    for (name, (low, high, aside, mark)), colour in zip(pairs.items(), PLAIN_COLOURS[1::-1], strict=True):
-        middle, ends = table["sensitivity"], table[[low, high]].to_numpy(float).T
-        reach = np.abs(ends - middle.to_numpy(float))
-        axis.errorbar(np.arange(len(table)) + aside, middle, yerr=reach, fmt=mark, color=colour, capsize=4, lw=2, label=name)
-    axis.set_xticks(range(len(table)), [f"{row.kl_grade}\n{NAMES[row.kl_grade]}\nn = {row.n:,}" for row in table.itertuples()])
-    for place in np.flatnonzero(table["sensitivity"].isna()):
-        _absent(axis, place, "undefined")
-    axis.set(xlabel="KL grade", ylabel="sensitivity (%), 95 % interval", xlim=(-0.5, len(table) - 0.5))
-    axis.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside lower center")
     return figure
 
 

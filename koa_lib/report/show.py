@@ -124,6 +124,7 @@ class Show:
 
     def _table(self, entry, frame, pictures):
         columns = tables.declared(frame, entries.shared_columns(), entry.columns, entry.key)
+        frame = tables.terms(frame, columns, entries.shared_columns())
         thumbnails = {name: _thumbnails(entry.key, frame, name, grays) for name, grays in pictures.items()}
         body = tables.table(frame, columns, entry.name, thumbnails)
         if entry.undefined and f">{tables.UNDEFINED}</t" in body:

@@ -16,10 +16,11 @@ LONG = 40  # characters of a cell that is a sentence
 # Unit -> decimals and what stands behind the head; "unit.2" has two decimals.
 UNITS = {"count": (0, ""), "ratio": (3, ""), "number": (3, ""), "percent": (1, "%"), "points": (1, "points"), "p": (4, ""),
          "nats": (3, "nats"), "milliseconds": (1, "ms"), "seconds": (1, "s"), "minutes": (1, "min"), "pixels": (0, "px"),
-         "grades": (3, "grades")}
+         "grades": (3, "grades"), "years": (0, "years"), "pictures": (1, "pictures")}
 # Whose unit another column names, row by row; published numbers have two decimals.
 BY_UNIT, _BY_UNIT_DECIMALS = "by_unit", {"percent": 2, "points": 2}
 HIDDEN, TEXT = "hidden", "text"
+TERM = "term"  # the code of a column, shown as the head that all exhibits share
 _RIGHT = ' style="text-align:right"'  # also in JupyterLab, which has no style sheet of ours
 
 
@@ -36,8 +37,8 @@ class Column:
         """A column from YAML: a format, or a mapping of head, format and hint; what is not said is as in `known`."""
         settings = {"format": settings} if isinstance(settings, str) else settings
         column = replace(known or cls(words.capital(words.people(name).replace("_", " "))), **settings)
-        if column.format not in ("", BY_UNIT, HIDDEN, TEXT) and not re.fullmatch(rf"({'|'.join(UNITS)})(\.\d)?", column.format):
-            raise StudyError(f"Column '{name}' declares the format '{column.format}'. Known: {', '.join(UNITS)} (also as percent.2), {BY_UNIT}, {TEXT}, {HIDDEN}.")
+        if column.format not in ("", BY_UNIT, HIDDEN, TEXT, TERM) and not re.fullmatch(rf"({'|'.join(UNITS)})(\.\d)?", column.format):
+            raise StudyError(f"Column '{name}' declares the format '{column.format}'. Known: {', '.join(UNITS)} (also as percent.2), {BY_UNIT}, {TEXT}, {TERM}, {HIDDEN}.")
         return column
 
     @property
@@ -104,6 +105,12 @@ def _bound(name, frame):
     return None
 
 
+def terms(frame, columns, shared):
+    """The frame with the codes in columns of the format "term" replaced by the heads of the shared columns of that name."""
+    return frame.assign(**{name: [_declared(code, shared, {}).head for code in frame[name]]
+                           for name, column in columns.items() if column.format == TERM})
+
+
 def table(frame, columns, label, pictures):
     """The HTML of a frame, in a region that scrolls by itself; its first column names the rows.
 
@@ -138,7 +145,7 @@ def _cells(frame, columns):
         base = _bound(name, frame)
         if column.format == HIDDEN or (base and str(name).endswith("_high")):
             continue
-        numeric = column.format != TEXT
+        numeric = column.format not in (TEXT, TERM)
         texts = [_text(value, _format(column, units, place), signed) for signed in [numeric and _signed(frame[name])] for place, value in enumerate(frame[name])]
         if base:
             highs = [_text(value, _format(column, units, place), True) for place, value in enumerate(frame[f"{base}_high"])]

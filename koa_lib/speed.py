@@ -115,8 +115,8 @@ def table(found, published):
     Returns
     -------
     DataFrame
-        metric, what, unit, relation, published (NaN where nothing is printed), ours, ours_low, ours_high (middle 95 % of
-        the repeats), how, place.
+        metric, what, unit, relation, published (NaN where nothing is printed), ours, repeats_low, repeats_high (their
+        middle 95 %), how, place.
     """
     recipe, repeats = profile.load("paper").as_printed, found.picture_ms
     computed = f"computed, not run: {PICTURES:,} pictures in {recipe.views} views, then the steps of {recipe.epochs} epochs; without decoding"
@@ -125,7 +125,7 @@ def table(found, published):
             ("training_minutes", "One training as printed", "minutes", expected_as_printed(found), np.nan, np.nan, computed),
             ("", "Frozen tower, one second", "pictures", found.embed_per_second, np.nan, np.nan, f"fastest of {REPEATS} repeats"),
             ("", "One step of the adapter", "milliseconds", found.adapter_step_ms, np.nan, np.nan, f"fastest of {REPEATS} repeats")]
-    frame = pd.DataFrame(rows, columns=["metric", "what", "unit", "ours", "ours_low", "ours_high", "how"])
+    frame = pd.DataFrame(rows, columns=["metric", "what", "unit", "ours", "repeats_low", "repeats_high", "how"])
     printed = published[published["row"] == "runtime"].set_index("metric")
     for place, column, missing in ((3, "relation", ""), (4, "published", np.nan)):
         frame.insert(place, column, [printed[column.replace("published", "value")].get(metric, missing) for metric in frame["metric"]])

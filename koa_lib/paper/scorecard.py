@@ -142,13 +142,14 @@ def scorecard(published, ours, comparable, reason=""):
     for key, row in known.items():
         found = _repeated(row, known) if row.kind == "duplicate" else ours.get(key, "this run makes no such value")
         judged = _judged(row, found, "" if comparable else reason)
-        rows.append(line(getattr(row, "system", "jpm2026"), *key[-3:], row.unit, relation=row.relation, published=row.value, **judged))
+        rows.append(line(getattr(row, "system", "jpm2026"), *key[-3:], row.unit, relation=row.relation.strip("="), published=row.value,
+                         **judged))
     return table(rows)
 
 
 def line(source, item, row, metric, unit, **columns):
     """One row of the scorecard; what is not given is undefined or empty."""
-    empty = dict.fromkeys(COLUMNS, math.nan) | {"relation": "=", "runs": 0, "model": True, "rule": "", "verdict": "", "follows_from": "", "reason": ""}
+    empty = dict.fromkeys(COLUMNS, math.nan) | {"relation": "", "runs": 0, "model": True, "rule": "", "verdict": "", "follows_from": "", "reason": ""}
     return empty | {"source": source, "item": item, "row": row, "metric": metric, "unit": unit} | columns
 
 

@@ -119,17 +119,16 @@ def against_published(score, synthetic):
     -------
     DataFrame
         group, label, which, verdict, value, value_low, value_high: of ours the 95 % prediction interval of one further
-        training, or the group bootstrap where there are fewer than five trainings.
+        training, undefined where there are fewer than five.
     """
-    names = ("published (radiographs; for orientation)", "this run (synthetic phantoms)") if synthetic else ("published", "this run")
+    names = ("published (for orientation)", "this run (phantoms)") if synthetic else ("published", "this run")
     keyed = score.set_index(["source", "item", "row", "metric"])
     rows = []
     for key, (group, label) in HEADLINES.items():
         row = keyed.loc[key]
         scale = 1.0 if row.unit == "ratio" else 0.01
-        kind = "prediction" if math.isfinite(row.prediction_low) else "boot"
-        interval = (row[f"{kind}_low"], row[f"{kind}_high"])
-        for which, numbers in zip(names, ((row.published, math.nan, math.nan), (row.ours, *interval)), strict=True):
+        ours = row.ours, row.prediction_low, row.prediction_high
+        for which, numbers in zip(names, ((row.published, math.nan, math.nan), ours), strict=True):
             rows.append((group, label, which, row.verdict, *(scale * number for number in numbers)))
     return pd.DataFrame(rows, columns="group label which verdict value value_low value_high".split())
 

@@ -146,7 +146,8 @@ def _cells(frame, columns):
         if column.format == HIDDEN or (base and str(name).endswith("_high")):
             continue
         numeric = column.format not in (TEXT, TERM)
-        texts = [_text(value, _format(column, units, place), signed) for signed in [numeric and _signed(frame[name])] for place, value in enumerate(frame[name])]
+        signs = _signs(column, frame[name], units)
+        texts = [_text(value, _format(column, units, place), signs[place]) for place, value in enumerate(frame[name])]
         if base:
             highs = [_text(value, _format(column, units, place), True) for place, value in enumerate(frame[f"{base}_high"])]
             texts = [low if low == UNDEFINED else f"{low} to {high}" for low, high in zip(texts, highs, strict=True)]
@@ -161,6 +162,14 @@ def _format(column, units, place):
         return column.format
     unit = units.iloc[place] if units is not None else ""
     return f"{unit}.{_BY_UNIT_DECIMALS[unit]}" if unit in _BY_UNIT_DECIMALS else unit if unit in UNITS else "number"
+
+
+def _signs(column, values, units):
+    # Whether a cell stands among numbers below 0, for a column of mixed units among those of its own.
+    if column.format != BY_UNIT or units is None:
+        return [column.format not in (TEXT, TERM) and _signed(values)] * len(values)
+    signed = {unit: _signed(values[units == unit]) for unit in set(units)}
+    return [signed[unit] for unit in units]
 
 
 def _signed(values):

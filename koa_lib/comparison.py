@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pandas as pd
 
 from koa_lib import metrics, stats
@@ -10,6 +11,7 @@ from koa_lib.data import sets
 from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import described, fold_mean, main_arm, main_fold, unseen_split
 
+SIGNIFICANT = 0.05  # of p after Holm's correction
 _SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one")
 
 
@@ -68,15 +70,6 @@ def _spread(values, over):
     return pd.DataFrame([values.mean(), values.std()]).assign(row=[f"mean over {over}", f"SD over {over}"])
 
 
-def fold_sentence(table):
-    """Mean and standard deviation over the folds of the unseen parts, in words."""
-    sentences = []
-    for part, rows in table[table["part"] != "train"].groupby("part", sort=False):
-        spread = f" ± {rows['qwk'].std():.3f}" if len(rows) > 1 else ""
-        sentences.append(f"{part.replace('_', '-')}: accuracy {rows['accuracy'].mean():.3f}, quadratic kappa {rows['qwk'].mean():.3f}{spread} ({len(rows)} fold{'s' * (len(rows) > 1)})")
-    return "; ".join(sentences) + "."
-
-
 def untrained(arm):
     """The arm's grader before any graded knee: an adapter is switched off, everything else has its start weights."""
     grader = arm.build()
@@ -110,68 +103,16 @@ def before_training(study, runner, arm, results):
     return found
 
 
-def gain_in_words(study, before, results):
-    """What training adds to the model of `before_training`, as paired differences on the pictures of the shown fold."""
-    sentences = []
-    for part, (untouched,) in before.items():
-        both = stats.paired(shown_fold(study, results, part), untouched)
-        told = [_gain(stats.difference(both, metric, study.profile.draws, study.seed), name)
-                for metric, name in (("accuracy", "accuracy"), ("qwk", "quadratic kappa"))]
-        sentences.append(f"{part.replace('_', '-')} (fold {main_fold(study)}, n = {len(both):,}): {' and '.join(told)}")
-    return "; ".join(sentences) + "."
-
-
-def _gain(gap, name):
-    verdict = "a gain" if gap["ci_low"] > 0 else "a loss" if gap["ci_high"] < 0 else "no clear gain"
-    interval = f"{gap['difference']:+.3f}, 95 % interval {gap['ci_low']:+.3f} to {gap['ci_high']:+.3f}".replace("-", "−")
-    return f"{name} {gap['b']:.3f} before and {gap['a']:.3f} after training ({interval}: {verdict})"
-
-
-def recipe_differences(arm, other):
-    """Every setting in which the recipe of an arm differs from another's, in words, e.g. 'batch (64, here 32)'."""
-    names = {"part": "trained part"}
-    pairs = differing(other.recipe, arm.recipe).items()
-    return ", ".join(f"{names.get(name, name.replace('_', ' '))} ({_setting(theirs)}, here {_setting(own)})" for name, (theirs, own) in pairs)
-
-
 def differing(recipe, other):
     """The settings in which two recipes differ: name to (value, other value)."""
     pairs = {item.name: (getattr(recipe, item.name), getattr(other, item.name)) for item in fields(recipe)}
     return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
-def _setting(value):
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
-
-
 def _values(graded):
     grades, probabilities = arrays(graded)
     values = metrics.from_confusion(metrics.confusion(grades, probabilities.argmax(1)))
     return {name: float(values[name]) for name in _SHOWN}
-
-
-def seed_table(study, runs):
-    """Each seed's mean over its folds, then the spread over seeds and, apart from it, over the folds of the first seed.
-
-    Parameters
-    ----------
-    runs : dict of int to dict
-        As from `Runner.run_seeds`.
-
-    Returns
-    -------
-    DataFrame
-        row ('seed 42', ..., 'sd over seeds', 'sd over folds'), folds, then accuracy and qwk of the unseen and external part.
-    """
-    tables = {f"seed {seed}": fold_table(results) for seed, results in runs.items()}
-    per_fold = {name: table.pivot(index="fold", columns="part", values=["accuracy", "qwk"]) for name, table in tables.items()}
-    parts = [part for part in (unseen_split(next(iter(runs.values()))), "external") if part in next(iter(runs.values()))]
-    rows = pd.DataFrame({name: values.mean() for name, values in per_fold.items()}).T
-    first = next(iter(per_fold.values()))
-    spread = pd.DataFrame({"sd over seeds": rows.std(), "sd over folds": first.std()}).T
-    rows = pd.concat([rows, spread])
-    columns = {f"{part.replace('_', '-')} {metric}": rows[metric, part] for part in parts for metric in ("accuracy", "qwk")}
-    return pd.DataFrame({"row": rows.index, "folds": [len(first)] * len(runs) + [pd.NA, len(first)], **{name: column.to_numpy() for name, column in columns.items()}})
 
 
 def fold_means(found, split, numbers):
@@ -185,29 +126,37 @@ def common_folds(*results, split):
 
 
 def paired_tests(study, results, others, split):
-    """CLIP against each baseline on the same pictures: mean probabilities of the folds both trained, single knees without repeats.
+    """CLIP against each baseline on the same pictures, single knees without repeats.
 
-    A held-out fold is compared as it is: each fold holds out other pictures.
+    Compared are the mean probabilities of the folds that both trained; a held-out fold as it is, because each fold holds
+    out other pictures.
 
     Returns
     -------
     DataFrame
-        baseline, folds, n, clip_only, baseline_only (discordant counts), p_exact, p_mid, p_holm, difference (of accuracy), ci_low, ci_high.
+        baseline, folds, n, clip_only, baseline_only (discordant counts), p_exact, p_mid, p_holm, difference (of accuracy),
+        difference_low, difference_high (group bootstrap), ahead ('CLIP' or 'baseline' where Holm's p is below 0.05, else
+        'not clear'), one_answer (share of the pictures to which the baseline gives its commonest grade).
     """
-    rows = []
-    for name, found in others.items():
-        numbers = [main_fold(study)] if split == "held_out" else common_folds(results, found, split=split)
-        both = stats.paired(*(fold_means(arm, split, numbers) for arm in (results, found)))
-        both = both[both["image_id"].isin(sets.subset(both, "single_knee"))]
-        a, b = stats.predicted(both)
-        test = stats.mcnemar(a == both["kl_grade"], b == both["kl_grade"])
-        gap = stats.difference(both, "accuracy", study.profile.draws, study.seed)
-        rows.append({"baseline": name, "folds": len(numbers), "n": len(both), "clip_only": test["b"], "baseline_only": test["c"], "p_exact": test["p_exact"],
-                     "p_mid": test["p_mid"], "difference": gap["difference"], "ci_low": gap["ci_low"], "ci_high": gap["ci_high"]})
-    table = pd.DataFrame(rows)
-    if len(table):
-        table.insert(7, "p_holm", stats.holm(table["p_exact"]))
-    return table
+    rows = [_paired_test(study, results, found, name, split) for name, found in others.items()]
+    columns = ("baseline folds n clip_only baseline_only p_exact p_mid p_holm difference difference_low difference_high "
+               "ahead one_answer").split()
+    table = pd.DataFrame(rows, columns=columns)
+    table["p_holm"] = stats.holm(table["p_exact"])
+    leader = np.where(table["difference"] > 0, "CLIP", "baseline")
+    return table.assign(ahead=np.where(table["p_holm"] < SIGNIFICANT, leader, "not clear"))
+
+
+def _paired_test(study, results, found, name, split):
+    numbers = [main_fold(study)] if split == "held_out" else common_folds(results, found, split=split)
+    both = stats.paired(*(fold_means(arm, split, numbers) for arm in (results, found)))
+    both = both[both["image_id"].isin(sets.subset(both, "single_knee"))]
+    a, b = stats.predicted(both)
+    test = stats.mcnemar(a == both["kl_grade"], b == both["kl_grade"])
+    gap = stats.difference(both, "accuracy", study.profile.draws, study.seed)
+    return {"baseline": name, "folds": len(numbers), "n": len(both), "clip_only": test["b"], "baseline_only": test["c"],
+            "p_exact": test["p_exact"], "p_mid": test["p_mid"], "difference": gap["difference"], "difference_low": gap["ci_low"],
+            "difference_high": gap["ci_high"], "one_answer": np.bincount(b).max() / len(b) if len(b) else np.nan}
 
 
 def leak(study, by_image, by_patient):
@@ -221,29 +170,15 @@ def leak(study, by_image, by_patient):
     Returns
     -------
     DataFrame
-        metric, by_image, by_patient, difference, ci_low, ci_high; paired, patients resampled whole.
+        metric, n, by_image, by_patient, difference, difference_low, difference_high (paired, patients resampled whole),
+        parted_by_image, parted_by_patient (shares of the pictures whose other knee was in training).
     """
     both = stats.paired(stats.pool(by_image["held_out"]), stats.pool(by_patient["held_out"]))
-    gaps = [stats.difference(both, metric, study.profile.draws, study.seed) for metric in ("accuracy", "macro_f1", "qwk")]
-    return pd.DataFrame(gaps).rename(columns={"a": "by_image", "b": "by_patient"})
-
-
-def tests_in_words(tests):
-    """Which baselines CLIP differs from after Holm's correction, from `paired_tests`."""
-    clear = tests[tests["p_holm"] < 0.05] if len(tests) else tests
-    ahead, behind = (", ".join(row.baseline for row in clear.itertuples() if (row.difference > 0) == better) or "none" for better in (True, False))
-    return (f"After Holm's correction {len(clear)} of {len(tests)} differences are clear at 5 %: CLIP is ahead of {ahead} and behind {behind}. "
-            "A network that gives nearly one grade to all pictures can be ahead where that grade is common")
-
-
-def leak_in_words(table, by_image, by_patient):
-    """How many held-out knees have their other side in training, and what that is worth, from `leak`."""
-    line = table.set_index("metric").loc["accuracy"]
-    seen = line.ci_low > 0 or line.ci_high < 0
-    return (f"{parted_patients(by_image):.0%} of the held-out knees have their other side in the training part, {parted_patients(by_patient):.0%} when "
-            f"patients stay together. Folds over pictures have {100 * line.difference:+.1f} points of accuracy more ({100 * line.ci_low:+.1f} to "
-            f"{100 * line.ci_high:+.1f}); other seeds and other folds are not in this interval. "
-            + ("It excludes 0." if seen else "It contains 0: no leak is seen with this trained part, which does not mean that one with more weights has none."))
+    gaps = pd.DataFrame([stats.difference(both, metric, study.profile.draws, study.seed) for metric in ("accuracy", "macro_f1", "qwk")])
+    names = {"a": "by_image", "b": "by_patient", "ci_low": "difference_low", "ci_high": "difference_high"}
+    gaps = gaps.rename(columns=names).assign(parted_by_image=parted_patients(by_image), parted_by_patient=parted_patients(by_patient))
+    gaps.insert(1, "n", len(both))
+    return gaps
 
 
 def beside_studies(study, main, results, ours, our_results):

@@ -13,7 +13,6 @@ import pandas as pd
 
 from koa_lib import profile
 from koa_lib.device import machine
-from koa_lib.paper.scorecard import Ours
 from koa_lib.store import write_text
 
 MODEL = "ViT-B-32-quickgelu"
@@ -104,22 +103,33 @@ def expected_as_printed(found):
     return expected(found, PICTURES, recipe.epochs, recipe.views, recipe.batch)
 
 
-def timings(found):
-    """The paper's two runtimes as this machine has them, for the scorecard.
+def table(found, published):
+    """The paper's two times and what they are made of, as this machine has them; shown, not judged.
+
+    Parameters
+    ----------
+    found : Speed
+    published : DataFrame
+        `published/jpm2026.csv`.
 
     Returns
     -------
-    dict
-        ("text", "runtime", metric) -> `Ours`: median and 2.5-97.5 percentiles of the repeats; computed minutes.
+    DataFrame
+        metric, what, unit, relation, published (NaN where nothing is printed), ours, repeats_low, repeats_high (their
+        middle 95 %), how, place.
     """
-    recipe = profile.load("paper").as_printed
-    place = f"on {_processor()}, {found.threads} thread{'s' * (found.threads != 1)} and no GPU (other work at the same time lengthens it)"
-    low, high = np.percentile(found.picture_ms, [2.5, 97.5])
-    single = f"ours is the median and 95 % range of {len(found.picture_ms)} repeats {place}"
-    whole = (f"ours is computed, not run, {place}: {PICTURES:,} pictures x {recipe.views} views at {found.embed_per_second:.3g} per second through the frozen tower, "
-             f"then {recipe.epochs} epochs of adapter steps of {found.adapter_step_ms:.3g} ms; decoding the files is left out")
-    return {("text", "runtime", "inference_ms"): Ours(float(np.median(found.picture_ms)), float(low), float(high), single),
-            ("text", "runtime", "training_minutes"): Ours(expected_as_printed(found), note=whole)}
+    recipe, repeats = profile.load("paper").as_printed, found.picture_ms
+    computed = f"computed, not run: {PICTURES:,} pictures in {recipe.views} views, then the steps of {recipe.epochs} epochs; without decoding"
+    rows = [("inference_ms", "Grading one picture", "milliseconds", np.median(repeats), *np.percentile(repeats, [2.5, 97.5]),
+             f"median of {len(repeats)} repeats"),
+            ("training_minutes", "One training as printed", "minutes", expected_as_printed(found), np.nan, np.nan, computed),
+            ("", "Frozen tower, one second", "pictures", found.embed_per_second, np.nan, np.nan, f"fastest of {REPEATS} repeats"),
+            ("", "One step of the adapter", "milliseconds", found.adapter_step_ms, np.nan, np.nan, f"fastest of {REPEATS} repeats")]
+    frame = pd.DataFrame(rows, columns=["metric", "what", "unit", "ours", "repeats_low", "repeats_high", "how"])
+    printed = published[published["row"] == "runtime"].set_index("metric")
+    for place, column, missing in ((3, "relation", ""), (4, "published", np.nan)):
+        frame.insert(place, column, [printed[column.replace("published", "value")].get(metric, missing) for metric in frame["metric"]])
+    return frame.assign(place=f"{_processor()}, {found.threads} thread{'s' * (found.threads != 1)}, no GPU")
 
 
 def _processor():

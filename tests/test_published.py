@@ -29,6 +29,7 @@ def test_the_committed_tables_are_sound(folder, name):
     ("jpm2026", "78.4,83.9", "99,83.9", ["row 10", "99", "hold"]),
     ("jpm2026", "item,row,metric", "item,line,metric", ["column row"]),
     ("jpm2026", "table_2,test,macro_f1", "table_2,test,accuracy", ["twice"]),
+    ("jpm2026", "discussion,train_test_drop,about", "discussion,train_test_drop,roughly", ["roughly", "about"]),
     ("peers", "0.7029", "70.29", ["70.29", "ratio"]),
     ("literature", "69.7,", "n/a?,", ["n/a?", "number"]),
     ("confusion_matrices", ",556,", ",-556,", ["-556", "count"]),

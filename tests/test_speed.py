@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from koa_lib import profile, speed
 from koa_lib.store import Store
+from koa_lib.study import MANIFESTS
 
 FOUND = speed.Speed(np.array([10.0, 12, 11, 50, 11]), 100.0, 2.0, 2)
 
@@ -75,12 +77,13 @@ def test_minutes_are_embedding_once_per_view_and_steps_once_per_epoch(pictures, 
     assert speed.expected(FOUND, pictures, epochs, views, batch) == pytest.approx((embedding + steps) / 60)
 
 
-def test_the_papers_rows_follow_its_recipe_and_say_where_they_were_taken(monkeypatch):
+def test_the_papers_times_stand_beside_ours_and_say_where_ours_were_taken(monkeypatch):
     monkeypatch.setattr(speed, "machine", lambda: [("Processor", "Some CPU 3000")])
     recipe = profile.load("paper").as_printed
     assert (recipe.epochs, recipe.batch) == (30, 64)
-    rows = speed.timings(FOUND)
-    single, whole = rows["text", "runtime", "inference_ms"], rows["text", "runtime", "training_minutes"]
-    assert single.value == 11 and (single.ci_low, single.ci_high) == tuple(np.percentile(FOUND.picture_ms, [2.5, 97.5]))
-    assert whole.value == pytest.approx((8260 * recipe.views / 100 + 30 * 129 * 0.002) / 60) and np.isnan(whole.ci_low)
-    assert all("Some CPU 3000, 2 threads" in row.note for row in rows.values()) and "computed" in whole.note
+    table = speed.table(FOUND, pd.read_csv(MANIFESTS / "published/jpm2026.csv"))
+    single, whole = (table.set_index("metric").loc[name] for name in ("inference_ms", "training_minutes"))
+    assert (single.ours, single.published) == (11, 140) and (single.repeats_low, single.repeats_high) == tuple(np.percentile(FOUND.picture_ms, [2.5, 97.5]))
+    assert whole.ours == pytest.approx((8260 * recipe.views / 100 + 30 * 129 * 0.002) / 60) and np.isnan(whole.repeats_low)
+    assert (whole.relation, whole.published) == ("about", 42) and set(table["place"]) == {"Some CPU 3000, 2 threads, no GPU"}
+    assert table["published"].isna().tolist() == [False, False, True, True]

@@ -1,16 +1,14 @@
 """The paper's claims in words, each decided by the test that `published/claims.csv` names for it."""
 
 import math
-from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
-from koa_lib.paper.scorecard import TOLERANCE, Ours, agreement
+from koa_lib.paper.scorecard import over_runs
 
 ORDER = ("Fine-tuned CLIP", "ViT", "ResNet50", "MobileNet", "VGG19")
 TESTED = "Wide ResNet"
@@ -20,7 +18,7 @@ NO_EXTERNAL = "no external cohort was given"
 
 
 class Answer(NamedTuple):
-    """Our number for a claim with its 95 % interval, the verdict where the run is comparable, and why in words."""
+    """Our number for a claim with its 95 % interval (of groups of pictures, not of trainings), the verdict where the run is comparable, and why."""
 
     ours: float
     ci_low: float
@@ -30,38 +28,30 @@ class Answer(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the claims are decided by.
+def decide(test, models, draws, seed):
+    """The `Answer` to the claim that is decided by this test.
 
-    Attributes
+    Parameters
     ----------
     models : dict of str to DataFrame or str
-        Graded external pictures of the shown fold by model ("Fine-tuned CLIP" and the baselines, `TESTED` among them), or why there are none.
-    train, external : list of DataFrame
-        The main arm's graded frames, one per run, in the same order.
-    tests : DataFrame or str
-        Paired tests on the external set (baseline, n, p_exact, clip_only, baseline_only, difference), or why there are none.
-    drop : float
-        The printed drop from training to external accuracy, in points.
+        Graded external pictures of the shown fold by model ("Fine-tuned CLIP" and the baselines), or why there are none.
     draws, seed : int
         Of the bootstrap.
+
+    Raises
+    ------
+    StudyError
+        When no function decides the test.
     """
-
-    models: dict
-    train: list
-    external: list
-    tests: pd.DataFrame | str
-    drop: float
-    draws: int
-    seed: int
-
-
-def decide(test, evidence):
-    """The `Answer` to the claim that is decided by this test; StudyError when no function does."""
-    if test not in _DECIDED:
-        raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {'; '.join(_DECIDED)}.")
-    return _DECIDED[test](evidence)
+    clip = models[ORDER[0]]
+    decided = {
+        "order of the five accuracies, paired group-bootstrap intervals of neighbours": lambda: order(models, draws, seed),
+        "share of errors with distance 1; the two largest off-diagonal cells": lambda: adjacent(clip, draws, seed),
+        "per-grade sensitivity and AUC ranks": lambda: separated(clip),
+    }
+    if test not in decided:
+        raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {'; '.join(decided)}.")
+    return decided[test]()
 
 
 def not_run(reason):
@@ -81,13 +71,13 @@ def order(models, draws, seed):
         return not_run("; ".join(missing))
     pairs = {pair: _difference(*(models[name] for name in pair), draws, seed) for pair in combinations(ORDER, 2)}
     neighbours = [pairs[pair] for pair in zip(ORDER, ORDER[1:], strict=False)]
-    reversed_pairs = [f"{b} above {a}" for (a, b), gap in pairs.items() if gap[2] < 0]
+    turned = ", ".join(f"{b} over {a}" for (a, b), gap in pairs.items() if gap[2] < 0)
     clear = all(gap[1] > 0 for gap in neighbours)
-    verdict = "replicated" if clear else "not replicated" if reversed_pairs else "inconclusive"
+    verdict = "replicated" if clear else "not replicated" if turned else "inconclusive"
     accuracies = ", ".join(f"{name} {100 * _accuracy(models[name]):.1f}" for name in ORDER)
-    said = f"; clearly {' and '.join(reversed_pairs)}" if reversed_pairs else ""
-    said += f"; {flat}" if (flat := one_grade({name: models[name] for name in ORDER})) else ""
-    return Answer(*min(neighbours), "points", verdict, f"accuracies in per cent: {accuracies}{said}; ours is the smallest difference of neighbours")
+    said = [f"accuracies in per cent: {accuracies}", f"clearly the other way round: {turned}" * bool(turned),
+            one_grade({name: models[name] for name in ORDER}), "ours is the smallest difference of neighbours"]
+    return Answer(*min(neighbours), "points", verdict, "; ".join(filter(None, said)))
 
 
 def one_grade(models):
@@ -107,39 +97,33 @@ def one_grade(models):
         if share >= NEARLY:
             constant = f"{100 * (graded['kl_grade'] == grade).mean():.1f} %"
             alike.setdefault((grade, constant), []).append(f"{name} (for {counts.max():,} of {counts.sum():,} pictures)")
-    return "; ".join(f"{', '.join(names)} answer{'s' * (len(names) == 1)} nearly always or always grade {grade}, which for every picture reaches {constant}"
+    return "; ".join(f"{', '.join(names)}: nearly always grade {grade}, which for every picture reaches {constant}"
                      for (grade, constant), names in alike.items())
 
 
 def ahead(tests, tested=""):
     """Whether CLIP beats the Wide ResNet by McNemar's exact test; ours is p.
 
-    *Replicated* when p < 0.05 and CLIP is ahead, else *not replicated*: the claim is significance on this set. `tested` is
-    the baseline's graded frame, where there is one: the reason says when it answers nearly one grade.
+    *Replicated* when p < 0.05 and CLIP is ahead, else *not replicated*: the claim is significance on this set.
+
+    Parameters
+    ----------
+    tests : DataFrame or str
+        As from `comparison.paired_tests`, or why there are none.
+    tested : DataFrame or str
+        The baseline's graded frame: the reason says when it answers nearly one grade.
     """
-    row = against(tests, TESTED)
-    if isinstance(row, str):
-        return not_run(row)
+    found = tests if isinstance(tests, str) else tests[tests["baseline"] == TESTED]
+    if isinstance(found, str) or not len(found):
+        return not_run(found if isinstance(found, str) else f"this run has no {TESTED}")
+    row = found.iloc[0]
     if not math.isfinite(row.p_exact):
         return not_run("no picture is paired")
-    holds = row.p_exact < SIGNIFICANT and row.difference > 0
-    return Answer(float(row.p_exact), math.nan, math.nan, "ratio", "replicated" if holds else "not replicated", discordant(row, tested))
-
-
-def against(tests, baseline):
-    """The row of the paired tests for a baseline, or why there is none."""
-    if isinstance(tests, str):
-        return tests
-    found = tests[tests["baseline"] == baseline] if len(tests) else tests
-    return found.iloc[0] if len(found) else f"this run has no {baseline}"
-
-
-def discordant(row, tested=""):
-    """The discordant pictures of a paired test in words, of how many, and whether the baseline (its graded frame) answers nearly one grade."""
-    leader = "CLIP" if row.difference > 0 else "neither" if row.difference == 0 else row.baseline
-    flat = one_grade({row.baseline: tested})
-    return (f"n = {row.n:,.0f} single knees; only CLIP right on {row.clip_only:.0f} pictures, only {row.baseline} on {row.baseline_only:.0f}: {leader} is ahead"
-            + f"; {flat}" * bool(flat))
+    leader = "CLIP" if row.difference > 0 else TESTED if row.difference < 0 else "neither"
+    verdict = "replicated" if row.p_exact < SIGNIFICANT and leader == "CLIP" else "not replicated"
+    said = [f"{leader} is ahead", f"only CLIP right on {row.clip_only:.0f} pictures, only {TESTED} on {row.baseline_only:.0f}, of {row.n:,.0f} single knees",
+            one_grade({TESTED: tested})]
+    return Answer(float(row.p_exact), math.nan, math.nan, "p", verdict, "; ".join(filter(None, said)))
 
 
 def adjacent(graded, draws, seed):
@@ -162,11 +146,7 @@ def adjacent(graded, draws, seed):
 
 
 def train_test_drop(train, external):
-    """Training accuracy minus external accuracy of the same run, mean over runs with t interval, in points.
-
-    Returns
-    -------
-    Ours
+    """Training accuracy minus external accuracy of the same run, in points, as `Ours` over the runs.
 
     Raises
     ------
@@ -175,15 +155,7 @@ def train_test_drop(train, external):
     """
     if len(train) != len(external):
         raise StudyError(f"{len(train)} runs on the training part stand against {len(external)} on the external set. Give both of each run.")
-    return Ours(*stats.run_interval([100 * (_accuracy(a) - _accuracy(b)) for a, b in zip(train, external, strict=True)]))
-
-
-def drop(train, external, published):
-    """Whether accuracy falls by about the printed number of points: the rule of model rows, within 3 points."""
-    if not train or not external:
-        return not_run(NO_EXTERNAL if train else "no run on the training part")
-    value = train_test_drop(train, external)
-    return Answer(*value[:3], "points", *agreement(value, published, TOLERANCE["points"]))
+    return over_runs([100 * (_accuracy(a) - _accuracy(b)) for a, b in zip(train, external, strict=True)])
 
 
 def separated(graded):
@@ -197,9 +169,10 @@ def separated(graded):
     table = metrics.per_grade(graded["kl_grade"], graded[metrics.PROBABILITIES])
     values = {name: table[name].to_numpy() for name in ("sensitivity", "auc")}
     lead = float(min(column[[0, 4]].min() - column[1:4].max() for column in values.values()))
-    said = "; ".join(f"{'AUC' if name == 'auc' else name} {', '.join(f'{value:.2f}' for value in column)}" for name, column in values.items())
+    said = [f"{'AUC' if name == 'auc' else name} {', '.join(f'{value:.2f}' for value in column)}" for name, column in values.items()]
     verdict = "replicated" if lead > 0 else "not replicated" if lead < 0 else "inconclusive"
-    return Answer(lead, math.nan, math.nan, "ratio", verdict, f"grades 0 to 4: {said}; ours: how far both grade 0 and grade 4 lie above the best of 1 to 3, in sensitivity or AUC, whichever is less; below 0 they do not")
+    reason = f"grades 0 to 4: {'; '.join(said)}; ours: the smaller lead of grades 0 and 4 over the best of 1 to 3"
+    return Answer(lead, math.nan, math.nan, "ratio", verdict, reason)
 
 
 def _difference(a, b, draws, seed):
@@ -226,15 +199,8 @@ def _cells(cm):
 
 def _confusions(cm):
     cells = _cells(cm)
-    top = sorted((pair for pair in cells if cells[pair]), key=lambda pair: -cells[pair])[:3]
     errors = sum(cells.values())
-    return f"of {errors} errors the most are between grades " + ", ".join(f"{i}-{j} ({cells[i, j]})" for i, j in top) if errors else "no picture is misgraded"
-
-
-_DECIDED = {
-    "order of the five accuracies, paired group-bootstrap intervals of neighbours": lambda e: order(e.models, e.draws, e.seed),
-    "exact McNemar p < 0.05 and CLIP ahead": lambda e: ahead(e.tests, e.models.get(TESTED, "")),
-    "share of errors with distance 1; the two largest off-diagonal cells": lambda e: adjacent(e.models[ORDER[0]], e.draws, e.seed),
-    "train accuracy minus external accuracy": lambda e: drop(e.train, e.external, e.drop),
-    "per-grade sensitivity and AUC ranks": lambda e: separated(e.models[ORDER[0]]),
-}
+    if not errors:
+        return "no picture is misgraded"
+    top = sorted((pair for pair in cells if cells[pair]), key=lambda pair: -cells[pair])[:3]
+    return f"of {errors} errors the most are between grades " + ", ".join(f"{i}-{j} ({cells[i, j]})" for i, j in top)

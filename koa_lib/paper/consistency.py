@@ -15,10 +15,14 @@ from koa_lib.paper import arithmetic, sensitivities
 from koa_lib.paper.printed import Paper, attained, compare, slack, unpaired
 from koa_lib.paper.sensitivities import per_grade
 
-__all__ = ["findings", "manifest_counts", "per_grade", "whole_numbers"]
+__all__ = ["findings", "manifest_counts", "per_grade"]
 
 BATCH = 64  # "a global batch size of 64", section 3.5 of the paper
 OUTER = [0, 3, 4]  # the grades whose share the balance of errors bounds
+ERRORS, IMPLIED = "sum of false positives", "accuracy implied by the sensitivities"
+# Checks that repeat one contradiction, and the check that stands for it; of the others the first that is inconsistent.
+FOLLOWS = {"errors implied by the accuracy": IMPLIED, "accuracy implied by the specificities": ERRORS, "macro precision implied": ERRORS,
+           "macro F1 implied": ERRORS, f"largest share of grades {', '.join(map(str, OUTER))} in balance": ERRORS}
 
 
 def manifest_counts(internal, external):
@@ -49,9 +53,11 @@ def findings(published, counts, matrices):
     Returns
     -------
     DataFrame
-        check, value (what follows), expected (what is printed or must equal it; NaN where nothing is),
+        check, unit, value (what follows), expected (what is printed or must equal it; NaN where nothing is),
         tolerance (largest difference that rounding of the printed numbers explains, for interval widths also the
-        chance of the bootstrap), verdict ("agrees", "does not agree", or "reference": nothing to compare with), note.
+        chance of the bootstrap), verdict ("consistent" or "inconsistent", of counts "same" or "differs"; "reference":
+        nothing to compare with), follows_from (the inconsistent check whose contradiction an inconsistent one repeats),
+        published_row (whether the printed number is a row of its own among the published ones), note.
 
     Raises
     ------
@@ -62,48 +68,45 @@ def findings(published, counts, matrices):
     external, internal = (np.asarray(counts[name], dtype=float) for name in ("external", "internal"))
     if not external.all():
         raise StudyError(f"The external manifest counts {counts['external']} pictures per grade; the audit needs all five grades.")
-    rows = [
-        *_overall(paper, external),
-        *_balance(paper, external),
-        *sensitivities.attainable(paper, external),
-        *sensitivities.intervals(paper, external),
-        *_repeated(paper),
-        *_counted(paper, external, internal, int(counts["patients"])),
-        *_mixes(external, internal),
-        *_reweighted(matrices, external),
-    ]
-    table = pd.DataFrame(rows, columns=["check", "value", "expected", "tolerance", "note"])
-    table.insert(4, "verdict", [_verdict(*row) for row in table[["value", "expected", "tolerance"]].to_numpy()])
-    return table
-
-
-def whole_numbers(findings):
-    """The findings with counts as whole numbers, for showing: rows in which every number that is compared is whole."""
-    pair = findings[["value", "expected"]]
-    whole = (pair.fillna(0) % 1 == 0).all(axis=1)
-    shown = {
-        name: pd.Series([int(value) if exact and value == value else value for value, exact in zip(column, whole, strict=True)], column.index, object)
-        for name, column in pair.items()
+    parts = {
+        "overall": [*_overall(paper, external), *_balance(paper, external)],
+        "shares": sensitivities.attainable(paper, external),
+        "widths": sensitivities.intervals(paper, external),
+        "published": [*_repeated(paper), *_counted(paper, external, internal, int(counts["patients"]))],
+        "references": [*_mixes(external, internal), *_reweighted(matrices, external)],
     }
-    return findings.assign(**shown)
+    table = pd.DataFrame([(part, *row) for part, rows in parts.items() for row in rows],
+                         columns=["part", "check", "unit", "value", "expected", "tolerance", "note"])
+    table["verdict"] = [_verdict(*row) for row in table[["unit", "value", "expected", "tolerance"]].itertuples(index=False)]
+    table["published_row"] = table["part"] == "published"
+    return table.assign(follows_from=_heads(table))["check unit value expected tolerance verdict follows_from published_row note".split()]
+
+
+def _heads(table):
+    # Of each inconsistent check the one whose contradiction it repeats; empty where it stands for itself.
+    off = table[table["verdict"] == "inconsistent"]
+    first = off.groupby("part")["check"].first()
+    heads = pd.Series("", table.index)
+    for row in off.itertuples():
+        head = FOLLOWS.get(row.check, first[row.part] if row.part in ("shares", "widths") else "")
+        heads[row.Index] = head if head != row.check and head in set(off["check"]) else ""
+    return heads
 
 
 def _overall(paper, external):
     n, accuracy = int(external.sum()), paper.number("table_2", "test", "accuracy")
     sensitivity, macro = paper.grades("sensitivity"), paper.number("table_2", "test", "macro_sensitivity")
     cited = {name: paper.number("table_4", name, "accuracy") for name in paper.rows(item="table_4", kind="model")["row"]}
-    implied = compare("accuracy implied by the sensitivities", lambda s, a: (arithmetic.implied_accuracy(s, external), a), sensitivity, accuracy)
-    apart, explained = (points * n / 100 for points in (abs(implied[1] - implied[2]), implied[3]))
+    implied = compare(IMPLIED, "percent", lambda s, a: (arithmetic.implied_accuracy(s, external), a), sensitivity, accuracy)
+    apart, explained = (points * n / 100 for points in (abs(implied[2] - implied[3]), implied[4]))
     return [
         attained("external accuracy", accuracy, n),
         *(attained(f"accuracy of {name}", printed, n) for name, printed in cited.items() if _telling(printed, n)),
         (*implied, f"{apart:.1f} pictures apart, rounding explains {explained:.1f}; bootstrap means or another subset would give another value"),
         *_references(paper, accuracy.value, n),
-        (*compare("macro sensitivity from the grades", lambda s, m: (s.mean(), m), sensitivity, macro), "mean of the five printed sensitivities"),
-        (
-            *compare("mean AUC of the grades", lambda a, m: (a.mean(), m), paper.grades("auc"), paper.number("text", "macro", "auc")),
-            "mean of the five printed AUCs, themselves rounded",
-        ),
+        (*compare("macro sensitivity from the grades", "percent", lambda s, m: (s.mean(), m), sensitivity, macro), "mean of the five printed sensitivities"),
+        (*compare("mean AUC of the grades", "ratio", lambda a, m: (a.mean(), m), paper.grades("auc"), paper.number("text", "macro", "auc")),
+         "mean of the five printed AUCs, themselves rounded"),
     ]
 
 
@@ -116,10 +119,10 @@ def _references(paper, accuracy, n):
     cited = paper.rows(item="table_5", kind="citation", metric="accuracy").nlargest(1, "value").iloc[0]
     nearby = f"the highest is {cited['row']} with {cited['value']:g}, on another test set; for orientation"
     rows = [
-        (f"95 % Wilson interval of the accuracy, {side}", end, "not printed; clustered pictures would widen it")
+        (f"95 % Wilson interval of the accuracy, {side}", "percent", end, "not printed; clustered pictures would widen it")
         for side, end in zip(("low", "high"), arithmetic.wilson(accuracy, n), strict=True)
     ]
-    rows.append(("external accuracy minus the highest cited one, points", accuracy - cited["value"], nearby))
+    rows.append(("external accuracy minus the highest cited one", "points", accuracy - cited["value"], nearby))
     return unpaired(rows)
 
 
@@ -140,21 +143,15 @@ def _balance(paper, external):
     averages = [f"mean of the grades; weighted by pictures {value:.1f}; another average or subset would give another value" for value in weighted]
     equal = "must equal the false negatives"
     return [
-        (
-            *compare("sum of false positives", errors, sensitivity, specificity),
-            f"{equal}; rounding leaves {ranges}; other pictures than these counts would give other sums",
-        ),
-        (
-            *compare("errors implied by the accuracy", lambda s, a: (n * (1 - a / 100), errors(s, s)[1]), sensitivity, accuracy),
-            f"{equal}; other pictures than these counts would give other sums",
-        ),
-        (
-            *compare("accuracy implied by the specificities", lambda c, a: (100 * (1 - errors(c, c)[0] / n), a), specificity, accuracy),
-            "for these counts; another subset would give another value",
-        ),
+        (*compare(ERRORS, "pictures", errors, sensitivity, specificity),
+         f"{equal}; rounding leaves {ranges}; other pictures than these counts would give other sums"),
+        (*compare("errors implied by the accuracy", "pictures", lambda s, a: (n * (1 - a / 100), errors(s, s)[1]), sensitivity, accuracy),
+         f"{equal}; other pictures than these counts would give other sums"),
+        (*compare("accuracy implied by the specificities", "percent", lambda c, a: (100 * (1 - errors(c, c)[0] / n), a), specificity, accuracy),
+         "for these counts; another subset would give another value"),
         _share(sensitivity, specificity, external),
-        (*compare("macro precision implied", lambda s, c, m: (precisions(s, c)[0].mean(), m), sensitivity, specificity, precision), averages[0]),
-        (*compare("macro F1 implied", lambda s, c, m: (precisions(s, c)[1].mean(), m), sensitivity, specificity, f1), averages[1]),
+        (*compare("macro precision implied", "percent", lambda s, c, m: (precisions(s, c)[0].mean(), m), sensitivity, specificity, precision), averages[0]),
+        (*compare("macro F1 implied", "percent", lambda s, c, m: (precisions(s, c)[1].mean(), m), sensitivity, specificity, f1), averages[1]),
     ]
 
 
@@ -167,7 +164,7 @@ def _share(sensitivity, specificity, external):
         "the largest share of grades 0, 3 and 4 among the pictures with which false positives and false negatives can sum to the same, "
         "beside their share in the manifest; a subset of nearly only grades 1 and 2 would agree"
     )
-    return "largest share of grades 0, 3, 4 in balance", exact, actual, rounded - exact, note
+    return "largest share of grades 0, 3, 4 in balance", "percent", exact, actual, rounded - exact, note
 
 
 def _repeated(paper):
@@ -178,13 +175,13 @@ def _repeated(paper):
         if row.value != test:
             note += "; a difference may be a typing slip"
         check = f"{row.metric.replace('_', ' ')} repeated: {row.item.replace('_', ' ')}, {row.row}"
-        rows.append((check, row.value, test, 0.0, note))
+        rows.append((check, "percent", row.value, test, 0.0, note))
     return rows
 
 
 def _counted(paper, external, internal, patients):
     columns = (paper.number("table_2", part, "accuracy") for part in ("train", "test"))
-    drop = compare("train minus external accuracy", lambda train, test, d: (train - test, d), *columns, paper.number("text", "discussion", "train_test_drop"))
+    drop = compare("train minus external accuracy", "points", lambda train, test, d: (train - test, d), *columns, paper.number("text", "discussion", "train_test_drop"))
     counted = "counted in the manifest"
     facts = [
         ("internal pictures", internal.sum(), "train_images", counted),
@@ -193,7 +190,7 @@ def _counted(paper, external, internal, patients):
     ]
     return [
         (*drop, "printed as 'about', in whole points"),
-        *((check, value, paper.number("text", "data", metric).value, 0.0, note) for check, value, metric, note in facts),
+        *((check, "count", value, paper.number("text", "data", metric).value, 0.0, note) for check, value, metric, note in facts),
     ]
 
 
@@ -205,11 +202,12 @@ def _mixes(external, internal):
     floor = f"chance is {np.log(BATCH):.2f}; five captions repeat in a batch, so a curve below it shows another loss"
     return unpaired(
         [
-            ("accuracy of always the commonest external grade", 100 * constant["accuracy"], f"grade {constant['accuracy_grade']}; needs no picture"),
-            ("accuracy of guessing in the internal grade mix", 100 * mix @ prior, "needs no picture"),
-            ("within-one accuracy of the best constant grade", 100 * constant["within_one"], f"grade {constant['within_one_grade']}; stands beside any within-one accuracy"),
-            ("divergence of the external from the internal grade mix, nats", entropy(mix, prior), "Kullback-Leibler; 0 for equal mixes"),
-            (f"lowest diagonal InfoNCE loss at batch {BATCH}, nats", losses.infonce_floor(internal, BATCH), floor),
+            ("accuracy of always the commonest external grade", "percent", 100 * constant["accuracy"], f"grade {constant['accuracy_grade']}; needs no picture"),
+            ("accuracy of guessing in the internal grade mix", "percent", 100 * mix @ prior, "needs no picture"),
+            ("within-one accuracy of the best constant grade", "percent", 100 * constant["within_one"],
+             f"grade {constant['within_one_grade']}; stands beside any within-one accuracy"),
+            ("divergence of the external from the internal grade mix", "nats", entropy(mix, prior), "Kullback-Leibler; 0 for equal mixes"),
+            (f"lowest diagonal InfoNCE loss at batch {BATCH}", "nats", losses.infonce_floor(internal, BATCH), floor),
         ]
     )
 
@@ -223,11 +221,12 @@ def _reweighted(matrices, external):
             raise StudyError(f"confusion_matrices.csv: {system} has the true grades {sorted(part['true_grade'])}; each of 0 to 4 is needed once. Restore it.")
         cm = part.sort_values("true_grade")[[f"predicted_{grade}" for grade in GRADES]].to_numpy()
         note = f"{100 * np.trace(cm) / cm.sum():.1f} on its own test set; only the grade mix is changed; a reference, not a bound"
-        rows.append((f"re-weighted to the external grade mix: {system}", 100 * reweight(cm, external), note))
+        rows.append((f"re-weighted to the external grade mix: {system}", "percent", 100 * reweight(cm, external), note))
     return unpaired(rows)
 
 
-def _verdict(value, expected, tolerance):
+def _verdict(unit, value, expected, tolerance):
     if np.isnan(expected):
         return "reference"
-    return "agrees" if abs(value - expected) <= tolerance + 1e-9 else "does not agree"
+    words = ("differs", "same") if unit == "count" else ("inconsistent", "consistent")
+    return words[abs(value - expected) <= tolerance + 1e-9]

@@ -48,7 +48,8 @@ class Paper:
 
     def rows(self, **wanted):
         """Rows with these values, e.g. item="table_4", kind="model"."""
-        return self.table[np.logical_and.reduce([(self.table[column] == value).to_numpy() for column, value in wanted.items()])]
+        chosen = [(self.table[column] == value).to_numpy() for column, value in wanted.items()]
+        return self.table[np.logical_and.reduce(chosen)]
 
     def number(self, item, row, metric, column="value"):
         """One printed number; `column` is value, ci_low or ci_high."""
@@ -83,14 +84,12 @@ def slack(function, *pairs):
         Half a unit of the last decimal, or arrays of them.
     """
     middle = function(*(value for value, _ in pairs))
-    moved = [
-        function(*(np.clip(value + sign * half, 0, 100) for sign, (value, half) in zip(signs, pairs, strict=True)))
-        for signs in product((-1, 1), repeat=len(pairs))
-    ]
+    moved = [function(*(np.clip(value + sign * half, 0, 100) for sign, (value, half) in zip(signs, pairs, strict=True)))
+             for signs in product((-1, 1), repeat=len(pairs))]
     return np.abs(np.array(moved) - middle).max(axis=0)
 
 
-def compare(check, function, *printed):
+def compare(check, unit, function, *printed):
     """Hold what follows from printed numbers against what is printed.
 
     Parameters
@@ -100,17 +99,17 @@ def compare(check, function, *printed):
 
     Returns
     -------
-    (check, value, expected, tolerance)
+    (check, unit, value, expected, tolerance)
         Tolerance: the largest change of value - expected that rounding explains.
     """
     value, expected = function(*(number.value for number in printed))
     tolerance = slack(lambda *numbers: np.subtract(*function(*numbers)), *(number.pair for number in printed))
-    return check, float(value), float(expected), float(tolerance)
+    return check, unit, float(value), float(expected), float(tolerance)
 
 
 def unpaired(rows):
-    """Rows (check, value, note) against which nothing printed stands, in the form of the others."""
-    return [(check, value, np.nan, np.nan, note) for check, value, note in rows]
+    """Rows (check, unit, value, note) against which nothing printed stands, in the form of the others."""
+    return [(check, unit, value, np.nan, np.nan, note) for check, unit, value, note in rows]
 
 
 def attained(name, printed, n):
@@ -118,10 +117,11 @@ def attained(name, printed, n):
 
     Returns
     -------
-    (check, value, expected, tolerance, note)
+    (check, unit, value, expected, tolerance, note)
     """
     note = _attainable(printed.value, n, printed.decimals)
-    return f"{name} nearest to k of {n}", arithmetic.nearest(printed.value, n), printed.value, printed.half, note
+    check = f"{name} nearest to k of {n}"
+    return check, "percent", arithmetic.nearest(printed.value, n), printed.value, printed.half, note
 
 
 def _attainable(percent, n, decimals):

@@ -16,7 +16,9 @@ TABLES = {
                            ("true_grade", *(f"predicted_{grade}" for grade in range(5))), ("system", "true_grade")),
     "claims": ("source item claim test".split(), (), ("source", "claim")),
 }
-LIMITS = {"percent": (0, 100), "ratio": (0, 1), "points": (-100, 100), "count": (0, float("inf")), "minutes": (0, float("inf")), "milliseconds": (0, float("inf"))}
+LIMITS = {"percent": (0, 100), "ratio": (0, 1), "p": (0, 1), "points": (-100, 100), "years": (0, 120),
+          **dict.fromkeys(("count", "minutes", "milliseconds"), (0, float("inf")))}
+RELATIONS = ("=", "<", "about")
 RATIOS = {"accuracy": (0, 1), "macro_f1": (0, 1), "qwk": (-1, 1)}  # of peers.csv
 
 
@@ -80,6 +82,7 @@ def read(folder, name):
 def _check_ranges(name, table):
     if "unit" in table:
         _refuse(name, table, "unit", ~table["unit"].isin(LIMITS), f"known units: {', '.join(LIMITS)}")
+        _refuse(name, table, "relation", ~table["relation"].isin(RELATIONS), f"known relations: {' '.join(RELATIONS)}")
         low, high = (table["unit"].map({unit: limits[side] for unit, limits in LIMITS.items()}) for side in (0, 1))
         _refuse(name, table, "value", ~table["value"].between(low, high), "outside the range of its unit")
     if "ci_low" in table:

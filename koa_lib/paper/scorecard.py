@@ -1,7 +1,6 @@
 """The scorecard's rules: every published number held against ours, with a verdict by a rule that is the same in every run."""
 
 import math
-import re
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -11,47 +10,113 @@ import pandas as pd
 from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
 
-COLUMNS = "source item row metric unit published ours ci_low ci_high rule verdict reason".split()
-VERDICTS = ("replicated", "not replicated", "inconclusive", "not comparable", "not run")
-TOLERANCE = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
-MODEL_RULE = "within {0}, and inside the 95 % interval over at least 5 runs (half-width up to {0})"
+COLUMNS = ("source item row metric unit relation published ours runs ci_low ci_high prediction_low prediction_high boot_low boot_high "
+           "model rule verdict follows_from reason").split()
+VERDICTS = ("replicated", "not replicated", "inconclusive", "not comparable", "not run")  # of rows with a model
+FOUND = ("same", "differs", "consistent", "inconsistent", "shown", "not run")  # of rows without one
+MARGIN = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
+MODEL_RULE = ("off by at most {0} and the mean known to within {0}: replicated; off by more and outside the 95 % prediction interval: not; "
+              f"at least {stats.FEWEST_RUNS} trainings")
 COUNTED = "same count as in the manifest"
-REPEATED = "same number as in table 2, which it repeats"
-CITED = "same number as found in the cited source, rounded to the printed digits"
-TIMED = "no longer than the published time; the hardware differs"
+REPEATED = "consistent with table 2, which it repeats"
+CITED = "same number as in the cited source, rounded to the printed digits"
+TIMED = "shown beside the published time of other hardware"
 DERIVED = "follows from the other printed numbers, within rounding"
+TESTED = "CLIP ahead with exact p < 0.05"
 WITHOUT_MODEL = (COUNTED, REPEATED, CITED, TIMED, DERIVED)
-NONE = "none found"  # measured, but nothing that was tried reaches it
+NOTHING_REACHES = "nothing that was tried reaches it"
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 # The readings whose rules were chosen or changed after first results had been seen; every other rule is older.
 LATER = ("D21", "D34", "D37")
-_BESIDE = re.compile(r"group bootstrap of fold \S+ alone: (\S+) to (\S+?)(?:;|$)")
 
 
 class Ours(NamedTuple):
-    """A value of ours in the published unit, its 95 % interval (NaN without one) and what to say about it."""
+    """A value of ours in the published unit.
+
+    Attributes
+    ----------
+    value : float
+        A mean where there are several trainings; infinite where it was measured but nothing that was tried reaches it.
+    ci_low, ci_high : float
+        95 % t interval of the mean over the trainings; NaN below five.
+    note : str
+        What to say about it.
+    runs : int
+        Trainings (folds x seeds).
+    boot_low, boot_high : float
+        95 % group bootstrap of the training that is shown.
+    """
 
     value: float
     ci_low: float = math.nan
     ci_high: float = math.nan
     note: str = ""
+    runs: int = 0
+    boot_low: float = math.nan
+    boot_high: float = math.nan
+
+    @property
+    def half(self):
+        """Half the width of the t interval: to within what the mean is known."""
+        return (self.ci_high - self.ci_low) / 2
+
+    @property
+    def prediction(self):
+        """(low, high) of the 95 % interval of one further training; NaN below five."""
+        # mean ± t s sqrt(1 + 1/k), from the t interval's half-width t s / sqrt(k)
+        reach = self.half * math.sqrt(self.runs + 1)
+        return self.value - reach, self.value + reach
+
+
+def over_runs(values, note="", boot=(math.nan, math.nan)):
+    """`Ours` from the values of several trainings; `boot` is the group-bootstrap interval of the one that is shown."""
+    values = np.asarray(values, dtype=float)
+    return Ours(*stats.run_interval(values), note, int((~np.isnan(values)).sum()), *boot)
+
+
+def agreement(ours, published, margin):
+    """The verdict on a mean over trainings, and why.
+
+    With d the difference to the published value: *not replicated* when |d| exceeds the margin and the published value
+    lies outside the 95 % prediction interval of one further training; *replicated* when |d| is within the margin and
+    the mean is known to within the margin (half-width of its t interval); else, and below five trainings, *inconclusive*.
+
+    Parameters
+    ----------
+    ours : Ours
+    published, margin : float
+        In the same unit.
+
+    Returns
+    -------
+    (verdict, reason) : str
+    """
+    off = ours.value - published
+    said = f"off by {off:+.3g}"
+    if ours.runs < stats.FEWEST_RUNS:
+        return "inconclusive", f"{said}; {ours.runs or 'too few'} training{'s' * (ours.runs != 1)}, {stats.FEWEST_RUNS} are needed"
+    low, high = ours.prediction
+    if abs(off) > margin:
+        outside = not low <= published <= high
+        return ("not replicated", said) if outside else ("inconclusive", f"{said}; a further training may give the published value")
+    known = ours.half <= margin
+    return ("replicated", said) if known else ("inconclusive", f"{said}; the mean is known to within {ours.half:.2g} only")
 
 
 def scorecard(published, ours, comparable, reason=""):
     """Hold published numbers against ours: one row for each published row, in their order.
 
-    Model rows are *replicated* when ours is within 3 points (0.03 for ratios) and the published value lies inside
-    the interval over folds x seeds, *inconclusive* when that interval's half-width exceeds 3 points or there are
-    fewer than five runs, else *not replicated*. Counts, citations, repeated numbers and timings need no trained
-    model and are judged in every run. A row without a value of ours is *not run*, with the reason.
+    Rows that need a model are judged by `agreement` or by the test of their claim, and are *not comparable* where the run
+    is not. Counts and cited numbers are the *same* or *differ*, repeated numbers are *consistent* or *inconsistent*, times
+    are *shown*, all in every run. A row without a value of ours is *not run*, with the reason.
 
     Parameters
     ----------
     published : DataFrame
         `published/jpm2026.csv`, or a table of that form with a `system` column.
     ours : dict
-        (item, row, metric), with the system before them where the table has systems, -> `Ours` or a tuple like it;
-        or a str that says why there is no value. An infinite value of a model row was measured, but nothing that was tried reaches it.
+        (item, row, metric), with the system before them where the table has systems, -> `Ours`, or `claims.Answer` where
+        the row is a test; or a str that says why there is no value.
     comparable : bool
         Whether model rows may be scored (real data, the settings as printed).
     reason : str
@@ -60,7 +125,7 @@ def scorecard(published, ours, comparable, reason=""):
     Returns
     -------
     DataFrame
-        source, item, row, metric, unit, published, ours, ci_low, ci_high, rule, verdict, reason.
+        `COLUMNS`; follows_from is empty.
 
     Raises
     ------
@@ -75,14 +140,42 @@ def scorecard(published, ours, comparable, reason=""):
         raise StudyError(f"The published numbers have no row {unknown[0]}. Use item, row and metric of the table.")
     rows = []
     for key, row in known.items():
-        value = ours.get(key, "this run makes no such value")
-        judged = _repeated(row, known) if row.kind == "duplicate" else _judged(row, value, comparable, reason)
-        rows.append((getattr(row, "system", "jpm2026"), *key[-3:], row.unit, row.value, *judged))
-    return pd.DataFrame(rows, columns=COLUMNS)
+        found = _repeated(row, known) if row.kind == "duplicate" else ours.get(key, "this run makes no such value")
+        judged = _judged(row, found, "" if comparable else reason)
+        rows.append(line(getattr(row, "system", "jpm2026"), *key[-3:], row.unit, relation=row.relation.strip("="), published=row.value,
+                         **judged))
+    return table(rows)
+
+
+def line(source, item, row, metric, unit, **columns):
+    """One row of the scorecard; what is not given is undefined or empty."""
+    empty = dict.fromkeys(COLUMNS, math.nan) | {"relation": "", "runs": 0, "model": True, "rule": "", "verdict": "", "follows_from": "", "reason": ""}
+    return empty | {"source": source, "item": item, "row": row, "metric": metric, "unit": unit} | columns
+
+
+def table(rows):
+    """Rows made by `line` as a frame with typed columns."""
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"runs": int, "model": bool})
+
+
+def answered(answer, rule, reason=""):
+    """Columns of a row that a claim's own test decides; its interval is no interval over trainings.
+
+    Parameters
+    ----------
+    answer : claims.Answer
+    reason : str
+        Why the run is not comparable, when it is not.
+    """
+    verdict, why = answer.verdict, answer.reason
+    if verdict != "not run" and reason:
+        verdict, why = "not comparable", joined(reason, why)
+    value = answer.ours if math.isfinite(answer.ours) else math.nan
+    return {"ours": value, "boot_low": answer.ci_low, "boot_high": answer.ci_high, "rule": rule, "verdict": verdict, "reason": why}
 
 
 def measured(item, row, runs, fold=None, draws=1000, seed=0):
-    """Values of the paper's rows from several runs (folds x seeds), with their t interval.
+    """Values of the paper's rows from several runs (folds x seeds).
 
     Parameters
     ----------
@@ -98,59 +191,15 @@ def measured(item, row, runs, fold=None, draws=1000, seed=0):
     Returns
     -------
     dict
-        (item, row, metric) -> `Ours` in the published unit, for `scorecard`: mean and t interval; the note has the group
-        bootstrap of the shown fold, because runs are graded on the same pictures and their interval says nothing of others.
+        (item, row, metric) -> `Ours` in the published unit, for `scorecard`. Runs are graded on the same pictures, so
+        their interval says nothing of others: the group bootstrap of the shown fold stands beside it.
     """
     if not runs:
         return {}
     values = pd.DataFrame([_values(item, row, graded) for graded in runs])
     shown = next((graded for graded in runs if graded.attrs.get("fold") == fold), runs[0])
-    beside = _bootstrap(item, row, shown, draws, seed)
-    return {key: Ours(*stats.run_interval(values[key]), beside.get(key, "")) for key in values}
-
-
-def beside(reason):
-    """The group-bootstrap interval that `measured` put into a reason, e.g. '12.1 to 19.9'; empty without one."""
-    found = _BESIDE.search(reason)
-    return f"{found[1]} to {found[2]}" if found else ""
-
-
-def _bootstrap(item, row, graded, draws, seed):
-    predicted = graded[metrics.PROBABILITIES].to_numpy().argmax(1)
-    drawn = stats.group_bootstrap(graded["kl_grade"], predicted, graded["group_id"], draws, seed)
-    if item == "table_3":
-        found = zip(("sensitivity", "specificity"), metrics.rates(drawn), strict=True)
-        draws = {(item, str(grade), name): values[:, grade] for name, values in found for grade in range(metrics.K)}
-    else:
-        draws = {(item, row, name): values for name, values in metrics.from_confusion(drawn).items()}
-    intervals = {key: stats.interval(100 * values) for key, values in draws.items()}
-    fold = graded.attrs.get("fold", 1)
-    return {key: f"group bootstrap of fold {fold} alone: {low:.1f} to {high:.1f}" for key, (low, high) in intervals.items() if math.isfinite(low)}
-
-
-def agreement(value, published, tolerance):
-    """The verdict on a mean over runs, and how far it is off.
-
-    Parameters
-    ----------
-    value : Ours
-        Mean and t interval over runs (NaN bounds below five).
-    published, tolerance : float
-        In the same unit.
-
-    Returns
-    -------
-    (verdict, reason) : str
-    """
-    # The order of the questions is part of the rule.
-    off, half = value.value - published, (value.ci_high - value.ci_low) / 2
-    if not math.isfinite(half):
-        return "inconclusive", f"ours differs by {off:+.3g}; fewer than {stats.FEWEST_RUNS} runs give no interval"
-    if abs(off) <= tolerance and value.ci_low <= published <= value.ci_high:
-        return "replicated", f"ours differs by {off:+.3g}"
-    if half > tolerance:
-        return "inconclusive", f"ours differs by {off:+.3g}; half-width {half:.3g}"
-    return "not replicated", f"ours differs by {off:+.3g}"
+    boots = _bootstrap(item, row, shown, draws, seed)
+    return {key: over_runs(values[key], boot=boots.get(key, (math.nan, math.nan))) for key in values}
 
 
 def same_as_printed(found, printed, count):
@@ -162,45 +211,15 @@ def same_as_printed(found, printed, count):
     return bool(abs(found - printed) <= _unit(printed, count) / 2 + 1e-9)
 
 
+def joined(*parts):
+    """Parts of a reason, each once."""
+    return "; ".join(dict.fromkeys(part for part in parts if isinstance(part, str) and part))
+
+
 def _unit(printed, count):
     # Of the last digit that counts as printed.
-    step = _step(printed)
+    step = 10.0 ** Decimal(str(printed)).normalize().as_tuple().exponent
     return step if count and printed >= LARGE_COUNT else min(step, 1)
-
-
-def _step(printed):
-    # The unit of the last digit that is not zero.
-    return 10.0 ** Decimal(str(printed)).normalize().as_tuple().exponent
-
-
-def needs_model(scorecard):
-    """Whether each row needs a trained model; the others compare printed numbers, counts and timings."""
-    return ~scorecard["rule"].isin(WITHOUT_MODEL)
-
-
-def whole_counts(rows):
-    """The scorecard with counts as whole numbers and an infinite value as `NONE`, for showing; other numbers stay as they are."""
-    def number(value, unit):
-        if math.isinf(value):
-            return NONE
-        return int(value) if unit == "count" and math.isfinite(value) and value == int(value) else value
-
-    shown = {column: pd.Series([number(*pair) for pair in zip(rows[column], rows["unit"], strict=True)], rows.index, object) for column in ("published", "ours")}
-    return rows.assign(**shown)
-
-
-def sentence(scorecard):
-    """The tally in words: rows that need a trained model and rows that need none, apart."""
-    alone = ~needs_model(scorecard)
-    return (f"Of the {(~alone).sum()} rows that need a trained model, {_tally(scorecard[~alone])}. "
-            f"Of the {alone.sum()} rows that need none (counts, repeated and cited numbers, timings, arithmetic), {_tally(scorecard[alone])}; "
-            "these say nothing about how well the model grades.")
-
-
-def _tally(rows):
-    counts = rows["verdict"].value_counts()
-    said = [f"{counts[verdict]} {'are' if counts[verdict] > 1 else 'is'} {verdict}" for verdict in VERDICTS if verdict in counts]
-    return ", ".join(said) or "none is judged"
 
 
 def _by_key(published):
@@ -212,6 +231,17 @@ def _by_key(published):
     return dict(zip(keys, published.itertuples(), strict=True))
 
 
+def _bootstrap(item, row, graded, draws, seed):
+    predicted = graded[metrics.PROBABILITIES].to_numpy().argmax(1)
+    drawn = stats.group_bootstrap(graded["kl_grade"], predicted, graded["group_id"], draws, seed)
+    if item == "table_3":
+        found = zip(("sensitivity", "specificity"), metrics.rates(drawn), strict=True)
+        draws = {(item, str(grade), name): values[:, grade] for name, values in found for grade in range(metrics.K)}
+    else:
+        draws = {(item, row, name): values for name, values in metrics.from_confusion(drawn).items()}
+    return {key: stats.interval(100 * values) for key, values in draws.items()}
+
+
 def _values(item, row, graded):
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
     if item != "table_3":
@@ -219,73 +249,61 @@ def _values(item, row, graded):
         values = metrics.from_confusion(metrics.confusion(grades, probabilities.argmax(1)))
         return {(item, row, name): 100 * float(values[name]) for name in names}
     values = {("text", "macro", "auc"): metrics.macro_auc(grades, probabilities)}
-    for line in metrics.per_grade(grades, probabilities).itertuples():
-        values[item, str(line.grade), "sensitivity"] = 100 * line.sensitivity
-        values[item, str(line.grade), "specificity"] = 100 * line.specificity
-        values[item, str(line.grade), "auc"] = line.auc
+    for each in metrics.per_grade(grades, probabilities).itertuples():
+        values[item, str(each.grade), "sensitivity"] = 100 * each.sensitivity
+        values[item, str(each.grade), "specificity"] = 100 * each.specificity
+        values[item, str(each.grade), "auc"] = each.auc
     return values
 
 
-def _judged(row, value, comparable, reason):
-    rule = _rule(row)
-    if row.kind == "model" and not isinstance(value, str) and math.isinf(value[0]):
-        return np.inf, np.nan, np.nan, rule, *(("not replicated", Ours(*value).note) if comparable else ("not comparable", _joined(reason, Ours(*value).note)))
-    if isinstance(value, str) or not math.isfinite(value[0]):
-        missing = value if isinstance(value, str) else Ours(*value).note or "undefined in this run"
-        return np.nan, np.nan, np.nan, rule, "not run", missing.removeprefix("not run: ")
-    value = Ours(*value)
-    if row.kind == "model" and not comparable:
-        verdict, why = "not comparable", reason
-    elif row.kind == "model" and row.relation != "<":
-        verdict, why = agreement(value, row.value, TOLERANCE.get(row.unit, 0.0))
-    else:
-        verdict, why = ("replicated" if _holds(row, value.value) else "not replicated"), _caution(row, value.value)
-    return *value[:3], rule, verdict, _joined(why, value.note, f"the paper's: {_note(row)}" if row.kind == "speed" else "")
-
-
-def _caution(row, found):
-    # What the verdict alone would hide: the hardware, or the plain cause of a number that does not agree.
-    if row.kind == "speed":
-        return "the rule's verdict for this machine; other hardware, so it says nothing about the printed time"
-    unit = _unit(row.value, row.unit == "count")
-    if _rule(row) == CITED and not _holds(row, found) and 0 < found - row.value < unit:
-        return f"holds when digits are cut, not by rounding: rounded, {found:,.{_places(unit)}f} is {row.value + unit:,.{_places(unit)}f}"
-    return ""
-
-
-def _places(unit):
-    return max(0, -Decimal(str(unit)).normalize().as_tuple().exponent)
+def _judged(row, found, reason):
+    rule, model = _rule(row), row.kind in ("model", "test")
+    if isinstance(found, str):
+        return {"model": model, "rule": rule, "verdict": "not run", "reason": found.removeprefix("not run: ")}
+    if row.kind == "test":
+        return answered(found, rule, reason)
+    ours = Ours(*found)
+    if math.isnan(ours.value):
+        return {"model": model, "rule": rule, "verdict": "not run", "reason": ours.note or "undefined in this run"}
+    verdict, why = _of_model(row, ours, reason) if model else _without_model(row, ours.value)
+    low, high = ours.prediction
+    return {"ours": ours.value if math.isfinite(ours.value) else math.nan, "runs": ours.runs, "ci_low": ours.ci_low, "ci_high": ours.ci_high,
+            "prediction_low": low, "prediction_high": high, "boot_low": ours.boot_low, "boot_high": ours.boot_high,
+            "model": model, "rule": rule, "verdict": verdict, "reason": joined(why, ours.note)}
 
 
 def _rule(row):
     if row.kind == "model":
-        return f"below {row.value:g}" if row.relation == "<" else MODEL_RULE.format(f"{TOLERANCE.get(row.unit, 0.0):g}")
-    rules = {"fact": CITED if hasattr(row, "system") else COUNTED, "citation": CITED, "speed": TIMED}
+        return MODEL_RULE.format(f"{MARGIN.get(row.unit, 0.0):g}")
+    rules = {"test": TESTED, "fact": CITED if hasattr(row, "system") else COUNTED, "citation": CITED, "speed": TIMED, "duplicate": REPEATED}
     if row.kind not in rules:
-        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; known: model, duplicate, {', '.join(rules)}.")
+        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; known: model, {', '.join(rules)}.")
     return rules[row.kind]
 
 
-def _holds(row, value):
-    rule = _rule(row)
-    if rule == CITED:
-        return same_as_printed(value, row.value, row.unit == "count")
-    if rule == COUNTED:
-        return value == row.value
-    return value <= row.value if rule == TIMED else value < row.value
+def _of_model(row, ours, reason):
+    nothing = NOTHING_REACHES * math.isinf(ours.value)
+    if reason:
+        return "not comparable", joined(reason, nothing)
+    return ("not replicated", nothing) if nothing else agreement(ours, row.value, MARGIN.get(row.unit, 0.0))
+
+
+def _without_model(row, found):
+    if row.kind == "speed":
+        return "shown", ""
+    if row.kind == "duplicate":
+        return ("consistent" if math.isclose(found, row.value, abs_tol=1e-9) else "inconsistent"), row.note
+    unit, cited = _unit(row.value, row.unit == "count"), _rule(row) == CITED
+    same = same_as_printed(found, row.value, row.unit == "count") if cited else found == row.value
+    # The plain cause of a number that is not the same.
+    cut = cited and not same and 0 < found - row.value < unit
+    places = max(0, -Decimal(str(unit)).normalize().as_tuple().exponent)
+    rounded = f"holds when digits are cut, not by rounding: rounded, {found:,.{places}f} is {row.value + unit:,.{places}f}"
+    return "same" if same else "differs", rounded if cut else ""
 
 
 def _repeated(row, known):
     twin = known.get(("table_2", "test", row.metric))
     if twin is None:
         raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} repeats no row of table 2. Correct its kind.")
-    verdict = "replicated" if math.isclose(twin.value, row.value, abs_tol=1e-9) else "not replicated"
-    return twin.value, np.nan, np.nan, REPEATED, verdict, _joined(f"table 2 prints {twin.value:.2f}", _note(row))
-
-
-def _note(row):
-    return row.note if isinstance(row.note, str) else ""
-
-
-def _joined(*parts):
-    return "; ".join(dict.fromkeys(part for part in parts if part))
+    return Ours(twin.value, note=f"table 2 prints {twin.value:.2f}")

@@ -8,6 +8,7 @@ from koa_lib.paper import arithmetic
 from koa_lib.paper.printed import Paper, attained, slack
 
 BOOTSTRAP_DRAWS = 1000  # "bootstrapping (N = 1000)", section 4.1 of the paper
+SUMMED = "pictures that the interval widths imply, summed"
 
 
 def per_grade(published, counts):
@@ -16,9 +17,10 @@ def per_grade(published, counts):
     Returns
     -------
     DataFrame
-        kl_grade, n, sensitivity, specificity, implied_precision, implied_f1, ci_low, ci_high (as printed), wilson_low,
+        kl_grade, n, sensitivity, specificity, implied_precision, implied_f1, printed_low, printed_high (of the sensitivity), wilson_low,
         wilson_high (percent), width_ratio (printed over expected interval width), n_of_width (pictures that give the
-        printed width), attainable ("yes" when the sensitivity can be k of n rounded, "only if cut" when it can with decimals cut); five rows.
+        printed width), attainable ("yes" when the sensitivity can be k of n rounded, "only if cut" when it can with
+        decimals cut); five rows.
     """
     paper, n = Paper(published), np.asarray(counts["external"], dtype=float)
     sensitivity, specificity = paper.grades("sensitivity"), paper.grades("specificity").value
@@ -34,8 +36,8 @@ def per_grade(published, counts):
             "specificity": specificity,
             "implied_precision": precision,
             "implied_f1": f1,
-            "ci_low": low,
-            "ci_high": high,
+            "printed_low": low,
+            "printed_high": high,
             "wilson_low": wilson[:, 0],
             "wilson_high": wilson[:, 1],
             "width_ratio": arithmetic.ci_width_ratio(sensitivity.value, low, high, n),
@@ -78,21 +80,15 @@ def intervals(paper, external):
     def pictures(*interval):
         return arithmetic.pictures_of_width(*interval).sum()
 
-    note = (
-        f"over the width that n independent pictures give; the tolerance holds rounding and how far an interval of only {BOOTSTRAP_DRAWS:,} bootstrap draws is off by chance; clusters or duplicates would give more than 1"
-    )
+    note = ("over the width that n independent pictures give; the tolerance holds rounding and how far an interval of only "
+            f"{BOOTSTRAP_DRAWS:,} bootstrap draws is off by chance; clusters or duplicates would give more than 1")
     # 0 * x keeps an undefined width without an expectation, as NaN.
     widths = zip(GRADES, ratios(point, low.value, high.value), slack(ratios, *honest), strict=True)
     total = pictures(point, low.value, high.value)
     return [
-        *((f"interval width ratio, grade {grade}", ratio, 1.0 + 0 * ratio, explained, note) for grade, ratio, explained in widths),
-        (
-            "pictures that the interval widths imply, summed",
-            total,
-            external.sum() + 0 * total,
-            slack(pictures, *honest),
-            "narrow intervals imply many pictures; another interval method would differ",
-        ),
+        (SUMMED, "pictures", total, external.sum() + 0 * total, slack(pictures, *honest),
+         "narrow intervals imply many pictures; another interval method would differ"),
+        *((f"interval width ratio, grade {grade}", "ratio", ratio, 1.0 + 0 * ratio, explained, note) for grade, ratio, explained in widths),
         _centres(sensitivity, low, high),
     ]
 
@@ -101,5 +97,6 @@ def _centres(sensitivity, low, high):
     offsets = np.round((low.value + high.value) / 2 - sensitivity.value, low.decimals + 1)
     side = -1 if (offsets < 0).sum() >= (offsets > 0).sum() else 1
     shown, explained = ", ".join(f"{offset:+g}" for offset in offsets), low.half + sensitivity.half
-    note = f"centre minus point {shown} points; rounding explains up to {explained:g} either way; cut decimals or the skew of a proportion give one direction"
-    return "intervals off-centre in the same direction", (np.sign(offsets) == side).sum(), np.nan, np.nan, note
+    note = (f"centre minus point {shown} points; rounding explains up to {explained:g} either way; cut decimals or the skew "
+            "of a proportion give one direction")
+    return "intervals off-centre in the same direction", "count", (np.sign(offsets) == side).sum(), np.nan, np.nan, note

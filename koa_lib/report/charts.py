@@ -5,7 +5,6 @@ import textwrap
 import numpy as np
 
 from koa_lib.errors import StudyError
-from koa_lib.grades import NAMES
 from koa_lib.report.style import INK, PLAIN_COLOURS, narrow, styled
 
 # The parts of `shift.decomposition` from top to bottom; a change starts at the end of another part.
@@ -46,30 +45,6 @@ def shift(table):
     axis.set(xlabel="accuracy (95 % interval); hatched: change", ylim=(4.6, -0.6))
     axis.set_yticks(range(5), [textwrap.fill(part, 20) for part in _PARTS])
     axis.set_xlim(left=0)
-    return figure
-
-
-@styled
-def intervals(table):
-    """Printed interval of each grade's sensitivity beside Wilson's (1927) for as many independent pictures.
-
-    Parameters
-    ----------
-    table : DataFrame
-        kl_grade, n, sensitivity, ci_low, ci_high, wilson_low, wilson_high (per cent).
-    """
-    figure, axis = narrow(3.2)
-    pairs = {"printed": ("ci_low", "ci_high", -0.12, "D"), "Wilson interval of n independent pictures": ("wilson_low", "wilson_high", 0.12, "o")}
-    for (name, (low, high, aside, mark)), colour in zip(pairs.items(), PLAIN_COLOURS[1::-1], strict=True):
-        middle, ends = table["sensitivity"], table[[low, high]].to_numpy(float).T
-        reach = np.abs(ends - middle.to_numpy(float))
-        axis.errorbar(np.arange(len(table)) + aside, middle, yerr=reach, fmt=mark, color=colour, capsize=4, lw=2, label=name)
-    axis.set_xticks(range(len(table)), [f"{row.kl_grade}\n{NAMES[row.kl_grade]}\nn = {row.n:,}" for row in table.itertuples()])
-    for place in np.flatnonzero(table["sensitivity"].isna()):
-        _absent(axis, place, "undefined")
-    axis.set(xlabel="KL grade", ylabel="sensitivity (%), 95 % interval", xlim=(-0.5, len(table) - 0.5))
-    axis.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside lower center")
     return figure
 
 

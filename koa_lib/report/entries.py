@@ -152,6 +152,11 @@ def listed(texts):
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def tally(frame, name):
+    """'3 replicated, 1 not run': how often each value of a column is there."""
+    return ", ".join(f"{count} {value}" for value, count in frame[name].value_counts().items()) or "none"
+
+
 def fixed(number, decimals=3):
     """A number with this many decimals, '–' where it is undefined."""
     return "–" if pd.isna(number) else f"{number:,.{decimals}f}"
@@ -162,4 +167,4 @@ def signed(number, decimals=1):
     return "–" if pd.isna(number) else f"{number:+,.{decimals}f}"
 
 
-FILTERS = {function.__name__: function for function in (excluding_zero, best, lowest, where, plural, listed, fixed, signed)}
+FILTERS = {function.__name__: function for function in (excluding_zero, best, lowest, where, plural, listed, tally, fixed, signed)}

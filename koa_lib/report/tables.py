@@ -16,7 +16,7 @@ LONG = 40  # characters of a cell that is a sentence
 # Unit -> decimals and what stands behind the head; "unit.2" has two decimals.
 UNITS = {"count": (0, ""), "ratio": (3, ""), "number": (3, ""), "percent": (1, "%"), "points": (1, "points"), "p": (4, ""),
          "nats": (3, "nats"), "milliseconds": (1, "ms"), "seconds": (1, "s"), "minutes": (1, "min"), "pixels": (0, "px"),
-         "grades": (3, "grades")}
+         "grades": (3, "grades"), "years": (0, "years"), "pictures": (1, "pictures")}
 # Whose unit another column names, row by row; published numbers have two decimals.
 BY_UNIT, _BY_UNIT_DECIMALS = "by_unit", {"percent": 2, "points": 2}
 HIDDEN, TEXT = "hidden", "text"
@@ -148,7 +148,8 @@ def _cells(frame, columns):
         if column.format == HIDDEN or (base and str(name).endswith("_high")):
             continue
         numeric = column.format not in (TEXT, TERM)
-        texts = [_text(value, _format(column, units, place), signed) for signed in [numeric and _signed(frame[name])] for place, value in enumerate(frame[name])]
+        signs = _signs(column, frame[name], units)
+        texts = [_text(value, _format(column, units, place), signs[place]) for place, value in enumerate(frame[name])]
         if base:
             highs = [_text(value, _format(column, units, place), True) for place, value in enumerate(frame[f"{base}_high"])]
             texts = [low if low == UNDEFINED else f"{low} to {high}" for low, high in zip(texts, highs, strict=True)]
@@ -163,6 +164,14 @@ def _format(column, units, place):
         return column.format
     unit = units.iloc[place] if units is not None else ""
     return f"{unit}.{_BY_UNIT_DECIMALS[unit]}" if unit in _BY_UNIT_DECIMALS else unit if unit in UNITS else "number"
+
+
+def _signs(column, values, units):
+    # Whether a cell stands among numbers below 0, for a column of mixed units among those of its own.
+    if column.format != BY_UNIT or units is None:
+        return [column.format not in (TEXT, TERM) and _signed(values)] * len(values)
+    signed = {unit: _signed(values[units == unit]) for unit in set(units)}
+    return [signed[unit] for unit in units]
 
 
 def _signed(values):

@@ -142,7 +142,7 @@ def few_shot(embeddings, graded, shots, draws=20, seed=0):
     rows = []
     for draw in range(draws):
         # The number of shots is no part of the seed, so that draws of more shots hold nearly all pictures of fewer.
-        train, test = _few_shot_split(grades, codes, shots, np.random.default_rng([seed, draw]))
+        train, test = few_shot_split(grades, codes, shots, np.random.default_rng([seed, draw]))
         predicted = _few_shot_classifier().fit(embeddings[train], grades[train]).predict(embeddings[test])
         values = metrics.from_confusion(metrics.confusion(grades[test], predicted))
         row = {"shots": shots, "draw": draw, "n": len(test)} | {name: float(values[name]) for name in METRICS}
@@ -151,24 +151,18 @@ def few_shot(embeddings, graded, shots, draws=20, seed=0):
 
 
 def few_shot_summary(draws_table):
-    """Mean and spread over the draws of `few_shot`: they show which pictures were labelled, not how many were tested.
+    """Means over the draws of `few_shot`; their spread is that of which pictures were labelled.
 
     Returns
     -------
     DataFrame
-        shots, draws, n (mean number of test pictures); each metric's mean under its name and its standard deviation
-        as <metric>_sd (NaN for one draw); accuracy_low, accuracy_high, qwk_low, qwk_high (2.5th and 97.5th
-        percentile); best_constant (mean), gain_low, gain_high (percentiles of the accuracy minus that of the
-        best constant answer).
+        shots, draws, then n, the metrics and best_constant as means; accuracy_low, accuracy_high (2.5th and 97.5th
+        percentile), gain_low, gain_high (the same of the accuracy minus that of the best constant answer).
     """
     rows = []
     for shots, table in draws_table.groupby("shots"):
-        row = {"shots": shots, "draws": len(table), "n": table["n"].mean()}
-        for name in METRICS:
-            row |= {name: table[name].mean(), f"{name}_sd": table[name].std()}
-            if name in ("accuracy", "qwk"):
-                row[f"{name}_low"], row[f"{name}_high"] = stats.interval(table[name])
-        row["best_constant"] = table["best_constant"].mean()
+        row = {"shots": shots, "draws": len(table), **table[["n", *METRICS, "best_constant"]].mean()}
+        row["accuracy_low"], row["accuracy_high"] = stats.interval(table["accuracy"])
         row["gain_low"], row["gain_high"] = stats.interval(table["accuracy"] - table["best_constant"])
         rows.append(row)
     return pd.DataFrame(rows)
@@ -251,7 +245,7 @@ def _check_few_shot(embeddings, grades, codes, shots, draws):
             )
 
 
-def _few_shot_split(grades, codes, shots, generator):
+def few_shot_split(grades, codes, shots, generator):
     """Row numbers to train on, `shots` per grade and one per group, and those of all other groups."""
     order, used, drawn = generator.permutation(len(grades)), np.zeros(codes.max() + 1, dtype=bool), []
     # The grade with the fewest groups draws first, lest other grades use them up.

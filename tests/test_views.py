@@ -1,6 +1,5 @@
 """The external cohort in every geometry and intensity: predicted by the arm as trained, confirmatory and exploratory apart."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -24,17 +23,6 @@ def test_the_view_as_trained_is_the_confirmatory_result(graded):
     assert list(views) == list(VIEWS) and VIEWS[0] == ("stretch", "none")
     mean = np.mean([frame[PROBABILITIES] for frame in frames], axis=0)
     assert np.allclose(views[VIEWS[0]][PROBABILITIES], mean, atol=2e-6)
-
-
-def test_no_prediction_is_made_twice(graded):
-    _, _, study = graded
-    arm, runner = protocols.our_arm(study), Runner(study)
-    log = study.run_dir / "run.jsonl"
-    before = len(log.read_text().splitlines())
-    runner.run(arm)
-    runner.external_views(arm)
-    again = [json.loads(line) for line in log.read_text().splitlines()[before:]]
-    assert again and {line["status"] for line in again} == {"reused"}
 
 
 def test_a_view_changes_the_pictures_and_not_the_model(graded):

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from koa_lib import metrics
 from koa_lib.grades import PROMPT_SETS
-from koa_lib.report import diagrams, figures, flow, overlays, plots, primer, sheets
+from koa_lib.report import diagrams, figures, flow, plots, primer, sheets
 from koa_lib.report.style import COLUMN, GRADE_COLOURS, WIDTH
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -88,9 +88,9 @@ DRAWINGS = {
     "figure_2": lambda: figures.figure_2(counts()),
     "figure_3": lambda: diagrams.figure_3(FACTS, graded().iloc[0], PICTURE),
     "figure_4": lambda: diagrams.figure_4(PARTS),
-    "figure_7": lambda: figures.figure_7([PICTURE, WIDE], np.tile(FLAT, (2, 1)), [0, 4], [LONG] * 2),
+    "figure_7": lambda: figures.figure_7(graded(2).assign(image_id=LONG), [PICTURE, WIDE]),
     "figure_8": lambda: figures.figure_8(
-        [PICTURE] * 2, np.array([FLAT, -FLAT]), PROMPT_SETS["queries"], [0, 4]
+        pd.DataFrame([FLAT, -FLAT], columns=PROMPT_SETS["queries"]).assign(kl_grade=[0, 4]), [PICTURE] * 2, PROMPT_SETS["queries"]
     ),
     "kl_scale": lambda: primer.scale([PICTURE] * 5),
     "similarity": lambda: primer.similarity(compared(), PICTURE, 0),
@@ -101,12 +101,6 @@ DRAWINGS = {
         {f"KL {grade}": dict.fromkeys(WAYS, PICTURE) for grade in range(5)}
     ),
     "worst_errors": lambda: sheets.worst_errors(graded(10).assign(image_id=LONG), [PICTURE, WIDE] * 5),
-    "overlays": lambda: overlays.over_pictures(
-        [np.eye(9, dtype=np.uint8)] * 2,
-        {"Grad-CAM": np.zeros((2, 9, 9)), "attention rollout": np.ones((2, 9, 9))},
-        None,
-        ["KL 0", "KL 4"],
-    ),
     "forest": lambda: plots.forest(readings(), "qwk", "option", "factor", line="as printed"),
     "curves": lambda: plots.curves(
         history(), "epoch", ["accuracy", "loss"], "fold", "part", levels={"floor": "floor"}

@@ -12,24 +12,11 @@ from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES, arrays
-from koa_lib.report import exhibits
 from koa_lib.runner import MIRRORED
 
 SHOTS = (5, 10, 20)  # labels per grade, as the closest public study of the same cohorts has them
 DRAWS = 20
 ABSENT = "not run: no external cohort was given (EXTERNAL=<folder>)"
-
-
-def show(study, name, made, caption, why=ABSENT, **look):
-    """Show a table or figure of the external cohort; where it could not be made (None), its place says why.
-
-    `look` is handed on to `exhibits.show_table` or `exhibits.show_figure`.
-    """
-    if made is None:
-        return exhibits.not_available(study, name, caption, why)
-    return (exhibits.show_table if name.startswith("table") else exhibits.show_figure)(
-        study, name, made, caption, **look
-    )
 
 
 def shown_part(results):

@@ -7,8 +7,7 @@ import sys
 PROGRAM = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from koa_lib import exhibits, style
+from koa_lib.report import show, style
 
 @style.styled
 def draw():
@@ -17,7 +16,10 @@ def draw():
     axes.legend(title="b")
     return figure
 
-exhibits._save_figure(SimpleNamespace(shown_dir=Path(sys.argv[1])), "one", draw())
+figure, folder = draw(), Path(sys.argv[1])
+folder.mkdir()
+for kind in ("png", "svg"):
+    (folder / f"one.{kind}").write_bytes(show._image(figure, "one", kind))
 """
 RC = "axes.facecolor: black\ntext.usetex: True\nsavefig.bbox: tight\nxtick.direction: in\naxes.grid: True\n"
 
@@ -32,7 +34,7 @@ def test_matplotlibrc_changes_no_figure(tmp_path):
             [sys.executable, "-c", PROGRAM, tmp_path / name], env={**os.environ, **more}, check=True
         )
     drawn = [
-        [(tmp_path / name / "figures" / f"one.{kind}").read_bytes() for kind in ("png", "svg")]
+        [(tmp_path / name / f"one.{kind}").read_bytes() for kind in ("png", "svg")]
         for name in ("with", "without")
     ]
     assert drawn[0] == drawn[1]

@@ -53,9 +53,14 @@ def folds_and_seeds(arms, before):
     """
     rows = []
     for arm, runs in arms.items():
-        tables = {seed: fold_table(results).rename(columns={"fold": "row"}).astype({"row": str}) for seed, results in runs.items()}
+        tables = {
+            seed: fold_table(results).rename(columns={"fold": "row"}).astype({"row": str})
+            for seed, results in runs.items()
+        }
         for part, folds in next(iter(tables.values())).groupby("part", sort=False):
-            means = pd.DataFrame([table.loc[table["part"] == part, list(_SHOWN)].mean() for table in tables.values()])
+            means = pd.DataFrame(
+                [table.loc[table["part"] == part, list(_SHOWN)].mean() for table in tables.values()]
+            )
             spreads = [_spread(folds[list(_SHOWN)], "folds"), _spread(means, "seeds")]
             untouched = fold_table({part: before.get(arm, {}).get(part, [])})
             start = [untouched.assign(row="before training").drop(columns="fold")] if len(untouched) else []
@@ -71,7 +76,7 @@ def _spread(values, over):
 
 
 def untrained(arm):
-    """The arm's grader before any graded knee: an adapter is switched off, everything else has its start weights."""
+    """The arm's grader before any graded knee: an adapter is off, everything else has its start weights."""
     grader = arm.build()
     if grader.adapter is not None:
         grader.adapter.residual = 0.0
@@ -95,9 +100,14 @@ def before_training(study, runner, arm, results):
     from koa_lib import predictions, training
 
     grader, found = untrained(arm), {}
-    for part, (data, source) in ((unseen_split(results), runner.unseen(arm, grader)), ("external", runner.external(arm, grader))):
+    for part, (data, source) in (
+        (unseen_split(results), runner.unseen(arm, grader)),
+        ("external", runner.external(arm, grader)),
+    ):
         if data is not None:
-            graded = predictions.join(predictions.frame(data.rows["image_id"], training.predict(grader, source)), data.rows)
+            graded = predictions.join(
+                predictions.frame(data.rows["image_id"], training.predict(grader, source)), data.rows
+            )
             graded.attrs["fold"] = main_fold(study)
             found[part] = [graded]
     return found
@@ -116,7 +126,7 @@ def _values(graded):
 
 
 def fold_means(found, split, numbers):
-    """Mean probabilities over some folds for a split that each of them predicts, joined; a single fold as it is."""
+    """Mean probabilities over some folds for a split that each predicts, joined; a single fold as it is."""
     return joined_mean([frame for frame in found[split] if frame.attrs["fold"] in numbers])
 
 
@@ -128,19 +138,22 @@ def common_folds(*results, split):
 def paired_tests(study, results, others, split):
     """CLIP against each baseline on the same pictures, single knees without repeats.
 
-    Compared are the mean probabilities of the folds that both trained; a held-out fold as it is, because each fold holds
-    out other pictures.
+    Compared are the mean probabilities of the folds that both trained; a held-out fold as it is, because each
+    fold holds out other pictures.
 
     Returns
     -------
     DataFrame
-        baseline, folds, n, clip_only, baseline_only (discordant counts), p_exact, p_mid, p_holm, difference (of accuracy),
-        difference_low, difference_high (group bootstrap), ahead ('CLIP' or 'baseline' where Holm's p is below 0.05, else
-        'not clear'), one_answer (share of the pictures to which the baseline gives its commonest grade).
+        baseline, folds, n, clip_only, baseline_only (discordant counts), p_exact, p_mid, p_holm, difference
+        (of accuracy), difference_low, difference_high (group bootstrap), ahead ('CLIP' or 'baseline' where
+        Holm's p is below 0.05, else 'not clear'), one_answer (share of the pictures to which the baseline
+        gives its commonest grade).
     """
     rows = [_paired_test(study, results, found, name, split) for name, found in others.items()]
-    columns = ("baseline folds n clip_only baseline_only p_exact p_mid p_holm difference difference_low difference_high "
-               "ahead one_answer").split()
+    columns = (
+        "baseline folds n clip_only baseline_only p_exact p_mid p_holm difference difference_low "
+        "difference_high ahead one_answer"
+    ).split()
     table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = stats.holm(table["p_exact"])
     leader = np.where(table["difference"] > 0, "CLIP", "baseline")
@@ -154,13 +167,23 @@ def _paired_test(study, results, found, name, split):
     a, b = stats.predicted(both)
     test = stats.mcnemar(a == both["kl_grade"], b == both["kl_grade"])
     gap = stats.difference(both, "accuracy", study.profile.draws, study.seed)
-    return {"baseline": name, "folds": len(numbers), "n": len(both), "clip_only": test["b"], "baseline_only": test["c"],
-            "p_exact": test["p_exact"], "p_mid": test["p_mid"], "difference": gap["difference"], "difference_low": gap["ci_low"],
-            "difference_high": gap["ci_high"], "one_answer": np.bincount(b).max() / len(b) if len(b) else np.nan}
+    return {
+        "baseline": name,
+        "folds": len(numbers),
+        "n": len(both),
+        "clip_only": test["b"],
+        "baseline_only": test["c"],
+        "p_exact": test["p_exact"],
+        "p_mid": test["p_mid"],
+        "difference": gap["difference"],
+        "difference_low": gap["ci_low"],
+        "difference_high": gap["ci_high"],
+        "one_answer": np.bincount(b).max() / len(b) if len(b) else np.nan,
+    }
 
 
 def leak(study, by_image, by_patient):
-    """What folds over single pictures gain over folds that keep patients together, each picture graded by the fold that held it out.
+    """What folds over pictures gain over folds over patients, on pictures that each fold held out.
 
     Parameters
     ----------
@@ -170,13 +193,21 @@ def leak(study, by_image, by_patient):
     Returns
     -------
     DataFrame
-        metric, n, by_image, by_patient, difference, difference_low, difference_high (paired, patients resampled whole),
-        parted_by_image, parted_by_patient (shares of the pictures whose other knee was in training).
+        metric, n, by_image, by_patient, difference, difference_low, difference_high (paired, patients
+        resampled whole), parted_by_image, parted_by_patient (shares of the pictures whose other knee was in
+        training).
     """
     both = stats.paired(stats.pool(by_image["held_out"]), stats.pool(by_patient["held_out"]))
-    gaps = pd.DataFrame([stats.difference(both, metric, study.profile.draws, study.seed) for metric in ("accuracy", "macro_f1", "qwk")])
+    gaps = pd.DataFrame(
+        [
+            stats.difference(both, metric, study.profile.draws, study.seed)
+            for metric in ("accuracy", "macro_f1", "qwk")
+        ]
+    )
     names = {"a": "by_image", "b": "by_patient", "ci_low": "difference_low", "ci_high": "difference_high"}
-    gaps = gaps.rename(columns=names).assign(parted_by_image=parted_patients(by_image), parted_by_patient=parted_patients(by_patient))
+    gaps = gaps.rename(columns=names).assign(
+        parted_by_image=parted_patients(by_image), parted_by_patient=parted_patients(by_patient)
+    )
     gaps.insert(1, "n", len(both))
     return gaps
 
@@ -198,22 +229,35 @@ def beside_studies(study, main, results, ours, our_results):
     rows = {}
     for split in results:
         if split != "train":
-            rows[f"{main.name}, {split.replace('_', ' ')}"] = (*_tested(study, split), shown_fold(study, results, split))
+            rows[f"{main.name}, {split.replace('_', ' ')}"] = (
+                *_tested(study, split),
+                shown_fold(study, results, split),
+            )
     for split in ("test", "external"):
         if split in our_results:
-            rows[f"{ours.name}, {split}"] = (*_tested(study, split), fold_mean(study, ours, our_results, split))
+            rows[f"{ours.name}, {split}"] = (
+                *_tested(study, split),
+                fold_mean(study, ours, our_results, split),
+            )
     return rows
 
 
 def _tested(study, split):
     protocol = "phantoms" if study.synthetic else "OAI to Gornale" if split == "external" else "OAI internal"
-    place = study.profile.external.name if split == "external" else f"{study.profile.training.name}, {split.replace('_', ' ')}"
+    place = (
+        study.profile.external.name
+        if split == "external"
+        else f"{study.profile.training.name}, {split.replace('_', ' ')}"
+    )
     return protocol, place
 
 
 def parted_patients(results):
-    """Share of held-out pictures with another knee of the same patient in their training part, over all folds."""
-    parted = [held_out["group_id"].isin(set(train["group_id"])) for train, held_out in zip(results["train"], results["held_out"], strict=True)]
+    """Share of held-out pictures whose patient has another knee in their training part, over all folds."""
+    parted = [
+        held_out["group_id"].isin(set(train["group_id"]))
+        for train, held_out in zip(results["train"], results["held_out"], strict=True)
+    ]
     return float(pd.concat(parted).mean())
 
 

@@ -1,4 +1,4 @@
-"""How fast this machine's CPU grades and trains with the paper's true architecture; random weights take the same time."""
+"""How fast this machine's CPU grades and trains with the paper's true architecture, at random weights."""
 
 import contextlib
 import io
@@ -20,7 +20,9 @@ PICTURES = 8260  # of one training as printed
 # How much is measured: about 10 s in all on two cores that do nothing else.
 SECONDS, FEWEST = 2.0, 5  # for single pictures
 EMBEDDED, STEPS = 16, 50
-REPEATS = 3  # of a throughput, the fastest counts: warming up and other work on the machine only ever lengthen it
+REPEATS = (
+    3  # of a throughput, the fastest counts: warming up and other work on the machine only ever lengthen it
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Speed:
     Attributes
     ----------
     picture_ms : array (repeats,)
-        Milliseconds to grade one picture in memory: normalisation, image tower, similarity to five fixed prototypes.
+        Milliseconds to grade one picture in memory: normalisation, image tower, similarity to five fixed
+        prototypes.
     embed_per_second : float
-        Pictures per second through augmentation and the frozen tower, in batches; the fastest of three repeats.
+        Pictures per second through augmentation and the frozen tower, in batches; the fastest of three
+        repeats.
     adapter_step_ms : float
         Milliseconds of one training step of the adapter on cached embeddings, likewise.
     threads : int
@@ -61,7 +65,9 @@ def measure():
         grader = ClipGrader(clip, tokenizer, recipe.part, recipe.prompts, recipe.residual).eval()
         data = _pictures(preprocess.image_size, recipe.batch * STEPS)
         single = _single(grader, data, recipe)
-        return Speed(single, _embedding(grader, data, recipe), _step(grader, data, recipe), torch.get_num_threads())
+        return Speed(
+            single, _embedding(grader, data, recipe), _step(grader, data, recipe), torch.get_num_threads()
+        )
 
 
 def measured(study):
@@ -73,7 +79,12 @@ def measured(study):
     """
     import torch
 
-    key = {"model": MODEL, "recipe": profile.load("paper").as_printed, "processor": _processor(), "threads": torch.get_num_threads()}
+    key = {
+        "model": MODEL,
+        "recipe": profile.load("paper").as_printed,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+    }
     found = json.loads(study.store.make("speed.json", key, _write).read_text(encoding="utf-8"))
     return Speed(**{**found, "picture_ms": np.array(found["picture_ms"])})
 
@@ -115,20 +126,62 @@ def table(found, published):
     Returns
     -------
     DataFrame
-        metric, what, unit, relation, published (NaN where nothing is printed), ours, repeats_low, repeats_high (their
-        middle 95 %), how, place.
+        metric, what, unit, relation, published (NaN where nothing is printed), ours, repeats_low,
+        repeats_high (their middle 95 %), how, place.
     """
     recipe, repeats = profile.load("paper").as_printed, found.picture_ms
-    computed = f"computed, not run: {PICTURES:,} pictures in {recipe.views} views, then the steps of {recipe.epochs} epochs; without decoding"
-    rows = [("inference_ms", "Grading one picture", "milliseconds", np.median(repeats), *np.percentile(repeats, [2.5, 97.5]),
-             f"median of {len(repeats)} repeats"),
-            ("training_minutes", "One training as printed", "minutes", expected_as_printed(found), np.nan, np.nan, computed),
-            ("", "Frozen tower, one second", "pictures", found.embed_per_second, np.nan, np.nan, f"fastest of {REPEATS} repeats"),
-            ("", "One step of the adapter", "milliseconds", found.adapter_step_ms, np.nan, np.nan, f"fastest of {REPEATS} repeats")]
-    frame = pd.DataFrame(rows, columns=["metric", "what", "unit", "ours", "repeats_low", "repeats_high", "how"])
+    parts = f"{PICTURES:,} pictures in {recipe.views} views, then the steps of {recipe.epochs} epochs"
+    computed = f"computed, not run: {parts}; without decoding"
+    rows = [
+        (
+            "inference_ms",
+            "Grading one picture",
+            "milliseconds",
+            np.median(repeats),
+            *np.percentile(repeats, [2.5, 97.5]),
+            f"median of {len(repeats)} repeats",
+        ),
+        (
+            "training_minutes",
+            "One training as printed",
+            "minutes",
+            expected_as_printed(found),
+            np.nan,
+            np.nan,
+            computed,
+        ),
+        (
+            "",
+            "Frozen tower, one second",
+            "pictures",
+            found.embed_per_second,
+            np.nan,
+            np.nan,
+            f"fastest of {REPEATS} repeats",
+        ),
+        (
+            "",
+            "One step of the adapter",
+            "milliseconds",
+            found.adapter_step_ms,
+            np.nan,
+            np.nan,
+            f"fastest of {REPEATS} repeats",
+        ),
+    ]
+    frame = pd.DataFrame(
+        rows, columns=["metric", "what", "unit", "ours", "repeats_low", "repeats_high", "how"]
+    )
     printed = published[published["row"] == "runtime"].set_index("metric")
     for place, column, missing in ((3, "relation", ""), (4, "published", np.nan)):
-        frame.insert(place, column, [printed[column.replace("published", "value")].get(metric, missing) for metric in frame["metric"]])
+        frame.insert(
+            place,
+            column,
+            [
+                printed[column.replace("published", "value")].get(metric, missing)
+                for metric in frame["metric"]
+            ],
+        )
     return frame.assign(place=f"{_processor()}, {found.threads} thread{'s' * (found.threads != 1)}, no GPU")
 
 
@@ -146,7 +199,9 @@ def _pictures(size, rows):
     from koa_lib.datasets import KneeDataset
 
     pixels = np.random.default_rng(0).integers(0, 256, (EMBEDDED, size, size), dtype=np.uint8)
-    return KneeDataset(pd.DataFrame({"kl_grade": np.arange(rows) % 5}), pixels, np.arange(rows) % EMBEDDED, "fit")
+    return KneeDataset(
+        pd.DataFrame({"kl_grade": np.arange(rows) % 5}), pixels, np.arange(rows) % EMBEDDED, "fit"
+    )
 
 
 def _single(grader, data, recipe):
@@ -171,7 +226,12 @@ def _embedding(grader, data, recipe):
 
     batch = data.part(np.arange(EMBEDDED), "fit")
     with tempfile.TemporaryDirectory() as folder:
-        seconds = min(_seconds(lambda: extract(grader, batch, replace(recipe, views=2), 0, Path(folder) / "features.npy")) for _ in range(REPEATS))
+        seconds = min(
+            _seconds(
+                lambda: extract(grader, batch, replace(recipe, views=2), 0, Path(folder) / "features.npy")
+            )
+            for _ in range(REPEATS)
+        )
     return 2 * EMBEDDED / seconds
 
 
@@ -182,7 +242,10 @@ def _step(grader, data, recipe):
     width = grader.fixed_prototypes.shape[1]
     features = Features(data, np.random.default_rng(0).normal(size=(1, EMBEDDED, width)).astype(np.float16))
     with contextlib.redirect_stdout(io.StringIO()):
-        seconds = min(_seconds(lambda: fit(grader, features, None, replace(recipe, epochs=1), 0, "speed")) for _ in range(REPEATS))
+        seconds = min(
+            _seconds(lambda: fit(grader, features, None, replace(recipe, epochs=1), 0, "speed"))
+            for _ in range(REPEATS)
+        )
     return 1000 * seconds / STEPS
 
 

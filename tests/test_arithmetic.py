@@ -357,7 +357,7 @@ def test_the_audit_needs_the_published_rows_and_every_grade():
         audit(empty)
     with pytest.raises(StudyError, match="2 rows for table_3, 4, auc"):
         audit(pd.concat([PUBLISHED, PUBLISHED[(PUBLISHED["row"] == "4") & (PUBLISHED["metric"] == "auc")]]))
-    with pytest.raises(StudyError, match="all five grades"):
+    with pytest.raises(StudyError, match="all five are needed"):
         audit(counts=COUNTS | {"external": [10, 10, 10, 10, 0]})
 
 

@@ -1,4 +1,4 @@
-"""The scorecard: every published row once, judged by its own rule, and nothing but a real run scored as a model."""
+"""The scorecard: every published row once, judged by its own rule; only a real run is scored as a model."""
 
 import math
 import re
@@ -19,7 +19,10 @@ from koa_lib.paper.scorecard import COLUMNS, FOUND, VERDICTS, Ours, over_runs
 from koa_lib.profile import ROOT
 
 FOLDER = ROOT / "data_manifests/published"
-TABLES = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in ("jpm2026", "other_systems", "claims", "literature", "confusion_matrices")}
+TABLES = {
+    name: pd.read_csv(FOLDER / f"{name}.csv")
+    for name in ("jpm2026", "other_systems", "claims", "literature", "confusion_matrices")
+}
 KEY = ["item", "row", "metric"]
 
 
@@ -29,7 +32,14 @@ def graded(seed=0, n=300, right=0.5, fold=1):
     probabilities = right * np.eye(5)[truth] + (1 - right) * generator.dirichlet(np.ones(5), n)
     frame = pd.DataFrame(probabilities, columns=metrics.PROBABILITIES)
     names = [f"k{i}" for i in range(n)]
-    frame = frame.assign(image_id=names, kl_grade=truth, group_id=[f"g{i // 2}" for i in range(n)], pixel_sha256=names, width=300, height=162)
+    frame = frame.assign(
+        image_id=names,
+        kl_grade=truth,
+        group_id=[f"g{i // 2}" for i in range(n)],
+        pixel_sha256=names,
+        width=300,
+        height=162,
+    )
     frame.attrs["fold"] = fold
     return frame
 
@@ -41,17 +51,41 @@ def runs(first, right):
 @pytest.fixture
 def study(monkeypatch, tmp_path):
     """A real run of the paper's profile on all pictures; its timings and paired tests are given."""
-    whole = {role: {"pictures": number, "not_as_listed": 0} for role, number in (("training", 8260), ("external", 1650))}
+    whole = {
+        role: {"pictures": number, "not_as_listed": 0}
+        for role, number in (("training", 8260), ("external", 1650))
+    }
     monkeypatch.setattr(speed, "measured", lambda study: speed.Speed(np.full(20, 160.0), 50.0, 2.0, 2))
     monkeypatch.setattr(verdicts.comparison, "paired_tests", lambda *_: TESTS)
-    return SimpleNamespace(published=FOLDER, synthetic=False, dry=False, seed=0, run_dir=tmp_path, data_note=lambda: whole,
-                           profile=replace(profile.load("paper"), draws=50))
+    return SimpleNamespace(
+        published=FOLDER,
+        synthetic=False,
+        dry=False,
+        seed=0,
+        run_dir=tmp_path,
+        data_note=lambda: whole,
+        profile=replace(profile.load("paper"), draws=50),
+    )
 
 
 RESULTS = {"train": runs(0, 0.6), "external": runs(10, 0.3)}
 NAMES = ("ViT", "ResNet50", "MobileNet", "VGG19", "Wide ResNet")
-BASELINES = {name: {"external": [graded(30 + number + fold, right=0.25, fold=fold) for fold in (1, 3)]} for number, name in enumerate(NAMES)}
-TESTS = pd.DataFrame([{"baseline": "Wide ResNet", "n": 355, "p_exact": 0.001, "clip_only": 40, "baseline_only": 10, "difference": 0.1}])
+BASELINES = {
+    name: {"external": [graded(30 + number + fold, right=0.25, fold=fold) for fold in (1, 3)]}
+    for number, name in enumerate(NAMES)
+}
+TESTS = pd.DataFrame(
+    [
+        {
+            "baseline": "Wide ResNet",
+            "n": 355,
+            "p_exact": 0.001,
+            "clip_only": 40,
+            "baseline_only": 10,
+            "difference": 0.1,
+        }
+    ]
+)
 
 
 def card(study, results=RESULTS, others=BASELINES, systems=None):
@@ -69,48 +103,82 @@ def test_every_published_row_and_claim_stands_once_with_a_verdict_of_its_kind(st
     table = card(study, results)
     assert list(table.columns) == COLUMNS
     main = [("jpm2026", *row) for row in TABLES["jpm2026"][KEY].astype(str).itertuples(index=False)]
-    systems = [tuple(row) for row in TABLES["other_systems"][["system", *KEY]].astype(str).itertuples(index=False)]
+    systems = [
+        tuple(row) for row in TABLES["other_systems"][["system", *KEY]].astype(str).itertuples(index=False)
+    ]
     said = [(row.source, row.item, row.claim, "claim") for row in TABLES["claims"].itertuples()]
     rest = table[table["source"] != "arithmetic"]
-    assert sorted(rest[["source", *KEY]].itertuples(index=False, name=None)) == sorted([*main, *systems, *said])
+    assert sorted(rest[["source", *KEY]].itertuples(index=False, name=None)) == sorted(
+        [*main, *systems, *said]
+    )
     assert table["model"].is_monotonic_decreasing
-    assert set(table.loc[table["model"], "verdict"]) <= set(VERDICTS) and set(table.loc[~table["model"], "verdict"]) <= set(FOUND)
-    assert table["rule"].str.len().gt(0).all() and table.loc[table["verdict"].isin(["inconclusive", "not run"]), "reason"].str.len().gt(0).all()
+    assert set(table.loc[table["model"], "verdict"]) <= set(VERDICTS) and set(
+        table.loc[~table["model"], "verdict"]
+    ) <= set(FOUND)
+    assert (
+        table["rule"].str.len().gt(0).all()
+        and table.loc[table["verdict"].isin(["inconclusive", "not run"]), "reason"].str.len().gt(0).all()
+    )
     assert table.loc[table["verdict"] == "not run", "ours"].isna().all()
 
 
-@pytest.mark.parametrize(("changes", "name", "why"), [({"synthetic": True}, "demo", "synthetic"), ({"dry": True}, "paper", "dry run"),
-                                                      ({}, "oai", "koa-conv is not")])
+@pytest.mark.parametrize(
+    ("changes", "name", "why"),
+    [
+        ({"synthetic": True}, "demo", "synthetic"),
+        ({"dry": True}, "paper", "dry run"),
+        ({}, "oai", "koa-conv is not"),
+    ],
+)
 def test_a_run_that_is_not_the_papers_never_scores_a_model_but_shows_its_numbers(study, changes, name, why):
-    table = card(SimpleNamespace(**{**study.__dict__, **changes, "profile": replace(profile.load(name), draws=50)}))
+    table = card(
+        SimpleNamespace(**{**study.__dict__, **changes, "profile": replace(profile.load(name), draws=50)})
+    )
     assert set(table.loc[table["model"], "verdict"]) == {"not comparable", "not run"}
     shown = table[table["verdict"] == "not comparable"]
     assert len(shown) >= 30 and shown["ours"].notna().all() and shown["reason"].str.contains(why).all()
     real = card(study)
-    pd.testing.assert_frame_equal(table[~table["model"]], real[~real["model"]])  # what needs no model is judged in every profile
+    pd.testing.assert_frame_equal(
+        table[~table["model"]], real[~real["model"]]
+    )  # what needs no model is judged in every profile
 
 
 def test_rows_without_a_model_speak_their_own_words(study):
     table = card(study)
-    for key, ours, verdict in ((("text", "data", "train_images"), 8260, "same"), (("text", "data", "participants"), 4130, "differs"),
-                               (("table_4", "Fine-tuned CLIP", "accuracy"), 76.94, "consistent"),
-                               (("text", "conclusion", "macro_sensitivity"), 76.85, "inconsistent"),
-                               (("table_5", "Tiulpin 2018", "accuracy"), 66.71, "same"), (("table_5", "Chen 2019", "accuracy"), 69.7, "differs"),
-                               (("abstract", "pre-training", "images"), 1251655, "differs"),
-                               (("text", "runtime", "inference_ms"), 160, "shown")):
+    for key, ours, verdict in (
+        (("text", "data", "train_images"), 8260, "same"),
+        (("text", "data", "participants"), 4130, "differs"),
+        (("table_4", "Fine-tuned CLIP", "accuracy"), 76.94, "consistent"),
+        (("text", "conclusion", "macro_sensitivity"), 76.85, "inconsistent"),
+        (("table_5", "Tiulpin 2018", "accuracy"), 66.71, "same"),
+        (("table_5", "Chen 2019", "accuracy"), 69.7, "differs"),
+        (("abstract", "pre-training", "images"), 1251655, "differs"),
+        (("text", "runtime", "inference_ms"), 160, "shown"),
+    ):
         assert tuple(line(table, *key)[["ours", "verdict"]]) == (ours, verdict), key
     assert "1,251,655 is 1,300,000" in line(table, "abstract", "pre-training", "images")["reason"]
     assert line(table, "table_5", "Antony 2017", "accuracy")["verdict"] == "not run"
-    assert line(table, "text", "discussion", "train_test_drop")["relation"] == line(table, "text", "runtime", "training_minutes")["relation"] == "about"
+    assert (
+        line(table, "text", "discussion", "train_test_drop")["relation"]
+        == line(table, "text", "runtime", "training_minutes")["relation"]
+        == "about"
+    )
 
 
 def test_what_follows_from_one_contradiction_names_it_and_only_what_is_inconsistent_does(study):
     table = card(study)
     followers = table[table["follows_from"] != ""]
     heads = table[table["row"].isin(followers["follows_from"])]
-    assert set(followers["verdict"]) == {"inconsistent"} == set(heads["verdict"]) and (heads["follows_from"] == "").all()
+    assert (
+        set(followers["verdict"]) == {"inconsistent"} == set(heads["verdict"])
+        and (heads["follows_from"] == "").all()
+    )
     assert set(followers.loc[followers["follows_from"] == "sum of false positives", "row"]) == {
-        "accuracy implied by the specificities", "largest share of grades 0, 3, 4 in balance", "macro precision implied", "macro F1 implied"}
+        "accuracy implied by the specificities",
+        "largest share of grades 0, 3, 4 in balance",
+        "macro precision implied",
+        "macro F1 implied",
+    }
 
 
 @pytest.mark.parametrize(("file", "kinds"), [("jpm2026", ["fact", "duplicate"]), ("other_systems", ["fact"])])
@@ -129,19 +197,32 @@ def test_another_printed_number_flips_the_verdict(study, tmp_path, file, kinds):
     assert len(agreed) and set(agreed["verdict_after"]) <= {"differs", "inconsistent"}
 
 
-@pytest.mark.parametrize(("p", "difference", "verdict"), [(0.001, 0.1, "replicated"), (0.05, 0.1, "not replicated"), (0.001, -0.1, "not replicated")])
+@pytest.mark.parametrize(
+    ("p", "difference", "verdict"),
+    [(0.001, 0.1, "replicated"), (0.05, 0.1, "not replicated"), (0.001, -0.1, "not replicated")],
+)
 def test_mcnemar_is_one_row_with_a_direction(study, monkeypatch, p, difference, verdict):
-    monkeypatch.setattr(verdicts.comparison, "paired_tests", lambda *_: TESTS.assign(p_exact=p, difference=difference))
+    monkeypatch.setattr(
+        verdicts.comparison, "paired_tests", lambda *_: TESTS.assign(p_exact=p, difference=difference)
+    )
     table = card(study)
     row = line(table, "text", "mcnemar", "p_value")
-    assert (row["ours"], row["verdict"], row["unit"], row["relation"], row["rule"]) == (p, verdict, "p", "<", scorecard.TESTED)
+    assert (row["ours"], row["verdict"], row["unit"], row["relation"], row["rule"]) == (
+        p,
+        verdict,
+        "p",
+        "<",
+        scorecard.TESTED,
+    )
     assert not table["row"].str.contains("Wide ResNet").any()
 
 
 def test_a_baseline_that_answers_one_grade_says_so_in_its_rows(study):
     flat = graded().assign(**{name: float(name == "p0") for name in metrics.PROBABILITIES})
     flat.attrs["fold"] = 3
-    table = card(study, others={**BASELINES, "Wide ResNet": {"external": [flat]}, "VGG19": {"external": [flat]}})
+    table = card(
+        study, others={**BASELINES, "Wide ResNet": {"external": [flat]}, "VGG19": {"external": [flat]}}
+    )
     told = table.loc[table["reason"].str.contains("nearly always grade 0"), "row"]
     assert list(told) == ["VGG19", "mcnemar", TABLES["claims"]["claim"][0]]
 
@@ -159,7 +240,10 @@ def test_what_is_absent_says_why(study):
 
 
 def test_results_of_other_systems_can_be_given(study):
-    key, said = ("CLIP-KOA", "abstract", "CLIP-KOA", "accuracy"), TABLES["claims"].query("source == 'CLIP-KOA'").iloc[0]
+    key, said = (
+        ("CLIP-KOA", "abstract", "CLIP-KOA", "accuracy"),
+        TABLES["claims"].query("source == 'CLIP-KOA'").iloc[0],
+    )
     answer = claims.Answer(1.0, 0.2, 1.8, "points", "replicated", "clear")
     given = {key: over_runs([71, 71.2, 71.4, 70.8, 70.9]), tuple(said[["source", "item", "claim"]]): answer}
     table = card(study, systems=given)
@@ -194,7 +278,13 @@ def test_the_rule_by_hand(values, published, margin):
     if min(abs(abs(off) - margin), abs(abs(off) - reach), abs(half - margin)) < 1e-6:
         return  # an edge that rounding decides
     far = abs(off) > margin
-    expected = "not replicated" if far and abs(off) > reach else "replicated" if not far and half <= margin else "inconclusive"
+    expected = (
+        "not replicated"
+        if far and abs(off) > reach
+        else "replicated"
+        if not far and half <= margin
+        else "inconclusive"
+    )
     assert scorecard.agreement(over_runs(values), published, margin)[0] == expected
 
 
@@ -206,15 +296,26 @@ def test_a_rounded_number_agrees_and_one_beyond_its_last_digit_does_not(number, 
     assert not scorecard.same_as_printed(printed + 1.01, printed, count=False)
 
 
-@pytest.mark.parametrize(("found", "printed", "count", "same"), [
-    (1251655, 1300000, True, True), (1251655, 1200000, True, False), (19, 20, True, False), (71.4, 70, False, False), (2999, 3000, True, True)])
+@pytest.mark.parametrize(
+    ("found", "printed", "count", "same"),
+    [
+        (1251655, 1300000, True, True),
+        (1251655, 1200000, True, False),
+        (19, 20, True, False),
+        (71.4, 70, False, False),
+        (2999, 3000, True, True),
+    ],
+)
 def test_a_count_may_be_printed_rounded_but_not_cut(found, printed, count, same):
     assert scorecard.same_as_printed(found, float(printed), count) == same
 
 
 def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean():
     six = [graded(seed, 120, 0.3, fold=seed) for seed in range(6)]
-    overall, grade = scorecard.measured("table_2", "test", six, 3, 100, 0), scorecard.measured("table_3", "", six)
+    overall, grade = (
+        scorecard.measured("table_2", "test", six, 3, 100, 0),
+        scorecard.measured("table_3", "", six),
+    )
     accuracy = [metrics.summary(run["kl_grade"], run[metrics.PROBABILITIES])["accuracy"] for run in six]
     found = overall["table_2", "test", "accuracy"]
     assert found[:3] == pytest.approx(stats.run_interval(100 * np.array(accuracy))) and found.runs == 6
@@ -222,7 +323,11 @@ def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean(
     known = set(map(tuple, TABLES["jpm2026"][KEY].astype(str).to_numpy()))
     assert {*overall, *grade, *scorecard.measured("table_4", "ViT", six)} <= known
     # The same interval as in Table 4: one quantity has one interval in the report.
-    row = tables.table_4({"Fine-tuned CLIP": six[3]}, TABLES["jpm2026"], draws=100, seed=0).set_index("model").loc["Fine-tuned CLIP"]
+    row = (
+        tables.table_4({"Fine-tuned CLIP": six[3]}, TABLES["jpm2026"], draws=100, seed=0)
+        .set_index("model")
+        .loc["Fine-tuned CLIP"]
+    )
     assert (found.boot_low, found.boot_high) == pytest.approx((row.ci_low, row.ci_high))
 
 
@@ -247,7 +352,10 @@ def test_reasons_and_known_keys_are_demanded():
     ({}, True, ""), ({"pictures": 78}, False, "78 of 8,260 training pictures"),
     ({"not_as_listed": 3}, False, "3 training pictures that are not as listed")])
 def test_a_part_of_the_pictures_or_lossy_copies_are_not_the_papers_data(study, training, comparable, why):
-    study.data_note = lambda: {"training": {"pictures": 8260, "not_as_listed": 0, **training}, "external": {"pictures": 1650, "not_as_listed": 0}}
+    study.data_note = lambda: {
+        "training": {"pictures": 8260, "not_as_listed": 0, **training},
+        "external": {"pictures": 1650, "not_as_listed": 0},
+    }
     assert verdicts.comparability(study) == (comparable, why)
 
 
@@ -263,14 +371,26 @@ def test_the_headline_picture_holds_published_values_without_and_ours_with_an_in
     drawn = verdicts.against_published(card(study), synthetic=True)
     assert len(drawn) == 2 * len(verdicts.HEADLINES) and drawn["value"].dropna().between(0, 1).all()
     published, ours = (drawn[drawn["which"] == name] for name in drawn["which"].unique())
-    assert published["value_low"].isna().all() and "orientation" in published["which"].iloc[0] and "phantoms" in ours["which"].iloc[0]
+    assert (
+        published["value_low"].isna().all()
+        and "orientation" in published["which"].iloc[0]
+        and "phantoms" in ours["which"].iloc[0]
+    )
     known = ours.dropna(subset="value_low")
-    assert len(known) == 4 and (known["value_low"] <= known["value"]).all() and (known["value"] <= known["value_high"]).all()
+    assert (
+        len(known) == 4
+        and (known["value_low"] <= known["value"]).all()
+        and (known["value"] <= known["value_high"]).all()
+    )
 
 
 def test_each_rule_that_is_younger_than_first_results_is_named_in_its_section():
     text = (ROOT / "reports/deviations.md.jinja").read_text(encoding="utf-8")
     sections = re.split(r"^\((d\d+)\)=$", text, flags=re.MULTILINE)
     younger = r"after\s+the\s+(first\s+results\s+.*had\s+been\s+seen|plain\s+one\s+had\s+failed)"
-    told = {name.upper() for name, text in zip(sections[1::2], sections[2::2], strict=True) if re.search(younger, text.split("\n## ")[0])}
+    told = {
+        name.upper()
+        for name, text in zip(sections[1::2], sections[2::2], strict=True)
+        if re.search(younger, text.split("\n## ")[0])
+    }
     assert told == set(scorecard.LATER)

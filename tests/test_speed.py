@@ -34,7 +34,9 @@ def test_everything_is_timed_and_the_random_state_stays(quick, capsys):
     before = torch.random.get_rng_state()
     found = speed.measure()
     assert len(found.picture_ms) >= speed.FEWEST and (found.picture_ms > 0).all()
-    assert found.embed_per_second > 0 and found.adapter_step_ms > 0 and found.threads == torch.get_num_threads()
+    assert (
+        found.embed_per_second > 0 and found.adapter_step_ms > 0 and found.threads == torch.get_num_threads()
+    )
     assert torch.equal(before, torch.random.get_rng_state()) and not capsys.readouterr().out
 
 
@@ -45,7 +47,9 @@ def test_the_true_architecture_is_timed(monkeypatch):
     from koa_lib.model import ClipGrader
 
     def noted(grader, images):
-        graded.append((sum(value.numel() for value in grader.clip.parameters()), tuple(images.shape), grader.part))
+        graded.append(
+            (sum(value.numel() for value in grader.clip.parameters()), tuple(images.shape), grader.part)
+        )
         return forward(grader, images)
 
     forward = ClipGrader.forward
@@ -66,7 +70,9 @@ def test_measured_once_and_again_when_the_machine_changes(quick, study, monkeypa
     speed.measured(study)
     assert runs == [1]
     paper = profile.load("paper")
-    monkeypatch.setattr(speed.profile, "load", lambda name: replace(paper, as_printed=replace(paper.as_printed, batch=32)))
+    monkeypatch.setattr(
+        speed.profile, "load", lambda name: replace(paper, as_printed=replace(paper.as_printed, batch=32))
+    )
     speed.measured(study)
     assert runs == [1, 1]
 
@@ -83,7 +89,14 @@ def test_the_papers_times_stand_beside_ours_and_say_where_ours_were_taken(monkey
     assert (recipe.epochs, recipe.batch) == (30, 64)
     table = speed.table(FOUND, pd.read_csv(MANIFESTS / "published/jpm2026.csv"))
     single, whole = (table.set_index("metric").loc[name] for name in ("inference_ms", "training_minutes"))
-    assert (single.ours, single.published) == (11, 140) and (single.repeats_low, single.repeats_high) == tuple(np.percentile(FOUND.picture_ms, [2.5, 97.5]))
-    assert whole.ours == pytest.approx((8260 * recipe.views / 100 + 30 * 129 * 0.002) / 60) and np.isnan(whole.repeats_low)
-    assert (whole.relation, whole.published) == ("about", 42) and set(table["place"]) == {"Some CPU 3000, 2 threads, no GPU"}
+    assert (single.ours, single.published) == (11, 140) and (
+        single.repeats_low,
+        single.repeats_high,
+    ) == tuple(np.percentile(FOUND.picture_ms, [2.5, 97.5]))
+    assert whole.ours == pytest.approx((8260 * recipe.views / 100 + 30 * 129 * 0.002) / 60) and np.isnan(
+        whole.repeats_low
+    )
+    assert (whole.relation, whole.published) == ("about", 42) and set(table["place"]) == {
+        "Some CPU 3000, 2 threads, no GPU"
+    }
     assert table["published"].isna().tolist() == [False, False, True, True]

@@ -1,4 +1,4 @@
-"""What the other papers' notebooks answer, kept as files: the scorecard takes whatever has been answered so far."""
+"""What the other papers' notebooks answer, kept as files for the scorecard."""
 
 import json
 import math
@@ -19,7 +19,8 @@ def keep(study, system, answers):
     system : str
         As `published/other_systems.csv` and `claims.csv` name it, e.g. 'CLIP-KOA'.
     answers : dict
-        (system, item, row, metric) -> `scorecard.Ours` or a str that says why there is none, (system, item, claim) -> `claims.Answer`.
+        (system, item, row, metric) -> `scorecard.Ours` or a str that says why there is none, (system, item,
+        claim) -> `claims.Answer`.
     """
     rows = [{"key": list(key), **_plain(value)} for key, value in answers.items()]
     folder = study.shown_dir / FOLDER
@@ -28,9 +29,13 @@ def keep(study, system, answers):
 
 
 def read(study):
-    """All kept answers of a run, in the form that `verdicts.scorecard` takes; empty when no such notebook has been run."""
+    """All kept answers of a run, as `verdicts.scorecard` takes them; empty when there are none."""
     # What a session in JupyterLab has answered comes after, and so instead of, what the run has.
-    paths = [path for base in dict.fromkeys((study.run_dir, study.shown_dir)) for path in sorted((base / FOLDER).glob("*.json"))]
+    paths = [
+        path
+        for base in dict.fromkeys((study.run_dir, study.shown_dir))
+        for path in sorted((base / FOLDER).glob("*.json"))
+    ]
     rows = [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
     return {tuple(row["key"]): _back(row["kind"], row["value"]) for row in rows}
 
@@ -38,9 +43,16 @@ def read(study):
 def _plain(value):
     if isinstance(value, str):
         return {"kind": "reason", "value": value}
-    values = {name: None if isinstance(number, float) and math.isnan(number) else number for name, number in value._asdict().items()}
+    values = {
+        name: None if isinstance(number, float) and math.isnan(number) else number
+        for name, number in value._asdict().items()
+    }
     return {"kind": "claim" if isinstance(value, Answer) else "number", "value": values}
 
 
 def _back(kind, value):
-    return value if kind == "reason" else _KINDS[kind](**{name: math.nan if number is None else number for name, number in value.items()})
+    return (
+        value
+        if kind == "reason"
+        else _KINDS[kind](**{name: math.nan if number is None else number for name, number in value.items()})
+    )

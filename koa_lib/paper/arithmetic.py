@@ -35,7 +35,9 @@ def grim(percent, n, runs=1, decimals=2, truncated=False):
         Without pictures or runs.
     """
     if n < 1 or runs < 1:
-        raise StudyError(f"A percentage of {n} pictures in {runs} runs is not defined. Give at least one of each.")
+        raise StudyError(
+            f"A percentage of {n} pictures in {runs} runs is not defined. Give at least one of each."
+        )
     # Fractions: 76.945 is not a binary number, and the question is decided at such edges.
     value, unit, total = Fraction(f"{percent:.{decimals}f}"), Fraction(1, 10**decimals), n * runs
     low = max(0, value if truncated else value - unit / 2)
@@ -76,9 +78,10 @@ def fp_fn_balance(sensitivity, specificity, counts):
 
 
 def largest_share(sensitivity, specificity, grades=(0, 3, 4), slack=0.0):
-    """Largest share (percent) of `grades`, over all grade mixes w, with which false positives equal false negatives.
+    """Largest share (percent) of `grades`, over all grade mixes w, with as many false positives as negatives.
 
-    Balance needs sum_k w_k (2 - sens_k - spec_k) = sum_k (1 - spec_k), a linear programme in w. NaN when no mix
+    Balance needs sum_k w_k (2 - sens_k - spec_k) = sum_k (1 - spec_k), a linear programme in w. NaN when no
+    mix
     balances.
 
     Parameters
@@ -117,19 +120,19 @@ def implied_precision(sensitivity, specificity, counts):
 
 
 def ci_width(percent, n):
-    """Width (points) of the 95 % interval of a proportion of n independent pictures (normal approximation)."""
+    """Width (points) of the 95 % interval of a proportion of n independent pictures (normal)."""
     percent, n = _floats(percent, n)
     return 2 * Z * np.sqrt(percent * (100 - percent) / n)
 
 
 def ci_width_ratio(percent, ci_low, ci_high, n):
-    """Width of a printed 95 % interval over the width that n independent pictures give; NaN at 0 and 100 %."""
+    """Width of a printed 95 % interval over that of n independent pictures; NaN at 0 and 100 %."""
     width, ci_low, ci_high = _floats(ci_width(percent, n), ci_low, ci_high)
     return (ci_high - ci_low) / np.where(width > 0, width, np.nan)
 
 
 def pictures_of_width(percent, ci_low, ci_high):
-    """Independent pictures whose 95 % interval has the printed width (normal approximation); NaN for no width."""
+    """Independent pictures whose 95 % interval (normal) has the printed width; NaN for no width."""
     percent, ci_low, ci_high = _floats(percent, ci_low, ci_high)
     width = np.where(ci_high > ci_low, ci_high - ci_low, np.nan)
     return (ci_width(percent, 1) / width) ** 2

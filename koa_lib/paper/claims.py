@@ -18,7 +18,10 @@ NO_EXTERNAL = "no external cohort was given"
 
 
 class Answer(NamedTuple):
-    """Our number for a claim with its 95 % interval (of groups of pictures, not of trainings), the verdict where the run is comparable, and why."""
+    """Our number for a claim, the verdict where the run is comparable, and why.
+
+    Its 95 % interval is of groups of pictures, not of trainings.
+    """
 
     ours: float
     ci_low: float
@@ -34,7 +37,8 @@ def decide(test, models, draws, seed):
     Parameters
     ----------
     models : dict of str to DataFrame or str
-        Graded external pictures of the shown fold by model ("Fine-tuned CLIP" and the baselines), or why there are none.
+        Graded external pictures of the shown fold by model ("Fine-tuned CLIP" and the baselines), or why
+        there are none.
     draws, seed : int
         Of the bootstrap.
 
@@ -45,12 +49,18 @@ def decide(test, models, draws, seed):
     """
     clip = models[ORDER[0]]
     decided = {
-        "order of the five accuracies, paired group-bootstrap intervals of neighbours": lambda: order(models, draws, seed),
-        "share of errors with distance 1; the two largest off-diagonal cells": lambda: adjacent(clip, draws, seed),
+        "order of the five accuracies, paired group-bootstrap intervals of neighbours": lambda: order(
+            models, draws, seed
+        ),
+        "share of errors with distance 1; the two largest off-diagonal cells": lambda: adjacent(
+            clip, draws, seed
+        ),
         "per-grade sensitivity and AUC ranks": lambda: separated(clip),
     }
     if test not in decided:
-        raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {'; '.join(decided)}.")
+        raise StudyError(
+            f"claims.csv names the test '{test}', which nothing decides. Known: {'; '.join(decided)}."
+        )
     return decided[test]()
 
 
@@ -63,25 +73,31 @@ def order(models, draws, seed):
     """Whether external accuracy falls from CLIP over ViT, ResNet50 and MobileNet to VGG19.
 
     *Replicated* when the paired group-bootstrap intervals of all four neighbour differences lie above 0, *not
-    replicated* when any pair, neighbours or not, is clearly the other way round, else *inconclusive*. Ours is the
-    smallest neighbour difference, in points.
+    replicated* when any pair, neighbours or not, is clearly the other way round, else *inconclusive*. Ours is
+    the smallest neighbour difference, in points.
     """
     missing = dict.fromkeys(models[name] for name in ORDER if isinstance(models[name], str))
     if missing:
         return not_run("; ".join(missing))
-    pairs = {pair: _difference(*(models[name] for name in pair), draws, seed) for pair in combinations(ORDER, 2)}
+    pairs = {
+        pair: _difference(*(models[name] for name in pair), draws, seed) for pair in combinations(ORDER, 2)
+    }
     neighbours = [pairs[pair] for pair in zip(ORDER, ORDER[1:], strict=False)]
     turned = ", ".join(f"{b} over {a}" for (a, b), gap in pairs.items() if gap[2] < 0)
     clear = all(gap[1] > 0 for gap in neighbours)
     verdict = "replicated" if clear else "not replicated" if turned else "inconclusive"
     accuracies = ", ".join(f"{name} {100 * _accuracy(models[name]):.1f}" for name in ORDER)
-    said = [f"accuracies in per cent: {accuracies}", f"clearly the other way round: {turned}" * bool(turned),
-            one_grade({name: models[name] for name in ORDER}), "ours is the smallest difference of neighbours"]
+    said = [
+        f"accuracies in per cent: {accuracies}",
+        f"clearly the other way round: {turned}" * bool(turned),
+        one_grade({name: models[name] for name in ORDER}),
+        "ours is the smallest difference of neighbours",
+    ]
     return Answer(*min(neighbours), "points", verdict, "; ".join(filter(None, said)))
 
 
 def one_grade(models):
-    """Which models answer (nearly) one grade, so that their accuracy is that of a constant; empty when none does.
+    """Which models answer (nearly) one grade, so that their accuracy is a constant's; empty when none does.
 
     Parameters
     ----------
@@ -96,15 +112,20 @@ def one_grade(models):
         share, grade = counts.max() / counts.sum(), int(counts.argmax())
         if share >= NEARLY:
             constant = f"{100 * (graded['kl_grade'] == grade).mean():.1f} %"
-            alike.setdefault((grade, constant), []).append(f"{name} (for {counts.max():,} of {counts.sum():,} pictures)")
-    return "; ".join(f"{', '.join(names)}: nearly always grade {grade}, which for every picture reaches {constant}"
-                     for (grade, constant), names in alike.items())
+            alike.setdefault((grade, constant), []).append(
+                f"{name} (for {counts.max():,} of {counts.sum():,} pictures)"
+            )
+    return "; ".join(
+        f"{', '.join(names)}: nearly always grade {grade}, which for every picture reaches {constant}"
+        for (grade, constant), names in alike.items()
+    )
 
 
 def ahead(tests, tested=""):
     """Whether CLIP beats the Wide ResNet by McNemar's exact test; ours is p.
 
-    *Replicated* when p < 0.05 and CLIP is ahead, else *not replicated*: the claim is significance on this set.
+    *Replicated* when p < 0.05 and CLIP is ahead, else *not replicated*: the claim is significance on this
+    set.
 
     Parameters
     ----------
@@ -121,23 +142,30 @@ def ahead(tests, tested=""):
         return not_run("no picture is paired")
     leader = "CLIP" if row.difference > 0 else TESTED if row.difference < 0 else "neither"
     verdict = "replicated" if row.p_exact < SIGNIFICANT and leader == "CLIP" else "not replicated"
-    said = [f"{leader} is ahead", f"only CLIP right on {row.clip_only:.0f} pictures, only {TESTED} on {row.baseline_only:.0f}, of {row.n:,.0f} single knees",
-            one_grade({TESTED: tested})]
+    said = [
+        f"{leader} is ahead",
+        f"only CLIP right on {row.clip_only:.0f} of {row.n:,.0f} single knees, "
+        f"only {TESTED} on {row.baseline_only:.0f}",
+        one_grade({TESTED: tested}),
+    ]
     return Answer(float(row.p_exact), math.nan, math.nan, "p", verdict, "; ".join(filter(None, said)))
 
 
 def adjacent(graded, draws, seed):
-    """Whether errors are mostly between adjacent grades, above all 0-1 and 1-2; ours is their share (group bootstrap).
+    """Whether errors are mostly between adjacent grades, above all 0-1 and 1-2; ours is their share.
 
-    *Replicated* when the interval of the share lies above 0.5 and the two commonest confusions, either way round, are
-    those; *not replicated* when the interval lies below 0.5 or another confusion is commoner; else *inconclusive*.
+    *Replicated* when the interval of the share lies above 0.5 and the two commonest confusions, either way
+    round, are those; *not replicated* when the interval lies below 0.5 or another confusion is commoner; else
+    *inconclusive*.
     """
     if isinstance(graded, str):
         return not_run(graded)
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
     predicted = probabilities.argmax(1)
     cm = metrics.confusion(grades, predicted)
-    low, high = stats.interval(_adjacent_share(stats.group_bootstrap(grades, predicted, graded["group_id"], draws, seed)))
+    low, high = stats.interval(
+        _adjacent_share(stats.group_bootstrap(grades, predicted, graded["group_id"], draws, seed))
+    )
     cells = _cells(cm)
     lead = min(cells.pop((0, 1)), cells.pop((1, 2))) - max(cells.values())
     holds, fails = low > 0.5 and lead > 0, high < 0.5 or lead < 0
@@ -154,24 +182,32 @@ def train_test_drop(train, external):
         When the numbers of runs differ.
     """
     if len(train) != len(external):
-        raise StudyError(f"{len(train)} runs on the training part stand against {len(external)} on the external set. Give both of each run.")
+        raise StudyError(
+            f"{len(train)} runs on the training part stand against {len(external)} on the external set. "
+            "Give both of each run."
+        )
     return over_runs([100 * (_accuracy(a) - _accuracy(b)) for a, b in zip(train, external, strict=True)])
 
 
 def separated(graded):
     """Whether grades 0 and 4 have the two highest sensitivities and the two highest AUCs.
 
-    Ours is the smaller of their two leads (sensitivity, AUC) over the best of grades 1-3: above 0 *replicated*, below
-    *not replicated*, at 0 or undefined *inconclusive*.
+    Ours is the smaller of their two leads (sensitivity, AUC) over the best of grades 1-3: above 0
+    *replicated*, below *not replicated*, at 0 or undefined *inconclusive*.
     """
     if isinstance(graded, str):
         return not_run(graded)
     table = metrics.per_grade(graded["kl_grade"], graded[metrics.PROBABILITIES])
     values = {name: table[name].to_numpy() for name in ("sensitivity", "auc")}
     lead = float(min(column[[0, 4]].min() - column[1:4].max() for column in values.values()))
-    said = [f"{'AUC' if name == 'auc' else name} {', '.join(f'{value:.2f}' for value in column)}" for name, column in values.items()]
+    said = [
+        f"{'AUC' if name == 'auc' else name} {', '.join(f'{value:.2f}' for value in column)}"
+        for name, column in values.items()
+    ]
     verdict = "replicated" if lead > 0 else "not replicated" if lead < 0 else "inconclusive"
-    reason = f"grades 0 to 4: {'; '.join(said)}; ours: the smaller lead of grades 0 and 4 over the best of 1 to 3"
+    reason = (
+        f"grades 0 to 4: {'; '.join(said)}; ours: the smaller lead of grades 0 and 4 over the best of 1 to 3"
+    )
     return Answer(lead, math.nan, math.nan, "ratio", verdict, reason)
 
 
@@ -187,7 +223,10 @@ def _accuracy(graded):
 
 def _adjacent_share(cm):
     # Share of the errors with distance 1, over leading axes; NaN without errors.
-    cm, distance = np.asarray(cm, dtype=float), np.abs(np.subtract.outer(np.arange(metrics.K), np.arange(metrics.K)))
+    cm, distance = (
+        np.asarray(cm, dtype=float),
+        np.abs(np.subtract.outer(np.arange(metrics.K), np.arange(metrics.K))),
+    )
     near, errors = ((cm * chosen).sum((-2, -1)) for chosen in (distance == 1, distance > 0))
     return np.divide(near, errors, out=np.full(errors.shape, np.nan), where=errors > 0)
 
@@ -203,4 +242,6 @@ def _confusions(cm):
     if not errors:
         return "no picture is misgraded"
     top = sorted((pair for pair in cells if cells[pair]), key=lambda pair: -cells[pair])[:3]
-    return f"of {errors} errors the most are between grades " + ", ".join(f"{i}-{j} ({cells[i, j]})" for i, j in top)
+    return f"of {errors} errors the most are between grades " + ", ".join(
+        f"{i}-{j} ({cells[i, j]})" for i, j in top
+    )

@@ -1,8 +1,8 @@
 """The arithmetic audit of the paper: whether its printed numbers can stand together.
 
-No model and no picture is needed: the published tables and the counts of the two manifests. A number that does not
-agree may still have a plain cause (a mean over runs, a bootstrap mean, another subset, a typing slip): the notes
-name it.
+No model and no picture is needed: the published tables and the counts of the two manifests. A number that
+does not agree may still have a plain cause (a mean over runs, a bootstrap mean, another subset, a typing
+slip): the notes name it.
 """
 
 import numpy as np
@@ -20,9 +20,15 @@ __all__ = ["findings", "manifest_counts", "per_grade"]
 BATCH = 64  # "a global batch size of 64", section 3.5 of the paper
 OUTER = [0, 3, 4]  # the grades whose share the balance of errors bounds
 ERRORS, IMPLIED = "sum of false positives", "accuracy implied by the sensitivities"
-# Checks that repeat one contradiction, and the check that stands for it; of the others the first that is inconsistent.
-FOLLOWS = {"errors implied by the accuracy": IMPLIED, "accuracy implied by the specificities": ERRORS, "macro precision implied": ERRORS,
-           "macro F1 implied": ERRORS, f"largest share of grades {', '.join(map(str, OUTER))} in balance": ERRORS}
+# Checks that repeat one contradiction, and the check that stands for it; of the others the first that is
+# inconsistent.
+FOLLOWS = {
+    "errors implied by the accuracy": IMPLIED,
+    "accuracy implied by the specificities": ERRORS,
+    "macro precision implied": ERRORS,
+    "macro F1 implied": ERRORS,
+    f"largest share of grades {', '.join(map(str, OUTER))} in balance": ERRORS,
+}
 
 
 def manifest_counts(internal, external):
@@ -46,30 +52,36 @@ def findings(published, counts, matrices):
     published : DataFrame
         `published/jpm2026.csv`.
     counts : dict
-        "external" and "internal": pictures per grade (5,); "patients": internal patients; see `manifest_counts`.
+        "external" and "internal": pictures per grade (5,); "patients": internal patients; see
+        `manifest_counts`.
     matrices : DataFrame
-        `published/confusion_matrices.csv`: system, true_grade, predicted_0..predicted_4 of internal test sets.
+        `published/confusion_matrices.csv`: system, true_grade, predicted_0..predicted_4 of internal test
+        sets.
 
     Returns
     -------
     DataFrame
         check, unit, value (what follows), expected (what is printed or must equal it; NaN where nothing is),
-        tolerance (largest difference that rounding of the printed numbers explains, for interval widths also the
-        chance of the bootstrap), verdict ("consistent" or "inconsistent", of counts "same" or "differs"; "reference":
-        nothing to compare with), follows_from (the inconsistent check whose contradiction an inconsistent one repeats),
-        published_row (whether the printed number is a row of its own among the published ones), note.
+        tolerance (largest difference that rounding of the printed numbers explains, for interval widths also
+        the chance of the bootstrap), verdict ("consistent" or "inconsistent", of counts "same" or "differs";
+        "reference": nothing to compare with), follows_from (the inconsistent check whose contradiction an
+        inconsistent one repeats), published_row (whether the printed number is a row of its own among the
+        published ones), note.
 
     Raises
     ------
     StudyError
-        When a published row is absent or stands twice, a confusion matrix is not whole, or a grade has no picture.
+        When a published row is absent or stands twice, a confusion matrix is not whole, or a grade has no
+        picture.
     """
     paper = Paper(published)
     external, internal = (np.asarray(counts[name], dtype=float) for name in ("external", "internal"))
     if not external.all():
-        raise StudyError(f"The external manifest counts {counts['external']} pictures per grade; the audit needs all five grades.")
+        raise StudyError(
+            f"The external manifest counts {counts['external']} pictures per grade; all five are needed."
+        )
     parts = {
-        "overall": [*_overall(paper, external), *_balance(paper, external)],
+        "overall": [*_overall(paper, external), *_balance(paper, external), *_averages(paper, external)],
         "shares": sensitivities.attainable(paper, external),
         "widths": sensitivities.intervals(paper, external),
         "published": [*_repeated(paper), *_counted(paper, external, internal, int(counts["patients"]))],
@@ -77,9 +89,13 @@ def findings(published, counts, matrices):
     }
     table = pd.DataFrame([(part, *row) for part, rows in parts.items() for row in rows],
                          columns=["part", "check", "unit", "value", "expected", "tolerance", "note"])
-    table["verdict"] = [_verdict(*row) for row in table[["unit", "value", "expected", "tolerance"]].itertuples(index=False)]
+    table["verdict"] = [
+        _verdict(*row) for row in table[["unit", "value", "expected", "tolerance"]].itertuples(index=False)
+    ]
     table["published_row"] = table["part"] == "published"
-    return table.assign(follows_from=_heads(table))["check unit value expected tolerance verdict follows_from published_row note".split()]
+    return table.assign(follows_from=_heads(table))[
+        "check unit value expected tolerance verdict follows_from published_row note".split()
+    ]
 
 
 def _heads(table):
@@ -96,22 +112,49 @@ def _heads(table):
 def _overall(paper, external):
     n, accuracy = int(external.sum()), paper.number("table_2", "test", "accuracy")
     sensitivity, macro = paper.grades("sensitivity"), paper.number("table_2", "test", "macro_sensitivity")
-    cited = {name: paper.number("table_4", name, "accuracy") for name in paper.rows(item="table_4", kind="model")["row"]}
-    implied = compare(IMPLIED, "percent", lambda s, a: (arithmetic.implied_accuracy(s, external), a), sensitivity, accuracy)
+    cited = {
+        name: paper.number("table_4", name, "accuracy")
+        for name in paper.rows(item="table_4", kind="model")["row"]
+    }
+    implied = compare(
+        IMPLIED, "percent", lambda s, a: (arithmetic.implied_accuracy(s, external), a), sensitivity, accuracy
+    )
     apart, explained = (points * n / 100 for points in (abs(implied[2] - implied[3]), implied[4]))
     return [
         attained("external accuracy", accuracy, n),
-        *(attained(f"accuracy of {name}", printed, n) for name, printed in cited.items() if _telling(printed, n)),
-        (*implied, f"{apart:.1f} pictures apart, rounding explains {explained:.1f}; bootstrap means or another subset would give another value"),
+        *(
+            attained(f"accuracy of {name}", printed, n)
+            for name, printed in cited.items()
+            if _telling(printed, n)
+        ),
+        (
+            *implied,
+            f"{apart:.1f} pictures apart, rounding explains {explained:.1f}; bootstrap means or another "
+            "subset would give another value",
+        ),
         *_references(paper, accuracy.value, n),
-        (*compare("macro sensitivity from the grades", "percent", lambda s, m: (s.mean(), m), sensitivity, macro), "mean of the five printed sensitivities"),
-        (*compare("mean AUC of the grades", "ratio", lambda a, m: (a.mean(), m), paper.grades("auc"), paper.number("text", "macro", "auc")),
-         "mean of the five printed AUCs, themselves rounded"),
+        (
+            *compare(
+                "macro sensitivity from the grades", "percent", lambda s, m: (s.mean(), m), sensitivity, macro
+            ),
+            "mean of the five printed sensitivities",
+        ),
+        (
+            *compare(
+                "mean AUC of the grades",
+                "ratio",
+                lambda a, m: (a.mean(), m),
+                paper.grades("auc"),
+                paper.number("text", "macro", "auc"),
+            ),
+            "mean of the five printed AUCs, themselves rounded",
+        ),
     ]
 
 
 def _telling(printed, n):
-    # Where one printed decimal is wider than the step of one picture, every number is attainable and the check cannot fail.
+    # Where one printed decimal is wider than the step of one picture, every number is attainable and the
+    # check cannot fail.
     return 2 * printed.half < 100 / n
 
 
@@ -119,49 +162,80 @@ def _references(paper, accuracy, n):
     cited = paper.rows(item="table_5", kind="citation", metric="accuracy").nlargest(1, "value").iloc[0]
     nearby = f"the highest is {cited['row']} with {cited['value']:g}, on another test set; for orientation"
     rows = [
-        (f"95 % Wilson interval of the accuracy, {side}", "percent", end, "not printed; clustered pictures would widen it")
+        (
+            f"95 % Wilson interval of the accuracy, {side}",
+            "percent",
+            end,
+            "not printed; clustered pictures would widen it",
+        )
         for side, end in zip(("low", "high"), arithmetic.wilson(accuracy, n), strict=True)
     ]
-    rows.append(("external accuracy minus the highest cited one", "points", accuracy - cited["value"], nearby))
+    rows.append(
+        ("external accuracy minus the highest cited one", "points", accuracy - cited["value"], nearby)
+    )
     return unpaired(rows)
 
 
 def _balance(paper, external):
     n, sensitivity, specificity = external.sum(), paper.grades("sensitivity"), paper.grades("specificity")
-    accuracy, precision, f1 = (paper.number("table_2", "test", name) for name in ("accuracy", "macro_precision", "macro_f1"))
+    accuracy = paper.number("table_2", "test", "accuracy")
 
     def errors(sensitivity, specificity):
         balance = arithmetic.fp_fn_balance(sensitivity, specificity, external)
         return balance["false_positives"], balance["false_negatives"]
 
-    def precisions(sensitivity, specificity):
-        return arithmetic.implied_precision(sensitivity, specificity, external)
+    def by_accuracy(sensitivity, accuracy):
+        return n * (1 - accuracy / 100), errors(sensitivity, sensitivity)[1]
 
-    spans = zip(errors(sensitivity.value, specificity.value), slack(errors, sensitivity.pair, specificity.pair), strict=True)
+    def of_specificity(specificity, accuracy):
+        return 100 * (1 - errors(specificity, specificity)[0] / n), accuracy
+
+    moved = slack(errors, sensitivity.pair, specificity.pair)
+    spans = zip(errors(sensitivity.value, specificity.value), moved, strict=True)
     ranges = " against ".join(f"{value - off:.1f} to {value + off:.1f}" for value, off in spans)
-    weighted = [np.average(values, weights=external) for values in precisions(sensitivity.value, specificity.value)]
-    averages = [f"mean of the grades; weighted by pictures {value:.1f}; another average or subset would give another value" for value in weighted]
-    equal = "must equal the false negatives"
+    equal, other = "must equal the false negatives", "other pictures than these counts would give other sums"
+    total = compare(ERRORS, "pictures", errors, sensitivity, specificity)
+    implied = compare("errors implied by the accuracy", "pictures", by_accuracy, sensitivity, accuracy)
+    reached = compare(
+        "accuracy implied by the specificities", "percent", of_specificity, specificity, accuracy
+    )
     return [
-        (*compare(ERRORS, "pictures", errors, sensitivity, specificity),
-         f"{equal}; rounding leaves {ranges}; other pictures than these counts would give other sums"),
-        (*compare("errors implied by the accuracy", "pictures", lambda s, a: (n * (1 - a / 100), errors(s, s)[1]), sensitivity, accuracy),
-         f"{equal}; other pictures than these counts would give other sums"),
-        (*compare("accuracy implied by the specificities", "percent", lambda c, a: (100 * (1 - errors(c, c)[0] / n), a), specificity, accuracy),
-         "for these counts; another subset would give another value"),
+        (*total, f"{equal}; rounding leaves {ranges}; {other}"),
+        (*implied, f"{equal}; {other}"),
+        (*reached, "for these counts; another subset would give another value"),
         _share(sensitivity, specificity, external),
-        (*compare("macro precision implied", "percent", lambda s, c, m: (precisions(s, c)[0].mean(), m), sensitivity, specificity, precision), averages[0]),
-        (*compare("macro F1 implied", "percent", lambda s, c, m: (precisions(s, c)[1].mean(), m), sensitivity, specificity, f1), averages[1]),
     ]
+
+
+def _averages(paper, external):
+    rates, rows = (paper.grades("sensitivity"), paper.grades("specificity")), []
+    for place, (check, metric) in enumerate((("precision", "macro_precision"), ("F1", "macro_f1"))):
+
+        def implied(sensitivity, specificity, printed, place=place):
+            return arithmetic.implied_precision(sensitivity, specificity, external)[place].mean(), printed
+
+        values = arithmetic.implied_precision(*(rate.value for rate in rates), external)[place]
+        weighted = f"weighted by pictures {np.average(values, weights=external):.1f}"
+        row = compare(
+            f"macro {check} implied", "percent", implied, *rates, paper.number("table_2", "test", metric)
+        )
+        rows.append(
+            (*row, f"mean of the grades; {weighted}; another average or subset would give another value")
+        )
+    return rows
 
 
 def _share(sensitivity, specificity, external):
     # At most the manifest's own share: that a larger one would balance too says nothing against it.
     actual = 100 * external[OUTER].sum() / external.sum()
     loose = (sensitivity.half + (len(GRADES) - 1) * specificity.half) / 100
-    exact, rounded = (min(actual, arithmetic.largest_share(sensitivity.value, specificity.value, OUTER, gap)) for gap in (0.0, loose))
+    exact, rounded = (
+        min(actual, arithmetic.largest_share(sensitivity.value, specificity.value, OUTER, gap))
+        for gap in (0.0, loose)
+    )
     note = (
-        "the largest share of grades 0, 3 and 4 among the pictures with which false positives and false negatives can sum to the same, "
+        "the largest share of grades 0, 3 and 4 among the pictures with which false positives and false "
+        "negatives can sum to the same, "
         "beside their share in the manifest; a subset of nearly only grades 1 and 2 would agree"
     )
     return "largest share of grades 0, 3, 4 in balance", "percent", exact, actual, rounded - exact, note
@@ -171,7 +245,11 @@ def _repeated(paper):
     rows = []
     for row in paper.rows(kind="duplicate").itertuples():
         test, train = (paper.number("table_2", part, row.metric).value for part in ("test", "train"))
-        note = "equals the train column of table 2" if row.value == train else "printed for the quantity that table 2 holds"
+        note = (
+            "equals the train column of table 2"
+            if row.value == train
+            else "printed for the quantity that table 2 holds"
+        )
         if row.value != test:
             note += "; a difference may be a typing slip"
         check = f"{row.metric.replace('_', ' ')} repeated: {row.item.replace('_', ' ')}, {row.row}"
@@ -181,16 +259,30 @@ def _repeated(paper):
 
 def _counted(paper, external, internal, patients):
     columns = (paper.number("table_2", part, "accuracy") for part in ("train", "test"))
-    drop = compare("train minus external accuracy", "points", lambda train, test, d: (train - test, d), *columns, paper.number("text", "discussion", "train_test_drop"))
+    drop = compare(
+        "train minus external accuracy",
+        "points",
+        lambda train, test, d: (train - test, d),
+        *columns,
+        paper.number("text", "discussion", "train_test_drop"),
+    )
     counted = "counted in the manifest"
     facts = [
         ("internal pictures", internal.sum(), "train_images", counted),
-        ("internal patients", patients, "participants", f"{counted}; the printed number may be the enrolment of the whole cohort study"),
+        (
+            "internal patients",
+            patients,
+            "participants",
+            f"{counted}; the printed number may be the enrolment of the whole cohort study",
+        ),
         ("external pictures", external.sum(), "external_images", counted),
     ]
     return [
         (*drop, "printed as 'about', in whole points"),
-        *((check, "count", value, paper.number("text", "data", metric).value, 0.0, note) for check, value, metric, note in facts),
+        *(
+            (check, "count", value, paper.number("text", "data", metric).value, 0.0, note)
+            for check, value, metric, note in facts
+        ),
     ]
 
 
@@ -199,15 +291,42 @@ def _mixes(external, internal):
 
     mix, prior = external / external.sum(), internal / internal.sum()
     constant = metrics.best_constant(np.repeat(GRADES, external.astype(int)))
-    floor = f"chance is {np.log(BATCH):.2f}; five captions repeat in a batch, so a curve below it shows another loss"
+    floor = (
+        f"chance is {np.log(BATCH):.2f}; five captions repeat in a batch, so a curve below it shows "
+        "another loss"
+    )
     return unpaired(
         [
-            ("accuracy of always the commonest external grade", "percent", 100 * constant["accuracy"], f"grade {constant['accuracy_grade']}; needs no picture"),
-            ("accuracy of guessing in the internal grade mix", "percent", 100 * mix @ prior, "needs no picture"),
-            ("within-one accuracy of the best constant grade", "percent", 100 * constant["within_one"],
-             f"grade {constant['within_one_grade']}; stands beside any within-one accuracy"),
-            ("divergence of the external from the internal grade mix", "nats", entropy(mix, prior), "Kullback-Leibler; 0 for equal mixes"),
-            (f"lowest diagonal InfoNCE loss at batch {BATCH}", "nats", losses.infonce_floor(internal, BATCH), floor),
+            (
+                "accuracy of always the commonest external grade",
+                "percent",
+                100 * constant["accuracy"],
+                f"grade {constant['accuracy_grade']}; needs no picture",
+            ),
+            (
+                "accuracy of guessing in the internal grade mix",
+                "percent",
+                100 * mix @ prior,
+                "needs no picture",
+            ),
+            (
+                "within-one accuracy of the best constant grade",
+                "percent",
+                100 * constant["within_one"],
+                f"grade {constant['within_one_grade']}; stands beside any within-one accuracy",
+            ),
+            (
+                "divergence of the external from the internal grade mix",
+                "nats",
+                entropy(mix, prior),
+                "Kullback-Leibler; 0 for equal mixes",
+            ),
+            (
+                f"lowest diagonal InfoNCE loss at batch {BATCH}",
+                "nats",
+                losses.infonce_floor(internal, BATCH),
+                floor,
+            ),
         ]
     )
 
@@ -218,10 +337,21 @@ def _reweighted(matrices, external):
     rows = []
     for system, part in matrices.groupby("system", sort=False):
         if sorted(part["true_grade"]) != list(GRADES):
-            raise StudyError(f"confusion_matrices.csv: {system} has the true grades {sorted(part['true_grade'])}; each of 0 to 4 is needed once. Restore it.")
+            raise StudyError(
+                f"confusion_matrices.csv: {system} has the true grades {sorted(part['true_grade'])}; "
+                "each of 0 to 4 is needed once. Restore it."
+            )
         cm = part.sort_values("true_grade")[[f"predicted_{grade}" for grade in GRADES]].to_numpy()
-        note = f"{100 * np.trace(cm) / cm.sum():.1f} on its own test set; only the grade mix is changed; a reference, not a bound"
-        rows.append((f"re-weighted to the external grade mix: {system}", "percent", 100 * reweight(cm, external), note))
+        own = 100 * np.trace(cm) / cm.sum()
+        note = f"{own:.1f} on its own test set; only the grade mix is changed; a reference, not a bound"
+        rows.append(
+            (
+                f"re-weighted to the external grade mix: {system}",
+                "percent",
+                100 * reweight(cm, external),
+                note,
+            )
+        )
     return unpaired(rows)
 
 

@@ -55,7 +55,9 @@ class Paper:
         """One printed number; `column` is value, ci_low or ci_high."""
         found = self.rows(item=item, row=row, metric=metric)
         if len(found) != 1:
-            raise StudyError(f"jpm2026.csv holds {len(found)} rows for {item}, {row}, {metric}; one is needed. Restore it.")
+            raise StudyError(
+                f"jpm2026.csv holds {len(found)} rows for {item}, {row}, {metric}; one is needed. Restore it."
+            )
         return Printed(float(found[column].iloc[0]), self._decimals(item, metric, column))
 
     def grades(self, metric, column="value"):
@@ -67,14 +69,16 @@ class Paper:
         # 0.90 is read as 0.9: the numbers of one table and metric all have the decimals of the longest.
         alike = self.rows(item=item, metric=metric)
         values = alike.loc[alike["kind"] != "duplicate", column].dropna()
-        return max(max((-Decimal(str(value)).normalize().as_tuple().exponent for value in values), default=0), 0)
+        return max(
+            max((-Decimal(str(value)).normalize().as_tuple().exponent for value in values), default=0), 0
+        )
 
 
 def slack(function, *pairs):
     """Largest change of a function when its printed arguments are moved by rounding.
 
-    Each argument moves as a whole, up or down, within 0 to 100: the worst case of functions that are monotone, in the
-    same direction, in all numbers of an array.
+    Each argument moves as a whole, up or down, within 0 to 100: the worst case of functions that are
+    monotone, in the same direction, in all numbers of an array.
 
     Parameters
     ----------
@@ -84,8 +88,12 @@ def slack(function, *pairs):
         Half a unit of the last decimal, or arrays of them.
     """
     middle = function(*(value for value, _ in pairs))
-    moved = [function(*(np.clip(value + sign * half, 0, 100) for sign, (value, half) in zip(signs, pairs, strict=True)))
-             for signs in product((-1, 1), repeat=len(pairs))]
+    moved = [
+        function(
+            *(np.clip(value + sign * half, 0, 100) for sign, (value, half) in zip(signs, pairs, strict=True))
+        )
+        for signs in product((-1, 1), repeat=len(pairs))
+    ]
     return np.abs(np.array(moved) - middle).max(axis=0)
 
 
@@ -130,5 +138,10 @@ def _attainable(percent, n, decimals):
     if arithmetic.grim(percent, n, 1, decimals, truncated=True):
         return "attainable from one run when decimals are cut, not by rounding"
     means = [runs for runs in RUNS if arithmetic.grim(percent, n, runs, decimals)]
-    means = f"a mean of {', '.join(map(str, means))} runs can" if means else f"no mean of up to {max(RUNS)} runs can"
-    return f"not attainable from one run, by rounding or truncation; {means}, as can a bootstrap mean or another subset"
+    means = (
+        f"a mean of {', '.join(map(str, means))} runs can"
+        if means
+        else f"no mean of up to {max(RUNS)} runs can"
+    )
+    said = f"{means}, as can a bootstrap mean or another subset"
+    return f"not attainable from one run, by rounding or truncation; {said}"

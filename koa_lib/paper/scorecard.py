@@ -1,4 +1,4 @@
-"""The scorecard's rules: every published number held against ours, with a verdict by a rule that is the same in every run."""
+"""The scorecard's rules: published numbers held against ours, by rules that are the same in every run."""
 
 import math
 from decimal import Decimal
@@ -10,13 +10,24 @@ import pandas as pd
 from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
 
-COLUMNS = ("source item row metric unit relation published ours runs ci_low ci_high prediction_low prediction_high boot_low boot_high "
-           "model rule verdict follows_from reason").split()
-VERDICTS = ("replicated", "not replicated", "inconclusive", "not comparable", "not run")  # of rows with a model
+COLUMNS = (
+    "source item row metric unit relation published ours runs ci_low ci_high prediction_low prediction_high "
+    "boot_low boot_high model rule verdict follows_from reason"
+).split()
+VERDICTS = (
+    "replicated",
+    "not replicated",
+    "inconclusive",
+    "not comparable",
+    "not run",
+)  # of rows with a model
 FOUND = ("same", "differs", "consistent", "inconsistent", "shown", "not run")  # of rows without one
 MARGIN = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
-MODEL_RULE = ("off by at most {0} and the mean known to within {0}: replicated; off by more and outside the 95 % prediction interval: not; "
-              f"at least {stats.FEWEST_RUNS} trainings")
+MODEL_RULE = (
+    "off by at most {0} and the mean known to within {0}: replicated; "
+    "off by more and outside the 95 % prediction interval: not; "
+    f"at least {stats.FEWEST_RUNS} trainings"
+)
 COUNTED = "same count as in the manifest"
 REPEATED = "consistent with table 2, which it repeats"
 CITED = "same number as in the cited source, rounded to the printed digits"
@@ -26,7 +37,8 @@ TESTED = "CLIP ahead with exact p < 0.05"
 WITHOUT_MODEL = (COUNTED, REPEATED, CITED, TIMED, DERIVED)
 NOTHING_REACHES = "nothing that was tried reaches it"
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
-# The readings whose rules were chosen or changed after first results had been seen; every other rule is older.
+# The readings whose rules were chosen or changed after first results had been seen; every other rule is
+# older.
 LATER = ("D21", "D34", "D37")
 
 
@@ -36,7 +48,8 @@ class Ours(NamedTuple):
     Attributes
     ----------
     value : float
-        A mean where there are several trainings; infinite where it was measured but nothing that was tried reaches it.
+        A mean where there are several trainings; infinite where it was measured but nothing that was tried
+        reaches it.
     ci_low, ci_high : float
         95 % t interval of the mean over the trainings; NaN below five.
     note : str
@@ -69,7 +82,7 @@ class Ours(NamedTuple):
 
 
 def over_runs(values, note="", boot=(math.nan, math.nan)):
-    """`Ours` from the values of several trainings; `boot` is the group-bootstrap interval of the one that is shown."""
+    """`Ours` from the values of several trainings; `boot` is the group bootstrap of the one that is shown."""
     values = np.asarray(values, dtype=float)
     return Ours(*stats.run_interval(values), note, int((~np.isnan(values)).sum()), *boot)
 
@@ -77,9 +90,10 @@ def over_runs(values, note="", boot=(math.nan, math.nan)):
 def agreement(ours, published, margin):
     """The verdict on a mean over trainings, and why.
 
-    With d the difference to the published value: *not replicated* when |d| exceeds the margin and the published value
-    lies outside the 95 % prediction interval of one further training; *replicated* when |d| is within the margin and
-    the mean is known to within the margin (half-width of its t interval); else, and below five trainings, *inconclusive*.
+    With d the difference to the published value: *not replicated* when |d| exceeds the margin and the
+    published value lies outside the 95 % prediction interval of one further training; *replicated* when |d|
+    is within the margin and the mean is known to within the margin (half-width of its t interval); else, and
+    below five trainings, *inconclusive*.
 
     Parameters
     ----------
@@ -94,29 +108,41 @@ def agreement(ours, published, margin):
     off = ours.value - published
     said = f"off by {off:+.3g}"
     if ours.runs < stats.FEWEST_RUNS:
-        return "inconclusive", f"{said}; {ours.runs or 'too few'} training{'s' * (ours.runs != 1)}, {stats.FEWEST_RUNS} are needed"
+        return (
+            "inconclusive",
+            f"{said}; fewer than {stats.FEWEST_RUNS} trainings",
+        )
     low, high = ours.prediction
     if abs(off) > margin:
         outside = not low <= published <= high
-        return ("not replicated", said) if outside else ("inconclusive", f"{said}; a further training may give the published value")
+        return (
+            ("not replicated", said)
+            if outside
+            else ("inconclusive", f"{said}; a further training may give the published value")
+        )
     known = ours.half <= margin
-    return ("replicated", said) if known else ("inconclusive", f"{said}; the mean is known to within {ours.half:.2g} only")
+    return (
+        ("replicated", said)
+        if known
+        else ("inconclusive", f"{said}; the mean is known to within {ours.half:.2g} only")
+    )
 
 
 def scorecard(published, ours, comparable, reason=""):
     """Hold published numbers against ours: one row for each published row, in their order.
 
-    Rows that need a model are judged by `agreement` or by the test of their claim, and are *not comparable* where the run
-    is not. Counts and cited numbers are the *same* or *differ*, repeated numbers are *consistent* or *inconsistent*, times
-    are *shown*, all in every run. A row without a value of ours is *not run*, with the reason.
+    Rows that need a model are judged by `agreement` or by the test of their claim, and are *not comparable*
+    where the run is not. Counts and cited numbers are the *same* or *differ*, repeated numbers are
+    *consistent* or *inconsistent*, times are *shown*, all in every run. A row without a value of ours is *not
+    run*, with the reason.
 
     Parameters
     ----------
     published : DataFrame
         `published/jpm2026.csv`, or a table of that form with a `system` column.
     ours : dict
-        (item, row, metric), with the system before them where the table has systems, -> `Ours`, or `claims.Answer` where
-        the row is a test; or a str that says why there is no value.
+        (item, row, metric), with the system before them where the table has systems, -> `Ours`, or
+        `claims.Answer` where the row is a test; or a str that says why there is no value.
     comparable : bool
         Whether model rows may be scored (real data, the settings as printed).
     reason : str
@@ -133,23 +159,47 @@ def scorecard(published, ours, comparable, reason=""):
         No reason where one is needed, a key that is not published, or a table that is not of the form.
     """
     if not comparable and not reason:
-        raise StudyError("Say why this run is not comparable with the paper; the reason stands in the scorecard.")
+        raise StudyError(
+            "Say why this run is not comparable with the paper; the reason stands in the scorecard."
+        )
     known = _by_key(published)
     unknown = [key for key in ours if key not in known]
     if unknown:
-        raise StudyError(f"The published numbers have no row {unknown[0]}. Use item, row and metric of the table.")
+        raise StudyError(
+            f"The published numbers have no row {unknown[0]}. Use item, row and metric of the table."
+        )
     rows = []
     for key, row in known.items():
-        found = _repeated(row, known) if row.kind == "duplicate" else ours.get(key, "this run makes no such value")
+        found = (
+            _repeated(row, known)
+            if row.kind == "duplicate"
+            else ours.get(key, "this run makes no such value")
+        )
         judged = _judged(row, found, "" if comparable else reason)
-        rows.append(line(getattr(row, "system", "jpm2026"), *key[-3:], row.unit, relation=row.relation.strip("="), published=row.value,
-                         **judged))
+        rows.append(
+            line(
+                getattr(row, "system", "jpm2026"),
+                *key[-3:],
+                row.unit,
+                relation=row.relation.strip("="),
+                published=row.value,
+                **judged,
+            )
+        )
     return table(rows)
 
 
 def line(source, item, row, metric, unit, **columns):
     """One row of the scorecard; what is not given is undefined or empty."""
-    empty = dict.fromkeys(COLUMNS, math.nan) | {"relation": "", "runs": 0, "model": True, "rule": "", "verdict": "", "follows_from": "", "reason": ""}
+    empty = dict.fromkeys(COLUMNS, math.nan) | {
+        "relation": "",
+        "runs": 0,
+        "model": True,
+        "rule": "",
+        "verdict": "",
+        "follows_from": "",
+        "reason": "",
+    }
     return empty | {"source": source, "item": item, "row": row, "metric": metric, "unit": unit} | columns
 
 
@@ -171,7 +221,14 @@ def answered(answer, rule, reason=""):
     if verdict != "not run" and reason:
         verdict, why = "not comparable", joined(reason, why)
     value = answer.ours if math.isfinite(answer.ours) else math.nan
-    return {"ours": value, "boot_low": answer.ci_low, "boot_high": answer.ci_high, "rule": rule, "verdict": verdict, "reason": why}
+    return {
+        "ours": value,
+        "boot_low": answer.ci_low,
+        "boot_high": answer.ci_high,
+        "rule": rule,
+        "verdict": verdict,
+        "reason": why,
+    }
 
 
 def measured(item, row, runs, fold=None, draws=1000, seed=0):
@@ -180,7 +237,8 @@ def measured(item, row, runs, fold=None, draws=1000, seed=0):
     Parameters
     ----------
     item, row : str
-        "table_2" with "train" or "test"; "table_3" (row is not used; gives the macro AUC too); "table_4" with a model.
+        "table_2" with "train" or "test"; "table_3" (row is not used; gives the macro AUC too); "table_4" with
+        a model.
     runs : list of DataFrame
         Graded frames, one per run; those of the first seed first.
     fold : int, optional
@@ -191,8 +249,9 @@ def measured(item, row, runs, fold=None, draws=1000, seed=0):
     Returns
     -------
     dict
-        (item, row, metric) -> `Ours` in the published unit, for `scorecard`. Runs are graded on the same pictures, so
-        their interval says nothing of others: the group bootstrap of the shown fold stands beside it.
+        (item, row, metric) -> `Ours` in the published unit, for `scorecard`. Runs are graded on the same
+        pictures, so their interval says nothing of others: the group bootstrap of the shown fold stands
+        beside it.
     """
     if not runs:
         return {}
@@ -205,8 +264,9 @@ def measured(item, row, runs, fold=None, draws=1000, seed=0):
 def same_as_printed(found, printed, count):
     """Whether a number found in a source is the printed one, which may be rounded.
 
-    A count from 1,000 on is taken as rounded at its last digit that is not zero (1,251,655 may be printed as 1,300,000, not as
-    1,200,000), any other number at its last printed decimal. Cut digits do not agree, as in the arithmetic.
+    A count from 1,000 on is taken as rounded at its last digit that is not zero (1,251,655 may be printed as
+    1,300,000, not as 1,200,000), any other number at its last printed decimal. Cut digits do not agree, as in
+    the arithmetic.
     """
     return bool(abs(found - printed) <= _unit(printed, count) / 2 + 1e-9)
 
@@ -236,7 +296,9 @@ def _bootstrap(item, row, graded, draws, seed):
     drawn = stats.group_bootstrap(graded["kl_grade"], predicted, graded["group_id"], draws, seed)
     if item == "table_3":
         found = zip(("sensitivity", "specificity"), metrics.rates(drawn), strict=True)
-        draws = {(item, str(grade), name): values[:, grade] for name, values in found for grade in range(metrics.K)}
+        draws = {
+            (item, str(grade), name): values[:, grade] for name, values in found for grade in range(metrics.K)
+        }
     else:
         draws = {(item, row, name): values for name, values in metrics.from_confusion(drawn).items()}
     return {key: stats.interval(100 * values) for key, values in draws.items()}
@@ -245,7 +307,11 @@ def _bootstrap(item, row, graded, draws, seed):
 def _values(item, row, graded):
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
     if item != "table_3":
-        names = ("accuracy",) if item == "table_4" else ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
+        names = (
+            ("accuracy",)
+            if item == "table_4"
+            else ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
+        )
         values = metrics.from_confusion(metrics.confusion(grades, probabilities.argmax(1)))
         return {(item, row, name): 100 * float(values[name]) for name in names}
     values = {("text", "macro", "auc"): metrics.macro_auc(grades, probabilities)}
@@ -264,20 +330,45 @@ def _judged(row, found, reason):
         return answered(found, rule, reason)
     ours = Ours(*found)
     if math.isnan(ours.value):
-        return {"model": model, "rule": rule, "verdict": "not run", "reason": ours.note or "undefined in this run"}
+        return {
+            "model": model,
+            "rule": rule,
+            "verdict": "not run",
+            "reason": ours.note or "undefined in this run",
+        }
     verdict, why = _of_model(row, ours, reason) if model else _without_model(row, ours.value)
     low, high = ours.prediction
-    return {"ours": ours.value if math.isfinite(ours.value) else math.nan, "runs": ours.runs, "ci_low": ours.ci_low, "ci_high": ours.ci_high,
-            "prediction_low": low, "prediction_high": high, "boot_low": ours.boot_low, "boot_high": ours.boot_high,
-            "model": model, "rule": rule, "verdict": verdict, "reason": joined(why, ours.note)}
+    return {
+        "ours": ours.value if math.isfinite(ours.value) else math.nan,
+        "runs": ours.runs,
+        "ci_low": ours.ci_low,
+        "ci_high": ours.ci_high,
+        "prediction_low": low,
+        "prediction_high": high,
+        "boot_low": ours.boot_low,
+        "boot_high": ours.boot_high,
+        "model": model,
+        "rule": rule,
+        "verdict": verdict,
+        "reason": joined(why, ours.note),
+    }
 
 
 def _rule(row):
     if row.kind == "model":
         return MODEL_RULE.format(f"{MARGIN.get(row.unit, 0.0):g}")
-    rules = {"test": TESTED, "fact": CITED if hasattr(row, "system") else COUNTED, "citation": CITED, "speed": TIMED, "duplicate": REPEATED}
+    rules = {
+        "test": TESTED,
+        "fact": CITED if hasattr(row, "system") else COUNTED,
+        "citation": CITED,
+        "speed": TIMED,
+        "duplicate": REPEATED,
+    }
     if row.kind not in rules:
-        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; known: model, {', '.join(rules)}.")
+        raise StudyError(
+            f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; "
+            f"known: model, {', '.join(rules)}."
+        )
     return rules[row.kind]
 
 
@@ -298,12 +389,16 @@ def _without_model(row, found):
     # The plain cause of a number that is not the same.
     cut = cited and not same and 0 < found - row.value < unit
     places = max(0, -Decimal(str(unit)).normalize().as_tuple().exponent)
-    rounded = f"holds when digits are cut, not by rounding: rounded, {found:,.{places}f} is {row.value + unit:,.{places}f}"
+    nearest = f"rounded, {found:,.{places}f} is {row.value + unit:,.{places}f}"
+    rounded = f"holds when digits are cut, not by rounding: {nearest}"
     return "same" if same else "differs", rounded if cut else ""
 
 
 def _repeated(row, known):
     twin = known.get(("table_2", "test", row.metric))
     if twin is None:
-        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} repeats no row of table 2. Correct its kind.")
+        raise StudyError(
+            f"The published row {row.item}, {row.row}, {row.metric} repeats no row of table 2. "
+            "Correct its kind."
+        )
     return Ours(twin.value, note=f"table 2 prints {twin.value:.2f}")

@@ -17,10 +17,10 @@ def per_grade(published, counts):
     Returns
     -------
     DataFrame
-        kl_grade, n, sensitivity, specificity, implied_precision, implied_f1, printed_low, printed_high (of the sensitivity), wilson_low,
-        wilson_high (percent), width_ratio (printed over expected interval width), n_of_width (pictures that give the
-        printed width), attainable ("yes" when the sensitivity can be k of n rounded, "only if cut" when it can with
-        decimals cut); five rows.
+        kl_grade, n, sensitivity, specificity, implied_precision, implied_f1, printed_low, printed_high (of
+        the sensitivity), wilson_low, wilson_high (percent), width_ratio (printed over expected interval
+        width), n_of_width (pictures that give the printed width), attainable ("yes" when the sensitivity can
+        be k of n rounded, "only if cut" when it can with decimals cut); five rows.
     """
     paper, n = Paper(published), np.asarray(counts["external"], dtype=float)
     sensitivity, specificity = paper.grades("sensitivity"), paper.grades("specificity").value
@@ -60,13 +60,14 @@ def attainable(paper, external):
         share, n = printed[grade], int(external[grade])
         *row, note = attained(f"sensitivity of grade {grade}", share, n)
         error = np.sqrt(share.value * (100 - share.value) / n / BOOTSTRAP_DRAWS)
-        weak = f"; weak evidence: the mean of {BOOTSTRAP_DRAWS} bootstrap draws has a standard error of {error:.2f} points"
+        spread = f"the mean of {BOOTSTRAP_DRAWS} bootstrap draws has a standard error of {error:.2f} points"
+        weak = f"; weak evidence: {spread}"
         rows.append((*row, note if arithmetic.grim(share.value, n, 1, share.decimals) else note + weak))
     return rows
 
 
 def intervals(paper, external):
-    """Rows of the audit: widths of the printed intervals, the pictures they imply, and where their centres lie."""
+    """Rows of the audit: widths of the printed intervals, pictures they imply, where their centres lie."""
     sensitivity = paper.grades("sensitivity")
     low, high = (paper.grades("sensitivity", side) for side in ("ci_low", "ci_high"))
     point, half = sensitivity.value, arithmetic.ci_width(sensitivity.value, external) / 2
@@ -80,15 +81,27 @@ def intervals(paper, external):
     def pictures(*interval):
         return arithmetic.pictures_of_width(*interval).sum()
 
-    note = ("over the width that n independent pictures give; the tolerance holds rounding and how far an interval of only "
-            f"{BOOTSTRAP_DRAWS:,} bootstrap draws is off by chance; clusters or duplicates would give more than 1")
+    note = (
+        "over the width that n independent pictures give; "
+        "the tolerance holds rounding and how far an interval of only "
+        f"{BOOTSTRAP_DRAWS:,} bootstrap draws is off by chance; clusters or duplicates would give more than 1"
+    )
     # 0 * x keeps an undefined width without an expectation, as NaN.
     widths = zip(GRADES, ratios(point, low.value, high.value), slack(ratios, *honest), strict=True)
     total = pictures(point, low.value, high.value)
     return [
-        (SUMMED, "pictures", total, external.sum() + 0 * total, slack(pictures, *honest),
-         "narrow intervals imply many pictures; another interval method would differ"),
-        *((f"interval width ratio, grade {grade}", "ratio", ratio, 1.0 + 0 * ratio, explained, note) for grade, ratio, explained in widths),
+        (
+            SUMMED,
+            "pictures",
+            total,
+            external.sum() + 0 * total,
+            slack(pictures, *honest),
+            "narrow intervals imply many pictures; another interval method would differ",
+        ),
+        *(
+            (f"interval width ratio, grade {grade}", "ratio", ratio, 1.0 + 0 * ratio, explained, note)
+            for grade, ratio, explained in widths
+        ),
         _centres(sensitivity, low, high),
     ]
 
@@ -97,6 +110,16 @@ def _centres(sensitivity, low, high):
     offsets = np.round((low.value + high.value) / 2 - sensitivity.value, low.decimals + 1)
     side = -1 if (offsets < 0).sum() >= (offsets > 0).sum() else 1
     shown, explained = ", ".join(f"{offset:+g}" for offset in offsets), low.half + sensitivity.half
-    note = (f"centre minus point {shown} points; rounding explains up to {explained:g} either way; cut decimals or the skew "
-            "of a proportion give one direction")
-    return "intervals off-centre in the same direction", "count", (np.sign(offsets) == side).sum(), np.nan, np.nan, note
+    note = (
+        f"centre minus point {shown} points; rounding explains up to {explained:g} either way; "
+        "cut decimals or the skew "
+        "of a proportion give one direction"
+    )
+    return (
+        "intervals off-centre in the same direction",
+        "count",
+        (np.sign(offsets) == side).sum(),
+        np.nan,
+        np.nan,
+        note,
+    )

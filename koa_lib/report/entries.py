@@ -141,7 +141,7 @@ def where(frame, name, value):
 
 def plural(number, noun):
     """'1 fold', '5 folds'."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(texts):

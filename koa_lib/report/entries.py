@@ -143,7 +143,7 @@ def where(frame, name, value):
 
 def plural(number, noun):
     """'1 fold', '5 folds'."""
-    return f"{number:,} {noun}{'s' * bool(number != 1)}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(texts):

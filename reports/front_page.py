@@ -34,9 +34,9 @@ def front(run, measured, readings):
 
 
 def scores(run_dir):
-    """`tables/scorecard.csv` with a column `model`: whether the row needs a trained model."""
-    score = pd.read_csv(run_dir / "tables" / "scorecard.csv", keep_default_na=False, na_values={"published": "", "ours": "", "ci_low": "", "ci_high": ""})
-    return score.assign(model=scorecard.needs_model(score))
+    """`tables/scorecard.csv`; its column `model` says whether the row needs a trained model."""
+    texts = {"follows_from": str, "reason": str}
+    return pd.read_csv(run_dir / "tables" / "scorecard.csv", dtype=texts).fillna(dict.fromkeys(texts, ""))
 
 
 def verdicts(score):

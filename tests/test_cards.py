@@ -106,13 +106,13 @@ MODEL_RULE, COUNT_RULE = "a model's rule", "same count as in the manifest"
 def written(run, rows):
     """The scorecard of some rows, and the run with every paper item made but one."""
     base = {"source": "jpm2026", "item": "table_2", "row": "test", "metric": "accuracy", "unit": "percent", "published": 76.94, "ours": 75.5, "ci_low": 74.0, "ci_high": 77.0,
-            "rule": MODEL_RULE, "verdict": "replicated", "reason": "", "follows_from": ""}
+            "rule": MODEL_RULE, "verdict": "replicated", "reason": "", "follows_from": "", "model": True}
     pd.DataFrame([base | row for row in rows]).to_csv(run.folder / "tables" / "scorecard.csv", index=False)
     exhibits = {name: {"reason": "not run" if name == "table_5" else ""} for name in places.PAPER_ITEMS}
     return front_page.scores(run.folder), dataclasses.replace(run, exhibits=exhibits)
 
 
-COUNT = {"rule": COUNT_RULE, "item": "text", "row": "data", "metric": "train_images", "unit": "count", "verdict": "same"}
+COUNT = {"model": False, "rule": COUNT_RULE, "item": "text", "row": "data", "metric": "train_images", "unit": "count", "verdict": "same"}
 
 
 def test_a_replication_says_the_main_number_its_verdict_and_what_is_open(run):

@@ -107,7 +107,7 @@ def test_a_figure_is_drawn_from_the_frame_of_its_texts_and_has_the_same_bytes_tw
 def test_captions_link_in_a_session_and_as_real_labels_in_the_report(show):
     shown = show("picture", FRAME.iloc[:1])
     assert '<a href="#table_3">the table</a>' in shown.html and 'id="picture"' in shown.html
-    assert shown.myst.startswith("(picture)=\n") and "[the table](#table_3)" in shown.myst and 'id="picture"' not in shown.myst
+    assert shown.myst.startswith("(picture)=\n") and "[the table](#table_3)" in shown.myst
 
 
 def test_what_a_profile_lacks_is_not_computed_and_says_why_in_its_place(show, study):

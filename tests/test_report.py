@@ -17,15 +17,15 @@ from koa_lib.report import entries, running
 from reports import build, pages, places, provenance
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABc3UBGAAAAABJRU5ErkJggg==")
-SCORES = ("source,item,row,metric,unit,published,ours,ci_low,ci_high,rule,verdict,reason,follows_from\n"
-          "jpm2026,table_2,test,accuracy,percent,76.94,31.0123,28.5,33.52,3 points,not comparable,synthetic phantoms,\n"
-          "jpm2026,text,images,count,images,8260,8260,,,same count as in the manifest,same,,\n")
+SCORES = ("source,item,row,metric,unit,published,ours,ci_low,ci_high,rule,verdict,reason,follows_from,model\n"
+          "jpm2026,table_2,test,accuracy,percent,76.94,31.0123,28.5,33.52,3 points,not comparable,synthetic phantoms,,True\n"
+          "jpm2026,text,images,count,images,8260,8260,,,same count as in the manifest,same,,,False\n")
 
 
 def exhibit(entry):
     """A stand-in table or figure as the library shows it."""
     body = f'<img alt="stand-in" src="../figures/{entry.key}.png">' if entry.kind == "figure" else "<table><tr><td>1</td></tr></table>"
-    myst = f"({entry.key})=\n\n```{{raw}} html\n<figure class=\"koa-exhibit\">{body}<figcaption>\n```\n\n**{entry.name}.** Caption.\n\n```{{raw}} html\n</figcaption></figure>\n```"
+    myst = f"({entry.key})=\n\n```{{raw}} html\n<figure class=\"koa-exhibit\" id=\"{entry.key.replace('_', '-')}\">{body}<figcaption>\n```\n\n**{entry.name}.** Caption.\n\n```{{raw}} html\n</figcaption></figure>\n```"
     return new_output("display_data", data={"text/html": "<b>session</b>", "text/markdown": myst, "text/plain": "x"})
 
 
@@ -59,7 +59,7 @@ def write_run(folder):
     (folder / "tables" / "table_3.csv").write_text("kl_grade\n")
     (folder / "tables" / "findings.csv").write_text("finding,cohort,groups,files,detail\n")
     (folder / "inputs.yaml").write_text(yaml.safe_dump({"profile": "smoke", "seed": 42, "data": "", "external": "", "weights": "", "synthetic": True}))
-    line = {"step": "features/a.npz", "reason": "seed changed", "time": "2026-02-03T04:04:10", "notebook": "03_x"}
+    line = {"step": "features/a.npz", "reason": "seed changed", "time": "2026-02-03T04:04:10", "notebook": "03_fine_tune"}
     lines = [line | {"status": "built", "seconds": 1.25, "peak_mib": 1234.4}, line | {"status": "reused", "seconds": 0.0}]
     (folder / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"half a li')
     return folder

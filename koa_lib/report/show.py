@@ -178,9 +178,10 @@ class Show:
             "data": self.study.data_note().get("hash", "unknown")}})
         start = f'role="group" aria-labelledby="{entry.key}-caption">{body}<figcaption id="{entry.key}-caption">'
         end = f'<span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
-        text = f"**{title}** {caption}"
+        # Sphinx writes the label so, and gives it to nothing that is raw.
+        text, label = f"**{title}** {caption}", entry.key.replace("_", "-")
         html = f'<figure class="koa-exhibit" id="{entry.key}" {start}{MarkdownIt().render(text)}{end}{MarkdownIt().render(says)}'
-        myst = "\n\n".join([f"({entry.key})=", _raw(f'<figure class="koa-exhibit" {start}'), text, _raw(end), says])
+        myst = "\n\n".join([f"({entry.key})=", _raw(f'<figure class="koa-exhibit" id="{label}" {start}'), text, _raw(end), says])
         return Exhibit(entry.name, html, myst)
 
     def _note(self, change):

@@ -264,7 +264,7 @@ def low_quality(judged, study):
     aucs = quality.failures(judged, study.profile.draws, study.seed)
     aucs = aucs.rename(columns={"worse_auc": "value", "worse_auc_low": "ci_low", "worse_auc_high": "ci_high"})
     aucs = aucs.assign(
-        measure="AUC of worse " + aucs["measure"],
+        measure="AUC of worse quality, " + aucs["measure"],
         pictures="knees not recognised against recognised",
         n=len(judged),
     )

@@ -135,7 +135,7 @@ def claim(found):
     value, low, high = share(poor[failed].to_numpy())
     verdict = "replicated" if low > 0.5 else "not replicated" if high < 0.5 else "inconclusive"
     reason = (
-        f"{poor[failed].sum()} of {failed.sum()} failures are of low quality (worst tenth in sharpness, contrast or "
-        f"exposure), {poor[~failed].mean():.0%} of the successes"
+        f"{poor[failed].sum()} of {failed.sum()} failures are of low quality (worst tenth in sharpness, "
+        f"contrast or exposure), {poor[~failed].mean():.0%} of the successes"
     )
     return Answer(value, low, high, "ratio", verdict, reason)

@@ -55,7 +55,7 @@ def _encoder_said(study, spec):
     model, labels, size = study.profile.model, study.profile.systems.labels, f"{spec.image_size} px"
     captions = "nothing"
     if model.start == "pretrain":
-        captions = f"{study.profile.pretraining.pictures:,} other phantoms with captions that tell their findings"
+        captions = f"{study.profile.pretraining.pictures:,} other phantoms with captions of their findings"
     told = {
         "start": (f"image tower of {model.name} ({START[model.start]})", captions),
         "trained": (
@@ -229,7 +229,8 @@ def alike(table, absent):
     return _answer(
         most,
         verdict,
-        f"{inside.sum()} of {len(table)} intervals lie inside ±{MARGIN:g}, {outside.sum()} outside; largest",
+        f"{inside.sum()} of {len(table)} intervals lie inside ±{MARGIN:g}, "
+        f"{outside.sum()} outside it; largest",
         absent,
     )
 

@@ -220,7 +220,8 @@ def test_figures_have_a_panel_for_each_picture_and_model(easy_study, looked):
     results = looked[2]
     grades = results[0].subject.part.rows["kl_grade"].nunique()
     figure = overlays.maps(results, localisation.known(easy_study, results))
-    assert len(figure.axes) == grades * (2 + len(results[0].maps))  # the picture, CLIP's maps, and one of the best network
+    across = 2 + len(results[0].maps)  # the picture, CLIP's maps, and one of the best network
+    assert len(figure.axes) == grades * across and [bool(axis.get_title()) for axis in figure.axes[: across + 1]] == [False, *[True] * (across - 1), False]
     orders = (*results[0].maps, attribution.RANDOM, attribution.CENTRE)
     rising = np.linspace(np.zeros(len(results[0].grades)), 1, 5).T
     curved = replace(results[0], curves={(name, kind): rising for name in orders for kind in localisation.CURVES})

@@ -46,7 +46,7 @@ def maps(found, masks):
         show(line[0], picture, "")
         line[0].set_ylabel(f"grade {rows['kl_grade'][place]}\nCLIP says {main.grades[place]}", fontsize=8.5)
         for axis, (name, values) in zip(line[1:], columns.items(), strict=True):
-            show(axis, _blended(picture, values[place]), name if line is axes[0] else "")
+            show(axis, _blended(picture, values[place]), name if place == first[0] else "")
         for axis in line:
             _outlined(axis, masks[place], picture.shape)
     return figure

@@ -33,17 +33,6 @@ def inside(maps, masks):
     return np.divide((maps * masks).sum((1, 2), dtype=float), total, out=np.full(len(maps), np.nan), where=total > 0)
 
 
-def pointing(maps, masks):
-    """Whether each map's highest pixel lies in its region (the pointing game, Zhang 2018, without tolerance).
-
-    Returns
-    -------
-    float array (n,)
-        1 or 0; between them where pixels tie: the share of the highest ones inside. NaN for a map of zeros.
-    """
-    return inside(highest(maps), masks)
-
-
 def of_others(maps, masks, groups):
     """Share of the maps of *other patients* inside the region of each picture: what is known without a look at it.
 

@@ -85,7 +85,7 @@ def dry(settings, real):
     cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
     own, labels = settings.systems.embeddings, settings.systems.labels
     encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)  # 518 pixels take minutes on a CPU
-    own = replace(own, encoders=encoders, networks=untrained(own.networks), others=21, degraded=4)
+    own = replace(own, encoders=encoders, networks=untrained(own.networks), others=21)
     labels = replace(labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
     return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
                    seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),

@@ -122,7 +122,7 @@ class Embeddings:
     """Notebook 10: frozen embeddings with boosted trees and logistic regression against supervised networks.
 
     `per_task` trains a network for each task; otherwise one is trained on KL grades and its frozen features serve the findings. `others` is the
-    number of pictures of other anatomies, `degraded` that of knees which are spoilt on purpose.
+    number of pictures of other anatomies.
     """
 
     encoders: tuple[Encoder, ...]
@@ -130,7 +130,6 @@ class Embeddings:
     per_task: bool
     trees: int
     others: int
-    degraded: int
 
 
 @dataclass(frozen=True)

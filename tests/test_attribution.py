@@ -36,9 +36,9 @@ def test_pointing_game_hits_misses_and_ties():
     maps[0, 3, 3], maps[1, 0, 7] = 1, 1
     maps[2, 3, 3], maps[2, 0, 0] = 1, 1
     maps[3] = 0.5
-    hits = attribution.pointing(maps, np.repeat(square(), 4, axis=0))
+    hits = attribution.inside(attribution.highest(maps), np.repeat(square(), 4, axis=0))
     assert hits == pytest.approx([1, 0, 0.5, 16 / 64])
-    assert np.isnan(attribution.pointing(np.zeros((1, 8, 8)), square())).all()
+    assert np.isnan(attribution.inside(attribution.highest(np.zeros((1, 8, 8))), square())).all()
 
 
 def test_order_follows_the_map_and_breaks_ties_by_chance():

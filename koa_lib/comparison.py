@@ -1,6 +1,5 @@
 """Arms side by side: folds, seeds, paired tests, and what folds over single pictures leak."""
 
-from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -111,12 +110,6 @@ def before_training(study, runner, arm, results):
             graded.attrs["fold"] = main_fold(study)
             found[part] = [graded]
     return found
-
-
-def differing(recipe, other):
-    """The settings in which two recipes differ: name to (value, other value)."""
-    pairs = {item.name: (getattr(recipe, item.name), getattr(other, item.name)) for item in fields(recipe)}
-    return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
 def _values(graded):

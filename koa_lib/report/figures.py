@@ -7,16 +7,14 @@ show how the model works and live in `diagrams`, Figures 5 and 6 are standard ch
 import textwrap
 
 import numpy as np
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES
 from koa_lib.predictions import arrays
 from koa_lib.report import words
 from koa_lib.report.sheets import show
-from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, note, styled
-
-PARTS = {"train": ("-", "training part"), "held_out": ("--", "held-out fold"), "inner": (":", "inner split")}
+from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, styled
 
 
 @styled
@@ -53,58 +51,6 @@ def _stacked(axis, table, cohort):
     axis.yaxis.set_major_formatter("{x:,.0f}")
     if len(table) > 1:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, columnspacing=1.2)
-
-
-@styled
-def figure_5(history, floor=None, chance=None):
-    """Accuracy and loss over epochs for each fold, training and held-out part.
-
-    Parameters
-    ----------
-    history : DataFrame
-        fold, epoch, part (train, held_out, inner), loss (nats), accuracy (ratio).
-    floor, chance : float, optional
-        Losses (nats) that cannot be undercut, and that guessing gives, drawn as lines.
-    """
-    if history.empty:
-        return message("No training history has been recorded.")
-    figure, axes = narrow(5.0, nrows=2, sharex=True)
-    folds = sorted(history["fold"].unique(), key=str)
-    for axis, column in zip(axes, ("accuracy", "loss"), strict=True):
-        for (fold, part), rows in history.groupby(["fold", "part"], sort=True):
-            rows = rows.sort_values("epoch")
-            colour = PLAIN_COLOURS[folds.index(fold) % len(PLAIN_COLOURS)]
-            marker = "o" if len(rows) < 4 else None
-            axis.plot(rows["epoch"], rows[column], PARTS[part][0], color=colour, marker=marker, markersize=3, lw=1.3)
-        axis.set(ylabel=column if column == "accuracy" else "loss (nats)")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        axis.grid(alpha=0.25)
-        if history[column].isna().all():
-            note(axis, f"No {column} has been recorded.")
-    axes[1].set_xlabel("epoch")
-    parts = [part for part in PARTS if (history["part"] == part).any()]
-    keys = [Line2D([], [], color=INK, ls=PARTS[part][0], label=PARTS[part][1]) for part in parts]
-    # Beyond the lines, where no curve should be.
-    for level, text, up in ((floor, "lowest possible", -1), (chance, "chance", 1)):
-        if level is not None:
-            axes[1].axhline(level, color=INK, lw=1, ls="-.")
-            axes[1].annotate(f"{text} {level:.2f} nats", (0.99, level), (0, 3 * up), xycoords=("axes fraction", "data"), textcoords="offset points",
-                             ha="right", va="bottom" if up > 0 else "top", fontsize=8.5)
-            axes[1].margins(y=0.12)
-    _keys(figure, folds, keys)
-    return figure
-
-
-def _keys(figure, folds, lines):
-    from itertools import chain, zip_longest
-
-    # A legend fills columns first: the line styles stand in the last column.
-    colours = [Line2D([], [], color=PLAIN_COLOURS[i % 6], label=f"fold {fold}") for i, fold in enumerate(folds)]
-    rows = max(len(lines), -(-len(colours) // 2))
-    blank = Line2D([], [], ls="", label=" ")
-    columns = [colours[:rows], colours[rows:], lines] if len(colours) > rows else [colours, lines]
-    padded = zip(*zip_longest(*columns, fillvalue=blank), strict=True)
-    figure.legend(handles=list(chain(*(column + (blank,) * (rows - len(column)) for column in padded))), loc="outside lower center", ncols=len(columns))
 
 
 @styled
@@ -199,3 +145,63 @@ def reliability(table):
     below.set(xlabel="confidence of the top label", ylabel="pictures", xlim=(0, 1))
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
     return figure
+
+
+# The parts of `shift.decomposition` from top to bottom; a change starts at the end of another part.
+_PARTS = {"internal accuracy": None, "label shift": "internal accuracy", "expected at the external grade mix": None,
+          "rest": "expected at the external grade mix", "external accuracy": None}
+
+
+@styled
+def shift(table):
+    """From the internal to the external accuracy: the step that the grade mix explains, and the rest.
+
+    Parameters
+    ----------
+    table : DataFrame
+        part, value, ci_low, ci_high (ratios; NaN where undefined), as from `shift.decomposition`.
+
+    Raises
+    ------
+    StudyError
+        A part is missing.
+    """
+    rows = table.set_index("part")
+    missing = [part for part in _PARTS if part not in rows.index]
+    if missing:
+        raise StudyError(f"The decomposition has no row '{missing[0]}'. Its parts are: {', '.join(_PARTS)}.")
+    figure, axis = narrow(2.7)
+    ends = [rows.loc[[part, base] if base else [part], "value"].sum(skipna=False) for part, base in _PARTS.items()]
+    for place, (part, base) in enumerate(_PARTS.items()):
+        start = rows.loc[base, "value"] if base else 0
+        value, low, high = rows.loc[part, ["value", "ci_low", "ci_high"]].astype(float)
+        look = {"color": PLAIN_COLOURS[1], "hatch": "///"} if base else {"color": PLAIN_COLOURS[4]}
+        axis.barh(place, np.nan_to_num(value), left=np.nan_to_num(start), edgecolor="white", **look)
+        _whisker(axis, place, start + value, start + low, start + high, "undefined", color=INK, fmt="none")
+        _beside(axis, place, _with_interval(value, low, high, 3, sign="+" if base else ""))
+    for place, (end, following) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        if np.isfinite(following):
+            axis.plot([end] * 2, [place - 0.4, place + 1.4], color=INK, lw=0.8, ls=":")
+    axis.set(xlabel="accuracy (95 % interval); hatched: change", ylim=(4.6, -0.6))
+    axis.set_yticks(range(5), [textwrap.fill(part, 20) for part in _PARTS])
+    axis.set_xlim(left=0)
+    return figure
+
+
+def _whisker(axis, place, value, low, high, absent, color=PLAIN_COLOURS[0], **look):
+    if np.isnan(value):
+        axis.annotate(absent, (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        return
+    reach = np.nan_to_num(np.maximum([[value - low], [high - value]], 0))
+    axis.errorbar([value], [place], xerr=reach, color=color, capsize=3, markersize=5, **{"fmt": "o", **look})
+
+
+def _with_interval(value, low, high, digits, sign=""):
+    if np.isnan(value):
+        return "–"
+    text = f"{value:{sign}.{digits}f}" + (f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]" if np.isfinite([low, high]).all() else "")
+    return text.replace("-", "−")
+
+
+def _beside(axis, place, text):
+    axis.annotate(text, (1, place), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8.5, annotation_clip=False)

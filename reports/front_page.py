@@ -50,7 +50,7 @@ def verdicts(score):
 def tally(rows):
     """'3 replicated, 1 not run' for some rows of the scorecard, each contradiction counted once."""
     counts = rows.loc[rows["follows_from"] == "", "verdict"].value_counts()
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in scorecard.VERDICTS if verdict in counts) or "none"
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in dict.fromkeys(scorecard.VERDICTS + scorecard.FOUND) if verdict in counts) or "none"
 
 
 def sentences(run, score, measured):

@@ -18,36 +18,36 @@ from reports import reference
 SCORE = {"item": "table_2", "row": "test", "metric": "accuracy", "unit": "percent", "published": 76.94, "ours": 60.0, "ci_low": 55.0, "ci_high": 65.0,
          "verdict": "not replicated", "reason": "ours differs by -16.9"}
 FOLD = {"part": "train", "fold": 1, "n": 960, "accuracy": 0.5, "qwk": 0.7, "mae": 0.6}
-FACT = {**SCORE, "verdict": "replicated", "reason": "counted in the manifest"}
+FACT = {**SCORE, "verdict": "same", "reason": "counted in the manifest"}
 # Table, its row, the column that moves and by how much it may: one line per kind of cell.
 KINDS = [
-    ("table_s7", FOLD, "accuracy", 0.05),
-    ("table_s7", FOLD, "qwk", 0.05),
-    ("table_s7", FOLD, "mae", 0.1),
-    ("table_s7", FOLD, "n", 0),
-    ("table_s99", {"arm": "a table of tomorrow", "macro_f1": 0.4}, "macro_f1", 0.05),
-    ("table_s99", {"arm": "a table of tomorrow", "trees": 40}, "trees", 0),
+    ("folds_and_seeds", FOLD, "accuracy", 0.05),
+    ("folds_and_seeds", FOLD, "qwk", 0.05),
+    ("folds_and_seeds", FOLD, "mae", 0.1),
+    ("folds_and_seeds", FOLD, "n", 0),
+    ("tomorrow", {"arm": "a table of tomorrow", "macro_f1": 0.4}, "macro_f1", 0.05),
+    ("tomorrow", {"arm": "a table of tomorrow", "trees": 40}, "trees", 0),
     ("table_4", {"model": "ViT", "n": 420, "accuracy": 60.0, "published_accuracy": 73.7}, "accuracy", 10),
-    ("table_s10", {"model": "ViT", "n": 240, "qwk": 0.3}, "qwk", 0.2),
-    ("table_s12", {"baseline": "ViT", "n": 355, "difference": -0.15}, "difference", 0.1),
+    ("networks", {"model": "ViT", "n": 240, "qwk": 0.3}, "qwk", 0.2),
+    ("mcnemar", {"baseline": "ViT", "n": 355, "difference": -0.15}, "difference", 0.1),
     ("table_5", {"source": "this run", "system": "clip", "accuracy": 50.0}, "accuracy", 5),
     ("table_4", {"model": "ViT", "n": 420, "accuracy": 60.0, "published_accuracy": 73.7}, "published_accuracy", 0),
     ("table_2", {"metric": "accuracy", "test split": 60.0, "published test": 76.94}, "test split", 5),
     ("table_2", {"metric": "n", "test split": 240}, "test split", 0),
     ("table_3", {"kl_grade": 1, "sensitivity": 50.0, "published_sensitivity": 68.5}, "sensitivity", 10),
     ("table_5", {"source": "public peer", "system": "Chen VGG19", "accuracy": 69.63}, "accuracy", 0),
-    ("table_s13", {"metric": "qwk", "value": 0.7, "ci_low": 0.6}, "value", 0.05),
-    ("table_s13", {"metric": "mae", "value": 0.7, "ci_low": 0.6}, "ci_low", 0.1),
-    ("table_s14", {"check": "macro F1 implied", "value": 72.6, "expected": 76.66}, "value", 0),
-    ("table_s16", {"grade": 4, "pictures": 9, "precision_at_10": 0.5}, "precision_at_10", 0.2),
+    ("by_metric", {"metric": "qwk", "value": 0.7, "ci_low": 0.6}, "value", 0.05),
+    ("by_metric", {"metric": "mae", "value": 0.7, "ci_low": 0.6}, "ci_low", 0.1),
+    ("arithmetic", {"check": "macro F1 implied", "value": 72.6, "expected": 76.66}, "value", 0),
+    ("retrieval", {"grade": 4, "pictures": 9, "precision_at_10": 0.5}, "precision_at_10", 0.2),
     ("scorecard", SCORE, "ours", 5),
     ("scorecard", SCORE, "ci_low", 10),
     ("scorecard", {**SCORE, "unit": "ratio", "metric": "auc", "ours": 0.8}, "ours", 0.05),
     ("scorecard", FACT, "ours", 0),
 ]
 NOT_COMPARED = [
-    ("table_s12", {"baseline": "ViT", "p_holm": 0.04}, {"p_holm": 0.3}),
-    ("table_s12", {"baseline": "ViT", "clip_only": 50}, {"clip_only": 70}),
+    ("mcnemar", {"baseline": "ViT", "p_holm": 0.04}, {"p_holm": 0.3}),
+    ("mcnemar", {"baseline": "ViT", "clip_only": 50}, {"clip_only": 70}),
     ("scorecard", SCORE, {"verdict": "inconclusive", "reason": "ours differs by -15"}),
     ("scorecard", {**SCORE, "metric": "p_value", "unit": "ratio", "ours": 0.04}, {"ours": 0.2}),
 ]
@@ -82,6 +82,13 @@ def read(run, data_hash, synthetic=False):
 def write(run, **tables):
     for name, rows in tables.items():
         pd.DataFrame(rows).to_csv(run / "tables" / f"{name}.csv", index=False, lineterminator="\n")
+    listed(run)
+
+
+def listed(run):
+    """Note the tables that are there as the exhibits of the run."""
+    exhibits = {path.stem: {"files": [f"tables/{path.name}"]} for path in (run / "tables").glob("*.csv")}
+    (run / "exhibits.json").write_text(json.dumps(exhibits))
 
 
 def misses(run, name, before, after):
@@ -115,7 +122,7 @@ def test_a_table_agrees_exactly_when_pandas_says_so(cells):
     except AssertionError:
         agrees = False
     with repository() as run:
-        assert misses(run, "table_s7", before, after).empty == agrees
+        assert misses(run, "folds_and_seeds", before, after).empty == agrees
 
 
 @pytest.mark.parametrize("name, row, change", NOT_COMPARED)
@@ -124,27 +131,27 @@ def test_what_a_few_pictures_turn_over_is_not_compared(run, name, row, change):
 
 
 def test_a_verdict_without_a_model_must_be_the_same(run):
-    assert list(misses(run, "scorecard", [FACT], [{**FACT, "verdict": "not replicated"}])["column"]) == ["verdict"]
+    assert list(misses(run, "scorecard", [FACT], [{**FACT, "verdict": "differs"}])["column"]) == ["verdict"]
     judged = {**SCORE, "verdict": "not comparable", "reason": "synthetic phantoms"}
     assert list(misses(run, "scorecard", [judged], [{**judged, "verdict": "replicated"}])["column"]) == ["verdict"]
 
 
 def test_another_text_is_another_row_and_its_numbers_are_not_looked_at(run):
-    missed = misses(run, "table_s7", [FOLD, FOLD], [FOLD, {**FOLD, "part": "test", "accuracy": 0.9}])
+    missed = misses(run, "folds_and_seeds", [FOLD, FOLD], [FOLD, {**FOLD, "part": "test", "accuracy": 0.9}])
     assert missed[["column", "reference", "found"]].values.tolist() == [["part", "train", "test"]]
 
 
 @pytest.mark.parametrize("before, after", [(0.5, np.nan), (np.nan, 0.5), (0.5, "none")])
 def test_a_number_against_none_is_a_miss(run, before, after):
-    assert list(misses(run, "table_s7", [{**FOLD, "qwk": before}], [{**FOLD, "qwk": after}])["column"]) == ["qwk"]
+    assert list(misses(run, "folds_and_seeds", [{**FOLD, "qwk": before}], [{**FOLD, "qwk": after}])["column"]) == ["qwk"]
 
 
 def test_long_whole_numbers_are_not_rounded(run):
-    assert list(misses(run, "table_s3", [{"image_id": 90096950010001}], [{"image_id": 90096950010002}])["column"]) == ["image_id"]
+    assert list(misses(run, "three", [{"image_id": 90096950010001}], [{"image_id": 90096950010002}])["column"]) == ["image_id"]
 
 
 def test_a_row_or_column_of_one_side_only_is_named(run):
-    missed = misses(run, "table_s7", [FOLD, {**FOLD, "fold": 2}], [{**FOLD, "fold": 2, "new": 1}])
+    missed = misses(run, "folds_and_seeds", [FOLD, {**FOLD, "fold": 2}], [{**FOLD, "fold": 2, "new": 1}])
     assert missed[["row", "column", "reference", "found"]].values.tolist() == [
         ["", "new", "missing", "there"], ["part train, fold 1, n 960", "", "there", "missing"]]
     text = reference.report(reference.compare(run))
@@ -152,16 +159,18 @@ def test_a_row_or_column_of_one_side_only_is_named(run):
 
 
 def test_a_table_of_one_side_only_is_named(run):
-    write(run, table_s1=[FOLD], table_s2=[FOLD])
+    write(run, one=[FOLD], two=[FOLD])
     reference.keep(run)
-    (run / "tables" / "table_s1.csv").rename(run / "tables" / "table_s3.csv")
+    (run / "tables" / "one.csv").rename(run / "tables" / "three.csv")
+    listed(run)
     text = reference.report(reference.compare(run))
-    assert "table_s1: this table is only in the reference" in text and "table_s3: this table is only in the run" in text
+    assert "one: this table is only in the reference" in text and "three: this table is only in the run" in text
 
 
 def test_line_ends_and_number_format_do_not_matter(run):
-    table = run / "tables" / "table_s7.csv"
+    table = run / "tables" / "folds_and_seeds.csv"
     table.write_bytes(b'part,n,qwk,note\n"train\nwhole",960,0.5,\ntest,1e3,,nan\n')
+    listed(run)
     kept = reference.keep(run)
     table.write_bytes(b'part,n,qwk,note\r\n"train\r\nwhole",960.0,5.0e-1,NaN\r\n"test",1000,NaN,""\r\n')
     comparison = reference.compare(run)
@@ -172,17 +181,17 @@ def test_line_ends_and_number_format_do_not_matter(run):
 
 def test_the_report_of_many_misses_is_short_and_counts_the_rest(run):
     rows = [{**FOLD, "fold": fold} for fold in range(40)]
-    write(run, table_s1=rows, table_s2=[FOLD])
+    write(run, one=rows, two=[FOLD])
     reference.keep(run)
-    write(run, table_s1=[{**row, "qwk": 0.1} for row in rows], table_s2=[{**FOLD, "n": 1}])
+    write(run, one=[{**row, "qwk": 0.1} for row in rows], two=[{**FOLD, "n": 1}])
     lines = reference.report(reference.compare(run)).splitlines()
     assert len(lines) <= 23 and "41 differences" in lines[0]
-    assert any("table_s2" in line and "n is 1, in the reference 960; must be equal" in line for line in lines)
-    assert any("and 37 more; by table: table_s1 40, table_s2 1" in line for line in lines)
+    assert any("two" in line and "n is 1, in the reference 960; must be equal" in line for line in lines)
+    assert any("and 37 more; by table: one 40, two 1" in line for line in lines)
 
 
 def test_other_data_have_no_reference(run):
-    write(run, table_s7=[FOLD])
+    write(run, folds_and_seeds=[FOLD])
     reference.keep(run)
     read(run, "123-456")
     with pytest.raises(StudyError, match="no reference for this data: reports/reference/run/123-456 has no tables.*make reference"):
@@ -196,14 +205,15 @@ def test_phantoms_are_kept_by_the_name_of_the_run_and_real_data_by_their_hash(ru
 
 
 def test_keeping_replaces_the_tables_and_nothing_else(run):
-    write(run, table_s1=[FOLD], table_s2=[FOLD])
+    write(run, one=[FOLD], two=[FOLD])
     (run / "tables" / "picture.png").write_bytes(b"no image may be kept")
     target = reference.keep(run)
     (target / "README.md").write_text("what these are")
-    (run / "tables" / "table_s1.csv").unlink()
+    (run / "tables" / "one.csv").unlink()
+    listed(run)
     reference.keep(run)
-    assert {path.name for path in target.iterdir()} == {"README.md", "table_s2.csv"}
-    assert (target / "table_s2.csv").read_bytes() == (run / "tables" / "table_s2.csv").read_bytes()
+    assert {path.name for path in target.iterdir()} == {"README.md", "two.csv"}
+    assert (target / "two.csv").read_bytes() == (run / "tables" / "two.csv").read_bytes()
 
 
 def test_a_run_without_tables_is_refused(run):
@@ -213,10 +223,10 @@ def test_a_run_without_tables_is_refused(run):
 
 
 def test_a_broken_table_is_named(run):
-    write(run, table_s1=[FOLD])
+    write(run, one=[FOLD])
     reference.keep(run)
-    (run / "tables" / "table_s1.csv").write_text("")
-    with pytest.raises(StudyError, match="table_s1.csv is no CSV table"):
+    (run / "tables" / "one.csv").write_text("")
+    with pytest.raises(StudyError, match="one.csv is no CSV table"):
         reference.compare(run)
 
 
@@ -238,10 +248,3 @@ def test_a_mistake_in_the_tolerances_is_told(tmp_path, old, new, told):
     with pytest.raises(StudyError, match="tolerances.yaml") as error:
         reference.tolerances(path)
     assert told in str(error.value)
-
-
-def test_lists_of_single_pictures_are_neither_kept_nor_compared(run):
-    write(run, table_s1=[FOLD], affected_files=[{"image_id": "a"}])
-    assert [path.stem for path in sorted(reference.keep(run).glob("*.csv"))] == ["table_s1"]
-    write(run, affected_files=[{"image_id": "b"}])
-    assert reference.compare(run).misses.empty

@@ -12,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 
 from koa_lib.grades import GRADES, NAMES
 from koa_lib.report import labels
-from koa_lib.report.charts import baselines, few_shot, found, intervals, readings, shift
+from koa_lib.report.charts import baselines, few_shot, found, readings, shift
 from koa_lib.report.diagnostics import nearest_distances, reliability, retrieval
 from koa_lib.report.diagrams import figure_1, figure_3, figure_4
 from koa_lib.report.sheets import contact_sheet, gallery, show, worst, worst_errors
 from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, message, narrow, note, styled
 
 __all__ = ["baselines", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_8"]
-__all__ += ["contact_sheet", "few_shot", "found", "gallery", "intervals", "nearest_distances", "readings", "reliability", "retrieval"]
+__all__ += ["contact_sheet", "few_shot", "found", "gallery", "nearest_distances", "readings", "reliability", "retrieval"]
 __all__ += ["shift", "worst", "worst_errors"]
 
 TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from koa_lib.paper import scorecard
 from koa_lib.paper.published import SYSTEMS
-from koa_lib.paper.scorecard import MODEL_RULE, NONE, TIMED, VERDICTS, WITHOUT_MODEL
+from koa_lib.paper.scorecard import FOUND, MODEL_RULE, TIMED, VERDICTS, WITHOUT_MODEL
 from koa_lib.report import labels
 from reports import provenance
 from reports.places import title
@@ -56,9 +56,9 @@ def _readable(row):
         "label": _label(row),
         "what": ",\N{NO-BREAK SPACE}".join(part for part in (metric, unit) if part),
         "interval": f"{' to '.join(bounds)}, {_kind(row)}" if all(bounds) else "",
-        "beside": scorecard.beside(row.get("reason", "")),
-        "published": "<" * row.get("rule", "").startswith("below") + _short(row["published"]),
-        "ours": NONE if row["ours"] == "inf" else _short(row["ours"], decimals),
+        "beside": " to ".join(_short(row[name], decimals) for name in ("boot_low", "boot_high")) if row.get("boot_low") else "",
+        "published": " ".join(filter(None, (row.get("relation", ""), _short(row["published"])))),
+        "ours": _short(row["ours"], decimals),
     }
 
 
@@ -104,7 +104,7 @@ def headlines(rows):
 
 def verdicts(rows):
     """Counts of verdicts: {"columns": verdicts that occur, "rows": [(what is counted, counts)], "later": readings whose rules were chosen or changed after first results}."""
-    columns = [verdict for verdict in VERDICTS if any(row["verdict"] == verdict for row in rows)]
+    columns = [verdict for verdict in dict.fromkeys((*VERDICTS, *FOUND)) if any(row["verdict"] == verdict for row in rows)]
     kinds = (("Main paper: results and claims that need a trained model", lambda row: row["model"] and row["source"] == "jpm2026"),
              ("Other systems: results and claims that need a trained model", lambda row: row["model"] and row["source"] != "jpm2026"),
              ("Counts, repeated and cited numbers, timings, arithmetic", lambda row: not row["model"]))
@@ -161,7 +161,7 @@ def sources(rows):
 def tally(rows):
     """'3 replicated, 1 not run' for some rows."""
     counts = Counter(row["verdict"] for row in rows)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in dict.fromkeys((*VERDICTS, *FOUND)) if verdict in counts)
 
 
 def verdict(run, rows, measured, items):

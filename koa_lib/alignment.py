@@ -10,7 +10,7 @@ from koa_lib.heads import HEADS
 from koa_lib.losses import chance_loss
 from koa_lib.metrics import best_constant, confusion, from_confusion
 from koa_lib.paper.claims import Answer, not_run
-from koa_lib.paper.scorecard import Ours
+from koa_lib.paper.scorecard import Ours, over_runs
 from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import START
 
@@ -141,9 +141,8 @@ def answers(study, trained):
     found = {}
     for key, name in keys.items():
         values = [100 * each[name][0] for each in measured]
-        low, high = (100 * bound for bound in measured[0][name][1:])
-        note = f"{OTHER_DATA}; {said}; group bootstrap of the first run: {low:.1f} to {high:.1f}"
-        found[key] = Ours(*stats.run_interval(values), note)
+        boot = tuple(100 * bound for bound in measured[0][name][1:])
+        found[key] = over_runs(values, f"{OTHER_DATA}; {said}", boot)
     return found | {claim: linear_better(differences(study, trained))}
 
 

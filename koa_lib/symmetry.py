@@ -16,7 +16,7 @@ from koa_lib.errors import StudyError
 from koa_lib.model import ClipGrader
 from koa_lib.pairs import PairRecipe
 from koa_lib.paper import claims
-from koa_lib.paper.scorecard import Ours
+from koa_lib.paper.scorecard import over_runs
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.runner import Runner
 from koa_lib.store import made_from
@@ -276,14 +276,16 @@ def answers(study, runs):
     several = len(runs) > 1
     sample = f"{part} split, n = {len(frames[BOTH]):,}"
     seeds, first = f"{sample}, {len(runs)} seed{'s' * several}", f"{sample}" + f"; first of {len(runs)} seeds" * several
-    low, high = (100 * value for value in stats.interval(measured(frames[BOTH], study.profile.draws, study.seed)["accuracy"][1]))
+    boot = tuple(100 * value for value in stats.interval(measured(frames[BOTH], study.profile.draws, study.seed)["accuracy"][1]))
     without, with_losses = (100 * _values(frames[name])["flip_disagreement"] for name in (STANDARD, BOTH))
     gained = np.array([100 * gap[f"accuracy_seed_{seed}"] for seed in runs])
-    each = f"gain of each seed: {', '.join(f'{gain:+.2f}' for gain in gained)}; " * several
+    each = f"; gain of each seed: {', '.join(f'{gain:+.2f}' for gain in gained)}" * several
     relative = gained.mean() / np.mean(accuracies[STANDARD]) / 100
     return {
-        (*key, "CLIP-KOA", "accuracy"): Ours(*stats.run_interval(100 * np.array(accuracies[BOTH])), f"{BOTH}, our reading; {seeds}; group bootstrap of the first seed: {low:.1f} to {high:.1f}"),
-        (*key, "gain over standard CLIP", "accuracy_gain"): Ours(*stats.run_interval(gained), f"read as percentage points; as a relative gain ours is {relative:+.2%}; {seeds}; {each}paired group bootstrap of the first seed: {100 * gap['accuracy_low']:+.1f} to {100 * gap['accuracy_high']:+.1f}"),
+        (*key, "CLIP-KOA", "accuracy"): over_runs(100 * np.array(accuracies[BOTH]), f"{BOTH}, our reading; {seeds}", boot),
+        (*key, "gain over standard CLIP", "accuracy_gain"): over_runs(
+            gained, f"read as percentage points; as a relative gain ours is {relative:+.2%}; {seeds}{each}",
+            (100 * gap["accuracy_low"], 100 * gap["accuracy_high"])),
         (*key, "symmetry and consistency losses raise accuracy over standard CLIP"): _claim(gap, "accuracy", 1, f"accuracy of standard CLIP {100 * accuracies[STANDARD][0]:.1f} %, with both losses {100 * accuracies[BOTH][0]:.1f} %; {first}"),
         (*key, "predictions agree between original and flipped image"): _claim(gap, "flip_disagreement", -1, f"the grade changes for {without:.1f} % of the pictures with standard CLIP, for {with_losses:.1f} % with both losses; {first}"),
     }

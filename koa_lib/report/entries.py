@@ -36,6 +36,8 @@ class Entry:
         Why a number may be undefined.
     plot : str or dict
         A chart of `plots`, with its options.
+    lead : list of str
+        Columns that the page shows first, whatever their place in the file.
     """
 
     key: str
@@ -48,6 +50,7 @@ class Entry:
     columns: dict = field(default_factory=dict)
     needs: list = field(default_factory=list)
     plot: str | dict = ""
+    lead: list = field(default_factory=list)
 
     @property
     def kind(self):

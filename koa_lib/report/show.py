@@ -132,6 +132,7 @@ class Show:
         return [f"tables/{entry.key}.csv"]
 
     def _table(self, entry, frame, pictures):
+        frame = frame[entry.lead + [name for name in frame.columns if name not in entry.lead]]
         columns = tables.declared(frame, entries.shared_columns(), entry.columns, entry.key)
         frame = tables.terms(frame, columns, entries.shared_columns())
         thumbnails = {name: _thumbnails(entry.key, frame, name, grays) for name, grays in pictures.items()}

@@ -128,7 +128,8 @@ def table(frame, columns, label, pictures):
         Further columns as HTML.
     """
     shown = [column for column in _cells(frame, columns) if column]
-    heads = "".join(f'<th scope="col"{_RIGHT * numeric}>{_head(*head)}</th>' for head, numeric, _ in shown)
+    # The first column names the rows, also where its names are numbers.
+    heads = "".join(f'<th scope="col"{_RIGHT * (numeric and bool(place))}>{_head(*head)}</th>' for place, (head, numeric, _) in enumerate(shown))
     heads += "".join(f'<th scope="col">{escape(words.capital(name))}</th>' for name in pictures)
     rows = []
     for place in range(len(frame)):

@@ -17,12 +17,14 @@ _CODES = {
 _CELLS = {"train": "training part", "val": "validation part", "test": "test part", "external": "external cohort",
           "auto_test": "automatic crops", "queries": "short queries", "macro": "mean of the grades"}
 _CODE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})(?![\w/-]|\.\w)")
+_ITEM = re.compile(r"(?<![\w/#.-])(table|figure)_(\d)(?![\w.])")
 _PER_CENT, _MINUS = re.compile(r"(?<=\d) ?%(?!\w)"), re.compile(r"(?:^|(?<=[\s(\[]))-(?=\.?\d)")
 
 
 def people(text):
-    """A text with the codes of files replaced by what people call them."""
-    return _CODE.sub(lambda found: _CODES[found[0]], _CELLS.get(text, text))
+    """A text with the codes of files, and of items of the paper, replaced by what people call them."""
+    text = _CODE.sub(lambda found: _CODES[found[0]], _CELLS.get(text, text))
+    return _ITEM.sub(lambda found: f"{found[1].capitalize()} {found[2]}", text)
 
 
 def typeset(text):

@@ -61,7 +61,7 @@ def sentences(run, score, measured):
     ran = f"Run: the whole study, from {pictures} to this report; {made} of the paper's {len(places.PAPER_ITEMS)} tables and figures have their counterpart in it."
     if ours["verdict"].isin(["not comparable", "not run"]).all():
         reason = ours["reason"].str.split(";").str[0].mode()[0]
-        return [ran, _came_out(measured), f"Not shown: how the paper's model grades patients. {len(ours)} of its results and claims are not scored ({tally(ours)}), mostly because: {reason}."]
+        return [ran, _came_out(measured), f"Not shown: how the paper's model grades patients. {len(ours)} of its results and claims are not scored ({tally(ours)}; {reason})."]
     return [ran, f"Came out: {_main(ours)} Of {len(ours)} results and claims of the paper that need a trained model: {tally(ours)}.",
             f"Not shown by this run: {tally(ours[ours['verdict'].isin(['not comparable', 'not run', 'inconclusive'])])}; the reasons stand in the scorecard."]
 
@@ -76,9 +76,13 @@ def _main(ours):
 def _came_out(measured):
     unseen = [part for part in measured if part["role"] == "unseen"][-1:]
     outside = [part for part in measured if part["role"] == "external"][:1]
-    told = [f"{place} (n = {part['pictures']:,}) it reaches accuracy {_value(part, 'accuracy')}, where one grade for every knee reaches {part['constant']:.3f}, and quadratic kappa {_value(part, 'qwk')}"
+    told = [f"{place} (n = {part['pictures']:,}{_shared(part)}) it reaches accuracy {_value(part, 'accuracy')}, where one grade for every knee reaches {part['constant']:.3f}, and quadratic kappa {_value(part, 'qwk')}"
             for place, parts in (("on unseen knees of its own cohort", unseen), ("on the external cohort", outside)) for part in parts]
     return f"Came out: the main model is {words.people(measured[0]['model'])}; {'; '.join(told)} (95 % intervals, group bootstrap)." if told else "Came out: no predictions of a main model are kept."
+
+
+def _shared(part):
+    return f"; {part['shared']:,} of {part['groups']:,} patients have their other knee in training" if part["shared"] else ""
 
 
 def _value(part, metric):

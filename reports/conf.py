@@ -40,7 +40,7 @@ html_css_files = ["koa.css"]
 html_context = {"default_mode": "auto"}  # light or dark as the system says, until the reader chooses
 html_show_search_summary = False  # a page in a plain folder may not read the others to quote them
 html_sourcelink_suffix = ""
-html_copy_source = False  # the notebooks without their outputs are in the repository
+html_copy_source = html_show_sourcelink = False  # the notebooks without their outputs are in the repository
 html_use_index = False
 html_theme_options = {
     "logo": {"text": "koa-clip"},
@@ -50,6 +50,7 @@ html_theme_options = {
     "show_toc_level": 1,
     "search_bar_text": "Search the report",
     "use_fullscreen_button": False,
+    "use_download_button": False,
     "navbar_persistent": [],  # the search stands in the navigation; a second menu button in an empty top bar would break the first
     "primary_sidebar_end": [],
     "secondary_sidebar_items": [],  # tables need the width; the page's sections are a menu in its header

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 from html import escape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,7 +16,7 @@ __all__ = ["chromium", "print_report"]
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 MINUTES = 8
-FOOT = 80  # points from the lower edge of a sheet: its margin, and less room than a heading takes with what follows it
+FOOT = 120  # points from the lower edge of a sheet, where a heading may have been meant for the next
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 # The margins carry the banner and the page number.
 _HEAD = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{title}</title>
@@ -202,7 +203,12 @@ def _bookmark(writer, headings):
         place = places[mark]
         parent = next((above[higher] for higher in range(level - 1, 0, -1) if higher in above), None)
         page, top = writer.get_destination_page_number(place), place.top
-        if top < FOOT:  # Chromium says the end of the page of a heading that begins the next one
+        # Chromium says the end of the page of a heading that begins the next one.
+        if top < FOOT and _squeezed(title) not in _squeezed(writer.pages[page].extract_text()):
             page, top = page + 1, writer.pages[page + 1].mediabox.top
         above = {higher: item for higher, item in above.items() if higher < level}
         above[level] = writer.add_outline_item(title, page_number=page, parent=parent, fit=Fit.xyz(top=top), is_open=False)
+
+
+def _squeezed(text):
+    return "".join(unicodedata.normalize("NFKC", text).split())  # without ligatures

@@ -19,7 +19,7 @@ from koa_lib.errors import StudyError
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.profile import ROOT
 from koa_lib.report import closing, entries, running, stamps
-from reports import reference
+from reports import build, reference
 
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 EXTRA_KEYS = "metadata.papermill cell.metadata.papermill metadata.language_info cell.metadata.execution"
@@ -262,12 +262,12 @@ def test_summary_of_a_make_run_says_what_was_built_and_reused(tmp_path, monkeypa
 
 
 def test_failing_report_is_five_lines_with_its_log(tmp_path, monkeypatch):
-    def build(folder):
+    def fail(folder):
         raise StudyError("Sphinx failed. It says:\n" + "\n".join(f"WARNING {k}" for k in range(9)))
 
-    monkeypatch.setattr("reports.build.build", build)
+    monkeypatch.setattr("reports.build.build", fail)
     with pytest.raises(StudyError) as error:
-        closing.build_pages(tmp_path)
+        build.tell_and_build(tmp_path)
     lines = str(error.value).splitlines()
     assert len(lines) == 5 and lines[:2] == ["Sphinx failed. It says:", "WARNING 0"] and str(tmp_path / "logs" / "report.log") in lines[3]
     assert "WARNING 8" in (tmp_path / "logs" / "report.log").read_text()

@@ -49,9 +49,10 @@ def verify(run):
 @_of_run
 def reference(run):
     """Keep a run's tables as reference: numbers only, below reports/reference."""
-    from reports.reference import keep
+    from reports import reference as tables
 
-    print(f"tables kept in {keep(run)}")
+    tables.check_fresh(run)
+    print(f"tables kept in {tables.keep(run)}")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def build(run_dir):
     run = provenance.Run.read(Path(run_dir).resolve())
     problems = missing(run)
     if problems:
-        raise StudyError("\n".join([f"The report of {run.folder.name} cannot be built:", *problems]))
+        several = [f"Or delete the folder {run.folder / 'nb'}: {len(problems)} things are missing."] * (len(problems) > 1)
+        raise StudyError("\n".join([f"The report of {run.folder.name} cannot be built:", *several, *problems]))
     work = run.folder / "html.tmp"
     shutil.rmtree(work, ignore_errors=True)
     _write_sources(run, work / "source")

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from koa_lib.errors import StudyError
 from koa_lib.paper import scorecard
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.report import words
@@ -36,7 +37,15 @@ def front(run, measured, readings):
 def scores(run_dir):
     """`tables/scorecard.csv`; its column `model` says whether the row needs a trained model."""
     texts = {"follows_from": str, "reason": str}
-    return pd.read_csv(run_dir / "tables" / "scorecard.csv", dtype=texts).fillna(dict.fromkeys(texts, ""))
+    path = run_dir / "tables" / "scorecard.csv"
+    try:
+        score = pd.read_csv(path, dtype=texts).fillna(dict.fromkeys(texts, ""))
+        whole = score["verdict"].isin(scorecard.VERDICTS + scorecard.FOUND).all() and score["model"].isin([True, False]).all() and len(score)
+    except (ValueError, KeyError):
+        whole = False
+    if not whole:
+        raise StudyError(f"{path} is damaged. Delete the executed notebook 13_scorecard in the folder nb and run make again.")
+    return score
 
 
 def verdicts(score):

@@ -38,7 +38,7 @@ class Run:
         content = inputs(folder)
         settings = profiles.load(content.get("profile") or folder.name)
         settings = profiles.dry(settings, real=bool(content.get("data"))) if content.get("dry") else settings
-        return cls(folder, content, settings, _notebooks(folder), note(folder / LISTED, {}))
+        return cls(folder, content, settings, _notebooks(folder), exhibits(folder / LISTED))
 
     @property
     def synthetic(self):
@@ -78,6 +78,14 @@ def _notebooks(folder):
     return {name: _notebook(folder / "nb" / f"{name}.ipynb") for name in names() if (folder / "nb" / f"{name}.ipynb").is_file()}
 
 
+def exhibits(path):
+    """What the notebooks have shown, by key; StudyError when the list is damaged."""
+    listed, needed = note(path, {}), {"name", "notebook", "title", "files", "reason", "commit", "data"}
+    if not isinstance(listed, dict) or not all(isinstance(entry, dict) and needed <= set(entry) for entry in listed.values()):
+        raise StudyError(f"{path} is damaged. Delete it and the folder nb beside it, and run make again.")
+    return listed
+
+
 def _notebook(path):
     try:
         return nbformat.read(path, as_version=4)
@@ -92,7 +100,7 @@ def note(path, default):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StudyError(f"{path} is damaged. Delete it and run make again.") from error
+        raise StudyError(f"{path} is damaged. Delete it and the folder nb beside it, and run make again.") from error
 
 
 def facts(run):

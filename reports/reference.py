@@ -84,6 +84,9 @@ def keep(run_dir):
         When the run has no tables or has not read its data.
     """
     tables, target = _made(run_dir), folder(run_dir)
+    gone = [table.name for table in tables if not table.is_file()]
+    if gone:
+        raise StudyError(f"{gone[0]} of {run_dir.name} is gone, so nothing was kept. Delete the folder nb of the run and run make again.")
     target.mkdir(parents=True, exist_ok=True)
     for table in tables:
         shutil.copyfile(table, target / table.name)
@@ -169,7 +172,7 @@ def tolerances(path=None):
 
 def _made(run_dir):
     # What the notebooks' exhibits say that they wrote.
-    listed = provenance.note(run_dir / provenance.LISTED, {})
+    listed = provenance.exhibits(run_dir / provenance.LISTED)
     tables = sorted({run_dir / file for exhibit in listed.values() for file in exhibit["files"] if file.endswith(".csv")})
     if not tables:
         raise StudyError(f"{run_dir} has no finished tables. Run 'make reproduce' with this profile first.")

@@ -125,7 +125,7 @@ def test_a_replication_says_the_main_number_its_verdict_and_what_is_open(run):
 def test_phantoms_say_that_the_papers_model_is_not_shown(run):
     score, run = written(run, [{"verdict": "not comparable", "reason": "synthetic phantoms; x"}, {"verdict": "not run", "source": "CLIP-KOA", "item": "abstract"}])
     sentences = front_page.sentences(run, score, cards.measured(run))
-    assert "(n = 24)" in sentences[1] and "1 of its results" in sentences[2] and "synthetic phantoms." in sentences[2] and "replicated" not in " ".join(sentences)
+    assert "(n = 24)" in sentences[1] and "1 of its results" in sentences[2] and "synthetic phantoms)" in sentences[2] and "replicated" not in " ".join(sentences)
 
 
 def test_rows_that_follow_from_one_contradiction_are_counted_once(run):

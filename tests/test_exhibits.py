@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
-from koa_lib.report import entries, tables, words
+from koa_lib.report import entries, plots, tables, words
 from koa_lib.report.show import Show
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -135,12 +135,42 @@ def test_numbers_need_a_declared_format(declared, study, frame, columns, words):
         Show(study, "01_x")("table_3", frame, place="x")
 
 
-@pytest.mark.parametrize(("content", "words"), [({"a": {"title": "A", "caption": "c", "colour": "red"}}, "'a' has an unknown.*colour"), ({"a": {"title": "A"}}, "caption"),
+@pytest.mark.parametrize(("content", "words"), [({"a": {"title": "A", "caption": "c", "colour": "red"}}, "'a' has an unknown.*colour"), ({"a": {"title": "A", "caption": "c", "needs": "external"}}, "needs"),
+                                                ({"a": {"title": "A", "caption": "c", "plot": "forest"}}, "no alternative text"), ({"../a": {}}, "name of small letters"), ([], "must declare"), ({"a": {"title": "A"}}, "caption"),
                                                 ({"figure_2": {"title": "A", "caption": "c"}}, "'figure_2' is a table")])
 def test_an_entry_that_does_not_fit_is_named(declared, study, content, words):
     declared(content)
     with pytest.raises(StudyError, match=words):
         Show(study, "01_x")
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "no valid YAML"), ("a: {title: A, caption: c}\na: {title: B, caption: c}\n", "'a' stands twice")])
+def test_yaml_that_cannot_be_meant_is_named(declared, study, tmp_path, text, words):
+    (tmp_path / "01_x.yaml").write_text(text)
+    entries.read.cache_clear()
+    with pytest.raises(StudyError, match=words):
+        Show(study, "01_x")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": {}}'])
+def test_a_damaged_list_of_exhibits_says_what_to_delete(declared, study, content):
+    study.run_dir.mkdir()
+    (study.run_dir / "exhibits.json").write_text(content)
+    with pytest.raises(StudyError, match="Delete it and the folder nb"):
+        Show(study, "01_x")
+
+
+def test_a_number_among_words_needs_a_format_and_no_cell_leaves_its_table(declared, study):
+    declared({"a": {"title": "A", "caption": "costs $5 to $6"}})
+    with pytest.raises(StudyError, match="'share'"):
+        Show(study, "01_x")("a", pd.DataFrame({"row": ["a", "b"], "share": [0.4, "not run"]}))
+    shown = Show(study, "01_x")("a", pd.DataFrame({"row": ["x\n```\n# y"]}))
+    assert shown.myst.count("\n```") == 4 and "\\$5" in shown.myst and "$5" in Page(shown.html).text
+
+
+def test_a_chart_without_its_column_says_so():
+    with pytest.raises(StudyError, match="needs the column 'kappa'"):
+        plots.draw({"kind": "forest", "value": "kappa", "label": "row"}, FRAME)
 
 
 def test_an_unknown_key_lists_the_known(show):

@@ -1,12 +1,14 @@
 """What surrounds an exhibit: its entry in `reports/exhibits/<notebook>.yaml`, with templates filled from the exhibit's own frame."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 
 import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined, TemplateError
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
@@ -17,7 +19,7 @@ FOLDER = ROOT / "reports" / "exhibits"
 COLUMNS = "columns.yaml"  # names and formats that all notebooks share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Entry:
     """One exhibit as its YAML declares it.
 
@@ -47,10 +49,10 @@ class Entry:
     says: str = ""
     alt: str = ""
     undefined: str = ""
-    columns: dict = field(default_factory=dict)
-    needs: list = field(default_factory=list)
+    columns: dict[str, str | dict[str, str]] = field(default_factory=dict)
+    needs: list[str] = field(default_factory=list)
     plot: str | dict = ""
-    lead: list = field(default_factory=list)
+    lead: list[str] = field(default_factory=list)
 
     @property
     def kind(self):
@@ -75,7 +77,8 @@ class Entry:
             raise StudyError(f"{self.notebook}.yaml: {template} of '{self.key}' cannot be filled: {error}. "
                              f"Known: {', '.join(sorted(facts))}.") from error
         text = words.typeset(words.people(" ".join(text.split())))
-        return text if template == "alt" else text.replace("<", "&lt;")  # captions are Markdown, an alternative text is none
+        # Captions are Markdown, where a dollar begins a formula; an alternative text is none.
+        return text if template == "alt" else text.replace("<", "&lt;").replace("$", "\\$")
 
 
 def is_paper_item(key):
@@ -89,7 +92,7 @@ def read(notebook):
     path = FOLDER / f"{notebook}.yaml"
     if not path.is_file():
         raise StudyError(f"{path} does not exist; the exhibits of {notebook} are declared there.")
-    return {key: _entry(key, notebook, settings) for key, settings in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items()}
+    return {key: _entry(key, notebook, settings) for key, settings in _mapping(path).items()}
 
 
 def every():
@@ -100,14 +103,41 @@ def every():
 @cache
 def shared_columns():
     """The columns that all notebooks share, as `Column` by name or pattern."""
-    return {name: Column.of(name, settings) for name, settings in yaml.safe_load((FOLDER / COLUMNS).read_text(encoding="utf-8")).items()}
+    return {name: Column.of(name, settings) for name, settings in _mapping(FOLDER / COLUMNS).items()}
+
+
+class _Once(yaml.SafeLoader):
+    """YAML whose keys stand once in their mapping."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"the key '{twice[0]}' stands twice in line {node.start_mark.line + 1} and below")
+        return super().construct_mapping(node, deep)
+
+
+def _mapping(path):
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is no valid YAML: {' '.join(str(error).split())}. Correct it.") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise StudyError(f"{path} must declare something under names. Restore it, e.g. with 'git checkout {path.name}'.")
+    return content
 
 
 def _entry(key, notebook, settings):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not isinstance(settings, dict):
+        raise StudyError(f"{notebook}.yaml: '{key}' must be a name of small letters with settings below it.")
     try:
-        entry = Entry(key, notebook, **settings)
-    except TypeError as error:
-        raise StudyError(f"{notebook}.yaml: '{key}' has an unknown or missing setting ({error}).") from None
+        entry = Entry(key=key, notebook=notebook, **settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StudyError(f"{notebook}.yaml: '{key}' has an unknown, missing or wrong setting ({where}: {first['msg']}).") from None
+    if entry.plot and not entry.alt:
+        raise StudyError(f"{notebook}.yaml: '{key}' has a chart and no alternative text (alt).")
     if is_paper_item(key) and not key.startswith(entry.kind):
         raise StudyError(f"{notebook}.yaml: '{key}' is a {entry.kind}, because it has {'an' if entry.alt else 'no'} alternative text.")
     return entry

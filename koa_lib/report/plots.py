@@ -44,6 +44,7 @@ def forest(frame, value, label, group="", series="", panel="", line=None, axis_l
     factor : float
         What values are multiplied by, as 100 from shares to points.
     """
+    _check(frame, value, label, group, series, panel)
     if frame.empty:
         return message("Nothing has been run.")
     panels = list(frame.groupby(panel, sort=False)) if panel else [("", frame)]
@@ -64,6 +65,12 @@ def forest(frame, value, label, group="", series="", panel="", line=None, axis_l
     if series or isinstance(line, str):
         _legend(figure, axes.flat)
     return figure
+
+
+def _check(frame, *columns):
+    absent = [column for column in columns if column and column not in frame]
+    if absent:
+        raise StudyError(f"The chart needs the column '{absent[0]}'; the frame has {', '.join(map(str, frame.columns))}.")
 
 
 def _lines(rows, label, group):
@@ -149,6 +156,7 @@ def curves(frame, x, y, series="", style="", panel="", levels=None, log=False, a
     if frame.empty:
         return message("Nothing has been recorded.")
     names = [y] if isinstance(y, str) else list(y)
+    _check(frame, x, *names, series, style, panel)
     parts = [(title, rows, names[0]) for title, rows in frame.groupby(panel, sort=False)] if panel else [("", frame, name) for name in names]
     figure, axes = narrow(0.9 + 2.1 * len(parts), nrows=len(parts), sharex=True, squeeze=False)
     for axis, (title, rows, name) in zip(axes[:, 0], parts, strict=True):

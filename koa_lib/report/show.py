@@ -88,13 +88,13 @@ class Show:
         if isinstance(data, pd.DataFrame) and data.empty:
             return self._placeholder(entry, NOTHING)
         facts = self._facts() | facts | {"t": data}
-        files = self._save_frame(entry, data) if isinstance(data, pd.DataFrame) else []
+        # Nothing is written before all of it could be made.
         texts = [entry.fill(template, facts) for template in ("caption", "says", "alt")]
         if entry.kind == "figure":
-            body, more = self._figure(entry, draw(data) if draw else plots.draw(entry.plot, data), texts[-1])
-            files = more + files
+            body, files = self._figure(entry, draw(data) if draw else plots.draw(entry.plot, data), texts[-1])
         else:
-            body = self._table(entry, data, pictures or {})
+            body, files = self._table(entry, data, pictures or {}), []
+        files += self._save_frame(entry, data) if isinstance(data, pd.DataFrame) else []
         return self._exhibit(entry, body, texts, files)
 
     def _absent(self, need):
@@ -189,8 +189,16 @@ class Show:
         path = self.study.shown_dir / LISTED
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(path.with_name(f".{LISTED}.lock"))):
-            listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            listed = _listed(path)
             write_text(path, json.dumps(change(listed), indent=1, ensure_ascii=False))
+
+
+def _listed(path):
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {key: dict(entry) for key, entry in listed.items() if entry["notebook"]}
+    except (ValueError, AttributeError, TypeError, KeyError):
+        raise StudyError(f"{path} is damaged. Delete it and the folder nb beside it, and run make again.") from None
 
 
 def interval(study, *names):
@@ -201,7 +209,8 @@ def interval(study, *names):
 
 
 def _raw(html):
-    return f"```{{raw}} html\n{html}\n```"
+    # On one line: a line of a cell could close the fence.
+    return "```{raw} html\n" + " ".join(html.splitlines()) + "\n```"
 
 
 def _image(figure, key, suffix):

@@ -36,6 +36,8 @@ class Column:
     def of(cls, name, settings, known=None):
         """A column from YAML: a format, or a mapping of head, format and hint; what is not said is as in `known`."""
         settings = {"format": settings} if isinstance(settings, str) else settings
+        if not isinstance(settings, dict) or set(settings) - {"head", "format", "hint"}:
+            raise StudyError(f"Column '{name}' is declared as {settings}; allowed: a format, or head, format and hint.")
         column = replace(known or cls(words.capital(words.people(name).replace("_", " "))), **settings)
         others = ("", BY_UNIT, HIDDEN, TEXT, TERM)
         if column.format not in others and not re.fullmatch(rf"({'|'.join(UNITS)})(\.\d)?", column.format):
@@ -71,7 +73,7 @@ def declared(frame, shared, own, key):
     for name in frame.columns:
         bound = _bound(name, frame)
         column = _declared(bound or str(name), shared, own)
-        if not column.format and pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name]):
+        if not column.format and any(map(_is_number, frame[name])):
             raise StudyError(f"Exhibit '{key}' declares no format for the numbers of its column '{bound or name}'.")
         found[name] = column if column.format else replace(column, format=TEXT)
     return found
@@ -96,6 +98,10 @@ def _match(name, columns):
             before, after = pattern.split("*", 1)
             return settings, words.people(name[len(before): len(name) - len(after)]).replace("_", " ")
     return None
+
+
+def _is_number(value):
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_)) and value == value
 
 
 def _bound(name, frame):
@@ -152,7 +158,7 @@ def _cells(frame, columns):
         signs = _signs(column, frame[name], units)
         texts = [_text(value, _format(column, units, place), signs[place]) for place, value in enumerate(frame[name])]
         if base:
-            highs = [_text(value, _format(column, units, place), True) for place, value in enumerate(frame[f"{base}_high"])]
+            highs = [_text(value, _format(column, units, place), signs[place]) for place, value in enumerate(frame[f"{base}_high"])]
             texts = [low if low == UNDEFINED else f"{low} to {high}" for low, high in zip(texts, highs, strict=True)]
             head = "95 % interval" if base == "ci" else f"{column.title}, 95 % interval"
             yield (head, ""), True, texts
@@ -180,6 +186,8 @@ def _signed(values):
 
 
 def _text(value, unit, signed=False):
+    if unit == TEXT and _is_number(value):
+        return f"{value:.6g}"  # a number that is a name
     if value is None or value is pd.NA or value != value:
         return UNDEFINED if unit != TEXT else ""
     if isinstance(value, (bool, np.bool_)):

@@ -73,7 +73,7 @@ def declared(frame, shared, own, key):
     for name in frame.columns:
         bound = _bound(name, frame)
         column = _declared(bound or str(name), shared, own)
-        if not column.format and any(map(_is_number, frame[name])):
+        if not column.format and _has_numbers(frame[name]):
             raise StudyError(f"Exhibit '{key}' declares no format for the numbers of its column '{bound or name}'.")
         found[name] = column if column.format else replace(column, format=TEXT)
     return found
@@ -98,6 +98,13 @@ def _match(name, columns):
             before, after = pattern.split("*", 1)
             return settings, words.people(name[len(before): len(name) - len(after)]).replace("_", " ")
     return None
+
+
+def _has_numbers(values):
+    # Whole numbers among words, such as a grade beside "mean", are names.
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        return True
+    return any(_is_number(value) and value != round(value) for value in values)
 
 
 def _is_number(value):

@@ -104,7 +104,7 @@ def _has_numbers(values):
     # Whole numbers among words, such as a grade beside "mean", are names.
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         return True
-    return any(_is_number(value) and value != round(value) for value in values)
+    return any(_is_number(value) and value % 1 != 0 for value in values)
 
 
 def _is_number(value):

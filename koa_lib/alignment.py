@@ -8,10 +8,10 @@ import pandas as pd
 from koa_lib import stats
 from koa_lib.heads import HEADS
 from koa_lib.losses import chance_loss
-from koa_lib.metrics import best_constant, confusion, from_confusion
+from koa_lib.metrics import best_constant
 from koa_lib.paper.claims import Answer, not_run
 from koa_lib.paper.scorecard import Ours, over_runs
-from koa_lib.predictions import arrays, joined_mean
+from koa_lib.predictions import joined_mean
 from koa_lib.protocols import START
 
 SYSTEM = "LumbarCLIP"
@@ -164,12 +164,9 @@ def losses(study, trained):
 
 
 def _measured(study, graded):
-    # (value, low, high) of each metric of SHOWN; `stats.bootstrap_summary` would draw the slower AUC too.
-    grades, probabilities = arrays(graded)
-    predicted = probabilities.argmax(1)
-    values = from_confusion(confusion(grades, predicted))
-    samples = from_confusion(stats.group_bootstrap(grades, predicted, graded["group_id"], study.profile.draws, study.seed))
-    return {name: (float(values[name]), *stats.interval(samples[name])) for name in SHOWN}
+    # (value, low, high) of each metric of SHOWN.
+    summary = stats.confusion_summary(graded, study.profile.draws, study.seed).set_index("metric")
+    return {name: tuple(summary.loc[name]) for name in SHOWN}
 
 
 def _cells(trained):

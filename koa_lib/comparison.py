@@ -10,6 +10,7 @@ from koa_lib.data import sets
 from koa_lib.predictions import arrays, joined_mean
 from koa_lib.protocols import described, fold_mean, main_arm, main_fold, unseen_split
 
+NO_EXTERNAL = "no external cohort was given"
 SIGNIFICANT = 0.05  # of p after Holm's correction
 _SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one")
 
@@ -274,8 +275,7 @@ def models(study, results):
         fold's frame of the unseen part of the training cohort.
     """
     reasons = {spec.name: f"not run: {spec.reason}" for spec in study.profile.baselines if spec.reason}
-    absent = "no external cohort was given"
-    outside = {name: shown_fold(study, found, "external") if "external" in found else absent
+    outside = {name: shown_fold(study, found, "external") if "external" in found else NO_EXTERNAL
                for name, found in results.items()}
     inside = {name: shown_fold(study, found, unseen_split(found)) for name, found in results.items()}
     as_run = {spec.name: described_network(spec) for spec in study.profile.baselines if spec.name in results}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import metrics, predictions, protocols, retrieval, shift, stats
-from koa_lib.comparison import shown_fold
+from koa_lib.comparison import NO_EXTERNAL, shown_fold
 from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
@@ -16,7 +16,6 @@ from koa_lib.runner import MIRRORED
 
 SHOTS = (5, 10, 20)  # labels per grade, as the closest public study of the same cohorts has them
 DRAWS = 20
-ABSENT = "not run: no external cohort was given (EXTERNAL=<folder>)"
 
 
 def shown_part(results):
@@ -306,7 +305,7 @@ def headline(study, arm, results):
 
     unseen = protocols.unseen_split(results)
     n, inside = told(unseen)
-    outside = "no external cohort was given"
+    outside = NO_EXTERNAL
     if "external" in results:
         outside = "{} (n = {}) with {}".format(study.profile.external.name, *told("external"))
     data = f"{study.profile.name}{' (synthetic phantoms)' * study.synthetic}"
@@ -315,7 +314,7 @@ def headline(study, arm, results):
 
 def _with_interval(study, graded, column):
     graded = graded.assign(kl_grade=graded[column].astype(int))
-    summary = stats.bootstrap_summary(graded, study.profile.draws, study.seed).set_index("metric")
+    summary = stats.confusion_summary(graded, study.profile.draws, study.seed).set_index("metric")
     accuracy = summary.loc["accuracy"]
     constant = stats.against_constant(graded, study.profile.draws, study.seed).loc["accuracy"]
     return {

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from koa_lib import stats
+from koa_lib import metrics, stats
 from koa_lib.comparison import shown_fold
 from koa_lib.losses import chance_loss, infonce_floor
+from koa_lib.predictions import arrays
 from koa_lib.protocols import clip_arm, main_arm, main_fold
 
 AS_PRINTED = "as printed"
@@ -93,10 +94,10 @@ def _epochs(study, arm):
 
 def _values(study, results):
     graded = shown_fold(study, results, "held_out")
-    summary = stats.bootstrap_summary(graded, study.profile.draws, study.seed).set_index("metric")
+    summary = stats.confusion_summary(graded, study.profile.draws, study.seed).set_index("metric")
     values = {"n": len(graded), **summary.value[["accuracy", "macro_f1", "qwk"]], "qwk_low": summary.ci_low["qwk"], "qwk_high": summary.ci_high["qwk"]}
     if "external" in results:
-        outside = stats.bootstrap_summary(shown_fold(study, results, "external"), 1, study.seed).set_index("metric").value
+        outside = metrics.summary(*arrays(shown_fold(study, results, "external")))
         values |= {"external_accuracy": outside["accuracy"], "external_qwk": outside["qwk"]}
     return values
 

@@ -175,7 +175,7 @@ def zero_shot(results, peers, draws=1000, seed=0):
     rows = []
     for name, parts in results.items():
         for split in [split for split in ("val", "test", "external") if split in parts]:
-            summary = stats.bootstrap_summary(parts[split], draws, seed).set_index("metric")
+            summary = stats.confusion_summary(parts[split], draws, seed).set_index("metric")
             values = summary.value[["accuracy", "balanced_accuracy", "qwk"]]
             bounds = {f"qwk_{end}": summary.at["qwk", f"ci_{end}"] for end in ("low", "high")}
             rows.append({"prompts": name, "split": split, "n": len(parts[split]), **values, **bounds})
@@ -219,12 +219,6 @@ def table_5(published, peers, literature, ours, draws=1000, seed=0):
     table = table.sort_values("protocol", kind="stable", key=lambda names: pd.factorize(names)[0], ignore_index=True)
     numbers = ["accuracy", "corrected", "ci_low", "ci_high", "macro_f1", "qwk"]
     return table.astype({name: float for name in numbers}).astype({"n": "Int64"}).fillna({"note": "", "in_source": ""})
-
-
-def _percent(table):
-    # `exhibits.show_table` says the unit in the heads.
-    table.attrs["percent"] = True
-    return table
 
 
 def _cited(published, literature):
@@ -280,18 +274,15 @@ def _accuracy(graded, draws, seed):
     # One row of a model comparison: accuracy and macro-F1 in per cent, the kappa as ratio.
     if graded is None:
         return {"n": 0} | dict.fromkeys(("accuracy", "ci_low", "ci_high", "macro_f1", "qwk"), np.nan)
-    grades, probabilities = _arrays(graded)
-    predicted = probabilities.argmax(1)
-    values = metrics.from_confusion(metrics.confusion(grades, predicted))
-    drawn = metrics.from_confusion(stats.group_bootstrap(grades, predicted, graded["group_id"], draws, seed))
-    low, high = stats.interval(100 * drawn["accuracy"])
+    summary = stats.confusion_summary(graded, draws, seed).set_index("metric")
+    accuracy = 100 * summary.loc["accuracy"]
     return {
         "n": len(graded),
-        "accuracy": 100 * float(values["accuracy"]),
-        "ci_low": low,
-        "ci_high": high,
-        "macro_f1": 100 * float(values["macro_f1"]),
-        "qwk": float(values["qwk"]),
+        "accuracy": accuracy.value,
+        "ci_low": accuracy.ci_low,
+        "ci_high": accuracy.ci_high,
+        "macro_f1": 100 * summary.value["macro_f1"],
+        "qwk": summary.value["qwk"],
     }
 
 

@@ -14,7 +14,6 @@ ORDER = ("Fine-tuned CLIP", "ViT", "ResNet50", "MobileNet", "VGG19")
 TESTED = "Wide ResNet"
 SIGNIFICANT = 0.05
 NEARLY = 0.95  # share of one answer from which on a model is said to give nearly one grade
-NO_EXTERNAL = "no external cohort was given"
 
 
 class Answer(NamedTuple):

@@ -34,12 +34,8 @@ CITED = "same number as in the cited source, rounded to the printed digits"
 TIMED = "shown beside the published time of other hardware"
 DERIVED = "follows from the other printed numbers, within rounding"
 TESTED = "CLIP ahead with exact p < 0.05"
-WITHOUT_MODEL = (COUNTED, REPEATED, CITED, TIMED, DERIVED)
 NOTHING_REACHES = "nothing that was tried reaches it"
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
-# The readings whose rules were chosen or changed after first results had been seen; every other rule is
-# older.
-LATER = ("D21", "D34", "D37")
 
 
 class Ours(NamedTuple):

@@ -224,7 +224,7 @@ def _measured(study, published, runs, others, models):
         for row in published[published["kind"].isin(["model", "test"])].itertuples()
     ]
     if not external:
-        return ours | {key: claims.NO_EXTERNAL for key in keys if key[:2] != ("table_2", "train")}
+        return ours | {key: comparison.NO_EXTERNAL for key in keys if key[:2] != ("table_2", "train")}
     for item, name, metric in keys:
         if item == "table_4":
             ours |= _of_baseline(
@@ -267,7 +267,7 @@ def _external_models(study, runs, others):
         if arm.get("external")
         else reasons.get(name, f"this run has no {name}")
         if there
-        else claims.NO_EXTERNAL
+        else comparison.NO_EXTERNAL
         for name, arm in arms.items()
     }
 

@@ -10,7 +10,7 @@ from koa_lib.grades import GRADES, NAMES
 from koa_lib.report import words
 from koa_lib.report.style import INK, PLAIN_COLOURS, message, narrow, styled
 
-MARKS, DASHES, ACROSS, MOST_DIGITS = "osDX^vP", ("-", "--", ":", "-."), (":", "-."), 3
+MARKS, DASHES, ACROSS = "osDX^vP", ("-", "--", ":", "-."), (":", "-.")
 TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
 
 

@@ -129,59 +129,22 @@ def table(found, published):
         metric, what, unit, relation, published (NaN where nothing is printed), ours, repeats_low,
         repeats_high (their middle 95 %), how, place.
     """
-    recipe, repeats = profile.load("paper").as_printed, found.picture_ms
+    recipe = profile.load("paper").as_printed
     parts = f"{PICTURES:,} pictures in {recipe.views} views, then the steps of {recipe.epochs} epochs"
-    computed = f"computed, not run: {parts}; without decoding"
+    low, high = np.percentile(found.picture_ms, [2.5, 97.5])
+    fastest = f"fastest of {REPEATS} repeats"
     rows = [
-        (
-            "inference_ms",
-            "Grading one picture",
-            "milliseconds",
-            np.median(repeats),
-            *np.percentile(repeats, [2.5, 97.5]),
-            f"median of {len(repeats)} repeats",
-        ),
-        (
-            "training_minutes",
-            "One training as printed",
-            "minutes",
-            expected_as_printed(found),
-            np.nan,
-            np.nan,
-            computed,
-        ),
-        (
-            "",
-            "Frozen tower, one second",
-            "pictures",
-            found.embed_per_second,
-            np.nan,
-            np.nan,
-            f"fastest of {REPEATS} repeats",
-        ),
-        (
-            "",
-            "One step of the adapter",
-            "milliseconds",
-            found.adapter_step_ms,
-            np.nan,
-            np.nan,
-            f"fastest of {REPEATS} repeats",
-        ),
+        ("inference_ms", "Grading one picture", "milliseconds", np.median(found.picture_ms), low, high,
+         f"median of {len(found.picture_ms)} repeats"),
+        ("training_minutes", "One training as printed", "minutes", expected_as_printed(found), np.nan, np.nan,
+         f"computed, not run: {parts}; without decoding"),
+        ("", "Frozen tower, one second", "pictures", found.embed_per_second, np.nan, np.nan, fastest),
+        ("", "One step of the adapter", "milliseconds", found.adapter_step_ms, np.nan, np.nan, fastest),
     ]
-    frame = pd.DataFrame(
-        rows, columns=["metric", "what", "unit", "ours", "repeats_low", "repeats_high", "how"]
-    )
-    printed = published[published["row"] == "runtime"].set_index("metric")
-    for place, column, missing in ((3, "relation", ""), (4, "published", np.nan)):
-        frame.insert(
-            place,
-            column,
-            [
-                printed[column.replace("published", "value")].get(metric, missing)
-                for metric in frame["metric"]
-            ],
-        )
+    frame = pd.DataFrame(rows, columns=["metric", "what", "unit", "ours", "repeats_low", "repeats_high", "how"])
+    printed = published[published["row"] == "runtime"].set_index("metric").reindex(frame["metric"])
+    frame.insert(3, "relation", printed["relation"].fillna("").to_numpy())
+    frame.insert(4, "published", printed["value"].to_numpy())
     return frame.assign(place=f"{_processor()}, {found.threads} thread{'s' * (found.threads != 1)}, no GPU")
 
 

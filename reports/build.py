@@ -15,7 +15,7 @@ from koa_lib import device, journal
 from koa_lib.errors import GOES_ON, StudyError
 from koa_lib.profile import ROOT
 from koa_lib.progress import duration
-from koa_lib.report import entries
+from koa_lib.report import entries, running
 from koa_lib.report.terminal import Terminal
 from koa_lib.store import write_text
 from reports import cards, checklists, front_page, pages, places, provenance
@@ -94,7 +94,7 @@ def build(run_dir):
 
 def missing(run):
     """Sentences on what a report needs and the run lacks: notebooks, and files of declared exhibits."""
-    found = [f"{name} has not been executed. Run 'make reproduce' with this profile." for name in provenance.names() if name not in run.notebooks]
+    found = [f"{name} has not been executed. Run 'make reproduce' with this profile." for name in running.names() if name not in run.notebooks]
     for key, entry in entries.every().items():
         shown = run.exhibits.get(key)
         gone = [file for file in shown["files"] if not (run.folder / file).is_file()] if shown else []

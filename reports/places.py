@@ -2,6 +2,8 @@
 
 import re
 
+from koa_lib.report import entries
+
 # Item of the paper: what it shows there.
 PAPER_ITEMS = {
     "table_1": "The grades and their textual descriptions",
@@ -37,8 +39,8 @@ def title(notebook, stem):
 
 
 def page(key, notebook):
-    """Address of an exhibit from the report's root; its label as Sphinx writes it."""
-    return f"notebooks/{notebook}.html#{key.replace('_', '-').lower()}"
+    """Address of an exhibit from the report's root."""
+    return f"notebooks/{notebook}.html#{entries.label(key)}"
 
 
 def link(target, run):

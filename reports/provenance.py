@@ -13,17 +13,15 @@ from koa_lib import device, journal
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT, Profile
-from koa_lib.report import running
+from koa_lib.report import entries, running
 from koa_lib.study import stored_inputs
-
-LISTED = "exhibits.json"
 
 
 @dataclass(frozen=True)
 class Run:
     """A finished run as the report sees it: its folder, inputs, profile, executed notebooks by stem, and exhibits by key.
 
-    An exhibit has name ('Table S3'), kind, number, title, notebook, caption, alt, files, reason (why it is empty) and stamp.
+    An exhibit has name ('Table S3'), kind, number, title, notebook, caption, alt, files, reason (why it is empty), commit and data.
     """
 
     folder: Path
@@ -38,7 +36,7 @@ class Run:
         content = inputs(folder)
         settings = profiles.load(content.get("profile") or folder.name)
         settings = profiles.dry(settings, real=bool(content.get("data"))) if content.get("dry") else settings
-        return cls(folder, content, settings, _notebooks(folder), exhibits(folder / LISTED))
+        return cls(folder, content, settings, _notebooks(folder), entries.shown(folder))
 
     @property
     def synthetic(self):
@@ -69,21 +67,8 @@ def is_synthetic(content):
     return bool(content.get("synthetic", not content.get("data")))
 
 
-def names():
-    """The study's notebooks, in order."""
-    return running.names()
-
-
 def _notebooks(folder):
-    return {name: _notebook(folder / "nb" / f"{name}.ipynb") for name in names() if (folder / "nb" / f"{name}.ipynb").is_file()}
-
-
-def exhibits(path):
-    """What the notebooks have shown, by key; StudyError when the list is damaged."""
-    listed, needed = note(path, {}), {"name", "notebook", "title", "files", "reason", "commit", "data"}
-    if not isinstance(listed, dict) or not all(isinstance(entry, dict) and needed <= set(entry) for entry in listed.values()):
-        raise StudyError(f"{path} is damaged. Delete it and the folder nb beside it, and run make again.")
-    return listed
+    return {name: _notebook(folder / "nb" / f"{name}.ipynb") for name in running.names() if (folder / "nb" / f"{name}.ipynb").is_file()}
 
 
 def _notebook(path):
@@ -115,8 +100,8 @@ def facts(run):
         ("Data hash", data),
         ("Seed", run.seed),
         ("Commit", _commits(commits)),
-        ("Finished", max((row["finished"] for row in timings(run.notebooks) if row["finished"]), default="unknown")),
-        *_times(run),
+        ("Finished", _finished(run.notebooks.values())),
+        ("Time in notebooks", _time(run.folder)),
         *_trainings(run.settings),
         ("Machine", ", ".join(str(value) + " cores" * (name == "Cores") for name, value in device.machine() if name != "Python")),
     ]
@@ -128,13 +113,18 @@ def _commits(told):
     return told + f" ({'; '.join(notes)})" * bool(notes)
 
 
-def _times(run):
-    rows = steps(run.folder)
-    done = total(rows)
-    spent = done["seconds"] / 60 if done["seconds"] is not None else None
+def _finished(notebooks):
+    # When papermill ended the last one, to the minute.
+    ends = [notebook.metadata.get("papermill", {}).get("end_time") or "" for notebook in notebooks]
+    return max(ends, default="")[:16].replace("T", " ") or "unknown"
+
+
+def _time(folder):
+    done = total(steps(folder))
+    if done["seconds"] is None:
+        return "unknown"
     count = done["built"] + done["reused"]
-    told = [("Time in notebooks", "unknown" if spent is None else f"{spent:.1f} minutes" + f", {done['reused']:,} of {count:,} steps reused" * bool(count))]
-    return told
+    return f"{done['seconds'] / 60:.1f} minutes" + f", {done['reused']:,} of {count:,} steps reused" * bool(count)
 
 
 def _trainings(settings):
@@ -148,16 +138,6 @@ def _folder(path):
     return Path(str(path)).name if path else "none given"
 
 
-def timings(notebooks):
-    """Rows (stem, finished, seconds) as papermill recorded them."""
-    rows = []
-    for stem, notebook in notebooks.items():
-        record = notebook.metadata.get("papermill", {})
-        seconds, finished = record.get("duration"), record.get("end_time") or ""
-        rows.append({"stem": stem, "finished": finished[:16].replace("T", " "), "seconds": None if seconds is None else round(seconds, 1)})
-    return rows
-
-
 def steps(run_dir):
     """The steps of each notebook's last execution, from `run.jsonl`.
 
@@ -168,8 +148,9 @@ def steps(run_dir):
         step, status, time, reason, seconds (of its building) and peak_mib.
     """
     lines = journal.read(run_dir)
-    # Names of other kinds are the pages, or somebody's own work in this run's store.
-    return [_execution(name, [lines[place] for place in places]) for name, places in sorted(journal.executions(lines).items()) if re.match(r"\d\d_", name)]
+    # Other names are the pages, a notebook that is no more, or somebody's own work in this run's store.
+    executions = journal.executions(lines)
+    return [_execution(name, [lines[place] for place in executions[name]]) for name in running.names() if name in executions]
 
 
 def total(executions):

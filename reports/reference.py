@@ -15,7 +15,7 @@ import yaml
 from koa_lib import profile
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
-from koa_lib.report import running, stamps
+from koa_lib.report import entries, running, stamps
 from reports import provenance
 
 FOLDER = ROOT / "reports" / "reference"
@@ -172,8 +172,7 @@ def tolerances(path=None):
 
 def _made(run_dir):
     # What the notebooks' exhibits say that they wrote.
-    listed = provenance.exhibits(run_dir / provenance.LISTED)
-    tables = sorted({run_dir / file for exhibit in listed.values() for file in exhibit["files"] if file.endswith(".csv")})
+    tables = sorted({run_dir / file for exhibit in entries.shown(run_dir).values() for file in exhibit["files"] if file.endswith(".csv")})
     if not tables:
         raise StudyError(f"{run_dir} has no finished tables. Run 'make reproduce' with this profile first.")
     return tables

@@ -46,14 +46,15 @@ def execution(name, number, steps, built):
 
 
 def test_compacting_keeps_what_the_environment_page_shows(tmp_path):
-    lines = [*execution("01_a", 1, "abc", "abc"), *execution("02_b", 1, "cd", "d"), *execution("01_a", 2, "ab", "a"), *execution("02_b", 2, "cd", "")]
-    write(tmp_path, *lines * 5, *execution("01_a", 3, "ab", ""))
+    lines = [*execution("03_long_gone", 1, "z", "z"), *execution("01_data_audit", 1, "abc", "abc"), *execution("02_zero_shot_baseline", 1, "cd", "d"), *execution("01_data_audit", 2, "ab", "a"), *execution("02_zero_shot_baseline", 2, "cd", "")]
+    write(tmp_path, *lines * 5, *execution("01_data_audit", 3, "ab", ""))
     before = provenance.steps(tmp_path)
+    assert [row["notebook"] for row in before] == ["01_data_audit", "02_zero_shot_baseline"]  # and none that the study no longer has
     journal.compact(tmp_path)
     once = (tmp_path / journal.FILE).read_bytes()
     journal.compact(tmp_path)
     assert (tmp_path / journal.FILE).read_bytes() == once
-    assert len(journal.read(tmp_path)) <= 3 + 3 + 4  # two executions, and what was built before them
+    assert len(journal.read(tmp_path)) <= 3 + 3 + 4 + 2  # two executions, and what was built before them
     assert provenance.steps(tmp_path) == before
     assert {row["step"] for row in before[0]["steps"]} == {"a", "b"}  # c belonged to an older version of the notebook
 

@@ -245,6 +245,8 @@ def write_run(folder, moment):
     for name in ("tables/table_1.csv", "figures/figure_1.png", "figures/figure_1.svg"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
+    noted = dict.fromkeys(("name", "notebook", "title", "files", "reason", "commit", "data"), "")
+    (folder / "exhibits.json").write_text(json.dumps({f"{kind}_1": noted | {"kind": kind} for kind in ("table", "figure")}))
 
 
 def test_summary_closes_with_result_time_and_place(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def write(run, **tables):
 
 def listed(run):
     """Note the tables that are there as the exhibits of the run."""
-    known = dict.fromkeys(("name", "notebook", "title", "reason", "commit", "data"), "")
+    known = dict.fromkeys(("name", "kind", "notebook", "title", "reason", "commit", "data"), "")
     exhibits = {path.stem: {**known, "files": [f"tables/{path.name}"]} for path in (run / "tables").glob("*.csv")}
     (run / "exhibits.json").write_text(json.dumps(exhibits))
 

@@ -152,11 +152,11 @@ def test_a_warning_of_sphinx_stops_the_build_and_names_it(run, tmp_path):
 
 def test_steps_are_those_of_the_last_execution(tmp_path):
     def line(step, status, seconds, **more):
-        return json.dumps({"step": step, "status": status, "seconds": seconds, "reason": "because", "notebook": "03_x", "time": "2026-02-03T04:04:10", **more})
+        return json.dumps({"step": step, "status": status, "seconds": seconds, "reason": "because", "notebook": "03_fine_tune", "time": "2026-02-03T04:04:10", **more})
 
     other = json.dumps({"step": "features/b", "status": "built", "seconds": 9.0, "notebook": "interactive"})
-    old = [line("features/gone", "built", 5.0), line("03_x", "built", 60.0, peak_mib=4000)]
-    new = [line("features/a", "built", 2.0, peak_mib=900), line("features/a", "reused", 2.0, peak_mib=950), line("features/c", "reused", 3.0), line("03_x", "built", 7.5, peak_mib=1000)]
+    old = [line("features/gone", "built", 5.0), line("03_fine_tune", "built", 60.0, peak_mib=4000)]
+    new = [line("features/a", "built", 2.0, peak_mib=900), line("features/a", "reused", 2.0, peak_mib=950), line("features/c", "reused", 3.0), line("03_fine_tune", "built", 7.5, peak_mib=1000)]
     (tmp_path / "run.jsonl").write_text("\n".join([*old, other, *new, '{"half', "[1]", '{"status": "built"}']))
     (found,) = provenance.steps(tmp_path)
     assert [(step["step"], step["status"], step["seconds"], step["peak_mib"]) for step in found["steps"]] == [("features/a", "built", 2.0, 950), ("features/c", "reused", 3.0, None)]

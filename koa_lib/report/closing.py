@@ -1,4 +1,4 @@
-"""What closes a run: its pages, and the lines that say what was found, how long it took and what can follow."""
+"""What closes a run: the lines that say what was found, how long it took and what can follow."""
 
 import time
 
@@ -6,7 +6,7 @@ from koa_lib import journal
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 from koa_lib.progress import duration
-from koa_lib.report import words
+from koa_lib.report import entries, words
 
 
 def summarise(folder, options=""):
@@ -29,8 +29,8 @@ def summarise(folder, options=""):
         raise StudyError(f"There is no run in {folder}. Start one with 'make reproduce' and this profile.")
     path = folder / "headline.txt"
     headline = path.read_text(encoding="utf-8").strip() if path.exists() else "no headline was written"
-    tables, figures = (len(list((folder / kind).glob(pattern))) for kind, pattern in (("tables", "[!.]*.csv"), ("figures", "[!.]*.png")))
-    return "\n".join([f"result: {words.people(headline)}", f"made: {tables} tables, {figures} figures in {folder}", f"time: {_time(lines)}",
+    kinds = [exhibit["kind"] for exhibit in entries.shown(folder).values()]
+    return "\n".join([f"result: {words.people(headline)}", f"made: {kinds.count('table')} tables, {kinds.count('figure')} figures in {folder}", f"time: {_time(lines)}",
                       f"next: {_next(folder, options)}", f"report: {(folder / 'html' / 'index.html').as_uri()}"])
 
 
@@ -49,6 +49,6 @@ def _time(lines):
 
 
 def _next(folder, options):
-    kept = (ROOT / "reports" / "reference" / folder.name).is_dir()
+    kept = any((ROOT / "reports" / "reference" / folder.name).glob("*.csv"))
     options = f" {options}" * bool(options)
-    return f"'make verify{options}' holds the tables against the reference; " * bool(kept) + f"'make pdf{options}' prints the report to one PDF"
+    return f"'make verify{options}' holds the tables against the reference; " * kept + f"'make pdf{options}' prints the report to one PDF"

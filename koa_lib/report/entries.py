@@ -1,5 +1,6 @@
 """What surrounds an exhibit: its entry in `reports/exhibits/<notebook>.yaml`, with templates filled from the exhibit's own frame."""
 
+import json
 import re
 from dataclasses import field
 from functools import cache
@@ -17,6 +18,8 @@ from koa_lib.report.tables import Column
 
 FOLDER = ROOT / "reports" / "exhibits"
 COLUMNS = "columns.yaml"  # names and formats that all notebooks share
+LISTED = "exhibits.json"  # of a run: what its notebooks have shown
+_NOTED = {"name", "kind", "notebook", "title", "files", "reason", "commit", "data"}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -84,6 +87,23 @@ class Entry:
 def is_paper_item(key):
     """Whether an exhibit is a numbered item of the paper: 'table_3', 'figure_6'."""
     return bool(re.fullmatch(r"(table|figure)_\d+", key))
+
+
+def label(key):
+    """An exhibit's label as Sphinx writes it: 'table-3'."""
+    return key.replace("_", "-")
+
+
+def shown(run_dir):
+    """What the notebooks of a run have shown, by key, as `show` noted it; StudyError when the list is damaged."""
+    path = run_dir / LISTED
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if all(entry.keys() >= _NOTED for entry in listed.values()):
+            return listed
+    except (ValueError, AttributeError):  # no JSON, no mapping of mappings
+        pass
+    raise StudyError(f"{path} is damaged. Delete it and the folder nb beside it, and run make again.")
 
 
 @cache

@@ -56,11 +56,11 @@ def execute(name, profile, seed=None):
     with _alone(folder, name):
         _announce(terminal, name)
         watch = _run(running, {"profile": profile, "seed": seed}, name, terminal)
-        stamps.note(running, stamp)
+        _clean(running, stamp)
         os.replace(running, target)
     target.with_name(f"{name}.failed.ipynb").unlink(missing_ok=True)
     seconds = time.perf_counter() - clock
-    journal.append(folder, name, "built", seconds, "executed", name, children=True, own=round(seconds - watch.seconds["built"], 2))
+    journal.append(folder, name, "built", seconds, "executed", name, children=True)
     terminal.line(f"{_place(name)}: done in {duration(seconds)}; {_steps(watch.counts, watch.seconds)}", "head")
     return target
 
@@ -123,7 +123,6 @@ def _run(running, parameters, name, terminal):
             raise
         finally:
             watch.close()
-    _clean(running)
     return watch
 
 
@@ -147,10 +146,14 @@ def _read(path):
         raise StudyError(f"{path} is not a notebook ({type(error).__name__}). Restore it, e.g. with 'git checkout {path}'.") from None
 
 
-def _clean(running):
+def _clean(running, stamp=None):
+    # The notebook without what its steps told the terminal; a finished one with the stamp of its code.
     import nbformat
 
-    nbformat.write(without_events(_read(running)), running)
+    notebook = without_events(_read(running))
+    if stamp:
+        stamps.note(notebook, stamp)
+    nbformat.write(notebook, running)
 
 
 def _failure(name, watch, running, error):

@@ -19,9 +19,9 @@ from koa_lib.report import entries, plots, tables, words
 from koa_lib.report.style import COLUMN, PNG_DPI, message
 from koa_lib.store import write_text
 
-LISTED = "exhibits.json"
+_MARKDOWN = MarkdownIt()
 SHOWN_DPI, THUMBNAIL = 125, 96  # pixels per inch on a page; height of a picture in a table
-NO_EXTERNAL, NOTHING = "no external cohort was given", "this run has no data for it"
+NOTHING = "this run has no data for it"
 NO_REGIONS = "the pictures are real, and nobody knows where on them a model should look"
 
 
@@ -100,8 +100,11 @@ class Show:
     def _absent(self, need):
         # Why the run lacks something; empty when it has it.
         if need == "external":
-            there = self.study.synthetic or self.study.folder_of("external")
-            return "" if there else NO_EXTERNAL
+            if self.study.synthetic or self.study.folder_of("external"):
+                return ""
+            from koa_lib.comparison import NO_EXTERNAL  # slow to import
+
+            return NO_EXTERNAL
         if need == "regions":
             return "" if self.study.synthetic else NO_REGIONS
         if need == "texts":
@@ -180,25 +183,17 @@ class Show:
         start = f'role="group" aria-labelledby="{entry.key}-caption">{body}<figcaption id="{entry.key}-caption">'
         end = f'<span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
         # Sphinx writes the label so, and gives it to nothing that is raw.
-        text, label = f"**{title}** {caption}", entry.key.replace("_", "-")
-        html = f'<figure class="koa-exhibit" id="{entry.key}" {start}{MarkdownIt().render(text)}{end}{MarkdownIt().render(says)}'
+        text, label = f"**{title}** {caption}", entries.label(entry.key)
+        html = f'<figure class="koa-exhibit" id="{entry.key}" {start}{_MARKDOWN.render(text)}{end}{_MARKDOWN.render(says)}'
         myst = "\n\n".join([f"({entry.key})=", _raw(f'<figure class="koa-exhibit" id="{label}" {start}'), text, _raw(end), says])
         return Exhibit(entry.name, html, myst)
 
     def _note(self, change):
-        path = self.study.shown_dir / LISTED
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(path.with_name(f".{LISTED}.lock"))):
-            listed = _listed(path)
-            write_text(path, json.dumps(change(listed), indent=1, ensure_ascii=False))
-
-
-def _listed(path):
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return {key: dict(entry) for key, entry in listed.items() if entry["notebook"]}
-    except (ValueError, AttributeError, TypeError, KeyError):
-        raise StudyError(f"{path} is damaged. Delete it and the folder nb beside it, and run make again.") from None
+        folder = self.study.shown_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder / f".{entries.LISTED}.lock")):
+            listed = change(entries.shown(folder))
+            write_text(folder / entries.LISTED, json.dumps(listed, indent=1, ensure_ascii=False))
 
 
 def interval(study, *names):

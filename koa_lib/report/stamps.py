@@ -6,7 +6,8 @@ import json
 from koa_lib.profile import ROOT
 
 _KEY = "koa_stamp"
-_PARTS = ("koa_lib/**/*.py", "koa_lib/**/*.json", "koa_lib/**/*.npy", "data_manifests/**/*.yaml", "data_manifests/**/*.csv")
+_PARTS = ("koa_lib/**/*.py", "koa_lib/**/*.json", "koa_lib/**/*.npy", "data_manifests/**/*.yaml", "data_manifests/**/*.csv",
+          "reports/exhibits/columns.yaml")
 
 
 def of(name, profile):
@@ -19,13 +20,9 @@ def of(name, profile):
     return digest.hexdigest()[:12]
 
 
-def note(path, stamp):
-    """Write a stamp into an executed notebook."""
-    import nbformat
-
-    notebook = nbformat.read(path, 4)
+def note(notebook, stamp):
+    """Write a stamp into an executed notebook (a `NotebookNode`)."""
     notebook.metadata[_KEY] = stamp
-    nbformat.write(notebook, path)
 
 
 def noted(path):

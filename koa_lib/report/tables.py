@@ -129,7 +129,7 @@ def terms(frame, columns, shared):
 def table(frame, columns, label, pictures):
     """The HTML of a frame, in a region that scrolls by itself; its first column names the rows.
 
-    Columns and rows without any text are left out; the bounds of an interval become one column.
+    Columns without any text are left out; the bounds of an interval become one column.
 
     Parameters
     ----------
@@ -140,13 +140,13 @@ def table(frame, columns, label, pictures):
     pictures : dict of str to list of str
         Further columns as HTML.
     """
-    shown = [column for column in _cells(frame, columns) if column]
+    shown = list(_cells(frame, columns))
     # The first column names the rows, also where its names are numbers.
     heads = "".join(f'<th scope="col"{_RIGHT * (numeric and bool(place))}>{_head(*head)}</th>' for place, (head, numeric, _) in enumerate(shown))
     heads += "".join(f'<th scope="col">{escape(words.capital(name))}</th>' for name in pictures)
+    (_, _, first), *others = shown
     rows = []
     for place in range(len(frame)):
-        (_, _, first), *others = shown
         cells = [_data(cells[place], numeric) for _, numeric, cells in others] + [f"<td>{column[place]}</td>" for column in pictures.values()]
         rows.append(f'<tr><th scope="row">{escape(first[place])}</th>{"".join(cells)}</tr>')
     whole = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

@@ -11,6 +11,7 @@ from koa_lib.errors import StudyError
 
 CHUNK = 200
 FEWEST_RUNS = 5
+FLIPS = "flip_disagreement"
 
 
 def group_bootstrap(grades, predicted, groups, draws=1000, seed=0):
@@ -50,6 +51,83 @@ def interval(values, level=0.95):
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def samples(graded, names, draws=1000, seed=0):
+    """Metrics of graded pictures as they are, then of each bootstrap draw of whole groups; the same groups and seed give the same draws.
+
+    Parameters
+    ----------
+    graded : DataFrame
+        p0..p4, kl_grade, group_id; one row per picture. 'flip_disagreement' also needs p0_b..p4_b, the mirror image's (see `paired`).
+    names : sequence of str
+        Of `metrics.from_confusion`, 'macro_auc', 'ece' or 'flip_disagreement'.
+
+    Returns
+    -------
+    dict of str to float array (1 + draws,)
+        In the order of the names; with fewer than two groups all draws are NaN.
+
+    Raises
+    ------
+    StudyError
+        An unknown metric, or what `group_bootstrap` refuses.
+    """
+    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
+    found = metrics.from_confusion(_matrices(grades, probabilities.argmax(1), graded["group_id"], draws, seed))
+    if set(names) & {"macro_auc", "ece"}:
+        drawn = _probability_draws(grades, probabilities, graded["group_id"], draws, seed)
+        found |= {name: np.r_[getattr(metrics, name)(grades, probabilities), values] for name, values in drawn.items()}
+    if FLIPS in names:  # the mirror image's grade against the picture's
+        same = metrics.from_confusion(_matrices(*predicted(graded), graded["group_id"], draws, seed))["accuracy"]
+        found[FLIPS] = 1 - same
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise StudyError(f"The metric '{unknown[0]}' is unknown. Use one of: {', '.join(found)}.")
+    return {name: found[name] for name in names}
+
+
+def _matrices(grades, predicted, groups, draws, seed):
+    # As they are, then of each draw.
+    return np.concatenate([metrics.confusion(grades, predicted)[None], group_bootstrap(grades, predicted, groups, draws, seed)])
+
+
+def measured(graded, names, draws=1000, seed=0, level=0.95):
+    """n, then each metric of `samples` with its percentile interval: `<name>`, `<name>_low`, `<name>_high`; a dict."""
+    found = samples(graded, names, draws, seed)
+    return {"n": len(graded), **{key: value for name in names for key, value in with_interval(name, found[name], level).items()}}
+
+
+def with_interval(name, values, level=0.95):
+    """`<name>`, `<name>_low` and `<name>_high` from a value and its draws, float array (1 + draws,)."""
+    low, high = interval(values[1:], level)
+    return {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
+
+
+def gaps(a, b, names, draws=1000, seed=0, level=0.95):
+    """Metrics of A minus those of B on the same pictures, each with its paired group-bootstrap interval; as `measured`.
+
+    Parameters
+    ----------
+    a, b : DataFrame
+        As for `samples`, of the same pictures in any order.
+
+    Raises
+    ------
+    StudyError
+        As `aligned`.
+    """
+    first, second = samples(a, names, draws, seed), samples(aligned(b, a), names, draws, seed)
+    found = {"n": len(a)}
+    for name in names:
+        found |= with_interval(name, first[name] - second[name], level)
+    return found
+
+
+def aligned(b, a):
+    """The graded frame `b` with the rows in the order, and with the groups, of `a`; StudyError as `paired`."""
+    paired(a, b)
+    return b.set_index("image_id").loc[a["image_id"]].reset_index().assign(group_id=a["group_id"].to_numpy())
 
 
 def resampled(graded, draws=1000, seed=0):

@@ -1,0 +1,107 @@
+"""What an experiment found: the predictions of arms as one long frame, and every table and interval made of it."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import stats
+from koa_lib.errors import StudyError
+from koa_lib.predictions import PROBABILITIES
+
+ONE_OF = ("arm", "split", "view", "mirrored")  # what may not be mixed in one graded frame; folds and seeds are averaged
+_MIRRORED = [f"{name}_b" for name in PROBABILITIES]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Predictions of arms, read from their files and joined with the manifest.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        arm, seed, fold, split, view ('<geometry>-<intensity>'), mirrored (bool), image_id, p0..p4, then kl_grade,
+        kl_grade_reader2, group_id and more of the manifest; one row per prediction.
+    draws, seed : int
+        Of every bootstrap.
+    """
+
+    frame: pd.DataFrame
+    draws: int
+    seed: int
+
+    def of(self, **where):
+        """The predictions with some values, e.g. ``of(split="external", fold=[1, 3])``; a callable gets the column."""
+        kept = np.ones(len(self.frame), bool)
+        for name, wanted in where.items():
+            column = self.frame[name]
+            kept &= column.isin(wanted if isinstance(wanted, (list, tuple, set, range)) else [wanted])
+        return replace(self, frame=self.frame[kept])
+
+    def __add__(self, other):
+        return replace(self, frame=pd.concat([self.frame, other.frame], ignore_index=True))
+
+    def __contains__(self, split):
+        return split in self.splits
+
+    @cached_property
+    def splits(self):
+        """Names of the splits, in order."""
+        return list(self.frame["split"].unique())
+
+    def each(self, *names):
+        """Pairs (dict of the values of some columns, `Results` with them), in order of appearance."""
+        for values, _ in self.frame.groupby(list(names), sort=False):
+            where = dict(zip(names, values, strict=True))
+            yield where, self.of(**where)
+
+    def graded(self, **where):
+        """One row per picture: p0..p4 (means over folds and seeds where a picture has several), grades and groups.
+
+        Folds that hold out other pictures stand one after the other. With predictions of mirror images beside those of
+        the pictures, theirs are p0_b..p4_b.
+
+        Raises
+        ------
+        StudyError
+            No such prediction, or more than one arm, split or view.
+        """
+        found = self.of(**where)
+        if not len(found.frame):
+            raise StudyError(f"There are no predictions with {where}. Run the arm that makes them.")
+        both = {way: part for way, part in found.frame.groupby("mirrored", sort=False)} if "mirrored" not in where else {}
+        if len(both) == 2:
+            return stats.paired(*(_mean(both[way]) for way in (False, True)))
+        return _mean(found.frame)
+
+    def table(self, names, by=("arm", "split"), level=0.95):
+        """Metrics with group-bootstrap intervals for each value of some columns: those, n, `<name>`, `<name>_low`, `<name>_high`."""
+        return pd.DataFrame([{**where, **part.measured(names, level)} for where, part in self.each(*by)])
+
+    def measured(self, names, level=0.95, **where):
+        """`stats.measured` of `graded`."""
+        return stats.measured(self.graded(**where), names, self.draws, self.seed, level)
+
+    def gaps(self, pairs, names, by=("split",), level=0.95):
+        """Paired differences of arms: first, second, the columns of `by`, then as `stats.gaps`; pairs that lack an arm are left out."""
+        rows = []
+        for where, part in self.each(*by):
+            held = set(part.frame["arm"])
+            rows += [{"first": a, "second": b, **where, **part.gap(a, b, names, level)} for a, b in pairs if {a, b} <= held]
+        return pd.DataFrame(rows)
+
+    def gap(self, first, second, names, level=0.95):
+        """`stats.gaps` of two arms."""
+        return stats.gaps(self.graded(arm=first), self.graded(arm=second), names, self.draws, self.seed, level)
+
+
+def _mean(frame):
+    mixed = [name for name in ONE_OF if frame[name].nunique() > 1]
+    if mixed:
+        raise StudyError(f"Predictions of several values of '{mixed[0]}' ({', '.join(map(str, frame[mixed[0]].unique()))}) stand in one table: choose one.")
+    first = frame.drop_duplicates("image_id").reset_index(drop=True)
+    if len(first) == len(frame):
+        return first
+    mean = frame.groupby("image_id", sort=False)[PROBABILITIES].mean().loc[first["image_id"]].to_numpy()
+    return first.assign(**dict(zip(PROBABILITIES, (mean / mean.sum(1, keepdims=True)).T, strict=True)))

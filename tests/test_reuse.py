@@ -11,9 +11,10 @@ import torch
 from conftest import with_systems
 from PIL import Image
 
-from koa_lib import datasets, encoders, exported, model, protocols, reach, selfsupervised, training
+from koa_lib import datasets, encoders, model, protocols, reach, selfsupervised, training
 from koa_lib.data.manifest import read_manifest, write_manifest
 from koa_lib.errors import StudyError
+from koa_lib.grading import export
 from koa_lib.paper import answers
 from koa_lib.phantoms.cohorts import write_cohort_a
 from koa_lib.runner import Runner
@@ -63,7 +64,7 @@ def everything(study):
     for source in ("start", "trained", "dino"):
         encoders.embed(study, Encoder(source, source, "", 112, 1.0, ""), "training")
     selfsupervised.pretrained(study)
-    exported.export(study)
+    export.export(study)
 
 
 @pytest.fixture
@@ -128,7 +129,8 @@ SOURCES = {
     "a network of Table 4": ("baselines.py", lambda text: text + LINE, set(), TRAINED),
     "how pictures are read": ("images/read.py", lambda text: text + LINE, TRAINED | {"as found", "inspected", "pictures"}, set()),
     "how pictures are fitted": ("images/shape.py", lambda text: text + LINE, TRAINED | {"pictures", "inspected"}, set()),
-    "how a grade is told": ("grading.py", lambda text: text + LINE, {"exported"}, set()),
+    "how pictures are graded": ("grading/predict.py", lambda text: text + LINE, {"exported"}, set()),
+    "how a grade is told": ("grading/show.py", lambda text: text + LINE, set(), set()),
     "how phantoms are drawn": ("phantoms/draw.py", lambda text: text + LINE, set(), TRAINED),
 }
 

@@ -100,17 +100,27 @@ def test_grades_of_a_smoke_run_are_those_of_koa_grade(smoke_run):
 
 @pytest.mark.parametrize("part", ["adapter", "both_encoders"])
 def test_weights_of_every_reading_grade_alike_without_the_text_tower(part, tmp_path, weights):
-    recipe, known = replace(profile.load("smoke").our_protocol, part=part, residual=0.3), predict.load(weights)
+    recipe, known = (
+        replace(profile.load("smoke").our_protocol, part=part, residual=0.3),
+        predict.load(weights),
+    )
     clip, _, tokenizer = model.load_clip("koa-tiny", seed=3)
     grader = model.ClipGrader(clip, tokenizer, part, recipe.prompts, 0.3).eval()
     with torch.no_grad():
         for value in grader.parameters():  # also what was frozen, so that nothing can come from a fresh start
             value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
-    export.write(tmp_path / "w", grader, {**card_of(weights), **export.architecture("koa-tiny", recipe)}, known.novelty)
-    squares, again = np.random.default_rng(0).integers(0, 256, (3, 112, 112), dtype=np.uint8), predict.load(tmp_path / "w")
+    export.write(
+        tmp_path / "w", grader, {**card_of(weights), **export.architecture("koa-tiny", recipe)}, known.novelty
+    )
+    squares, again = (
+        np.random.default_rng(0).integers(0, 256, (3, 112, 112), dtype=np.uint8),
+        predict.load(tmp_path / "w"),
+    )
     one, two = (predict.forward(which, squares, "clip")[0] for which in (grader, again.grader))
     np.testing.assert_allclose(one, two, atol=1e-5)
-    assert not [name for name in load_file(tmp_path / "w" / predict.FILE) if name.startswith("clip.transformer")]
+    assert not [
+        name for name in load_file(tmp_path / "w" / predict.FILE) if name.startswith("clip.transformer")
+    ]
 
 
 # Whatever the files hold
@@ -188,7 +198,9 @@ def test_lists_are_read_as_windows_writes_them(koa, fine, tmp_path, encoding):
     mark = "\ufeff" * ("16" in encoding)
     text = f'{mark}a.png\r\n\r\n"ü b.png"\r\n ""\n back\\slash.png '
     (tmp_path / "list.txt").write_bytes(text.encode(encoding))
-    stdin = "\r\n".join([mark + str(tmp_path / names[0]), f'"{tmp_path / names[1]}"', str(tmp_path / names[2])])
+    stdin = "\r\n".join(
+        [mark + str(tmp_path / names[0]), f'"{tmp_path / names[1]}"', str(tmp_path / names[2])]
+    )
     for given in (tmp_path / "list.txt", "-"):
         code, out, _ = koa(given, "--json", stdin=stdin.encode(encoding))
         assert code == 0 and [row["name"] for row in rows_of(out)] == names
@@ -237,10 +249,14 @@ def test_a_narrow_terminal_shows_whole_words(koa, fine, monkeypatch, count):
 def test_neither_card_nor_names_can_command_the_terminal(koa, copy, fine, tmp_path):
     evil, page = "\x1b[2J\u202e", tmp_path / "page.html"
     texts = dict.fromkeys(("arm", "run", "commit", "data", "cohort"), evil)
-    rewrite(copy, **texts, names=[evil] * 5, descriptions=[evil] * 5, performance={"split": evil, "reason": evil})
+    rewrite(
+        copy, **texts, names=[evil] * 5, descriptions=[evil] * 5, performance={"split": evil, "reason": evil}
+    )
     absent, given = tmp_path / f"no{evil}", [(fine[0], "--html", page), (*fine, *fine)]
     shown = [koa(*files, tmp_path / f"no{evil}", "--weights", copy) for files in given]
-    shown = str([*shown, koa(fine[0], "--weights", absent)]).replace(repr(evil)[1:-1], evil) + page.read_text()
+    shown = (
+        str([*shown, koa(fine[0], "--weights", absent)]).replace(repr(evil)[1:-1], evil) + page.read_text()
+    )
     assert "\x1b" not in shown and "\u202e" not in shown and "no?[2J?" in shown
     first = koa(fine[0], "--weights", copy, "--json")[1].splitlines()[0]
     assert json.loads(first)["arm"] == evil and "\x1b" not in first  # values stay as they are
@@ -255,7 +271,9 @@ def test_table_names_warnings_in_its_rows_and_explains_them_once(koa, tmp_path, 
     assert rows[0]["unlike_training"] and rows[0]["probably_no_knee"] and rows[0]["grade"] in range(5)
     assert predict.NO_KNEE in rows[0]["warnings"] and "2 pictures" in str(rows[4]["warnings"])
     table = {line[:5]: line for line in out.splitlines() if line[1:2] == "."}
-    assert len(table) == 5 and all("!" in line and "no knee" in line for name, line in table.items() if name[2] == "p")
+    assert len(table) == 5 and all(
+        "!" in line and "no knee" in line for name, line in table.items() if name[2] == "p"
+    )
     assert "colour" in table["0.png"] and "2 pictures" in table["4.tif"]
     assert all(out.count(text) == 1 for text in (predict.NO_KNEE, "channels were averaged", "the first was"))
 
@@ -266,8 +284,19 @@ def test_a_long_work_has_a_bar_on_a_terminal_only(koa, fine, monkeypatch):
     assert "21/21" in koa(*fine * 7)[2]
 
 
-@pytest.mark.parametrize("arguments", [["--weights", "nowhere", "x.png"], ["-"], ["x.png", "--html", "."], [], [""],
-                                       ["x.png", "--weights", ""], ["x.png", "--html", ""], ["x.png", "--html", "no/page.html"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--weights", "nowhere", "x.png"],
+        ["-"],
+        ["x.png", "--html", "."],
+        [],
+        [""],
+        ["x.png", "--weights", ""],
+        ["x.png", "--html", ""],
+        ["x.png", "--html", "no/page.html"],
+    ],
+)
 def test_wrong_use_is_exit_2(koa, arguments):
     code, out, err = koa(*arguments)
     assert code == 2 and out == "" and "Traceback" not in err
@@ -308,7 +337,9 @@ def card_of(folder):
 def rewrite(folder, arrays=(), **facts):
     """Weights with another card or other arrays (None: without it), sealed as an export seals them."""
     path, card = folder / predict.FILE, json.dumps({**card_of(folder), **facts})
-    arrays = {name: values for name, values in {**load_file(path), **dict(arrays)}.items() if values is not None}
+    arrays = {
+        name: values for name, values in {**load_file(path), **dict(arrays)}.items() if values is not None
+    }
     save_file(arrays, path, {"card": card, "sha256": predict.sha256(card, arrays)})
 
 
@@ -321,36 +352,40 @@ def older(folder):
 SMALL = np.zeros(3, np.float32)
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda folder: (folder / predict.FILE).unlink(),
-    lambda folder: (folder / predict.FILE).write_bytes(b""),
-    lambda folder: (folder / predict.FILE).write_bytes((folder / predict.FILE).read_bytes()[:-99]),
-    older,
-    lambda folder: rewrite(folder, format=2),
-    lambda folder: rewrite(folder, quick_gelu=True),
-    lambda folder: rewrite(folder, part="adapter"),
-    lambda folder: rewrite(folder, name="koa-conv", image_size=64),
-    lambda folder: rewrite(folder, grades=[1, 2, 3, 4, 5]),
-    lambda folder: rewrite(folder, {"fixed_prototypes": None}),
-    lambda folder: rewrite(folder, {"novelty.mean": None}),
-    lambda folder: rewrite(folder, {"unknown": SMALL}),
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / predict.FILE).unlink(),
+        lambda folder: (folder / predict.FILE).write_bytes(b""),
+        lambda folder: (folder / predict.FILE).write_bytes((folder / predict.FILE).read_bytes()[:-99]),
+        older,
+        lambda folder: rewrite(folder, format=2),
+        lambda folder: rewrite(folder, quick_gelu=True),
+        lambda folder: rewrite(folder, part="adapter"),
+        lambda folder: rewrite(folder, name="koa-conv", image_size=64),
+        lambda folder: rewrite(folder, grades=[1, 2, 3, 4, 5]),
+        lambda folder: rewrite(folder, {"fixed_prototypes": None}),
+        lambda folder: rewrite(folder, {"novelty.mean": None}),
+        lambda folder: rewrite(folder, {"unknown": SMALL}),
+    ],
+)
 def test_damaged_or_foreign_weights_are_refused_in_a_sentence(koa, copy, spoil):
     spoil(copy)
     code, out, err = koa("x.png", "--weights", copy)
-    assert code == 2 and out == "" and err.startswith("koa: ") and len(err.splitlines()) == 1 and str(copy) in err
-
-
-def test_weights_of_an_older_version_are_to_be_exported_again(copy):
-    older(copy)
-    with pytest.raises(StudyError, match="make reproduce"):
-        predict.load(copy)
+    assert (
+        code == 2
+        and out == ""
+        and err.startswith("koa: ")
+        and len(err.splitlines()) == 1
+        and str(copy) in err
+    )
+    assert spoil is not older or "make reproduce" in err
 
 
 def test_a_single_wrong_bit_anywhere_is_found(copy):
     path = copy / predict.FILE
     whole = path.read_bytes()
-    for place in np.linspace(0, len(whole) - 1, 40).astype(int).tolist() + list(range(8, 5000, 125)):
+    for place in [*range(8, 5000, 250), *range(5000, len(whole), len(whole) // 20)]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(StudyError, match=predict.FILE):
             predict.load(copy)
@@ -358,10 +393,15 @@ def test_a_single_wrong_bit_anywhere_is_found(copy):
 
 def test_card_tells_what_the_model_is(weights, easy_study):
     card = predict.load(weights).card
-    assert str(easy_study.run_dir.parent) not in json.dumps(card) and [path.name for path in weights.iterdir()] == [predict.FILE]
-    assert card["performance"]["split"] == "test" and card["performance"]["pictures"] == card["novelty"]["checked"] == 20
+    assert str(easy_study.run_dir.parent) not in json.dumps(card) and [
+        path.name for path in weights.iterdir()
+    ] == [predict.FILE]
+    assert (
+        card["performance"]["split"] == "test"
+        and card["performance"]["pictures"] == card["novelty"]["checked"] == 20
+    )
     assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in card["performance"]["metrics"])
-    assert card["only_a_test"] and "phantoms" in str(show.cautions({**card, "synthetic": True}))
+    assert len(show.cautions({**card, "synthetic": True})) == 2 and card["only_a_test"]
     assert show.cautions({**card, "only_a_test": False, "synthetic": False}) == []
 
 

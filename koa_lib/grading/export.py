@@ -18,13 +18,13 @@ from koa_lib.runner import Runner
 from koa_lib.store import made_from
 
 FOLDER = "weights"
-MOST_FITTED = 2000  # pictures that teach what is usual; more change little, each costs a pass through the tower
+MOST_FITTED = 2000  # pictures that teach what is usual; more change little
 SHOWN = ["accuracy", "qwk", "mae", "macro_f1"]
 
 
 def export(of):
-    """Write the weights of a study's model by our protocol, its main fold, to `<run>/weights/`; kept while the
-    model is the same.
+    """Write the weights of a study's model by our protocol, its main fold, to `<run>/weights/`; kept while
+    the model is the same.
 
     Parameters
     ----------
@@ -41,8 +41,12 @@ def export(of):
     grader, parts = runner.grader(arm, number), folds(runner.data("training", arm.recipe), arm, of.seed)
     fold = next(fold for fold in parts if fold.number == number)
     performance = _performance(of, arm, fold)
-    key = {"checkpoint": made_from(runner.checkpoint(arm, number)), "dry": of.dry, "performance": performance,
-           "parts": {name: part.fingerprint for name, part in fold.reported.items()}}
+    key = {
+        "checkpoint": made_from(runner.checkpoint(arm, number)),
+        "dry": of.dry,
+        "performance": performance,
+        "parts": {name: part.fingerprint for name, part in fold.reported.items()},
+    }
 
     def build(folder):
         usual, known = _usual(grader, arm.recipe, fold)
@@ -68,18 +72,36 @@ def write(folder, grader, card, usual):
 def architecture(name, recipe):
     """The part of a card that says how a grader is built and fed."""
     same = ("part", "residual", "prompts", "geometry", "intensity")
-    return {"name": name, **predict.built(name), **{key: getattr(recipe, key) for key in same},
-            "statistics": recipe.normalisation, "names": NAMES, "descriptions": prompts(recipe.prompts)}
+    return {
+        "name": name,
+        **predict.built(name),
+        **{key: getattr(recipe, key) for key in same},
+        "statistics": recipe.normalisation,
+        "names": NAMES,
+        "descriptions": prompts(recipe.prompts),
+    }
 
 
 def _origin(of, arm, fold):
     """The part of a card that says where a grader comes from."""
     profile, fitted = of.profile, fold.fit.rows
-    return {"cohort": profile.training.name, "synthetic": of.synthetic, "pictures": len(fitted),
-            "groups": fitted["group_id"].nunique(), "profile": profile.name, "run": of.run_dir.name,
-            "dry": of.dry, "only_a_test": of.dry or profile.name == "smoke", "arm": arm.name,
-            "fold": fold.number, "seed": arm.seed, "commit": of.commit,
-            "data": of.data_note()["training"]["hash"][:12], "start": profile.model.start, "versions": versions()}
+    return {
+        "cohort": profile.training.name,
+        "synthetic": of.synthetic,
+        "pictures": len(fitted),
+        "groups": fitted["group_id"].nunique(),
+        "profile": profile.name,
+        "run": of.run_dir.name,
+        "dry": of.dry,
+        "only_a_test": of.dry or profile.name == "smoke",
+        "arm": arm.name,
+        "fold": fold.number,
+        "seed": arm.seed,
+        "commit": of.commit,
+        "data": of.data_note()["training"]["hash"][:12],
+        "start": profile.model.start,
+        "versions": versions(),
+    }
 
 
 def _usual(grader, recipe, fold):
@@ -90,20 +112,26 @@ def _usual(grader, recipe, fold):
     others = (fold.reported.get(name) for name in ("held_out", "val") if name != checked)
     unseen = [_traits(grader, part, recipe) for part in (fold.select, *others) if part is not None]
     if not unseen:
-        raise StudyError("The main fold has no inner part to set a threshold on. Give our_protocol more pictures.")
+        raise StudyError("The main fold has no inner part to set a threshold on. Use a larger cohort.")
     fitted, unseen = _traits(grader, fold.fit, recipe), np.vstack(unseen)
     usual = novelty.fit(fitted, unseen)
     distances = usual.score(_traits(grader, fold.reported[checked], recipe))
-    return usual, {"threshold": usual.threshold, "rate": novelty.RATE, "fitted": len(fitted), "set_by": len(unseen),
-                   "checked_on": checked, "checked": len(distances), "alarms": int((distances > 1).sum()),
-                   "joint_fits": novelty.FITS}
+    return usual, {
+        "threshold": usual.threshold,
+        "rate": novelty.RATE,
+        "fitted": len(fitted),
+        "set_by": len(unseen),
+        "checked_on": checked,
+        "checked": len(distances),
+        "alarms": int((distances > 1).sum()),
+    }
 
 
 def _traits(grader, part, recipe):
     """`novelty.traits` of at most `MOST_FITTED` pictures of a `KneeDataset`, evenly chosen."""
     chosen = np.unique(np.linspace(0, len(part) - 1, min(len(part), MOST_FITTED)).astype(int))
-    batches = np.array_split(chosen, max(1, len(chosen) // predict.BATCH))
-    return np.vstack([predict.forward(grader, part.images(some), recipe.normalisation)[2] for some in batches])
+    batches = map(part.images, np.array_split(chosen, max(1, len(chosen) // predict.BATCH)))
+    return np.vstack([predict.forward(grader, images, recipe.normalisation)[2] for images in batches])
 
 
 def _performance(of, arm, fold):
@@ -115,8 +143,13 @@ def _performance(of, arm, fold):
     graded = predictions.join(predictions.read(path), fold.reported[split].rows)
     summary = stats.bootstrap_summary(graded, of.profile.draws, of.seed).set_index("metric").loc[SHOWN]
     rows = summary.astype(float).round(4).astype(object).where(summary.notna(), None).reset_index()
-    return {"split": split, "pictures": len(graded), "groups": graded["group_id"].nunique(),
-            "interval": "95 % group bootstrap", "metrics": rows.to_dict("records")}
+    return {
+        "split": split,
+        "pictures": len(graded),
+        "groups": graded["group_id"].nunique(),
+        "interval": "95 % group bootstrap",
+        "metrics": rows.to_dict("records"),
+    }
 
 
 def newest():
@@ -131,10 +164,10 @@ def newest():
     runs = sorted(study.BUILD.glob("*/headline.txt"), key=lambda path: path.stat().st_mtime, reverse=True)
     runs = [path.parent for path in runs]
     if not runs:
-        raise StudyError("There is no finished run with weights. Run 'make reproduce', or give --weights FOLDER.")
+        raise StudyError("No run is finished that has weights. Run 'make reproduce' or give --weights.")
     run = next((run for run in runs if not _is_test(run)), runs[0])
     if run != runs[0]:
-        print(f"koa: '{run.name}' grades; the newer '{runs[0].name}' only tests the software", file=sys.stderr)
+        print(f"koa: '{run.name}' grades; '{runs[0].name}' is newer, but a test", file=sys.stderr)
     return run / FOLDER
 
 

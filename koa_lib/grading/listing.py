@@ -36,8 +36,7 @@ def listing(given, stdin=None):
     paths = []
     for name in given:
         if not name.strip():
-            raise StudyError("An empty name was given. Give picture files, folders or lists of them; '.' is the "
-                             "current folder.")
+            raise StudyError("An empty name was given. Give picture files, folders or lists of them.")
         if name == "-":
             paths += _listed(stdin.buffer.read(), Path())
         elif Path(name).suffix.lower() == ".txt" and os.path.isfile(name):
@@ -62,7 +61,9 @@ def _listed(content, base):
 
 
 def _expanded(path):
-    found = [file for file in walk(path) if is_picture(file) or _is_dicom(file)] if os.path.isdir(path) else []
+    if not os.path.isdir(path):
+        return [path]
+    found = [file for file in walk(path) if is_picture(file) or _is_dicom(file)]
     return sorted(found, key=lambda file: natural(file.as_posix())) or [path]
 
 

@@ -74,8 +74,10 @@ def fit(traits, unseen, rate=RATE):
     from sklearn.covariance import LedoitWolf  # slow to import, and not needed to grade
 
     if len(traits) < 2 or not len(unseen):
-        raise StudyError(f"{len(traits)} training and {len(unseen)} unseen pictures are too few to learn what "
-                         "is usual. Use a larger cohort.")
+        raise StudyError(
+            f"{len(traits)} training and {len(unseen)} unseen pictures are too few to learn "
+            "what is usual. Use a larger cohort."
+        )
     mean, deviation = traits.mean(0), traits.std(0) + 1e-6
     precision = LedoitWolf().fit((traits - mean) / deviation).precision_
     distances = np.sort(Novelty(mean, deviation, precision, 1.0).score(unseen))
@@ -119,7 +121,7 @@ def is_knee(image):
     """Whether a gray picture (H, W) in [0, 1] shows a knee upright, as far as the joint template can tell: it
     fits in one of two knees, in either polarity, by at least `FITS`."""
     shown = (view for half in halves(small(image)) for view in (half, 1 - half))
-    return any(joint.find(view).score >= FITS for view in shown)  # lazily: each search takes a tenth of a second
+    return any(joint.find(view).score >= FITS for view in shown)  # lazily: a search takes a tenth of a second
 
 
 def small(image):

@@ -95,10 +95,10 @@ def _read_weights(path):
         with safe_open(path, "numpy") as file:
             noted = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError as error:
-        raise StudyError(f"There is no {path}. Give the folder 'weights' of a finished run.") from error
-    except (OSError, SafetensorError) as error:
-        raise StudyError(f"{path} cannot be read ({error}). Copy it again, or change its permissions.") from error
+    except (OSError, SafetensorError) as error:  # safetensors finds a cut file by its header
+        raise StudyError(
+            f"{path} cannot be read ({error}). Give the folder 'weights' of a finished run."
+        ) from error
     if "card" not in noted:
         raise StudyError(f"{path} is of an older version: there is no card in it. {EXPORT}")
     if noted.get("sha256") != sha256(noted["card"], arrays):
@@ -117,8 +117,13 @@ def sha256(card, arrays):
 
 def built(name):
     """The part of a card that follows from the architecture as this code builds it."""
-    size = models.open_clip.get_model_config(name)["vision_cfg"]["image_size"]
-    return {"format": FORMAT, "quick_gelu": models.activation(name), "image_size": size, "grades": list(GRADES)}
+    config = models.open_clip.get_model_config(name)
+    return {
+        "format": FORMAT,
+        "quick_gelu": models.activation(name),
+        "image_size": config["vision_cfg"]["image_size"],
+        "grades": list(GRADES),
+    }
 
 
 def _build(card, arrays):
@@ -170,7 +175,7 @@ def forward(grader, squares, statistics):
         features = features if grader.stage == "image" else features.half().float()
         embedding = grader.embed_features(features)
         logits = grader.logits(embedding)
-        cosines = embedding.float() @ grader.prototypes().float().T
+        cosines = logits.float() / grader.scale
     traits = novelty.traits(entered[0].cpu().numpy(), squares)
     return logits.float().softmax(-1).cpu().numpy(), cosines.cpu().numpy(), traits
 
@@ -213,9 +218,8 @@ def _noting(*rows):
     except Exception as error:
         for row in rows:
             name = row.path.name
-            row.problem = f"{name} cannot be graded ({type(error).__name__}: {error}). Save it as 8-bit gray PNG."
-            if isinstance(error, StudyError):
-                row.problem = str(error).replace(str(row.path), name)
+            why = f"{name} cannot be graded ({type(error).__name__}: {error}). Save it as 8-bit gray PNG."
+            row.problem = str(error).replace(str(row.path), name) if isinstance(error, StudyError) else why
 
 
 def _read(model, row):
@@ -231,8 +235,10 @@ def _read(model, row):
 def _check(path):
     found = header(path)
     if min(found.width, found.height) < SMALLEST or found.width * found.height > MOST_PIXELS:
-        raise StudyError(f"{path} has {found.width:,} x {found.height:,} pixels. Give a radiograph of at least "
-                         f"{SMALLEST} a side and at most {MOST_PIXELS:,}.")
+        raise StudyError(
+            f"{path} has {found.width:,} x {found.height:,} pixels. Give a radiograph of at "
+            f"least {SMALLEST} a side and at most {MOST_PIXELS:,}."
+        )
 
 
 def _grade_batch(model, rows, squares, images):

@@ -19,7 +19,7 @@ from koa_lib.store import write_text
 
 NO_DEVICE = "This is research software and no medical device: not for diagnosis or treatment."
 MANY = 20  # from so many pictures on a bar shows the progress
-NAME, NUMBERS = 22, 23  # columns of a file's name, where the terminal has them, and of its grade and probabilities
+NAME, NUMBERS = 22, 23  # columns of a file's name, where the terminal has them, and of its numbers
 SIDE = 320  # pixels of a picture's longer side on the page
 TINT = np.array([255, 120, 0])  # orange: seen by most colour-blind readers, dark on white as on black
 
@@ -69,15 +69,23 @@ def facts(card):
     tested, kind = found.get("reason"), "synthetic phantoms" if card["synthetic"] else "radiographs"
     if "metrics" in found:
         accuracy, kappa = map(_interval, found["metrics"][:2])
-        tested = (f"accuracy {accuracy}, quadratic kappa {kappa} (95 % intervals; {found['pictures']:,} pictures, "
-                  f"{found['groups']:,} patients, {found['split']} split of the same cohort)")
+        tested = (
+            f"accuracy {accuracy}, quadratic kappa {kappa} (95 % intervals; {found['pictures']:,} "
+            f"pictures, {found['groups']:,} patients, {found['split']} split of the same cohort)"
+        )
     return [
-        ("Model", "{name}, {image_size} px, {arm}, fold {fold}, seed {seed}; run '{run}', commit {commit}, "
-                  "data {data}, weights {weights_sha256:.8}".format_map(card)),
+        (
+            "Model",
+            "{name}, {image_size} px, {arm}, fold {fold}, seed {seed}; run '{run}', commit {commit}, "
+            "data {data}, weights {weights_sha256:.8}".format_map(card),
+        ),
         ("Trained on", f"{card['pictures']:,} {kind} of {card['groups']:,} patients ({card['cohort']})"),
         ("Held out", tested),
-        ("Warnings", "'unlike the training pictures' was meant for {rate:.0%} of pictures of the same origin; on "
-                     "the {checked_on} split it came for {alarms} of {checked}".format_map(known)),
+        (
+            "Warnings",
+            "'unlike the training pictures' was meant for {rate:.0%} of pictures of the same origin; "
+            "on the {checked_on} split it came for {alarms} of {checked}".format_map(known),
+        ),
     ]
 
 
@@ -90,14 +98,15 @@ def cautions(card):
     """What limits all grades of a model, as a list of sentences."""
     limits = {
         "synthetic": "The model knows synthetic phantoms only: its grades of real radiographs mean nothing.",
-        "only_a_test": "The weights come from a smoke or dry run, a test of the software: no grade means anything.",
+        "only_a_test": "The weights come from a test of the software (smoke or dry): grades mean nothing.",
     }
     return [text for key, text in limits.items() if card[key]]
 
 
 def summary(rows):
     """One sentence that counts what came of the rows."""
-    text = f"{sum(row.grade is not None for row in rows):,} of {len(rows):,} picture{'s' * (len(rows) != 1)} graded"
+    graded = sum(row.grade is not None for row in rows)
+    text = f"{graded:,} of {len(rows):,} picture{'s' * (len(rows) != 1)} graded"
     if unlike := sum(row.novelty > 1 for row in rows):
         no_knee = sum(predict.NO_KNEE in row.warnings for row in rows)
         text += f"; {unlike:,} unlike the training pictures, {no_knee:,} of them probably no knee radiograph"
@@ -141,28 +150,44 @@ def _as_json(card, names, graded):
     head = {"type": "model", **card, "cautions": cautions(card), "not_a_medical_device": NO_DEVICE}
     print(json.dumps(head), flush=True)
     for name, row in zip(names, graded, strict=True):
+        values = {"type": "picture", "path": str(row.path), "name": name, **_values(row)}
         with tqdm.external_write_mode():
-            print(json.dumps({"type": "picture", "path": str(row.path), "name": name, **_values(row)}), flush=True)
+            print(json.dumps(values), flush=True)
         yield row
 
 
 def _values(row):
     if row.problem:
         return {"grade": None, "problem": row.problem}
-    return {"grade": row.grade, "probabilities": [round(float(value), 6) for value in row.probabilities],
-            "similarities": [round(float(value), 6) for value in row.similarities],
-            "unlike_training": row.novelty > 1, "probably_no_knee": predict.NO_KNEE in row.warnings,
-            "novelty": round(row.novelty, 4), "warnings": row.warnings}
+    return {
+        "grade": row.grade,
+        "probabilities": [round(float(value), 6) for value in row.probabilities],
+        "similarities": [round(float(value), 6) for value in row.similarities],
+        "unlike_training": row.novelty > 1,
+        "probably_no_knee": predict.NO_KNEE in row.warnings,
+        "novelty": round(row.novelty, 4),
+        "warnings": row.warnings,
+    }
 
 
 def write_page(target, model, names, rows):
-    """Write one self-contained HTML page; pictures are read again one by one, so that memory never holds many."""
+    """Write one self-contained HTML page; pictures are read again, one by one."""
     loader, card = PackageLoader("koa_lib.grading", "."), printable(model.card)
     page = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.jinja")
     both = zip(printable(names), _with_bar(rows, len(rows), "page"), strict=True)
     entries = ({"name": name, "row": row, **_pictures(model, row)} for name, row in both)
-    write_text(target, page.render(entries=entries, card=card, facts=facts(card), cautions=cautions(card),
-                                   scale=_scale(card), summary=summary(rows), no_device=NO_DEVICE))
+    write_text(
+        target,
+        page.render(
+            entries=entries,
+            card=card,
+            facts=facts(card),
+            cautions=cautions(card),
+            scale=_scale(card),
+            summary=summary(rows),
+            no_device=NO_DEVICE,
+        ),
+    )
 
 
 def _pictures(model, row):

@@ -17,6 +17,7 @@ from torch import nn
 from koa_lib import crops
 from koa_lib.device import autocast, compute_device
 from koa_lib.errors import StudyError
+from koa_lib.optimisation import adamw, descend
 
 STUDENT, TEACHER, CENTRE = 0.1, 0.04, 0.9  # temperatures; momentum of the centre
 WEIGHT_DECAY, CLIP = 0.01, 3.0  # of AdamW; largest norm of the gradient (DINO's, our reading)
@@ -51,7 +52,7 @@ def train(network, data, chosen, seed):
         dino = Dino(network, chosen).to(compute_device())
     batch = min(chosen.batch, len(data))
     steps = chosen.epochs * (len(data) // batch)
-    optimiser = torch.optim.AdamW([v for v in dino.student.parameters() if v.requires_grad], lr=chosen.learning_rate, weight_decay=WEIGHT_DECAY)
+    optimiser = adamw(dino.student, chosen.learning_rate, WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, power=1.0)
     rows, start = [], time.perf_counter()
     for epoch in range(1, chosen.epochs + 1):
@@ -125,14 +126,9 @@ class Dino(nn.Module):
             answered = [self.student(torch.cat(same)).float().chunk(len(same)) for same in (views[:2], views[2:]) if same]
         entropy = self._entropy(torch.stack(asked))
         loss = self.loss(list(asked), [view for same in answered for view in same])
-        if not torch.isfinite(loss):
-            raise StudyError("The loss of the self-supervised pre-training is no number. Lower the profile's systems.labels.learning_rate.")
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
-        optimiser.step()
+        value = descend(loss, self.student, optimiser, CLIP)
         self.follow(decay)
-        return loss.item(), entropy
+        return value, entropy
 
     def follow(self, decay):
         """Move the teacher's weights towards the student's: ``decay * teacher + (1 - decay) * student``."""

@@ -1,113 +1,96 @@
-"""Frozen image encoders: a cohort's pictures to embeddings, computed once and kept in the store.
+"""Frozen image encoders: published ones, and the stand-ins of the profiles that load no weights, as trunks of arms."""
 
-Published encoders and the stand-ins of the profiles that load no weights have one face: `trunk`, pictures to embeddings.
-"""
+from dataclasses import replace
+from functools import partial
 
-import numpy as np
-import pandas as pd
-import torch
+import open_clip
 from torch import nn
 
-from koa_lib import crops, selfsupervised, sources, weights
-from koa_lib.datasets import KneeDataset
+from koa_lib import crops, model, protocols, selfsupervised, weights
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
-from koa_lib.protocols import BaselineRecipe, hashed, our_arm
-from koa_lib.runner import Runner
+from koa_lib.experiment import Arm, Trunk
+from koa_lib.networks import create as network
 from koa_lib.store import made_from
-from koa_lib.tower import Tower
+from koa_lib.tower import low_precision
 
 STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}  # of the pictures that an encoder was trained on; CLIP's for the others
 
 
 class Encoder(nn.Module):
-    """A frozen network of pictures.
+    """A frozen network of pictures: normalised images (n, 3, H, W) to embeddings (n, d)."""
 
-    Parameters
-    ----------
-    network : Module
-        Normalised images (n, 3, H, W) to embeddings (n, d).
-    key : dict
-        What identifies its weights, for the store.
-    """
-
-    stage = "embedding"
-
-    def __init__(self, network, key, low_precision=False):
+    def __init__(self, network, low_precision=True):
         super().__init__()
-        self.network, self.key, self.low_precision = network.eval().requires_grad_(False), key, low_precision
-
-    def trunk(self, images):
-        """Embeddings (n, d) of normalised images (n, 3, H, W)."""
-        return self.network(images)
+        self.trunk, self.low_precision = network.eval().requires_grad_(False), low_precision
 
 
-def create(study, spec):
-    """The frozen encoder that a profile names.
+def arm(experiment, spec, name, build, key=None, seed=None, **more):
+    """An arm whose grader reads the embeddings of a frozen encoder.
 
     Parameters
     ----------
     spec : settings.Encoder
+    build : callable
+        Makes the untrained head, or a `classifiers.Classifier`.
+    key : dict, optional
+        What an untrained head is made of.
+    seed : int, optional
+        The study's unless given.
+    """
+    study = experiment.study
+    recipe = replace(study.profile.our_protocol, normalisation=STATISTICS.get(spec.source, "clip"), views=1, folds=0, patience=0)
+    seed = study.seed if seed is None else seed
+    return Arm(name, recipe, spec.image_size, build, key or {}, seed, trunk=trunk(experiment, spec), **more)
+
+
+def trunk(experiment, spec):
+    """The `Trunk` of an encoder that a profile names; it is built only when embeddings are missing.
 
     Raises
     ------
     StudyError
-        A source that has no builder, or weights that are neither given nor on the hub.
+        Weights that are neither given nor on the hub.
     """
-    if spec.source not in _BUILDERS:
-        raise StudyError(f"Encoder '{spec.name}' has the source '{spec.source}'; known: {', '.join(_BUILDERS)}.")
-    return _BUILDERS[spec.source](study, spec).to(compute_device())
+    key = {"encoder": spec, "seed": experiment.study.seed, "weights": _weights(experiment, spec)}
+    return Trunk(f"encoder-{spec.name.lower()}", partial(create, experiment, spec), key)
 
 
-def embed(study, spec, role, geometry=None):
-    """Embeddings of a cohort's pictures, in the intensity of our protocol, and in its geometry unless another is named.
+def create(experiment, spec):
+    """The frozen `Encoder` that a profile names, on the device that is computed on."""
+    study, place = experiment.study, _place(experiment.study, spec)
+    if spec.source in ("start", "trained"):
+        made = _tower(_clip(experiment, spec).visual)
+    elif spec.source == "dino" or spec.source == "random" and not spec.architecture:
+        # Without an architecture a random encoder is the tower of the self-supervised start, untrained.
+        made = _tower(selfsupervised.tower(experiment) if spec.source == "dino" else selfsupervised.untrained(study))
+    elif spec.source == "biomedclip":
+        from koa_lib.foundation import biomed_clip  # slow to import
 
-    Parameters
-    ----------
-    spec : settings.Encoder
-    role : {'training', 'external'}
+        made = Encoder(biomed_clip(place, study.seed, [spec.name])[0].visual)
+    elif spec.source == "rad-dino":
+        from koa_lib.foundation import RadDino
 
-    Returns
-    -------
-    array (n, d) float32 in the order of `pictures_of`'s rows; None when the study has no such cohort.
-    """
-    data = pictures_of(study, spec, role, geometry)
-    if data is None:
-        return None
-    recipe = _recipe(study, spec, geometry)
-    key = {"encoder": spec, "seed": study.seed, "normalisation": recipe.normalisation, "pictures": data.shown, "weights": _weights(study, spec)}
-    name = f"features/encoder-{spec.name.lower()}__{getattr(study.profile, role).name}{f'__{geometry}' if geometry else ''}.npy"
-    path = study.store.make(name, key, lambda path: sources.extract(create(study, spec), data, recipe, study.seed, path))
-    return np.load(path)[0].astype(np.float32)
-
-
-def embed_images(study, spec, draw, name, key):
-    """Embeddings of pictures that belong to no cohort.
-
-    Parameters
-    ----------
-    draw : callable
-        Without arguments; gives the pictures (n, H, W), uint8 or float in [0, 1], when they are needed.
-    name : str
-        What the pictures are, for the file's name.
-    key : dict
-        Everything that the pictures depend on.
-
-    Returns
-    -------
-    array (n, d) float32
-    """
-    recipe = _recipe(study, spec)
-
-    def build(path):
-        images = draw()
-        sources.extract(create(study, spec), KneeDataset(pd.DataFrame(index=range(len(images))), images, np.arange(len(images))), recipe, study.seed, path)
-
-    key = {"encoder": spec, "seed": study.seed, "normalisation": recipe.normalisation, "weights": _weights(study, spec), **key}
-    return np.load(study.store.make(f"features/encoder-{spec.name.lower()}__{name}.npy", key, build, [draw]))[0].astype(np.float32)
+        made = Encoder(RadDino(place, study.seed))
+    else:
+        built = model.seeded(study.seed, network, spec.architecture, spec.image_size, spec.width, place)
+        built.reset_classifier(0)
+        made = Encoder(built)
+    return made.to(compute_device())
 
 
-def clip_of(study, spec, sentences):
+def _tower(tower):
+    return Encoder(tower, low_precision(tower))
+
+
+def _clip(experiment, spec):
+    # The CLIP whose image tower an encoder is: as fine-tuning starts, or as our protocol left it.
+    if spec.source == "start":
+        return protocols.our_arm(experiment.study).build().clip
+    return experiment.grader(protocols.official_arm(experiment.study)).clip
+
+
+def clip_of(experiment, spec, sentences):
     """CLIP and tokenizer of which an encoder is the image tower; `sentences` are the vocabulary where no published one is loaded.
 
     Raises
@@ -115,38 +98,25 @@ def clip_of(study, spec, sentences):
     StudyError
         An encoder that knows no texts.
     """
-    import open_clip
-
+    study = experiment.study
     if spec.source == "biomedclip":
         from koa_lib.foundation import biomed_clip
 
         return biomed_clip(_place(study, spec), study.seed, sentences)
     if spec.source not in ("start", "trained"):
         raise StudyError(f"Encoder '{spec.name}' (source '{spec.source}') knows no texts. Use one of: start, trained, biomedclip.")
-    arm = our_arm(study)
-    grader = arm.build() if spec.source == "start" else Runner(study).grader(arm)
-    return grader.clip, open_clip.get_tokenizer(study.profile.model.name)
+    return _clip(experiment, spec), open_clip.get_tokenizer(study.profile.model.name)
 
 
-def pictures_of(study, spec, role, geometry=None):
-    """The `KneeDataset` of a cohort as an encoder sees it; None when the study has no such cohort."""
-    return selfsupervised.opened(study).data(role, _recipe(study, spec, geometry))
-
-
-def _recipe(study, spec, geometry=None):
-    ours = {**study.profile.our_protocol.__dict__, **({"geometry": geometry} if geometry else {})}
-    return BaselineRecipe(**{**ours, "normalisation": STATISTICS.get(spec.source, "clip"), "views": 1, "image_size": spec.image_size})
-
-
-def _weights(study, spec):
-    # What the weights are, without building the encoder: it is only built when embeddings are missing. Random ones follow from seed and code.
+def _weights(experiment, spec):
+    # What the weights are, without building the encoder. Random ones follow from seed and code.
     if spec.source == "start":
-        return our_arm(study).key
+        return protocols.our_arm(experiment.study).key
     if spec.source == "trained":
-        return made_from(selfsupervised.opened(study).checkpoint(our_arm(study)))
+        return made_from(experiment.job(protocols.official_arm(experiment.study)).checkpoint)
     if spec.source == "dino":
-        return made_from(selfsupervised.pretrained(study))
-    return hashed(_place(study, spec))
+        return made_from(selfsupervised.pretrained(experiment))
+    return protocols.hashed(_place(experiment.study, spec))
 
 
 def _place(study, spec):
@@ -155,51 +125,3 @@ def _place(study, spec):
         return None
     find, name = (weights.network, spec.architecture) if spec.source == "timm" else (weights.foundation, weights.FOUNDATIONS[spec.source])
     return find(name, study.inputs.weights)
-
-
-def _start_tower(study, spec):
-    return _of_tower(our_arm(study).build().clip.visual)
-
-
-def _trained_tower(study, spec):
-    return _of_tower(Runner(study).grader(our_arm(study)).clip.visual)
-
-
-def _of_tower(tower):
-    # A small ViT gains nothing from bf16.
-    return Encoder(tower, {}, low_precision=not Tower(tower).is_vit or tower.proj.shape[0] >= 512)
-
-
-def _dino(study, spec):
-    return _of_tower(selfsupervised.tower(study))
-
-
-def _random(study, spec):
-    # Without an architecture it is the tower of the self-supervised start, untrained.
-    return _timm(study, spec) if spec.architecture else _of_tower(selfsupervised.untrained(study))
-
-
-def _timm(study, spec):
-    from koa_lib.baselines import create as network
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(study.seed)
-        built = network(spec.architecture, spec.image_size, spec.width, _place(study, spec))
-    built.reset_classifier(0)
-    return Encoder(built, {}, low_precision=True)
-
-
-def _biomed_clip(study, spec):
-    from koa_lib.foundation import biomed_clip  # slow to import
-
-    return Encoder(biomed_clip(_place(study, spec), study.seed, [spec.name])[0].visual, {}, low_precision=True)
-
-
-def _rad_dino(study, spec):
-    from koa_lib.foundation import RadDino
-
-    return Encoder(RadDino(_place(study, spec), study.seed), {}, low_precision=True)
-
-
-_BUILDERS = {"start": _start_tower, "trained": _trained_tower, "timm": _timm, "random": _random, "dino": _dino,
-              "biomedclip": _biomed_clip, "rad-dino": _rad_dino}

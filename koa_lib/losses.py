@@ -1,6 +1,7 @@
 """Losses between pictures and texts."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -97,35 +98,84 @@ def soft_clip_floor(targets, captions):
     return (forward + backward) / (2 * len(targets))
 
 
-def training_loss(grader, features, grades, targets, kind):
-    """The loss of a batch and its logits.
+@dataclass(frozen=True)
+class Prototypes:
+    """Cross-entropy over the five prototypes or outputs, the primary loss; `targets` as of `target_matrix`.
 
-    Parameters
-    ----------
-    grader : ClipGrader or ImageGrader
-    features : tensor (n, ...)
-        Output of the grader's trunk.
-    grades : int tensor (n,)
-    targets : tensor (5, 5)
-        From `target_matrix`; used by 'prototypes'.
-    kind : {'prototypes', 'infonce'} or callable
-        Cross-entropy over the five prototypes, or symmetric InfoNCE of each picture with its grade's prompt, where the
-        other pictures of the batch, of the same grade too, are negatives (CLIP graders only); or a method's own loss,
-        ``kind(grader, features, grades, targets)``, such as `pairs.PairLoss`.
-
-    Returns
-    -------
-    (loss, logits) : scalar tensor in nats, tensor (n, 5)
+    A loss is called with a grader, a batch of its trunk's features (n, ...) and grades (n,); it gives its named terms in
+    nats, 'loss' first, and the logits (n, 5).
     """
-    if callable(kind):
-        return kind(grader, features, grades, targets)
-    if kind == "prototypes":
+
+    targets: str = "hard"
+
+    def __call__(self, grader, features, grades):
         with autocast(grader):
             logits = grader.tail(features)
-        return prototype_cross_entropy(logits, grades, targets), logits
-    with autocast(grader):
-        embeddings, prototypes = grader.embed_features(features), grader.prototypes()
-    return symmetric_infonce(embeddings, prototypes[grades], grader.scale), grader.scale * embeddings @ prototypes.T
+        return {"loss": prototype_cross_entropy(logits, grades, target_matrix(self.targets).to(grades.device))}, logits
+
+
+@dataclass(frozen=True)
+class InfoNCE:
+    """Symmetric InfoNCE of each picture with its grade's prompt; other pictures of the batch, of the same grade too, are negatives."""
+
+    def __call__(self, grader, features, grades):
+        with autocast(grader):
+            embeddings, prototypes = grader.embed_features(features), grader.prototypes()
+        loss = symmetric_infonce(embeddings, prototypes[grades], grader.scale)
+        return {"loss": loss}, grader.scale * embeddings @ prototypes.T
+
+
+@dataclass(frozen=True)
+class MirrorPairs:
+    """``CE + symmetry * L_sym + consistency * L_cons`` of pictures and their mirror images, features (n, 2, ...) (CLIP-KOA; our reading).
+
+    The cross-entropy is that of the first of each pair, or of `both`. All three terms are told; a weight of 0 leaves no
+    trace in the gradient.
+    """
+
+    both: bool
+    symmetry: float
+    consistency: float
+    targets: str = "hard"
+
+    def __call__(self, grader, features, grades):
+        with autocast(grader):
+            embeddings = grader.embed_features(features.flatten(0, 1))
+        logits, embeddings = (values.unflatten(0, (-1, 2)) for values in (grader.logits(embeddings), embeddings))
+        seen = logits if self.both else logits[:, :1]
+        repeated = grades.repeat_interleave(seen.shape[1])
+        terms = {
+            "cross_entropy": prototype_cross_entropy(seen.flatten(0, 1), repeated, target_matrix(self.targets).to(grades.device)),
+            "symmetry": symmetry_loss(embeddings[:, 0], embeddings[:, 1]),
+            "consistency": consistency_loss(logits[:, 0], logits[:, 1]),
+        }
+        weights = {"cross_entropy": 1.0, "symmetry": self.symmetry, "consistency": self.consistency}
+        return {"loss": sum(weights[name] * term for name, term in terms.items()), **terms}, logits[:, 0]
+
+
+@dataclass(frozen=True)
+class SoftClip:
+    """Soft CLIP loss (LumbarCLIP) with targets by `kind`, and what it cannot undercut on the batch ('floor').
+
+    `kind` is 'similarity' (`similarity_targets`), 'label-aware' or 'ordinal' (`batch_targets`).
+    """
+
+    kind: str
+
+    def __call__(self, grader, features, grades):
+        images, prototypes = grader.embed_features(features), grader.prototypes()
+        captions = prototypes[grades]
+        if self.kind == "similarity":
+            targets = similarity_targets(images, captions, grader.scale)
+        else:
+            targets = batch_targets(grades, {"label-aware": "hard", "ordinal": "ordinal"}[self.kind])
+        terms = {"loss": soft_clip(images, captions, grader.scale, targets), "floor": soft_clip_floor(targets, grades)}
+        return terms, grader.scale * images @ prototypes.T
+
+
+def of_recipe(recipe):
+    """The loss that a recipe of the profile names."""
+    return InfoNCE() if recipe.loss == "infonce" else Prototypes(recipe.targets)
 
 
 def chance_loss(classes):

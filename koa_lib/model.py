@@ -1,8 +1,11 @@
 """CLIP and the grader built on it: an image tower split into trunk and tail, scored against text prototypes."""
 
+import copy
 import json
 import logging
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import open_clip
@@ -12,11 +15,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from koa_lib import weights as weight_files
+from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
 from koa_lib.grades import prompts
-from koa_lib.tower import Tower
+from koa_lib.tower import Tower, low_precision
 
 CONFIGS = Path(__file__).parent / "model_configs"
+HEADS = ("linear", "non-linear")  # of a `ProjectionPair`
+DIMENSIONS = 256  # of the common space; the paper prints none, public code of this loss has 256
+TEMPERATURE = 0.07  # at the start, as in CLIP
+LARGEST_SCALE = 100  # as in CLIP
 open_clip.add_model_config(CONFIGS)
 logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
 
@@ -114,6 +122,44 @@ def save_clip(model, name, folder):
     (folder / "model.json").write_text(json.dumps(card, indent=1))
 
 
+def stage(part):
+    """Where the trunk of a `ClipGrader` ends: 'embedding', 'pooled', 'tokens' or 'image' (nothing to cache)."""
+    return {"adapter": "embedding", "projection": "pooled", "last_blocks": "tokens"}.get(part, "image")
+
+
+@lru_cache(maxsize=1)
+def _loaded(name, start, seed):
+    # Read once: a grader is built for every fold and file of predictions.
+    clip, _, tokenizer = load_clip(name, start, seed)
+    return clip, tokenizer
+
+
+def untrained(name, start, start_seed, recipe, seed, fitted=None):
+    """A `ClipGrader` before its training, on the device that is computed on.
+
+    Parameters
+    ----------
+    name, start, start_seed
+        As for `load_clip`.
+    recipe : settings.Recipe
+        With part, prompts and residual.
+    seed : int
+        Of what starts random in every model, the adapter.
+    fitted : callable, optional
+        Gives the CLIP to start from instead.
+    """
+    clip, tokenizer = _loaded(name, start, start_seed)
+    clip = fitted() if fitted else clip
+    return seeded(seed, ClipGrader, copy.deepcopy(clip), tokenizer, recipe.part, recipe.prompts, recipe.residual)
+
+
+def seeded(seed, build, *arguments):
+    """What a builder makes with torch's random numbers of a seed, on the device that is computed on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(*arguments).to(compute_device())
+
+
 class Adapter(nn.Module):
     """Two-layer down-and-up adapter with residual ratio r: ``r * relu(up(relu(down(f)))) + (1 - r) * f``.
 
@@ -190,13 +236,13 @@ class ClipGrader(nn.Module):
 
     @property
     def stage(self):
-        """Where the trunk ends: 'embedding', 'pooled', 'tokens' or 'image' (nothing to cache)."""
-        return {"adapter": "embedding", "projection": "pooled", "last_blocks": "tokens"}.get(self.part, "image")
+        """Where the trunk ends, see `stage`."""
+        return stage(self.part)
 
     @property
     def low_precision(self):
-        """Whether bf16 autocast is used: 3 times faster for a CNN on a CPU, slower for a narrow ViT's small products."""
-        return not self.tower.is_vit or self.clip.visual.proj.shape[0] >= 512
+        """Whether bf16 autocast is used, see `tower.low_precision`."""
+        return low_precision(self.clip.visual)
 
     def trunk(self, images):
         """Frozen part: normalised images (n, 3, H, W) to features; the images themselves when all is trained."""
@@ -221,7 +267,7 @@ class ClipGrader(nn.Module):
     @property
     def scale(self):
         """``exp(logit_scale)``, at most 100 as in CLIP."""
-        return self.clip.logit_scale.exp().clamp(max=100)
+        return self.clip.logit_scale.exp().clamp(max=LARGEST_SCALE)
 
     def logits(self, embedding):
         """``exp(logit_scale) * cos`` between unit embeddings (n, d) and prototypes, (n, 5)."""
@@ -245,6 +291,80 @@ class ClipGrader(nn.Module):
         self.eval()
         for module in self.trained_modules():
             module.train()
+
+
+def head(kind, width):
+    """A projection of features of some width into the common space: one linear layer, or two with a GELU between (our reading of 'non-linear').
+
+    Raises
+    ------
+    StudyError
+        A kind that is none of `HEADS`.
+    """
+    if kind == "linear":
+        return nn.Linear(width, DIMENSIONS)
+    if kind == "non-linear":
+        return nn.Sequential(nn.Linear(width, DIMENSIONS), nn.GELU(), nn.Linear(DIMENSIONS, DIMENSIONS))
+    raise StudyError(f"The head '{kind}' is unknown. Use one of: {', '.join(HEADS)}.")
+
+
+class ProjectionPair(nn.Module):
+    """Frozen features of pictures and of the five prompts, each with a trained head into a common space, and a learned temperature (LumbarCLIP).
+
+    Parameters
+    ----------
+    kind : str
+        Of `HEADS`, for both sides.
+    width : int
+        Of the pictures' features.
+    sentences : float array (5, t)
+        Features of the prompts, grade 0 first.
+    """
+
+    low_precision = False
+
+    def __init__(self, kind, width, sentences):
+        super().__init__()
+        sentences = torch.as_tensor(sentences)
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.register_buffer("sentences", (sentences - sentences.mean(0)) / _spread(sentences))
+        self.image_head, self.text_head = head(kind, width), head(kind, sentences.shape[1])
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))
+
+    def prepare(self, features):
+        """Standardise all features by the mean and spread of those of the fitting part, array (n, d)."""
+        features = torch.as_tensor(features, device=self.centre.device)
+        self.centre, self.spread = features.mean(0), _spread(features)
+
+    @property
+    def scale(self):
+        """The inverse temperature, at most 100."""
+        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+
+    def embed_features(self, features):
+        """Features (n, d) to unit vectors (n, 256)."""
+        return F.normalize(self.image_head((features - self.centre) / self.spread), dim=-1)
+
+    def prototypes(self):
+        """Unit vectors (5, 256) of the prompts."""
+        return F.normalize(self.text_head(self.sentences), dim=-1)
+
+    def tail(self, features):
+        """Features (n, d) to logits (n, 5): similarity to the prototypes, times the scale."""
+        return self.scale * self.embed_features(features) @ self.prototypes().T
+
+    def train_tail(self):
+        """Training mode."""
+        self.train()
+
+    def trained_state(self):
+        """All weights, and what the features are standardised with."""
+        return self.state_dict()
+
+
+def _spread(values):
+    return values.std(0).clamp(min=1e-6)  # a feature that never changes stays 0
 
 
 def facts(clip, name):

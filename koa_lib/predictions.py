@@ -50,9 +50,9 @@ def frame(image_ids, probabilities):
 
 
 def write(predictions, path):
-    """Validate and write a predictions frame."""
+    """Validate and write a predictions frame, with nine digits, so that ranks and AUCs do not change."""
     validate(predictions, path)
-    write_text(path, predictions.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+    write_text(path, predictions.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
 
 
 def read(path):
@@ -109,20 +109,3 @@ def join(predictions, manifest):
 def arrays(graded):
     """Reference grades (n,) and probabilities (n, 5) of a joined frame."""
     return graded["kl_grade"].to_numpy(dtype=int), graded[PROBABILITIES].to_numpy(dtype=float)
-
-
-def ensemble(members):
-    """Mean probabilities of several prediction frames of the same pictures (fold mean)."""
-    ids = members[0]["image_id"]
-    if any(not member["image_id"].equals(ids) for member in members):
-        raise StudyError("Ensemble members list different pictures. Predict the same pictures with each fold.")
-    mean = np.mean([member[PROBABILITIES].to_numpy() for member in members], axis=0)
-    return frame(ids, mean / mean.sum(axis=1, keepdims=True))
-
-
-def joined_mean(frames):
-    """Mean probabilities of several joined frames of the same pictures, joined; a single frame as it is."""
-    if len(frames) == 1:
-        return frames[0]
-    mean = ensemble([frame[COLUMNS] for frame in frames])
-    return mean.merge(frames[0].drop(columns=PROBABILITIES), on="image_id", validate="one_to_one")

@@ -10,6 +10,7 @@ from koa_lib import model as models
 from koa_lib import progress, weights
 from koa_lib.datasets import to_tensor
 from koa_lib.losses import symmetric_infonce
+from koa_lib.optimisation import adamw, descend
 
 WARM_UP = 0.1
 WEIGHT_DECAY = 0.05
@@ -47,8 +48,7 @@ def train(clip, data, settings):
     images = data[0]
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)
-    decay, plain = [p for p in clip.parameters() if p.ndim > 1], [p for p in clip.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}], lr=settings.learning_rate)
+    optimiser = adamw(clip, settings.learning_rate, WEIGHT_DECAY)
     steps = settings.epochs * (len(images) // settings.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=WARM_UP)
     clip.train()
@@ -73,8 +73,4 @@ def _update(clip, data, chosen, optimiser):
     same = torch.as_tensor(numbers[chosen][:, None] == numbers[chosen])
     scale = clip.logit_scale.exp().clamp(max=100)
     loss = symmetric_infonce(F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1), scale, same)
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-    optimiser.step()
-    return loss.item()
+    return descend(loss, clip, optimiser)

@@ -1,114 +1,40 @@
-"""The protocols: which pictures fit, choose and report, and the arms of the study.
+"""The two protocols of the study, and the arms of the paper: what is trained how, on which parts.
 
-An arm is a model with a recipe; `runner.Runner` trains it.
+`as_printed` follows the paper where it is definite; `our_protocol` parts by patients and chooses on an inner part.
 """
 
-import copy
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 
-import numpy as np
-import torch
-
-from koa_lib import datasets, predictions, splits, weights
-from koa_lib import model as models
-from koa_lib.device import compute_device
-from koa_lib.errors import StudyError
+from koa_lib import model, predictions, weights
+from koa_lib.experiment import Arm, Trunk
+from koa_lib.networks import ImageGrader
 from koa_lib.pretraining import start_weights
-from koa_lib.profile import Recipe
 from koa_lib.store import write_text
 
 PRINTED_FOLD = 3  # "the optimal fold (K = 3)", section 4.1
 START = {"pretrain": "pre-trained on phantoms", "random": "random start", "openai": "OpenAI weights"}
 
 
-@dataclass(frozen=True)
-class BaselineRecipe(Recipe):
-    """A recipe whose model has its own input size, in pixels."""
+def clip_arm(study, name, recipe, scheme, only=(), seed=None, trained=None, **more):
+    """An arm of the study's CLIP.
 
-    image_size: int
-
-
-@dataclass(frozen=True)
-class Fold:
-    """The parts of one training: what is fitted, what chooses (or None) and what is reported, by split."""
-
-    number: int
-    fit: datasets.KneeDataset
-    select: datasets.KneeDataset | None
-    reported: dict
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A model trained by one recipe; `build` makes it untrained, `key` says what it starts from.
-
-    `scheme` is 'images', 'patients' or 'official', see `folds`; `only` names the folds to train (all when empty); `watch` has the
-    held-out fold measured after each epoch, for the curves only.
+    Parameters
+    ----------
+    seed : int, optional
+        The study's unless given.
+    trained : Trunk, optional
+        Makes the CLIP to start from, instead of the study's start weights.
     """
-
-    name: str
-    recipe: object
-    build: Callable
-    seed: int
-    scheme: str
-    key: dict = field(default_factory=dict)
-    only: tuple = ()
-    watch: bool = False
-
-
-def folds(data, arm, seed):
-    """The folds of an arm.
-
-    Scheme `images` (as printed): image-level folds over everything; `patients`: the same with both knees of a patient
-    in one fold. Neither has an inner part unless the recipe stops early. Scheme `official` (our protocol): folds
-    grouped by patient over train + val, or the official split alone when the recipe has no folds; an inner tenth
-    of the training part chooses the epoch; the test split is only reported.
-    """
-    if arm.scheme != "official":
-        pairs = {"images": splits.image_folds, "patients": splits.patient_folds}[arm.scheme](data.rows, arm.recipe.folds, seed)
-        parts = [(*_inner(data.part(fit, "fit"), arm.recipe, seed), _reported(data, train=fit, held_out=out)) for fit, out in pairs]
-        return [Fold(number, *part) for number, part in enumerate(parts, 1)]
-    official = {name: np.flatnonzero(data.rows["split"] == name) for name in ("train", "val", "test")}
-    if not len(official["train"]):
-        raise StudyError("The training cohort has no picture of the split 'train' below the given folder. Point DATA to the folder that holds train/.")
-    if not arm.recipe.folds:
-        fit, select = splits.inner(data.part(official["train"], "fit"), seed)
-        return [Fold(1, fit, select, _reported(data, **official))]
-    pool = np.concatenate([official["train"], official["val"]])
-    result = []
-    for number, (fit, out) in enumerate(splits.patient_folds(data.rows.iloc[pool], arm.recipe.folds, seed), 1):
-        inner, select = splits.inner(data.part(pool[fit], "fit"), seed)
-        result.append(Fold(number, inner, select, _reported(data, train=pool[fit], held_out=pool[out], test=official["test"])))
-    return result
-
-
-def _inner(fit, recipe, seed):
-    return splits.inner(fit, seed) if recipe.patience else (fit, None)
-
-
-def _reported(data, **positions):
-    return {name: data.part(chosen, "report") for name, chosen in positions.items() if len(chosen)}
-
-
-def clip_arm(study, name, recipe, scheme, only=(), seed=None):
-    """An arm of the study's CLIP, starting from its start weights; `seed` is the study's unless given."""
     start, settings, seed = start_weights(study), study.profile.model, study.seed if seed is None else seed
-
-    def build():
-        clip, tokenizer = _loaded(settings.name, start and str(start), study.seed)
-        return _seeded(seed, models.ClipGrader, copy.deepcopy(clip), tokenizer, recipe.part, recipe.prompts, recipe.residual)
-
-    return Arm(name, recipe, build, seed, scheme, {"model": settings, "weights": hashed(start)}, only)
-
-
-@lru_cache(maxsize=1)
-def _loaded(name, start, seed):
-    # Read once: an arm builds its grader for every fold and file of predictions.
-    clip, _, tokenizer = models.load_clip(name, start, seed)
-    return clip, tokenizer
+    key = {"model": settings, "weights": hashed(start), **(trained.key if trained else {})}
+    build = partial(model.untrained, settings.name, start and str(start), study.seed, fitted=trained and trained.build)
+    stage = model.stage(recipe.part)
+    # The trunk does not hang on the recipe that follows it, nor on its seed.
+    trunk = Trunk(stage, partial(build, recipe, study.seed), key) if stage != "image" else None
+    build = partial(build, recipe, seed)
+    return Arm(name, recipe, settings.image_size, build, key, seed, scheme, trunk, only=only, **more)
 
 
 @lru_cache
@@ -118,22 +44,22 @@ def hashed(start):
     return weights.weights_hash(start)
 
 
-def _seeded(seed, build, *arguments):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(*arguments).to(compute_device())
-
-
 def main_arm(study, seed=None):
     """The arm that the paper's figures and tables show: `as_printed`, or `our_protocol` where it can't run."""
     if study.profile.as_printed is None:
         return our_arm(study, seed)
-    return replace(clip_arm(study, "clip-as_printed", study.profile.as_printed, "images", seed=seed), watch=True)
+    return clip_arm(study, "clip-as_printed", study.profile.as_printed, "images", seed=seed, watch=True)
 
 
 def our_arm(study, seed=None):
     """CLIP by our protocol."""
     return clip_arm(study, "clip-our_protocol", study.profile.our_protocol, "official", seed=seed)
+
+
+def official_arm(study):
+    """CLIP by our protocol on the official split alone: what takes its tower has an inner part and a test split that it has not seen."""
+    ours = study.profile.our_protocol
+    return our_arm(study) if not ours.folds else clip_arm(study, "clip-official", replace(ours, folds=0), "official")
 
 
 def patients_arm(study):
@@ -142,17 +68,38 @@ def patients_arm(study):
     return recipe and clip_arm(study, "clip-as_printed-patients", recipe, "patients")
 
 
+def before_arm(study, arm):
+    """An arm of CLIP before any graded knee: an adapter is off, everything else has its start weights; on the main fold."""
+    recipe = replace(arm.recipe, epochs=0, residual=0.0, patience=0)
+    return clip_arm(study, f"{arm.name}-before", recipe, arm.scheme, only=(main_fold(study),))
+
+
+def zero_shot_arm(study, prompt_set):
+    """CLIP without any training, with one of the prompt sets, on the official splits and CLIP's own statistics."""
+    recipe = study.profile.as_printed or study.profile.our_protocol
+    untouched = {"part": "adapter", "residual": 0.0, "epochs": 0, "patience": 0, "folds": 0, "normalisation": "clip", "prompts": prompt_set}
+    return clip_arm(study, f"zero_shot-{prompt_set}", replace(recipe, **untouched), "official")
+
+
 def baseline_arm(study, spec):
     """An arm of Table 4, on the protocol of the main arm; as many folds as the profile says, the paper's first."""
-    from koa_lib.baselines import ImageGrader
-
     main = study.profile.as_printed or study.profile.our_protocol
-    own = {name: getattr(spec, name) for name in ("learning_rate", "epochs", "batch", "image_size")}
-    recipe = BaselineRecipe(**{**main.__dict__, "part": "full_image", **own})
-    start = weights.network(spec.timm, study.inputs.weights) if spec.weights == "imagenet" else None
-    key, name = {"model": spec, "weights": hashed(start)}, spec.name.lower().replace(" ", "_")
     scheme = "official" if study.profile.as_printed is None else "images"
-    return Arm(name, recipe, lambda: _seeded(study.seed, ImageGrader, spec, start), study.seed, scheme, key, _baseline_folds(study, recipe))
+    return network_arm(study, spec, spec.name.lower().replace(" ", "_"), main, scheme, only=_baseline_folds(study, main))
+
+
+def network_arm(study, spec, name, recipe, scheme, **more):
+    """An image-only network, trained as a whole by a recipe with its own epochs, batch and learning rate.
+
+    Its pictures are normalised by ImageNet's statistics where it starts from ImageNet's weights, else as the recipe says.
+    """
+    own = {key: getattr(spec, key) for key in ("learning_rate", "epochs", "batch")}
+    imagenet = spec.weights == "imagenet"
+    statistics = "imagenet" if imagenet else recipe.normalisation
+    start = weights.network(spec.timm, study.inputs.weights) if imagenet else None
+    build = partial(model.seeded, study.seed, ImageGrader, spec, start)
+    recipe = replace(recipe, part="full_image", normalisation=statistics, **own)
+    return Arm(name, recipe, spec.image_size, build, {"model": spec, "weights": hashed(start)}, study.seed, scheme, **more)
 
 
 def _baseline_folds(study, recipe):
@@ -167,42 +114,18 @@ def main_fold(study):
     return min(PRINTED_FOLD, recipe.folds) if recipe else 1
 
 
-def fold_mean(study, arm, results, split, adaptation=""):
-    """Mean probabilities over the folds for a split that every fold predicts ('test' or 'external').
-
-    Returns
-    -------
-    DataFrame or None
-        Joined frame; None when the split is absent. With several folds the file `foldmean` is written.
-    """
-    frames = results.get(split)
-    if not frames:
-        return None
-    mean = predictions.joined_mean(frames)
-    if len(frames) > 1:
-        predictions.write(mean[predictions.COLUMNS], study.shown_dir / "predictions" / replace(prediction_name(study, arm, split, "mean"), adaptation=adaptation).file)
-    return mean
-
-
-def prediction_name(study, arm, split, fold):
-    """The name of an arm's prediction file for a split and fold."""
-    spec = getattr(study.profile, "external" if split == "external" else "training")
-    return predictions.Name(arm.name, spec.name, split, arm.recipe.geometry, arm.recipe.intensity, str(fold), arm.seed)
-
-
-def write_primary(study, arm, results):
-    """Name the prediction file of the main model for each cohort and split in `primary.json`."""
-    names = [prediction_name(study, arm, split, main_fold(study)) for split in results]
-    content = {f"{name.cohort}-{name.split}": name.file for name in names}
+def write_primary(study, results):
+    """Name the prediction file of the main model's shown fold for each cohort and split in `primary.json`."""
+    arm, content = main_arm(study), {}
+    for split in results.splits:
+        cohort = study.profile.external if split == "external" else study.profile.training
+        view = (arm.recipe.geometry, arm.recipe.intensity)
+        file = predictions.Name(arm.name, cohort.name, split, *view, str(main_fold(study)), arm.seed).file
+        content[f"{cohort.name}-{split}"] = file
     write_text(study.shown_dir / "primary.json", json.dumps(content, indent=1))
-
-
-def unseen_split(results):
-    """The part inside the training cohort that a model was not fitted on: test, else held-out fold, else val."""
-    return next(split for split in ("test", "held_out", "val") if split in results)
 
 
 def described(arm, study):
     """How the CLIP row of a table was run, e.g. 'koa-tiny, 112 px, adapter, 30 epochs'."""
-    model = study.profile.model
-    return f"{model.name}, {model.image_size} px, {arm.recipe.part}, {arm.recipe.epochs} epochs, {START[model.start]}"
+    clip = study.profile.model
+    return f"{clip.name}, {clip.image_size} px, {arm.recipe.part}, {arm.recipe.epochs} epochs, {START[clip.start]}"

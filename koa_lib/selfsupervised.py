@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 from safetensors.torch import load_file, save_file
 
-from koa_lib import baselines, dino, model, weights
+from koa_lib import dino, model, networks, weights
 from koa_lib.protocols import hashed
-from koa_lib.runner import Runner
 
 LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: a tower that is not above both has collapsed
 
@@ -20,21 +18,21 @@ def untrained(study):
     return _network(study, published=False)
 
 
-def tower(study):
+def tower(experiment):
     """The pre-trained tower (the teacher), pictures (n, 3, H, W) to embeddings (n, d); trained when it is missing."""
-    network = untrained(study)
-    network.load_state_dict(load_file(pretrained(study) / "state.safetensors"))
+    network = untrained(experiment.study)
+    network.load_state_dict(load_file(pretrained(experiment) / "state.safetensors"))
     return network.eval()
 
 
-def history(study):
+def history(experiment):
     """The pre-training: epoch, loss, teacher_entropy (nats, means over the epoch), seconds."""
-    return pd.read_csv(pretrained(study) / "history.csv")
+    return pd.read_csv(pretrained(experiment) / "history.csv")
 
 
-def pretrained(study):
+def pretrained(experiment):
     """The folder of the pre-trained weights (`state.safetensors`) and `history.csv`, made once."""
-    chosen, data = study.profile.systems.labels, unlabelled(study)
+    study, chosen, data = experiment.study, experiment.study.profile.systems.labels, unlabelled(experiment)
     key = {"settings": replace(chosen, fractions=(), seeds=1), "model": study.profile.model.name, "seed": study.seed,
            "pictures": data.shown, "weights": hashed(_place(study, chosen.published))}
 
@@ -47,36 +45,19 @@ def pretrained(study):
     return study.store.make("checkpoints/self-supervised", key, build)
 
 
-def opened(study):
-    """The `Runner` through which a study's cohorts are opened, once: pictures are asked for again for every encoder and start."""
-    return study.__dict__.setdefault("_opened", Runner(study))
-
-
-def unlabelled(study):
+def unlabelled(experiment):
     """Pictures of the training split, at most as many as the profile says, for the role 'fit'."""
-    data, positions = _training_split(study)
-    order = np.random.default_rng(study.seed).permutation(positions)
-    return data.part(np.sort(order[: study.profile.systems.labels.pictures]), "fit")
+    study, chosen, ours = experiment.study, experiment.study.profile.systems.labels, experiment.study.profile.our_protocol
+    data = experiment.pictures("training", (ours.geometry, ours.intensity), chosen.image_size)
+    order = np.random.default_rng(study.seed).permutation(np.flatnonzero(data.rows["split"] == "train"))
+    return data.part(np.sort(order[: chosen.pictures]), "fit")
 
 
-def _training_split(study):
-    # The training cohort, and which of its pictures are in the training split.
-    data = opened(study).data("training", _Sized(study.profile.our_protocol, study.profile.systems.labels.image_size))
-    return data, np.flatnonzero(data.rows["split"] == "train")
-
-
-def training(study):
+def training(experiment):
     """How long the pre-training is: unlabelled (pictures that it sees), steps, batch."""
-    chosen, seen = study.profile.systems.labels, len(unlabelled(study))
+    chosen, seen = experiment.study.profile.systems.labels, len(unlabelled(experiment))
     steps = chosen.epochs * max(1, seen // chosen.batch)
     return {"unlabelled": seen, "steps": steps, "batch": min(chosen.batch, seen)}
-
-
-class _Sized:
-    """A recipe's view of the pictures at another size."""
-
-    def __init__(self, recipe, image_size):
-        self.geometry, self.intensity, self.image_size = recipe.geometry, recipe.intensity, image_size
 
 
 def _place(study, published):
@@ -88,9 +69,7 @@ def _network(study, published):
     chosen = study.profile.systems.labels
     if not chosen.architecture:
         return model.load_clip(study.profile.model.name, seed=study.seed)[0].visual
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(study.seed)
-        built = baselines.create(chosen.architecture, chosen.image_size, 1.0, _place(study, published))
+    built = model.seeded(study.seed, networks.create, chosen.architecture, chosen.image_size, 1.0, _place(study, published))
     built.reset_classifier(0)
     return built
 

@@ -37,7 +37,8 @@ class Recipe:
     """One way of fine-tuning CLIP.
 
     `folds` 0 means the official split only; `views` counts cached augmentations; `patience` is the number of epochs
-    without gain on an inner part after which training stops, 0 for never.
+    without gain on an inner part after which training stops, 0 for never. `warm_up` is the share of the steps with a
+    rising learning rate, `averaging` the decay of a running average of the weights, which is then what is kept (0: none).
     """
 
     part: str
@@ -53,6 +54,8 @@ class Recipe:
     epochs: int
     patience: int
     batch: int
+    warm_up: float
+    averaging: float
     residual: float
     folds: int
     views: int

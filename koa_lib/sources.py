@@ -6,9 +6,13 @@ import torch
 from koa_lib.datasets import augment, to_tensor
 from koa_lib.device import autocast, device_of
 
+BATCH = 64  # pictures whose features are taken at once
+
 
 class Pictures:
     """Live pictures for a model whose whole image tower is trained."""
+
+    vectors = False
 
     def __init__(self, dataset, recipe):
         self.dataset, self.recipe, self.grades = dataset, recipe, dataset.grades
@@ -33,6 +37,7 @@ class Features:
 
     def __init__(self, dataset, array):
         self.dataset, self.array, self.grades = dataset, array, dataset.grades
+        self.vectors = array.ndim == 3  # one vector per picture: products too small for several threads
 
     def __len__(self):
         return len(self.dataset)
@@ -46,22 +51,59 @@ class Features:
         """Features of the unchanged pictures."""
         return torch.as_tensor(self.array[0, self.dataset.index[positions]].astype(np.float32))
 
+    def all(self):
+        """Features of all unchanged pictures, float32 array (n, ...)."""
+        return self.batch(np.arange(len(self))).numpy()
+
+
+class Pairs:
+    """Features of pictures and of their mirror images; with `either`, the first of a pair is drawn at each step.
+
+    Parameters
+    ----------
+    pictures, mirrored : Features
+        Of the same rows.
+    either : bool
+    """
+
+    def __init__(self, pictures, mirrored, either):
+        self.pictures, self.mirrored, self.either = pictures, mirrored, either
+        self.dataset, self.grades, self.vectors = pictures.dataset, pictures.grades, pictures.vectors
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def training_batch(self, positions, generator):
+        """Features of pairs (n, 2, ...)."""
+        pairs = torch.stack([self.pictures.batch(positions), self.mirrored.batch(positions)], dim=1)
+        if self.either:
+            swap = torch.rand(len(pairs), generator=generator) < 0.5
+            pairs[swap] = pairs[swap].flip(1)
+        return pairs
+
 
 @torch.no_grad()
-def extract(grader, dataset, recipe, seed, path):
-    """Write trunk features (views, n, ...) as float16 .npy, streamed to disk in batches."""
-    grader.eval()
-    generator = torch.Generator().manual_seed(seed)
-    out = None
+def extract(path, build, dataset, recipe, seed):
+    """Write features of a trunk (views, n, ...) as float16 .npy, streamed to disk in batches.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the module that has `trunk`: normalised images (n, 3, H, W) to features.
+    recipe
+        With normalisation, augmentation and views.
+    seed : int
+        Of the augmentations.
+    """
+    grader, generator, out = build().eval(), torch.Generator().manual_seed(seed), None
     for view in range(recipe.views):
-        for positions in np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 64)):
+        for positions in np.array_split(np.arange(len(dataset)), max(1, len(dataset) // BATCH)):
             images = dataset.images(positions)
             images = images if view == 0 else augment(images, recipe.augmentation, generator)
             tensor = to_tensor(images, recipe.normalisation).contiguous(memory_format=torch.channels_last)
             with autocast(grader):
                 features = grader.trunk(tensor.to(device_of(grader))).float().cpu().numpy()
             if out is None:
-                shape = (recipe.views, len(dataset), *features.shape[1:])
-                out = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+                out = np.lib.format.open_memmap(path, "w+", np.float16, (recipe.views, len(dataset), *features.shape[1:]))
             out[view, positions] = features
     out.flush()

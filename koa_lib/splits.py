@@ -1,13 +1,121 @@
 """Parts of a cohort: official splits, folds, and the inner part that may choose something."""
 
 import warnings
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from koa_lib.datasets import KneeDataset
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
+
+UNSEEN = ("test", "held_out", "val")  # what a model inside the training cohort was not fitted on, the first that is there
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The parts of one training: what is fitted, what chooses (or None) and what is reported, by split."""
+
+    number: int
+    fit: KneeDataset
+    select: KneeDataset | None
+    reported: dict
+
+    @property
+    def unseen(self):
+        """Name of the reported part that the model was neither fitted on nor chosen by."""
+        return unseen(self.reported)
+
+
+def unseen(names):
+    """The first of `UNSEEN` among some splits."""
+    return next(name for name in UNSEEN if name in names)
+
+
+def folds(data, scheme, number, seed, stops_early=False, fraction=1.0):
+    """The folds of a training.
+
+    Parameters
+    ----------
+    data : KneeDataset
+        The training cohort.
+    scheme : {'images', 'patients', 'official'}
+        `images` (as printed): image-level folds over everything; `patients`: the same with both knees of a patient in
+        one fold. Neither has an inner part unless training stops early. `official` (our protocol): folds grouped by
+        patient over train + val, or the official split alone where there are none; an inner tenth of the training part
+        chooses the epoch; the test split is only reported.
+    number : int
+        Of folds; 0 for the official split alone.
+    fraction : float
+        Of the training patients whose grades are used (`draw`); of the official split alone.
+
+    Returns
+    -------
+    list of Fold
+    """
+    if scheme != "official":
+        parts = {"images": image_folds, "patients": patient_folds}[scheme](data.rows, number, seed)
+        return [_fold(k, data, fit, {"train": fit, "held_out": out}, seed, choose=stops_early) for k, (fit, out) in enumerate(parts, 1)]
+    official = {name: np.flatnonzero(data.rows["split"] == name) for name in ("train", "val", "test")}
+    if not len(official["train"]):
+        raise StudyError("The training cohort has no picture of the split 'train' below the given folder. Point DATA to the folder that holds train/.")
+    if not number:
+        chosen = official["train"][draw(data.rows.iloc[official["train"]], fraction, seed)]
+        return [_fold(1, data, chosen, {**official, "train": chosen}, seed)]
+    pool = np.concatenate([official["train"], official["val"]])
+    parts = patient_folds(data.rows.iloc[pool], number, seed)
+    return [_fold(k, data, pool[fit], {"train": pool[fit], "held_out": pool[out], "test": official["test"]}, seed)
+            for k, (fit, out) in enumerate(parts, 1)]
+
+
+def _fold(number, data, fit, reported, seed, choose=True):
+    fitted = data.part(fit, "fit")
+    parts = inner(fitted, seed) if choose else (fitted, None)
+    return Fold(number, *parts, {name: data.part(places, "report") for name, places in reported.items() if len(places)})
+
+
+def for_task(part, task):
+    """The pictures of a `KneeDataset` that are graded for a task, with its grades in place of the KL grades; None when there is none."""
+    if task == "kl_grade":
+        return part
+    grades = part.rows.get(task, pd.Series(pd.NA, index=part.rows.index))
+    positions = np.flatnonzero(grades.notna())
+    if not len(positions):
+        return None
+    chosen = part.part(positions, part.role)
+    return replace(chosen, rows=chosen.rows.assign(kl_grade=grades.iloc[positions].astype(int).to_numpy()))
+
+
+def draw(rows, fraction, seed):
+    """Positions of the pictures of a fraction of the patients, stratified by grade.
+
+    A patient's stratum is the higher grade of the two knees (our reading); each stratum gives its rounded share, at least one patient. Draws with
+    the same seed are nested: a larger fraction contains a smaller one.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        group_id, kl_grade.
+    fraction : float
+        In (0, 1].
+
+    Raises
+    ------
+    StudyError
+        Another fraction, or no picture.
+    """
+    if not 0 < fraction <= 1:
+        raise StudyError(f"A label fraction is {fraction:g}; give more than 0 and at most 1.")
+    if not len(rows):
+        raise StudyError("There is no training picture to draw from. Check the folder and the split of the manifest.")
+    generator, chosen = np.random.default_rng(seed), []
+    worst = rows.groupby("group_id")["kl_grade"].max()
+    for grade in GRADES:
+        patients = generator.permutation(worst.index[worst == grade].to_numpy(copy=True))
+        chosen.extend(patients[: max(1, int(fraction * len(patients) + 0.5))])
+    return np.flatnonzero(rows["group_id"].isin(chosen))
 
 
 def official(dataset, split, role):

@@ -4,35 +4,57 @@ import copy
 import math
 import os
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from koa_lib import progress
+from koa_lib import losses, predictions, progress
 from koa_lib.device import autocast, device_of
 from koa_lib.errors import StudyError
-from koa_lib.losses import target_matrix, training_loss
 from koa_lib.metrics import confusion, from_confusion
+from koa_lib.optimisation import adamw, descend
+from koa_lib.threads import threads
 
-WARM_UP = 0.1  # share of the steps with a rising learning rate when weights start random
 SECONDS_BETWEEN_LINES = 5
-AVERAGE = 0.995  # decay of the running average of the weights, same case
+STATE, HISTORY = "state.safetensors", "history.csv"  # what a checkpoint's folder holds
+BATCH = 128  # pictures that are graded at once
 
 
-def fit(grader, data, select, recipe, seed, label, resume=None, watch=None):
+def train(folder, build, parts, recipe, seed, label, loss=None, resume=None):
+    """Make a checkpoint: train a grader and write its trained weights and history into a folder.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the untrained grader.
+    parts : callable
+        Gives what `fit` is fed with: fit, select (or None) and watch (or None); asked for only when something is trained.
+    """
+    grader, (data, select, watch) = build(), parts()
+    history = fit(grader, data, select, recipe, seed, label, resume, watch, loss)
+    if resume:
+        resume.unlink(missing_ok=True)
+    folder.mkdir()
+    save_state(grader, folder / STATE)
+    history.to_csv(folder / HISTORY, index=False)
+
+
+def fit(grader, data, select, recipe, seed, label, resume=None, watch=None, loss=None):
     """Train the grader's tail and keep the best weights.
 
     Parameters
     ----------
-    grader : ClipGrader or ImageGrader
-    data : Pictures or Features
+    grader : ClipGrader, ImageGrader or ProjectionPair
+        One with a method `prepare` is first given the features of the fitting part.
+    data : Pictures, Features or Pairs
         Role 'fit'.
     select : Pictures or Features or None
         Role 'select': the epoch with its best quadratic kappa is kept, and training stops when the recipe has a
         patience and that many epochs brought no better one. None keeps the last epoch.
-    recipe : profile.Recipe
+    recipe : settings.Recipe
     seed : int
     label : str
         Printed before each epoch line.
@@ -40,10 +62,13 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None):
         Where the state is kept after each epoch, so that a stopped training goes on.
     watch : Pictures or Features, optional
         Role 'report': measured after each epoch for the curves; nothing depends on it.
+    loss : callable, optional
+        As in `losses`; by default the one that the recipe names.
 
     Returns
     -------
-    history : DataFrame with epoch, part, loss, accuracy
+    DataFrame
+        epoch, part ('train', 'inner', 'held_out'), loss, accuracy, qwk (of measured parts), further terms of the loss.
 
     Raises
     ------
@@ -53,28 +78,37 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None):
     for part, role in ((data, "fit"), (select, "select"), (watch, "report")):
         check_role(part, role)
     torch.manual_seed(seed)
-    loop = _Loop(grader, data, recipe, torch.Generator().manual_seed(seed))
-    loop.restore(resume)
-    clock = _Clock(recipe.epochs, len(loop.done), label)
+    with _small(data):
+        if hasattr(grader, "prepare"):
+            grader.prepare(data.all())
+        loop = _Loop(grader, data, recipe, loss or losses.of_recipe(recipe), torch.Generator().manual_seed(seed))
+        loop.restore(resume)
+        _epochs(loop, select, watch, _Clock(recipe.epochs, len(loop.done), label), resume)
+    grader.load_state_dict(loop.best[1] or _copy(loop.averaged), strict=False)
+    rows = [row for rows in loop.done for row in rows]
+    return pd.DataFrame(rows, columns=None if rows else ["epoch", "part", "loss", "accuracy", "qwk"])
+
+
+def _epochs(loop, select, watch, clock, resume):
+    recipe = loop.recipe
     for epoch in range(len(loop.done) + 1, recipe.epochs + 1):
-        loss, accuracy = loop.epoch()
-        rows = [{"epoch": epoch, "part": "train", "loss": loss, "accuracy": accuracy}]
-        metrics = {"loss": loss, "accuracy": accuracy}
+        rows = [{"epoch": epoch, "part": "train", **loop.epoch()}]
         if select is not None:
-            row, kappa = _measure(loop.averaged, select, epoch, "inner")
-            rows.append(row)
-            metrics |= {"inner accuracy": row["accuracy"], "inner kappa": kappa}
-            loop.keep_if_best(kappa)
+            rows.append(_measure(loop.averaged, select, epoch, "inner"))
+            loop.keep_if_best(rows[-1]["qwk"])
         if watch is not None:
-            rows.append(_measure(loop.averaged, watch, epoch, "held_out")[0])
+            rows.append(_measure(loop.averaged, watch, epoch, "held_out"))
         loop.done.append(rows)
         last = epoch == recipe.epochs or loop.waited(recipe.patience)
-        if clock.tell(epoch, metrics, last) and not last:
+        if clock.tell(epoch, rows, last) and not last:
             loop.save(resume)
         if last:
             break
-    grader.load_state_dict(loop.best[1] or _copy(loop.averaged), strict=False)
-    return pd.DataFrame([row for rows in loop.done for row in rows])
+
+
+def _small(data):
+    # Products of vectors are small: two threads would wait for each other far longer than they calculate.
+    return threads(1) if data.vectors else nullcontext()
 
 
 class _Clock:
@@ -84,8 +118,11 @@ class _Clock:
         self.epochs, self.done, self.label = epochs, done, label
         self.start = self.told = time.perf_counter()
 
-    def tell(self, epoch, metrics, last):
-        """Tell of an epoch; whether enough time went by since the last line."""
+    def tell(self, epoch, rows, last):
+        """Tell of an epoch's rows; whether enough time went by since the last line."""
+        metrics = {name: rows[0][name] for name in ("loss", "accuracy")}
+        if rows[1:] and rows[1]["part"] == "inner":
+            metrics |= {"inner accuracy": rows[1]["accuracy"], "inner kappa": rows[1]["qwk"]}
         now = time.perf_counter()
         due = last or now - self.told >= SECONDS_BETWEEN_LINES
         self.told = now if due else self.told
@@ -110,17 +147,13 @@ _STATEFUL = ("grader", "averaged", "optimiser", "schedule")
 class _Loop:
     """The state of a training: optimiser, schedule and the averaged copy of the weights."""
 
-    def __init__(self, grader, data, recipe, generator):
+    def __init__(self, grader, data, recipe, loss, generator):
         if not len(data):
             raise StudyError("There is no training picture. Check the folder and the split of the manifest.")
-        self.grader, self.data, self.recipe, self.generator = grader, data, recipe, generator
-        self.device = device_of(grader)
-        self.targets, self.done, self.best = target_matrix(recipe.targets).to(self.device), [], (-2.0, None, 0)
-        self.from_scratch = recipe.augmentation == "strong"
-        self.averaged = copy.deepcopy(grader) if self.from_scratch else grader
-        trained = [value for value in grader.parameters() if value.requires_grad]
-        decay, plain = [v for v in trained if v.ndim > 1], [v for v in trained if v.ndim <= 1]
-        self.optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=recipe.learning_rate)
+        self.grader, self.data, self.recipe, self.loss, self.generator = grader, data, recipe, loss, generator
+        self.device, self.done, self.best = device_of(grader), [], (-2.0, None, 0)
+        self.averaged = copy.deepcopy(grader) if recipe.averaging else grader
+        self.optimiser = adamw(grader, recipe.learning_rate, recipe.weight_decay)
         # What does not fill a batch waits for the next epoch's order; fewer pictures than a batch are one batch.
         self.batch, self.batches = min(recipe.batch, len(data)), max(1, len(data) // recipe.batch)
         self.steps, self.step = recipe.epochs * self.batches, 0
@@ -157,41 +190,34 @@ class _Loop:
         progress.tell(f"going on after epoch {len(self.done)}")
 
     def _rate(self, step):
-        warm = WARM_UP * self.steps if self.from_scratch else 0
+        warm = self.recipe.warm_up * self.steps
         if step < warm:
             return (step + 1) / (warm + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
 
     def epoch(self):
-        """One pass over the data; mean loss and accuracy on the (augmented) training batches."""
+        """One pass over the data; means over its steps of the loss's terms, and accuracy on the (augmented) batches."""
         self.grader.train_tail()
         order = torch.randperm(len(self.data), generator=self.generator).numpy()
-        loss, right = 0.0, 0
-        for number in range(self.batches):
-            chosen = np.sort(order[number * self.batch : (number + 1) * self.batch])
-            value, correct = self._update(chosen)
-            loss, right = loss + value, right + correct
-        return loss / self.batches, right / (self.batches * self.batch)
+        steps = [self._update(np.sort(order[k * self.batch : (k + 1) * self.batch])) for k in range(self.batches)]
+        return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
 
     def _update(self, chosen):
         grades = torch.as_tensor(self.data.grades[chosen], device=self.device)
         features = self.data.training_batch(chosen, self.generator).to(self.device)
-        loss, logits = training_loss(self.grader, features, grades, self.targets, self.recipe.loss)
-        if not torch.isfinite(loss):
-            raise StudyError(f"The loss became {loss.item()} at step {self.step}. Lower the profile's learning_rate.")
-        self.optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([v for v in self.grader.parameters() if v.requires_grad], 1.0)
-        self.optimiser.step()
+        terms, logits = self.loss(self.grader, features, grades)
+        descend(terms["loss"], self.grader, self.optimiser)
         self.schedule.step()
         self.step += 1
-        if self.from_scratch:
+        if self.recipe.averaging:
             self._average()
-        return loss.item(), int((logits.argmax(1) == grades).sum())
+        accuracy = (logits.argmax(1) == grades).float().mean()
+        return {name: float(value.detach()) for name, value in (terms | {"accuracy": accuracy}).items()}
 
     @torch.no_grad()
     def _average(self):
-        decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
+        # A running average of the weights; in its first steps it forgets quickly.
+        decay = min(self.recipe.averaging, (1 + self.step) / (10 + self.step))
         current = self.grader.state_dict()
         for name, value in self.averaged.state_dict().items():
             if value.dtype.is_floating_point:
@@ -200,21 +226,42 @@ class _Loop:
 
 @torch.no_grad()
 def predict(grader, data):
-    """Probabilities (n, 5) of the grader on unchanged pictures."""
+    """Probabilities (n, 5) of a grader, or of a classifier, on unchanged pictures."""
+    if hasattr(grader, "probabilities"):
+        return grader.probabilities(data.all())
     grader.eval()
     outputs = []
-    for positions in np.array_split(np.arange(len(data)), max(1, len(data) // 128)):
-        with autocast(grader):
-            outputs.append(grader.tail(data.batch(positions).to(device_of(grader))).float().softmax(-1).cpu())
+    with _small(data):
+        for positions in np.array_split(np.arange(len(data)), max(1, len(data) // BATCH)):
+            with autocast(grader):
+                outputs.append(grader.tail(data.batch(positions).to(device_of(grader))).float().softmax(-1).cpu())
     return torch.cat(outputs).numpy()
+
+
+def write_predictions(path, grader, source, levels):
+    """Write a prediction file.
+
+    Parameters
+    ----------
+    grader, source : callables
+        Give what `predict` takes.
+    levels : int sequence
+        Grades that the task has; five outputs serve every task, and the others get 0.
+    """
+    data = source()
+    found = predict(grader(), data)
+    if len(levels) < found.shape[1]:
+        found = np.where(np.isin(np.arange(found.shape[1]), levels), found, 0)
+        found = found / found.sum(1, keepdims=True)
+    predictions.write(predictions.frame(data.dataset.rows["image_id"], found), path)
 
 
 def _measure(grader, data, epoch, part):
     probabilities = predict(grader, data)
     values = from_confusion(confusion(data.grades, probabilities.argmax(1)))
     likelihood = np.clip(probabilities[np.arange(len(data)), data.grades], 1e-9, 1)
-    row = {"epoch": epoch, "part": part, "loss": float(-np.log(likelihood).mean()), "accuracy": float(values["accuracy"])}
-    return row, float(values["qwk"])
+    return {"epoch": epoch, "part": part, "loss": float(-np.log(likelihood).mean()),
+            "accuracy": float(values["accuracy"]), "qwk": float(values["qwk"])}
 
 
 def save_state(grader, path):

@@ -1,10 +1,5 @@
-"""Image-only graders: networks from timm (the other rows of Table 4), and classifiers on frozen embeddings."""
+"""Image-only graders: networks from timm, the other rows of Table 4."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-
-import numpy as np
 import timm
 import torch
 from timm.models import vgg
@@ -13,12 +8,6 @@ from torch import nn
 from koa_lib import weights as weight_files
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
-from koa_lib.metrics import confusion, from_confusion
-from koa_lib.training import check_role
-
-# What a classifier on embeddings may choose between, and what is fixed (our reading).
-DEPTHS, SHARES_OF_TREES, PENALTIES = (2, 4), (4, 2, 1), (0.01, 0.1, 1.0)
-BOOSTING = {"learning_rate": 0.2, "subsample": 0.8, "colsample_bytree": 0.3, "max_bin": 64, "n_jobs": 2}
 
 
 class ImageGrader(nn.Module):
@@ -111,72 +100,3 @@ def described(spec):
     width = "" if spec.width == 1.0 else f"width x {spec.width:g}, "
     start = "ImageNet weights" if spec.weights == "imagenet" else "random start"
     return f"{spec.timm}, {spec.image_size} px, {width}{spec.epochs} epochs, {start}"
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A classifier on embeddings as it was chosen: its settings and their quadratic kappa on the inner part."""
-
-    settings: dict
-    kappa: float
-    levels: np.ndarray
-    predict: Callable
-
-    def probabilities(self, embeddings):
-        """Embeddings (n, d) to probabilities (n, 5); a grade that the fitted part lacks gets 0."""
-        out = np.zeros((len(embeddings), len(GRADES)))
-        out[:, self.levels] = self.predict(embeddings)
-        return out / out.sum(1, keepdims=True)
-
-
-def classify(kind, fit, select, trees, seed):
-    """Fit a classifier on embeddings with each of its settings and keep the one with the best quadratic kappa on the inner part.
-
-    Parameters
-    ----------
-    kind : {'XGBoost', 'logistic regression'}
-    fit, select : sources.Features
-        Roles 'fit' and 'select'; unchanged pictures are used.
-    trees : int
-        Largest number of boosting rounds; a quarter and a half of them are tried as well.
-
-    Returns
-    -------
-    Classifier
-
-    Raises
-    ------
-    StudyError
-        A part with another role, or one grade alone in the fitted part.
-    """
-    for part, role in ((fit, "fit"), (select, "select")):
-        check_role(part, role)
-    levels, numbers = np.unique(fit.grades, return_inverse=True)
-    if len(levels) < 2:
-        raise StudyError("All fitted pictures have the same grade: there is nothing to tell apart. Add pictures of other grades.")
-    embeddings, inner = (np.asarray(part.batch(np.arange(len(part)))) for part in (fit, select))
-    candidates = _boosted(embeddings, numbers, trees, seed) if kind == "XGBoost" else _linear(embeddings, numbers)
-    best = None
-    for settings, predict in candidates:
-        kappa = float(from_confusion(confusion(select.grades, levels[predict(inner).argmax(1)]))["qwk"])
-        if best is None or kappa > best.kappa:
-            best = Classifier(settings, kappa, levels, predict)
-    return best
-
-
-def _boosted(embeddings, numbers, trees, seed):
-    from xgboost import XGBClassifier  # takes two seconds to import
-
-    for depth in DEPTHS:
-        model = XGBClassifier(n_estimators=trees, max_depth=depth, random_state=seed, **BOOSTING).fit(embeddings, numbers)
-        for rounds in sorted({max(1, trees // share) for share in SHARES_OF_TREES}):
-            yield {"depth": depth, "trees": rounds}, partial(model.predict_proba, iteration_range=(0, rounds))
-
-
-def _linear(embeddings, numbers):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    for penalty in PENALTIES:
-        yield {"C": penalty}, make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(embeddings, numbers).predict_proba

@@ -1,0 +1,301 @@
+"""The experiment: arms are trained, what they report is graded once and written, and everything is read back as `Results`.
+
+An arm is one way of making a grader; its jobs (arm, fold, seed) are independent of each other. What a job trains reaches
+neither this module nor results: it is `training.train`, `classifiers.train` and `sources.extract`, with what they are given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import classifiers, cohort, predictions, sources, splits, training
+from koa_lib.reach import reached
+from koa_lib.results import Results
+from koa_lib.store import digest, write_text
+
+MIRRORED, INNER = "mirrored", "inner"
+SHAPING = ("normalisation", "augmentation", "views")  # of a recipe: what changes a trunk's features
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The frozen part of a grader: `build` makes the module whose features are cached, `key` says what its weights are."""
+
+    name: str
+    build: Callable
+    key: dict
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of making a grader: what varies from row to row of a table.
+
+    Attributes
+    ----------
+    name : str
+        Of its row and files.
+    recipe : settings.Recipe
+    size : int
+        Side of its pictures, in pixels.
+    build : callable
+        Makes the untrained grader, or a `classifiers.Classifier`.
+    key : dict
+        What that starts from.
+    seed : int
+    scheme : str
+        'images', 'patients' or 'official', see `splits.folds`.
+    trunk : Trunk or None
+        None when everything is trained, on live pictures.
+    loss : callable or None
+        As in `losses`; None for the recipe's.
+    seen : str
+        What a step sees: 'views' (a random one of each picture), or the picture with its mirror image: 'picture' or
+        'both', and 'either' where the first of the two is drawn.
+    only : tuple of int
+        Folds to train; all when empty.
+    watch : bool
+        Whether the held-out fold is measured after each epoch, for the curves only.
+    task : str
+        Column of the manifest in place of the KL grade.
+    fraction : float
+        Of the training patients whose grades are used.
+    split_seed : int or None
+        Of folds and inner part; None for the study's.
+    """
+
+    name: str
+    recipe: object
+    size: int
+    build: Callable
+    key: dict
+    seed: int
+    scheme: str = "official"
+    trunk: Trunk | None = None
+    loss: Callable | None = None
+    seen: str = "views"
+    only: tuple = ()
+    watch: bool = False
+    task: str = "kl_grade"
+    fraction: float = 1.0
+    split_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trained fold of an arm; `grader` is loaded or fitted when first asked for and shared by its prediction files."""
+
+    arm: Arm
+    fold: splits.Fold
+    checkpoint: Path
+    key: dict
+    grader: Callable
+
+
+class Experiment:
+    """Trains arms on a study's cohorts and grades what they report; everything is kept in the study's store."""
+
+    def __init__(self, study):
+        self.study, self._open, self._parted = study, {}, {}
+
+    def run(self, *arms, splits=None, both_ways=False, view=None):
+        """Train what is missing and grade.
+
+        Parameters
+        ----------
+        splits : sequence of str, optional
+            What is graded: everything that the folds report and 'external' when None; 'unseen' stands for the test split,
+            else the held-out fold, else the validation split; 'inner' is the part that chooses.
+        both_ways : bool
+            Mirror images, too.
+        view : (str, str), optional
+            Geometry and intensity in which the external cohort is shown; as trained when None.
+
+        Returns
+        -------
+        Results
+            Of the written prediction files, in the order of arms, folds and splits.
+        """
+        frames = []
+        for arm in arms:
+            jobs = list(self.jobs(arm))
+            graded = [self._graded(job, split, part, shown, way) for job in jobs
+                      for split, part, shown in self._reported(job, splits, view) for way in (False, True)[: 1 + both_ways]]
+            self._write_means(arm, graded)
+            self._write_history(arm, jobs)
+            frames += graded
+        return Results(pd.concat(frames, ignore_index=True), self.study.profile.draws, self.study.seed)
+
+    def jobs(self, arm):
+        """Each fold of an arm, trained now where it is missing."""
+        for fold in self.folds(arm):
+            if not arm.only or fold.number in arm.only:
+                yield self._classifier(arm, fold) if isinstance(arm.build, classifiers.Classifier) else self._trained(arm, fold)
+
+    def job(self, arm, fold=1):
+        """One trained fold."""
+        return next(self.jobs(replace(arm, only=(fold,))))
+
+    def grader(self, arm, fold=1):
+        """The trained grader of a fold."""
+        return self.job(arm, fold).grader()
+
+    def data(self, role, arm, view=None):
+        """The cohort 'training' or 'external' as an arm sees it, opened once; None when it is not given."""
+        return self.pictures(role, view or (arm.recipe.geometry, arm.recipe.intensity), arm.size)
+
+    def pictures(self, role, view, size):
+        """A cohort in a geometry and intensity, `size` pixels a side, opened once; None when it is not given."""
+        key = (role, *view, size)
+        if key not in self._open:
+            self._open[key] = cohort.dataset(self.study, *key)
+        return self._open[key]
+
+    def folds(self, arm):
+        """The folds of an arm, see `splits.folds`; arms that are parted alike share them, because parting patients takes a while."""
+        recipe, seed = arm.recipe, self.study.seed if arm.split_seed is None else arm.split_seed
+        stops = bool(recipe.patience)
+        key = (recipe.geometry, recipe.intensity, arm.size, arm.scheme, recipe.folds, stops, seed, arm.fraction)
+        if key not in self._parted:
+            self._parted[key] = splits.folds(self.data("training", arm), arm.scheme, recipe.folds, seed, stops, arm.fraction)
+        return [self._of_task(fold, arm.task) for fold in self._parted[key]]
+
+    @staticmethod
+    def _of_task(fold, task):
+        parts = [fold.fit, fold.select, *fold.reported.values()]
+        fit, select, *reported = (part and splits.for_task(part, task) for part in parts)
+        named = zip(fold.reported, reported, strict=True)
+        return replace(fold, fit=fit, select=select, reported={name: part for name, part in named if part})
+
+    def unseen(self, arm, fold=1):
+        """Name and `KneeDataset` of what a fold of an arm has not seen inside the training cohort."""
+        found = next(one for one in self.folds(arm) if one.number == fold)
+        return found.unseen, found.reported[found.unseen]
+
+    def history(self, arm):
+        """The history of an arm's trainings, as `training.fit`, with model, fold and seed."""
+        return self._history(arm, self.jobs(arm))
+
+    def source(self, arm, part):
+        """What a trained grader of an arm reads of a `KneeDataset`: live pictures, or features of its trunk."""
+        if arm.trunk is None:
+            return sources.Pictures(part, arm.recipe)
+        return sources.Features(part, self.features(arm, part))
+
+    def features(self, arm, part):
+        """Features (views, N, ...) of all pictures of a part's cohort by an arm's trunk, memory-mapped; only training has augmented views."""
+        # Only what shapes them is in the key: arms that differ elsewhere share the file.
+        inside = part.name.split("__")[0] == self.study.profile.training.name and not part.mirrored
+        recipe = arm.recipe if inside else replace(arm.recipe, views=1)
+        seed = arm.seed if recipe.views > 1 else self.study.seed  # augmentations are drawn anew for each seed
+        whole, shaping = part.whole, {name: getattr(recipe, name) for name in SHAPING}
+        key = {**arm.trunk.key, **shaping, "trunk": arm.trunk.name, "seed": seed, "pictures": whole.shown}
+        ending = f"__{MIRRORED}" * part.mirrored + f"__seed{seed}" * (seed != self.study.seed)
+        file = f"features/{arm.trunk.name}__{part.name}__{recipe.normalisation}{ending}.npy"
+        build = partial(sources.extract, build=arm.trunk.build, dataset=whole, recipe=recipe, seed=seed)
+        return np.load(self.study.store.make(file, key, build, [arm.trunk.build]), mmap_mode="r")
+
+    def _parts(self, arm, fold):
+        # What a training is fed with; opened only when something is trained.
+        fit, select = (part and self.source(arm, part) for part in (fold.fit, fold.select))
+        watch = fold.reported.get("held_out") if arm.watch else None
+        if arm.seen != "views":
+            fit = sources.Pairs(fit, self.source(arm, replace(fold.fit, mirrored=True)), arm.seen == "either")
+        return fit, select, watch and self.source(arm, watch)
+
+    def _key(self, arm, fold):
+        # All that a fold's weights depend on beside code: recipe, start, loss, seeds, and each part's pictures, grades and groups.
+        parts = {"fit": fold.fit, "select": fold.select, "watched": fold.reported.get("held_out") if arm.watch else None}
+        said = {name: getattr(arm, name) for name in ("recipe", "seed", "scheme", "seen", "task", "fraction", "size")}
+        if isinstance(arm.build, classifiers.Classifier):  # which reads no other setting of a recipe
+            said |= {"recipe": {name: getattr(arm.recipe, name) for name in SHAPING}, "classifier": arm.build}
+        loss = arm.loss and {"loss_of": type(arm.loss).__name__, "loss": arm.loss}
+        trunk = arm.trunk and {"trunk": arm.trunk.name, "trunk_of": arm.trunk.key}
+        return {**said, **(loss or {}), **(trunk or {}), **arm.key, "study_seed": self.study.seed, "fold": fold.number,
+                **{name: part and part.fingerprint for name, part in parts.items()}}
+
+    @staticmethod
+    def _named(arm, fold):
+        return f"{arm.name}__fold{fold.number}__seed{arm.seed}"
+
+    @staticmethod
+    def _code(arm):
+        # What makes the grader, and what makes the features that it reads.
+        return [arm.build, sources.extract, *([arm.trunk.build] if arm.trunk else [])]
+
+    def _trained(self, arm, fold):
+        key, name = self._key(arm, fold), self._named(arm, fold)
+        # Named by its key: a state of other settings or code is never continued.
+        code = reached(training.train, *self._code(arm))
+        state = self.study.shown_dir / "checkpoints" / f".{name}.{digest({**key, **code})}.resume"
+        label = f"{arm.name} fold {fold.number}" * bool(arm.recipe.folds) or arm.name
+        label += f" seed {arm.seed}" * (arm.seed != self.study.seed)
+        build = partial(training.train, build=arm.build, parts=lambda: self._parts(arm, fold), recipe=arm.recipe, seed=arm.seed,
+                        label=label, loss=arm.loss, resume=state)
+        folder = self.study.store.make(f"checkpoints/{name}", key, build, self._code(arm))
+        return Job(arm, fold, folder, key, cache(lambda: training.load_state(arm.build(), folder / training.STATE).eval()))
+
+    def _classifier(self, arm, fold):
+        key, name = self._key(arm, fold), self._named(arm, fold)
+        fitted = cache(lambda: arm.build.fit(self.source(arm, fold.fit), self.source(arm, fold.select), arm.seed))
+        path = self.study.store.make(f"checkpoints/{name}.json", key, partial(classifiers.write, fitted=fitted), self._code(arm))
+        return Job(arm, fold, path, key, fitted)
+
+    def _reported(self, job, names, view):
+        # Triples (split, part, how it is shown) of what is graded.
+        arm, reported, own = job.arm, job.fold.reported, (job.arm.recipe.geometry, job.arm.recipe.intensity)
+        if names is None:
+            names = [*reported, "external"]
+        for name in names:
+            split = job.fold.unseen if name == "unseen" else name
+            if split == "external":
+                part = self.data("external", arm, view)
+                part = part and splits.for_task(part, arm.task)
+            else:
+                part = job.fold.select if split == INNER else reported.get(split)
+            if part:
+                yield split, part, view if split == "external" and view else own
+
+    def _graded(self, job, split, part, view, mirrored):
+        arm, part = job.arm, replace(part, mirrored=True) if mirrored else part
+        name = self._file(arm, split, view, job.fold.number, MIRRORED * mirrored)
+        levels = np.unique(job.fold.fit.grades).tolist()
+        build = partial(training.write_predictions, grader=job.grader, source=lambda: self.source(arm, part), levels=levels)
+        path = self.study.store.make(f"predictions/{name}", {**job.key, "graded": part.fingerprint, "levels": levels}, build, self._code(arm))
+        return self._joined(path, part, arm=arm.name, seed=arm.seed, fold=job.fold.number, split=split, view="-".join(view), mirrored=mirrored)
+
+    @staticmethod
+    def _joined(path, part, split, **said):
+        graded = predictions.join(predictions.read(path), part.rows).drop(columns="split")
+        return pd.concat([pd.DataFrame({**said, "split": split}, index=graded.index), graded], axis=1)
+
+    def _file(self, arm, split, view, fold, adaptation=""):
+        spec = getattr(self.study.profile, "external" if split == "external" else "training")
+        return predictions.Name(arm.name, spec.name, split, *view, str(fold), arm.seed, adaptation).file
+
+    def _write_means(self, arm, graded):
+        # What every fold has graded also has a file with the mean of all folds.
+        whole = Results(pd.concat(graded, ignore_index=True), 0, 0)
+        for where, part in whole.each("split", "view", "mirrored"):
+            if where["split"] not in ("train", "held_out", INNER) and part.frame["fold"].nunique() > 1:
+                file = self._file(arm, where["split"], where["view"].split("-"), "mean", MIRRORED * bool(where["mirrored"]))
+                mean = part.graded(mirrored=where["mirrored"])[predictions.COLUMNS]
+                predictions.write(mean, self.study.shown_dir / "predictions" / file)
+
+    def _history(self, arm, jobs):
+        if isinstance(arm.build, classifiers.Classifier):
+            return pd.DataFrame()
+        parts = [pd.read_csv(job.checkpoint / training.HISTORY).assign(model=arm.name, fold=job.fold.number, seed=arm.seed) for job in jobs]
+        history = pd.concat(parts)
+        first = ["model", "fold", "seed"]
+        return history[[*first, *history.columns.drop(first)]]
+
+    def _write_history(self, arm, jobs):
+        history = self._history(arm, jobs)
+        if len(history):
+            other = "" if arm.seed == self.study.seed else f"__seed{arm.seed}"
+            text = history.to_csv(index=False, lineterminator="\n", float_format="%.5f")
+            write_text(self.study.shown_dir / "history" / f"{arm.name}{other}.csv", text)

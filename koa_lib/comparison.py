@@ -6,7 +6,7 @@ import pandas as pd
 from koa_lib import metrics, stats
 from koa_lib.data import sets
 from koa_lib.predictions import arrays
-from koa_lib.protocols import main_fold
+from koa_lib.protocols import baseline_arm, main_fold
 
 NO_EXTERNAL = "no external cohort was given"
 BEFORE = "-before"  # ends the name of an arm that is another one's model before any training
@@ -25,6 +25,12 @@ def place(study, split):
     if split == "external":
         return study.profile.external.name
     return f"{study.profile.training.name}, {split.replace('_', ' ')}"
+
+
+def baselines(experiment):
+    """`Results` of each baseline that the profile runs, by the name that the paper prints."""
+    study = experiment.study
+    return {spec.name: experiment.run(baseline_arm(study, spec)) for spec in study.profile.baselines if not spec.reason}
 
 
 def accuracy_row(graded, draws, seed):

@@ -3,8 +3,6 @@
 Whatever uses the other cohort's pictures or grades to adapt is a secondary result, never the external result itself.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
@@ -16,7 +14,8 @@ from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES, arrays
-from koa_lib.protocols import main_fold, prediction_name, unseen_split
+from koa_lib.protocols import main_fold
+from koa_lib.splits import unseen
 
 READERS = {"first": "kl_grade", "second": "kl_grade_reader2"}
 METRICS = ("accuracy", "balanced_accuracy", "macro_precision", "macro_f1", "qwk", "linear_kappa", "mae", "within_one",
@@ -27,7 +26,7 @@ DRAWS = 20
 
 def shown_part(results):
     """The part that examples come from: the external cohort, or else an unseen part of the training cohort."""
-    return "external" if "external" in results else unseen_split(results.splits)
+    return "external" if "external" in results else unseen(results.splits)
 
 
 def pictures(experiment, arm, part, image_ids):
@@ -192,7 +191,8 @@ def _few_shot_rows(experiment, arm):
 
 
 def _kept(study, arm, frame, rows, adaptation):
-    name = replace(prediction_name(study, arm, "external", main_fold(study)), adaptation=adaptation)
+    view, fold = (arm.recipe.geometry, arm.recipe.intensity), str(main_fold(study))
+    name = predictions.Name(arm.name, study.profile.external.name, "external", *view, fold, arm.seed, adaptation)
     path = study.shown_dir / "predictions" / name.file
     predictions.write(frame, path)
     return predictions.join(predictions.read(path), rows)
@@ -279,7 +279,7 @@ def headline(study, results):
         values = metrics.summary(*arrays(shown_fold(study, results, split)))
         return f"n = {values['n']}) with accuracy {values['accuracy']:.3f}, quadratic kappa {values['qwk']:.3f}"
 
-    unseen, arm = unseen_split(results.splits), results.frame["arm"].iloc[0]
+    inside, arm = unseen(results.splits), results.frame["arm"].iloc[0]
     outside = f"{study.profile.external.name} ({told('external')}" if "external" in results else NO_EXTERNAL
     data = f"{study.profile.name}{' (synthetic phantoms)' * study.synthetic}"
-    return f"{data}: {arm} grades unseen knees ({unseen}, {told(unseen)}; {outside}."
+    return f"{data}: {arm} grades unseen knees ({inside}, {told(inside)}; {outside}."

@@ -9,6 +9,7 @@ from koa_lib import metrics
 from koa_lib.device import device_of
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, prompts
+from koa_lib.store import write_text
 
 NEAREST = (5, 10, 20)  # precision is measured among so many first pictures
 MEASURED = ["share", *(f"precision_at_{k}" for k in NEAREST), "average_precision"]
@@ -30,15 +31,13 @@ def query_embeddings(grader, tokenizer, queries):
     return F.normalize(grader.clip.encode_text(tokens).float(), dim=-1).cpu()
 
 
-def similarities(image_ids, cosine, prompt_set="queries"):
-    """Cosines (n, 5) of pictures with the queries of a prompt set as a frame: image_id, prompt_set, query, cosine."""
+def keep(study, arm, image_ids, cosine, prompt_set="queries"):
+    """Write the cosines (n, 5) of pictures with the queries of a prompt set as `similarities/<arm>.csv`, a row a pair."""
     queries = prompts(prompt_set)
-    return pd.DataFrame({
-        "image_id": np.repeat(list(image_ids), len(queries)),
-        "prompt_set": prompt_set,
-        "query": np.tile(queries, len(cosine)),
-        "cosine": np.ravel(cosine),
-    })
+    pairs = {"image_id": np.repeat(list(image_ids), len(queries)), "prompt_set": prompt_set,
+             "query": np.tile(queries, len(cosine)), "cosine": np.ravel(cosine)}
+    text = pd.DataFrame(pairs).to_csv(index=False, lineterminator="\n", float_format="%.5f")
+    write_text(study.shown_dir / "similarities" / f"{arm.name}.csv", text)
 
 
 def ranking(cosine, grades):

@@ -6,13 +6,14 @@ Accuracies, sensitivities, specificities and F1 are in per cent, AUC and kappa a
 import numpy as np
 import pandas as pd
 
-from koa_lib import baselines, metrics, stats
+from koa_lib import metrics, networks, stats
 from koa_lib.comparison import NO_EXTERNAL, accuracy_row, place, shown_fold
 from koa_lib.errors import StudyError
 from koa_lib.external import derived
 from koa_lib.grades import GRADES, NAMES, TABLE_1
 from koa_lib.predictions import arrays
-from koa_lib.protocols import described, main_arm, unseen_split
+from koa_lib.protocols import described, main_arm
+from koa_lib.splits import unseen
 
 CLIP = "Fine-tuned CLIP"  # as Table 4 calls the main arm
 OVERALL = ["accuracy", "macro_precision", "macro_sensitivity", "macro_f1"]
@@ -143,7 +144,7 @@ def table_4(study, results, published):
         kappas.
     """
     printed = published[published["item"] == "table_4"].set_index("row")["value"]
-    as_run = {spec.name: baselines.described(spec) for spec in study.profile.baselines}
+    as_run = {spec.name: networks.described(spec) for spec in study.profile.baselines}
     as_run[CLIP] = described(main_arm(study), study)
     reasons = {spec.name: f"not run: {spec.reason}" for spec in study.profile.baselines if spec.reason}
     rows = []
@@ -160,7 +161,7 @@ def table_4(study, results, published):
 
 
 def _inside_and_outside(study, found):
-    inside = metrics.summary(*arrays(shown_fold(study, found, unseen_split(found.splits))))
+    inside = metrics.summary(*arrays(shown_fold(study, found, unseen(found.splits))))
     row = {"internal_accuracy": 100 * inside["accuracy"], "internal_qwk": inside["qwk"], "reason": NO_EXTERNAL}
     if "external" in found:
         row |= {"reason": "", **_percent(shown_fold(study, found, "external"), found)}
@@ -204,7 +205,7 @@ def reliability(graded, bins=15):
 
 
 def zero_shot(results, peers):
-    """Zero-shot results of each prompt set on each part that is not for training, then published ones.
+    """Zero-shot results of each prompt set on each part, then published ones.
 
     Parameters
     ----------
@@ -218,7 +219,7 @@ def zero_shot(results, peers):
     DataFrame
         prompts, split, n, accuracy, balanced_accuracy, qwk, qwk_low, qwk_high (ratios; group bootstrap).
     """
-    table = results.of(split=["val", "test", "external"]).table(["accuracy", "balanced_accuracy", "qwk"])
+    table = results.table(["accuracy", "balanced_accuracy", "qwk"])
     table["prompts"] = table["arm"].str.removeprefix("zero_shot-")
     cited = peers[peers["system"].str.contains("zero-shot")].rename(columns={"test_set": "split"})
     table = pd.concat([table, cited.assign(prompts="published: " + cited["system"])], ignore_index=True)

@@ -16,7 +16,8 @@ COLUMNS = (
     "source item row metric unit relation published ours runs ci_low ci_high prediction_low prediction_high "
     "boot_low boot_high model rule verdict follows_from reason"
 ).split()
-KEY = ("item", "row", "metric")
+MAIN = "jpm2026"  # the paper
+KEY = ["source", "item", "row", "metric"]
 # Of rows with a model, and of rows without one.
 VERDICTS = ("replicated", "not replicated", "inconclusive", "not comparable", "not run")
 FOUND = ("same", "differs", "consistent", "inconsistent", "shown", "not run")
@@ -126,10 +127,10 @@ def scorecard(published, ours, comparable, reason=""):
     Parameters
     ----------
     published : DataFrame
-        `published/jpm2026.csv`, or a table of that form with a `system` column.
+        Tables like `published/jpm2026.csv` with a column `source`, which names the paper.
     ours : dict
-        (item, row, metric), with the system before them where the table has systems, -> `Ours`, or
-        `claims.Answer` where the row is a test; or a str that says why there is no value.
+        (source, item, row, metric) -> `Ours`, or `claims.Answer` where the row is a test; or a str that says why
+        there is no value.
     comparable : bool
         Whether model rows may be scored (real data, the settings as printed).
     reason : str
@@ -150,15 +151,14 @@ def scorecard(published, ours, comparable, reason=""):
     known = _by_key(published)
     unknown = [key for key in ours if key not in known]
     if unknown:
-        raise StudyError(f"The published numbers have no row {unknown[0]}. Use item, row and metric of the table.")
+        raise StudyError(f"The published numbers have no row {unknown[0]}. Use source, item, row and metric of a table.")
     rows = []
     for key, row in known.items():
         found = ours.get(key, "this run makes no such value")
         if row.kind == "duplicate":
             found = _repeated(row, known)
-        rows.append({"source": getattr(row, "system", "jpm2026"), **dict(zip(KEY, key[-3:], strict=True)),
-                     "unit": row.unit, "relation": row.relation.strip("="), "published": row.value,
-                     **_judged(row, found, "" if comparable else reason)})
+        rows.append({**dict(zip(KEY, key, strict=True)), "unit": row.unit, "relation": row.relation.strip("="),
+                     "published": row.value, **_judged(row, found, "" if comparable else reason)})
     return table(rows)
 
 
@@ -199,7 +199,7 @@ def measured(item, row, results, fold):
     Returns
     -------
     dict
-        (item, row, metric) -> `Ours` in the published unit, for `scorecard`. Trainings are graded on the same
+        Key of the paper's row -> `Ours` in the published unit, for `scorecard`. Trainings are graded on the same
         pictures, so their interval says nothing of others: the group bootstrap of the shown one stands beside it.
     """
     runs = {tuple(where.values()): _drawn(item, row, run.graded(), results.draws, results.seed)
@@ -214,13 +214,13 @@ def _drawn(item, row, graded, draws, seed):
     matrices = stats.resampled(graded, draws, seed)
     if item != "table_3":
         values, names = metrics.from_confusion(matrices), OVERALL if item == "table_2" else ["accuracy"]
-        return {(item, row, name): 100 * values[name] for name in names}
+        return {(MAIN, item, row, name): 100 * values[name] for name in names}
     grades, probabilities = arrays(graded)
-    found = {("text", "macro", "auc"): np.array([metrics.macro_auc(grades, probabilities)])}
+    found = {(MAIN, "text", "macro", "auc"): np.array([metrics.macro_auc(grades, probabilities)])}
     for name, values in zip(("sensitivity", "specificity"), metrics.rates(matrices), strict=True):
-        found |= {(item, str(grade), name): 100 * values[:, grade] for grade in GRADES}
+        found |= {(MAIN, item, str(grade), name): 100 * values[:, grade] for grade in GRADES}
     auc = metrics.per_grade(grades, probabilities)["auc"]
-    return found | {(item, str(grade), "auc"): auc[[grade]].to_numpy() for grade in GRADES}
+    return found | {(MAIN, item, str(grade), "auc"): auc[[grade]].to_numpy() for grade in GRADES}
 
 
 def same_as_printed(found, printed, count):
@@ -245,8 +245,7 @@ def _unit(printed, count):
 
 
 def _by_key(published):
-    columns = [*(["system"] if "system" in published else []), "item", "row", "metric"]
-    keys = list(published[columns].astype(str).itertuples(index=False, name=None))
+    keys = list(published[KEY].astype(str).itertuples(index=False, name=None))
     twice = [key for number, key in enumerate(keys) if key in keys[:number]]
     if twice:
         raise StudyError(f"The published numbers hold {twice[0]} twice. Keep one row.")
@@ -275,7 +274,7 @@ def _finite(value):
 def _rule(row):
     if row.kind == "model":
         return MODEL_RULE.format(f"{MARGIN.get(row.unit, 0.0):g}")
-    rules = {"test": TESTED, "fact": CITED if hasattr(row, "system") else COUNTED, "citation": CITED,
+    rules = {"test": TESTED, "fact": COUNTED if row.source == MAIN else CITED, "citation": CITED,
              "speed": TIMED, "duplicate": REPEATED}
     if row.kind not in rules:
         raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; "
@@ -306,7 +305,7 @@ def _without_model(row, found):
 
 
 def _repeated(row, known):
-    twin = known.get(("table_2", "test", row.metric))
+    twin = known.get((MAIN, "table_2", "test", row.metric))
     if twin is None:
         raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} repeats no row of table 2. "
                          "Correct its kind.")

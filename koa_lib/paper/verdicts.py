@@ -2,25 +2,24 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from koa_lib import speed
 from koa_lib.comparison import NO_EXTERNAL, paired_tests, shown_fold
 from koa_lib.data import cohorts
 from koa_lib.data.manifest import read_manifest
-from koa_lib.errors import StudyError
 from koa_lib.paper import claims, consistency
 from koa_lib.paper import scorecard as rules
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.paper.published import read as read_published
-from koa_lib.paper.scorecard import DERIVED, Ours
+from koa_lib.paper.scorecard import DERIVED, KEY, MAIN, Ours
 from koa_lib.protocols import main_fold
 from koa_lib.study import MANIFESTS
 
-MAIN = "jpm2026"
 COHORTS = ("oai_chen2018", "gornale2020")
-DROP = ("text", "discussion", "train_test_drop")
-P_VALUE = ("text", "mcnemar", "p_value")
+DROP = (MAIN, "text", "discussion", "train_test_drop")
+P_VALUE = (MAIN, "text", "mcnemar", "p_value")
 # The rows that carry the papers' conclusions, and what they are called in the picture of them.
 HEADLINES = {
     ("jpm2026", "table_2", "train", "accuracy"): ("The paper", "Accuracy, training part"),
@@ -76,23 +75,21 @@ def scorecard(study, runs, others, systems):
         A published table that is absent, or a key that it does not hold.
     """
     names = (MAIN, "other_systems", "claims", "literature")
-    published = {name: read_published(study.published, name) for name in names}
+    paper, others_printed, said, literature = (read_published(study.published, name) for name in names)
+    printed = pd.concat([paper.assign(source=MAIN), others_printed.rename(columns={"system": "source"})])
     comparable, why = comparability(study)
     models = _external_models(study, runs, others)
-    ours = (_measured(study, published[MAIN], runs, others, models) | _counted()
-            | _cited(published[MAIN], published["literature"]) | _timed(study, published[MAIN]))
-    answers = {row.Index: claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
-               else _answer(row, systems) for row in published["claims"].itertuples()}
-    said = _claims(published["claims"], answers, why)
-    parts = [
-        rules.scorecard(published[MAIN], ours, comparable, why),
-        said[said["source"] == MAIN],
-        rules.scorecard(published["other_systems"], _of_systems(published, systems), comparable, why),
-        said[said["source"] != MAIN],
-        _audit(findings(study)[0]),
-    ]
-    whole = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    return whole.sort_values("model", ascending=False, kind="stable", ignore_index=True)
+    asked = set(said[["source", "item", "claim"]].itertuples(index=False, name=None))
+    given = {key: value for key, value in systems.items() if key not in asked}
+    ours = (_absent(printed) | _cited(printed, literature) | _counted() | _timed(study, paper)
+            | _measured(study, paper, runs, others, models) | given)
+    answers = [claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
+               else _answer(row, systems) for row in said.itertuples()]
+    parts = [rules.scorecard(printed, ours, comparable, why), _claims(said, answers, why), _audit(findings(study)[0])]
+    whole = pd.concat(parts, ignore_index=True)
+    # Rows with a model first; then the paper's before those of others, and claims after numbers.
+    order = np.lexsort([whole["metric"] == "claim", whole["source"] != MAIN, ~whole["model"]])
+    return whole.iloc[order].reset_index(drop=True)
 
 
 def comparability(study):
@@ -159,28 +156,33 @@ def _counted():
     internal = internal[internal["split"] != "auto_test"]  # a second crop of knees that are there already
     found = {"train_images": len(internal), "participants": internal["group_id"].nunique(),
              "external_images": len(external)}
-    return {("text", "data", name): Ours(number, note="counted in the manifest") for name, number in found.items()}
+    return {(MAIN, "text", "data", name): Ours(number, note="counted in the manifest")
+            for name, number in found.items()}
 
 
 def _timed(study, published):
     times = speed.table(speed.measured(study), published).dropna(subset="published")
-    return {("text", "runtime", row.metric): Ours(row.ours, note=f"{row.how}; {row.place}")
+    return {(MAIN, "text", "runtime", row.metric): Ours(row.ours, note=f"{row.how}; {row.place}")
             for row in times.itertuples()}
 
 
-def _cited(published, literature):
+def _absent(printed):
+    # Why a model row of another system has no value, unless its notebook has been run.
+    rows = printed[(printed["kind"] == "model") & (printed["source"] != MAIN)]
+    return {tuple(row[name] for name in KEY): row["note"] if str(row["note"]).startswith("not run:")
+            else _notebook(row["source"]) for row in rows.to_dict("records")}
+
+
+def _cited(printed, literature):
     # What was found in the cited source, for the rows that repeat another study or describe another system.
-    columns = ["source_table", "item", "row", "metric"]
-    known = dict(zip(literature[columns].astype(str).itertuples(index=False, name=None), literature.itertuples(),
-                     strict=True))
-    systems = "system" in published
-    wanted = published[published["kind"].isin(["citation", "fact"] if systems else ["citation"])]
-    ours = {}
-    for row in wanted.itertuples():
-        key = (str(row.item), str(row.row), str(row.metric))
-        found = _found(known.get((row.system if systems else MAIN, *key)))
-        ours[(row.system, *key) if systems else key] = found
-    return ours
+    found = literature.rename(columns={"source_table": "source"})
+    known = dict(zip(_keys(found), found.itertuples(), strict=True))
+    facts = (printed["kind"] == "fact") & (printed["source"] != MAIN)
+    return {key: _found(known.get(key)) for key in _keys(printed[facts | (printed["kind"] == "citation")])}
+
+
+def _keys(rows):
+    return list(rows[KEY].astype(str).itertuples(index=False, name=None))
 
 
 def _found(line):
@@ -195,20 +197,20 @@ def _found(line):
 def _measured(study, published, runs, others, models):
     # Values of the model rows, or for each why there is none.
     fold = main_fold(study)
-    wanted = published[published["kind"].isin(["model", "test"])]
-    keys = list(wanted[["item", "row", "metric"]].astype(str).itertuples(index=False, name=None))
+    keys = _keys(published[published["kind"].isin(["model", "test"])].assign(source=MAIN))
     train = rules.measured("table_2", "train", runs.of(split="train"), fold)
     if "external" not in runs:
         return dict.fromkeys(keys, NO_EXTERNAL) | train
     external = runs.of(split="external")
     ours = train | rules.measured("table_2", "test", external, fold) | rules.measured("table_3", "", external, fold)
-    for item, name, metric in keys:
-        if item == "table_4" and isinstance(models[name], str):
-            ours[item, name, metric] = models[name]
-        elif item == "table_4":
-            found = rules.measured(item, name, others[name].of(split="external"), fold)
+    for key in [key for key in keys if key[1] == "table_4"]:
+        name = key[2]
+        if isinstance(models[name], str):
+            ours[key] = models[name]
+        else:
+            found = rules.measured("table_4", name, others[name].of(split="external"), fold)
             told = claims.one_grade({name: models[name]})
-            ours |= {key: value._replace(note=told) for key, value in found.items()}
+            ours |= {each: value._replace(note=told) for each, value in found.items()}
     ours[DROP] = claims.train_test_drop(runs)
     tested = models[claims.TESTED]
     if not isinstance(tested, str):
@@ -229,11 +231,11 @@ def _external_models(study, runs, others):
     return found
 
 
-def _claims(table, answers, why):
+def _claims(said, answers, why):
     return rules.table([
-        {"source": row.source, "item": row.item, "row": row.claim, "metric": "claim",
-         "unit": answers[row.Index].unit, **rules.answered(answers[row.Index], row.test, why)}
-        for row in table.itertuples()
+        {"source": row.source, "item": row.item, "row": row.claim, "metric": "claim", "unit": answer.unit,
+         **rules.answered(answer, row.test, why)}
+        for row, answer in zip(said.itertuples(), answers, strict=True)
     ])
 
 
@@ -247,20 +249,6 @@ def _notebook(system):
     if system not in SYSTEMS:
         return "no notebook of the study covers it"
     return f"notebook {SYSTEMS[system].notebook} has not been run"
-
-
-def _of_systems(published, given):
-    table = published["other_systems"]
-    ours = _cited(table, published["literature"])
-    for row in table[table["kind"] == "model"].itertuples():
-        noted = isinstance(row.note, str) and row.note.startswith("not run:")
-        ours[row.system, row.item, row.row, row.metric] = row.note if noted else _notebook(row.system)
-    known = set(published["claims"][["source", "item", "claim"]].itertuples(index=False, name=None))
-    unknown = [key for key in given if key not in ours and key not in known]
-    if unknown:
-        raise StudyError(f"The published tables have no row {unknown[0]} of another system. Use their system, item, "
-                         "row and metric, or system, item and claim.")
-    return ours | {key: value for key, value in given.items() if key in ours}
 
 
 def _audit(found):

@@ -149,9 +149,10 @@ def knees(n=120, name="k", seed=0):
 
 
 def predicted(rows, right=0.5, noise=0, **columns):
-    """Predictions of pictures as `Results` hold them, the surer of the true grade the larger `right` (0-1) is; `columns` over the usual ones."""
-    generator = np.random.default_rng(noise)
-    probabilities = right * np.eye(5)[rows["kl_grade"]] + (1 - right) * generator.dirichlet(np.ones(5), len(rows))
+    """Predictions of pictures as `Results` hold them: that share has the true grade, the others any; `columns` over the usual ones."""
+    generator, truth = np.random.default_rng(noise), rows["kl_grade"].to_numpy()
+    answers = np.where(generator.random(len(rows)) < right, truth, generator.integers(0, 5, len(rows)))
+    probabilities = 0.6 * np.eye(5)[answers] + 0.4 * generator.dirichlet(np.ones(5), len(rows))
     usual = {"arm": "clip", "seed": 0, "fold": 1, "split": "external", "view": "stretch-none", "mirrored": False}
     return rows.assign(**dict(zip(PROBABILITIES, probabilities.T, strict=True)), **{**usual, **columns})
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from koa_lib import metrics
 from koa_lib.device import device_of
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES, prompts
+from koa_lib.grades import GRADES
+from koa_lib.prompts import prompts
 from koa_lib.store import write_text
 
 NEAREST = (5, 10, 20)  # precision is measured among so many first pictures

@@ -10,8 +10,9 @@ from koa_lib import metrics, networks, stats
 from koa_lib.comparison import NO_EXTERNAL, accuracy_row, place, shown_fold
 from koa_lib.errors import StudyError
 from koa_lib.external import derived
-from koa_lib.grades import GRADES, NAMES, TABLE_1
+from koa_lib.grades import GRADES, NAMES
 from koa_lib.predictions import arrays
+from koa_lib.prompts import TABLE_1
 from koa_lib.protocols import described, main_arm
 from koa_lib.splits import unseen
 

@@ -1,0 +1,222 @@
+"""CLIP-KOA's ablation, as we read it: what mirror images add to standard CLIP, in training or in grading."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import losses, predictions, protocols, stats
+from koa_lib.experiment import INNER, Trunk
+from koa_lib.images.shape import VIEWS
+from koa_lib.paper.claims import Answer
+from koa_lib.paper.scorecard import over_runs
+from koa_lib.store import made_from
+
+SYSTEM = "CLIP-KOA"
+STANDARD, FLIPPED, AT_TEST = "standard CLIP", "flip augmentation", "flip at test time"
+PAIRS, SYMMETRY, CONSISTENCY, BOTH = "pairs", "symmetry loss", "consistency loss", "both losses"
+# What the cross-entropy of a trained arm sees. PAIRS has that of the arms with a loss, and no loss: what a loss adds.
+SEEN = {STANDARD: "picture", FLIPPED: "either", PAIRS: "both", SYMMETRY: "both", CONSISTENCY: "both", BOTH: "both"}
+ARMS = (STANDARD, FLIPPED, AT_TEST, PAIRS, SYMMETRY, CONSISTENCY, BOTH)
+COMPARED = (*product(ARMS[1:], [STANDARD]), *product(ARMS[4:], [PAIRS]))  # arm and less
+METRICS = ("accuracy", "macro_f1", "qwk", "flip_disagreement")
+CLAIMED = ("accuracy", "flip_disagreement")  # what the paper's claims are about
+WITHOUT = (0.0, 0.0)
+
+
+def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None):
+    """CLIP by our protocol on the official split, trained on pictures and mirror images alone after a frozen trunk.
+
+    Parameters
+    ----------
+    seen : {'picture', 'either', 'both'}
+        What the cross-entropy sees.
+    symmetry, consistency : float
+        Weights of the two losses.
+    seed : int, optional
+        The study's unless given.
+    """
+    study = experiment.study
+    settings, ours = study.profile.systems.symmetry, study.profile.our_protocol
+    own = {name: getattr(settings, name) for name in ("part", "epochs", "learning_rate")}
+    plain = {"folds": 0, "patience": 0, "warm_up": 0.0, "averaging": 0.0, "views": 1, "augmentation": "none"}
+    weights = {"symmetry": symmetry, "consistency": consistency}
+    name = "-".join([f"koa-{seen}", *(f"{loss}_{weight:g}" for loss, weight in weights.items() if weight)])
+    made = protocols.clip_arm(
+        study, name.replace(".", "_"), replace(ours, **own, **plain), "official", seed=seed, seen=seen,
+        trained=_trained(experiment) if settings.trunk == "trained" else None,
+        loss=losses.MirrorPairs(seen == "both", **weights, targets=ours.targets))
+    # All arms share these features; those of our protocol have augmented views, too.
+    return replace(made, trunk=made.trunk and replace(made.trunk, name=f"koa-{made.trunk.name}"))
+
+
+def _trained(experiment):
+    # The CLIP of our protocol, which has seen neither the inner part nor the test split, to start from.
+    job = experiment.job(protocols.official_arm(experiment.study))
+    return Trunk("trained", lambda: job.grader().clip, {"trunk": made_from(job.checkpoint)})
+
+
+def described(experiment):
+    """How the arms are run, e.g. 'koa-tiny, 112 px, projection, 10 epochs, pre-trained on phantoms'."""
+    study = experiment.study
+    said = protocols.described(arm(experiment, "picture"), study)
+    trained = study.profile.systems.symmetry.trunk == "trained"
+    return said + ", trunk of the CLIP trained by our protocol" * trained
+
+
+def chosen(experiment):
+    """Name of each arm with a loss -> its weights (symmetry, consistency).
+
+    They have the highest quadratic kappa on the inner part of the training split, which alone chooses; the
+    smallest among equals.
+    """
+    weights = experiment.study.profile.systems.symmetry.weights
+    grid = {SYMMETRY: product(weights, [0.0]), CONSISTENCY: product([0.0], weights), BOTH: product(weights, weights)}
+
+    def kappa(pair):
+        found = experiment.run(arm(experiment, "both", *pair), splits=(INNER,)).measured(["qwk"])
+        return np.nan_to_num(found["qwk"], nan=-1)  # undefined where all have one grade
+
+    return {name: max(sorted(pairs, key=sum), key=kappa) for name, pairs in grid.items()}
+
+
+def arms(experiment, weights, seed=None):
+    """Name -> Arm of what is trained, with the weights from `chosen`."""
+    return {name: arm(experiment, seen, *weights.get(name, WITHOUT), seed) for name, seen in SEEN.items()}
+
+
+def run(experiment, weights):
+    """Every arm with every seed, graded on pictures and mirror images.
+
+    Returns
+    -------
+    Results
+        Of `ARMS`, on the unseen part of the training cohort and on the external cohort, which is stretched and has
+        no repeats and conflicts.
+    """
+    study = experiment.study
+    seeds = range(study.seed, study.seed + study.profile.systems.symmetry.seeds)
+    made = [(name, one) for seed in seeds for name, one in arms(experiment, weights, seed).items()]
+    found = experiment.run(*(one for _, one in made), splits=("unseen", "external"), both_ways=True, view=VIEWS[0])
+    found = replace(found, frame=found.frame.replace({"arm": {one.name: name for name, one in made}}))
+    averaged = at_test(found.of(arm=STANDARD))
+    _write(study, averaged)
+    return (found + averaged).deduplicated()
+
+
+def at_test(standard):
+    """The mean of a picture's and its mirror image's probabilities as the answer to both: it never changes."""
+    each = standard.frame.groupby(["seed", "split", "image_id"])[predictions.PROBABILITIES]
+    return replace(standard, frame=standard.frame.assign(arm=AT_TEST, **each.transform("mean")))
+
+
+def _write(study, averaged):
+    for where, part in averaged.each("split", "view", "seed"):
+        split, view, seed = where.values()
+        cohort = study.profile.external if split == "external" else study.profile.training
+        name = predictions.Name("koa-at_test", cohort.name, split, *view.split("-"), "1", seed)
+        graded = part.graded(mirrored=False)[predictions.COLUMNS]
+        predictions.write(graded, study.shown_dir / "predictions" / name.file)
+
+
+def overview(results, weights):
+    """What was run: each arm on each part, with the weights of its losses.
+
+    Parameters
+    ----------
+    results : Results
+        From `run`.
+    weights : dict
+        From `chosen`.
+
+    Returns
+    -------
+    DataFrame
+        arm, part, symmetry_weight, consistency_weight, n, seeds, then each metric (ratios): its mean over the
+        seeds, the 95 % interval of that mean (..._low, ..._high; groups resampled) and its standard deviation
+        over the seeds (..._sd; NaN with one).
+    """
+    rows = []
+    for part, name in product(results.splits, ARMS):
+        found, pair = results.of(split=part, arm=name), weights.get(name, WITHOUT)
+        runs = found.runs(METRICS)
+        spread = {f"{metric}_sd": pd.Series(values[:, 0]).std() for metric, values in runs.items()}
+        rows.append({"arm": name, "part": part, **dict(zip(("symmetry_weight", "consistency_weight"), pair, strict=True)),
+                     "n": len(found.graded()), "seeds": len(runs["qwk"]), **_means(runs), **spread})
+    return pd.DataFrame(rows)
+
+
+def _means(runs):
+    cells = {}
+    for metric, values in runs.items():
+        cells |= stats.with_interval(metric, values.mean(0))
+    return cells
+
+
+def differences(results):
+    """Paired differences: each arm to standard CLIP, those with a loss to `PAIRS`, too, which lacks only that.
+
+    Returns
+    -------
+    DataFrame
+        comparison, arm, less, part, n, then the difference of each metric (ratios): its mean over the seeds with
+        the 95 % interval of that mean (..._low, ..._high; the same groups are drawn for both arms and all seeds);
+        the difference with each seed of what the claims are about (<metric>_seed_<seed>), and seeds_agree,
+        whether those of accuracy have one sign (None with one seed).
+    """
+    rows, seeds = [], results.frame["seed"].unique()
+    for part, (name, less) in product(results.splits, COMPARED):
+        found = results.of(split=part)
+        gaps = _gaps(found, name, less)
+        each = {f"{metric}_seed_{seed}": gaps[metric][k, 0] for metric in CLAIMED for k, seed in enumerate(seeds)}
+        signs = set(np.sign(gaps["accuracy"][:, 0]))
+        rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part,
+                     "n": len(found.graded(arm=name)), **_means(gaps), **each,
+                     "seeds_agree": signs in ({1.0}, {-1.0}) if len(seeds) > 1 else None})
+    return pd.DataFrame(rows)
+
+
+def _gaps(results, name, less):
+    runs, others = (results.runs(METRICS, arm=one) for one in (name, less))
+    return {metric: runs[metric] - others[metric] for metric in METRICS}
+
+
+def answers(results):
+    """What CLIP-KOA's rows of the scorecard take, for `paper.answers.keep`.
+
+    Numbers are means over the seeds, their interval Student's t over them. The claims are decided by the paired
+    differences of both losses to standard CLIP, means over all seeds: *replicated* when the whole interval (groups
+    resampled) lies on the claimed side of 0, *not replicated* when it lies on the other, else *inconclusive*.
+    """
+    part, key = results.of(split=results.splits[0]), (SYSTEM, "abstract")
+    standard, both = (part.runs(METRICS, arm=name) for name in (STANDARD, BOTH))
+    gain, less_change = (both[name] - standard[name] for name in CLAIMED)
+    relative = gain[:, 0].mean() / standard["accuracy"][:, 0].mean()
+    sample = f"{part.splits[0]} split, n = {len(part.graded(arm=BOTH)):,}, seeds: {len(gain)}"
+    read = f"read as percentage points; as a relative gain ours is {relative:+.2%}; {sample}"
+
+    def said(what, metric):
+        means = [100 * runs[metric][:, 0].mean() for runs in (standard, both)]
+        return f"{what} {means[0]:.1f} % with standard CLIP, {means[1]:.1f} % with both losses; {sample}"
+
+    return {
+        (*key, "CLIP-KOA", "accuracy"): _number(both["accuracy"], f"{BOTH}, our reading; {sample}"),
+        (*key, "gain over standard CLIP", "accuracy_gain"): _number(gain, read),
+        (*key, "symmetry and consistency losses raise accuracy over standard CLIP"):
+            _claim(gain, 1, said("accuracy", "accuracy")),
+        (*key, "predictions agree between original and flipped image"):
+            _claim(less_change, -1, said("the grade changes for", "flip_disagreement")),
+    }
+
+
+def _number(values, note):
+    return over_runs(100 * values[:, 0], note, stats.interval(100 * values.mean(0)[1:]))
+
+
+def _claim(gaps, wanted, reason):
+    value, low, high = stats.with_interval("", 100 * gaps.mean(0)).values()
+    side = stats.direction(*sorted((wanted * low, wanted * high)))
+    verdict = {"better": "replicated", "worse": "not replicated", "not clear": "inconclusive"}[side]
+    each = ", ".join(f"{gap:+.2f}" for gap in 100 * gaps[:, 0])
+    return Answer(value, low, high, "points", verdict, f"{reason}; difference with each seed: {each}")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import stats
+from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.predictions import PROBABILITIES
 
@@ -83,6 +84,33 @@ class Results:
         """`stats.measured` of `graded`."""
         return stats.measured(self.graded(**where), names, self.draws, self.seed, level)
 
+    def averaged(self, names, over="seed", like=None):
+        """Means over trainings of `stats.samples`, the same groups drawn for each.
+
+        Parameters
+        ----------
+        over : str
+            Column that tells the trainings apart.
+        like : DataFrame, optional
+            A graded frame whose order and groups the draws follow, so that two means can be held against each other.
+
+        Returns
+        -------
+        (dict of str to float array (1 + draws,), dict of str to float array (trainings,))
+            The means, and the value of each training.
+        """
+        frames = [part.graded() for _, part in self.each(over)]
+        like = frames[0] if like is None else like
+        found = [stats.samples(stats.aligned(frame, like), names, self.draws, self.seed) for frame in frames]
+        return tuple({name: of([one[name] for one in found]) for name in names} for of in (_over_trainings, _of_each))
+
+    def deduplicated(self):
+        """Without external pictures that repeat others or whose grades conflict."""
+        outside = self.frame["split"] == "external"
+        pictures = self.frame[outside].drop_duplicates("image_id")
+        kept = ~outside | self.frame["image_id"].isin(sets.subset(pictures, "deduplicated"))
+        return replace(self, frame=self.frame[kept])
+
     def gaps(self, pairs, names, by=("split",), level=0.95):
         """Paired differences of arms: first, second, the columns of `by`, then as `stats.gaps`; pairs that lack an arm are left out."""
         rows = []
@@ -105,3 +133,11 @@ def _mean(frame):
         return first
     mean = frame.groupby("image_id", sort=False)[PROBABILITIES].mean().loc[first["image_id"]].to_numpy()
     return first.assign(**dict(zip(PROBABILITIES, (mean / mean.sum(1, keepdims=True)).T, strict=True)))
+
+
+def _over_trainings(values):
+    return np.mean(values, axis=0)
+
+
+def _of_each(values):
+    return np.array([drawn[0] for drawn in values])

@@ -187,14 +187,10 @@ def _single(grader, data, recipe):
 def _embedding(grader, data, recipe):
     from koa_lib.sources import extract
 
-    batch = data.part(np.arange(EMBEDDED), "fit")
+    batch, twice = data.part(np.arange(EMBEDDED), "fit"), replace(recipe, views=2)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = min(
-            _seconds(
-                lambda: extract(grader, batch, replace(recipe, views=2), 0, Path(folder) / "features.npy")
-            )
-            for _ in range(REPEATS)
-        )
+        path = Path(folder) / "features.npy"
+        seconds = min(_seconds(lambda: extract(path, lambda: grader, batch, twice, 0)) for _ in range(REPEATS))
     return 2 * EMBEDDED / seconds
 
 

@@ -133,7 +133,7 @@ def check(settings, given=""):
 
 
 def _open(settings, find, name, place):
-    from koa_lib import baselines, model, texts
+    from koa_lib import model, networks, texts
     from koa_lib.foundation import RadDino, biomed_clip
 
     if find is clip:
@@ -144,7 +144,7 @@ def _open(settings, find, name, place):
         {"BiomedCLIP": biomed_clip, "RAD-DINO": RadDino}[name](place)
     else:
         for size, width in _sizes(settings, name):
-            baselines.create(name, size, width, place)
+            networks.create(name, size, width, place)
 
 
 def _sizes(settings, name):

@@ -16,17 +16,16 @@ from koa_lib.store import made_from
 SYSTEM = "CLIP-KOA"
 STANDARD, FLIPPED, AT_TEST = "standard CLIP", "flip augmentation", "flip at test time"
 PAIRS, SYMMETRY, CONSISTENCY, BOTH = "pairs", "symmetry loss", "consistency loss", "both losses"
-# What the cross-entropy of a trained arm sees. PAIRS has that of the arms with a loss, and no loss: what a loss adds.
-SEEN = {STANDARD: "picture", FLIPPED: "either", PAIRS: "both", SYMMETRY: "both", CONSISTENCY: "both", BOTH: "both"}
 ARMS = (STANDARD, FLIPPED, AT_TEST, PAIRS, SYMMETRY, CONSISTENCY, BOTH)
-COMPARED = (*product(ARMS[1:], [STANDARD]), *product(ARMS[4:], [PAIRS]))  # arm and less
+SEEN = {STANDARD: "picture", FLIPPED: "either"}  # by the cross-entropy; other trained arms see both
+# Arm and less: PAIRS lacks the losses and nothing else.
+COMPARED = (*product(ARMS[1:], [STANDARD]), *product(ARMS[4:], [PAIRS]))
 METRICS = ("accuracy", "macro_f1", "qwk", "flip_disagreement")
 CLAIMED = ("accuracy", "flip_disagreement")  # what the paper's claims are about
-WITHOUT = (0.0, 0.0)
 
 
 def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None):
-    """CLIP by our protocol on the official split, trained on pictures and mirror images alone after a frozen trunk.
+    """CLIP by our protocol on the official split, trained after a frozen trunk without any other augmentation.
 
     Parameters
     ----------
@@ -46,7 +45,8 @@ def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None):
     made = protocols.clip_arm(
         study, name.replace(".", "_"), replace(ours, **own, **plain), "official", seed=seed, seen=seen,
         trained=_trained(experiment) if settings.trunk == "trained" else None,
-        loss=losses.MirrorPairs(seen == "both", **weights, targets=ours.targets))
+        loss=losses.MirrorPairs(seen == "both", **weights, targets=ours.targets),
+    )
     # All arms share these features; those of our protocol have augmented views, too.
     return replace(made, trunk=made.trunk and replace(made.trunk, name=f"koa-{made.trunk.name}"))
 
@@ -57,33 +57,26 @@ def _trained(experiment):
     return Trunk("trained", lambda: job.grader().clip, {"trunk": made_from(job.checkpoint)})
 
 
-def described(experiment):
-    """How the arms are run, e.g. 'koa-tiny, 112 px, projection, 10 epochs, pre-trained on phantoms'."""
-    study = experiment.study
-    said = protocols.described(arm(experiment, "picture"), study)
-    trained = study.profile.systems.symmetry.trunk == "trained"
-    return said + ", trunk of the CLIP trained by our protocol" * trained
-
-
 def chosen(experiment):
     """Name of each arm with a loss -> its weights (symmetry, consistency).
 
     They have the highest quadratic kappa on the inner part of the training split, which alone chooses; the
     smallest among equals.
     """
-    weights = experiment.study.profile.systems.symmetry.weights
-    grid = {SYMMETRY: product(weights, [0.0]), CONSISTENCY: product([0.0], weights), BOTH: product(weights, weights)}
+    values = experiment.study.profile.systems.symmetry.weights
+    grid = {SYMMETRY: (values, [0.0]), CONSISTENCY: ([0.0], values), BOTH: (values, values)}
 
     def kappa(pair):
         found = experiment.run(arm(experiment, "both", *pair), splits=(INNER,)).measured(["qwk"])
         return np.nan_to_num(found["qwk"], nan=-1)  # undefined where all have one grade
 
-    return {name: max(sorted(pairs, key=sum), key=kappa) for name, pairs in grid.items()}
+    return {name: max(sorted(product(*pair), key=sum), key=kappa) for name, pair in grid.items()}
 
 
 def arms(experiment, weights, seed=None):
     """Name -> Arm of what is trained, with the weights from `chosen`."""
-    return {name: arm(experiment, seen, *weights.get(name, WITHOUT), seed) for name, seen in SEEN.items()}
+    return {name: arm(experiment, SEEN.get(name, "both"), *weights.get(name, ()), seed=seed)
+            for name in ARMS if name != AT_TEST}
 
 
 def run(experiment, weights):
@@ -92,13 +85,14 @@ def run(experiment, weights):
     Returns
     -------
     Results
-        Of `ARMS`, on the unseen part of the training cohort and on the external cohort, which is stretched and has
-        no repeats and conflicts.
+        Of `ARMS`, on the unseen part of the training cohort and on the external cohort, stretched and without
+        repeats and conflicts.
     """
     study = experiment.study
     seeds = range(study.seed, study.seed + study.profile.systems.symmetry.seeds)
     made = [(name, one) for seed in seeds for name, one in arms(experiment, weights, seed).items()]
-    found = experiment.run(*(one for _, one in made), splits=("unseen", "external"), both_ways=True, view=VIEWS[0])
+    trained = [one for _, one in made]
+    found = experiment.run(*trained, splits=("unseen", "external"), both_ways=True, view=VIEWS[0])
     found = replace(found, frame=found.frame.replace({"arm": {one.name: name for name, one in made}}))
     averaged = at_test(found.of(arm=STANDARD))
     _write(study, averaged)
@@ -106,7 +100,7 @@ def run(experiment, weights):
 
 
 def at_test(standard):
-    """The mean of a picture's and its mirror image's probabilities as the answer to both: it never changes."""
+    """The mean of a picture's and its mirror image's probabilities as the answer to both, which never differ."""
     each = standard.frame.groupby(["seed", "split", "image_id"])[predictions.PROBABILITIES]
     return replace(standard, frame=standard.frame.assign(arm=AT_TEST, **each.transform("mean")))
 
@@ -139,19 +133,18 @@ def overview(results, weights):
     """
     rows = []
     for part, name in product(results.splits, ARMS):
-        found, pair = results.of(split=part, arm=name), weights.get(name, WITHOUT)
-        runs = found.runs(METRICS)
-        spread = {f"{metric}_sd": pd.Series(values[:, 0]).std() for metric, values in runs.items()}
-        rows.append({"arm": name, "part": part, **dict(zip(("symmetry_weight", "consistency_weight"), pair, strict=True)),
-                     "n": len(found.graded()), "seeds": len(runs["qwk"]), **_means(runs), **spread})
+        symmetry, consistency = weights.get(name, (0.0, 0.0))
+        found = results.of(split=part, arm=name)
+        drawn, each = found.averaged(METRICS)
+        rows.append({"arm": name, "part": part, "symmetry_weight": symmetry,
+                     "consistency_weight": consistency, "n": len(found.graded()), "seeds": len(each["qwk"]),
+                     **_cells(drawn),
+                     **{f"{metric}_sd": pd.Series(each[metric]).std() for metric in METRICS}})
     return pd.DataFrame(rows)
 
 
-def _means(runs):
-    cells = {}
-    for metric, values in runs.items():
-        cells |= stats.with_interval(metric, values.mean(0))
-    return cells
+def _cells(drawn):
+    return {key: value for name in METRICS for key, value in stats.with_interval(name, drawn[name]).items()}
 
 
 def differences(results):
@@ -160,63 +153,62 @@ def differences(results):
     Returns
     -------
     DataFrame
-        comparison, arm, less, part, n, then the difference of each metric (ratios): its mean over the seeds with
-        the 95 % interval of that mean (..._low, ..._high; the same groups are drawn for both arms and all seeds);
-        the difference with each seed of what the claims are about (<metric>_seed_<seed>), and seeds_agree,
-        whether those of accuracy have one sign (None with one seed).
+        comparison, arm, less, part, n, then the difference of each metric (ratios): its mean over the seeds
+        with the 95 % interval of that mean (..._low, ..._high; the same groups are drawn for both arms and all
+        seeds); the difference with each seed of what the claims are about (<metric>_seed_<seed>), and
+        seeds_agree, whether those of accuracy have one sign (None with one seed).
     """
     rows, seeds = [], results.frame["seed"].unique()
     for part, (name, less) in product(results.splits, COMPARED):
         found = results.of(split=part)
-        gaps = _gaps(found, name, less)
-        each = {f"{metric}_seed_{seed}": gaps[metric][k, 0] for metric in CLAIMED for k, seed in enumerate(seeds)}
-        signs = set(np.sign(gaps["accuracy"][:, 0]))
+        drawn, each = _gaps(found, name, less)
+        signs = set(np.sign(each["accuracy"]))
         rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part,
-                     "n": len(found.graded(arm=name)), **_means(gaps), **each,
+                     "n": len(found.graded(arm=name)), **_cells(drawn),
+                     **{f"{metric}_seed_{seed}": each[metric][k]
+                        for metric in CLAIMED for k, seed in enumerate(seeds)},
                      "seeds_agree": signs in ({1.0}, {-1.0}) if len(seeds) > 1 else None})
     return pd.DataFrame(rows)
 
 
 def _gaps(results, name, less):
-    runs, others = (results.runs(METRICS, arm=one) for one in (name, less))
-    return {metric: runs[metric] - others[metric] for metric in METRICS}
+    (drawn, each), (other, others) = (results.of(arm=one).averaged(METRICS) for one in (name, less))
+    return pd.DataFrame(drawn) - pd.DataFrame(other), pd.DataFrame(each) - pd.DataFrame(others)
 
 
 def answers(results):
     """What CLIP-KOA's rows of the scorecard take, for `paper.answers.keep`.
 
-    Numbers are means over the seeds, their interval Student's t over them. The claims are decided by the paired
-    differences of both losses to standard CLIP, means over all seeds: *replicated* when the whole interval (groups
-    resampled) lies on the claimed side of 0, *not replicated* when it lies on the other, else *inconclusive*.
+    Numbers are means over the seeds, their interval Student's t over them. The claims are decided by the
+    paired differences of both losses to standard CLIP, means over all seeds: *replicated* when the whole
+    interval (groups resampled) lies on the claimed side of 0, *not replicated* when it lies on the other, else
+    *inconclusive*.
     """
-    part, key = results.of(split=results.splits[0]), (SYSTEM, "abstract")
-    standard, both = (part.runs(METRICS, arm=name) for name in (STANDARD, BOTH))
-    gain, less_change = (both[name] - standard[name] for name in CLAIMED)
-    relative = gain[:, 0].mean() / standard["accuracy"][:, 0].mean()
-    sample = f"{part.splits[0]} split, n = {len(part.graded(arm=BOTH)):,}, seeds: {len(gain)}"
-    read = f"read as percentage points; as a relative gain ours is {relative:+.2%}; {sample}"
+    part = results.of(split=results.splits[0])
+    (before, _), both = (part.of(arm=name).averaged(METRICS) for name in (STANDARD, BOTH))
+    gain = _gaps(part, BOTH, STANDARD)
+    sample = f"{part.splits[0]} split, n = {len(part.graded(arm=BOTH)):,}, seeds: {len(gain[1])}"
+    relative = gain[0]["accuracy"][0] / before["accuracy"][0]
 
-    def said(what, metric):
-        means = [100 * runs[metric][:, 0].mean() for runs in (standard, both)]
-        return f"{what} {means[0]:.1f} % with standard CLIP, {means[1]:.1f} % with both losses; {sample}"
+    def number(found, note):
+        drawn, each = (100 * np.asarray(values["accuracy"]) for values in found)
+        return over_runs(each, f"{note}; {sample}", stats.interval(drawn[1:]))
 
+    def claim(metric, wanted):
+        drawn, each = (100 * values[metric].to_numpy() for values in gain)
+        value, low, high = stats.with_interval("", drawn).values()
+        side = stats.direction(*sorted((wanted * low, wanted * high)))
+        verdict = {"better": "replicated", "worse": "not replicated"}.get(side, "inconclusive")
+        reason = (f"{metric.replace('_', ' ')} of standard CLIP {before[metric][0]:.1%}, with both losses "
+                  f"{both[0][metric][0]:.1%}; {sample}; difference with each: "
+                  f"{', '.join(f'{gap:+.2f}' for gap in each)}")
+        return Answer(value, low, high, "points", verdict, reason)
+
+    key = (SYSTEM, "abstract")
     return {
-        (*key, "CLIP-KOA", "accuracy"): _number(both["accuracy"], f"{BOTH}, our reading; {sample}"),
-        (*key, "gain over standard CLIP", "accuracy_gain"): _number(gain, read),
-        (*key, "symmetry and consistency losses raise accuracy over standard CLIP"):
-            _claim(gain, 1, said("accuracy", "accuracy")),
-        (*key, "predictions agree between original and flipped image"):
-            _claim(less_change, -1, said("the grade changes for", "flip_disagreement")),
+        (*key, "CLIP-KOA", "accuracy"): number(both, f"{BOTH}, our reading"),
+        (*key, "gain over standard CLIP", "accuracy_gain"):
+            number(gain, f"read as percentage points; as a relative gain ours is {relative:+.2%}"),
+        (*key, "symmetry and consistency losses raise accuracy over standard CLIP"): claim("accuracy", 1),
+        (*key, "predictions agree between original and flipped image"): claim("flip_disagreement", -1),
     }
-
-
-def _number(values, note):
-    return over_runs(100 * values[:, 0], note, stats.interval(100 * values.mean(0)[1:]))
-
-
-def _claim(gaps, wanted, reason):
-    value, low, high = stats.with_interval("", 100 * gaps.mean(0)).values()
-    side = stats.direction(*sorted((wanted * low, wanted * high)))
-    verdict = {"better": "replicated", "worse": "not replicated", "not clear": "inconclusive"}[side]
-    each = ", ".join(f"{gap:+.2f}" for gap in 100 * gaps[:, 0])
-    return Answer(value, low, high, "points", verdict, f"{reason}; difference with each seed: {each}")

@@ -25,7 +25,7 @@ CLAIMED = ("accuracy", "flip_disagreement")  # what the paper's claims are about
 
 
 def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None):
-    """CLIP by our protocol on the official split, trained after a frozen trunk without any other augmentation.
+    """CLIP by our protocol on the official split, trained after a frozen trunk without other augmentation.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def run(experiment, weights):
 
 
 def at_test(standard):
-    """The mean of a picture's and its mirror image's probabilities as the answer to both, which never differ."""
+    """The mean of a picture's and its mirror image's probabilities as the answer to both."""
     each = standard.frame.groupby(["seed", "split", "image_id"])[predictions.PROBABILITIES]
     return replace(standard, frame=standard.frame.assign(arm=AT_TEST, **each.transform("mean")))
 
@@ -148,14 +148,14 @@ def _cells(drawn):
 
 
 def differences(results):
-    """Paired differences: each arm to standard CLIP, those with a loss to `PAIRS`, too, which lacks only that.
+    """Paired differences: each arm to standard CLIP, those with a loss to `PAIRS`, too, which lacks only it.
 
     Returns
     -------
     DataFrame
         comparison, arm, less, part, n, then the difference of each metric (ratios): its mean over the seeds
-        with the 95 % interval of that mean (..._low, ..._high; the same groups are drawn for both arms and all
-        seeds); the difference with each seed of what the claims are about (<metric>_seed_<seed>), and
+        with the 95 % interval of that mean (..._low, ..._high; the same groups are drawn for both arms and
+        all seeds); the difference with each seed of what the claims are about (<metric>_seed_<seed>), and
         seeds_agree, whether those of accuracy have one sign (None with one seed).
     """
     rows, seeds = [], results.frame["seed"].unique()
@@ -181,8 +181,8 @@ def answers(results):
 
     Numbers are means over the seeds, their interval Student's t over them. The claims are decided by the
     paired differences of both losses to standard CLIP, means over all seeds: *replicated* when the whole
-    interval (groups resampled) lies on the claimed side of 0, *not replicated* when it lies on the other, else
-    *inconclusive*.
+    interval (groups resampled) lies on the claimed side of 0, *not replicated* when it lies on the other,
+    else *inconclusive*.
     """
     part = results.of(split=results.splits[0])
     (before, _), both = (part.of(arm=name).averaged(METRICS) for name in (STANDARD, BOTH))

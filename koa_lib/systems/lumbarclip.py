@@ -43,7 +43,7 @@ def described(study, spec):
 
 
 def arm(experiment, spec, head, target, seed):
-    """Two heads of a kind on frozen encoders of pictures and texts, trained with a soft loss by our protocol."""
+    """Two heads of a kind on frozen encoders of pictures and texts, trained with a soft loss."""
     study = experiment.study
     settings = study.profile.systems.heads
     sentences = texts.embed(study, settings.text, prompts(study.profile.our_protocol.prompts))
@@ -127,8 +127,8 @@ def differences(results):
     DataFrame
         first and second (the heads), encoder, target, n, then the difference of accuracy, qwk and macro_f1
         (ratios), each with _low and _high from a group bootstrap; simultaneous (_low, _high), the interval of
-        the accuracy by which all rows hold at once (Bonferroni); better, the head on whose side of 0 the row's
-        own interval lies.
+        the accuracy by which all rows hold at once (Bonferroni); better, the head on whose side of 0 the
+        row's own interval lies.
     """
     heads, by = replace(results, frame=results.frame.assign(arm=results.frame["head"])), ("encoder", "target")
     gaps = heads.gaps([HEADS], METRICS, by)
@@ -160,7 +160,8 @@ def linear_better(table):
     sure_above, sure_below = (table["simultaneous_low"] > 0).sum(), (table["simultaneous_high"] < 0).sum()
     verdict = "not replicated" if below else "replicated" if above == len(table) else "inconclusive"
     reason = (f"of {len(table)} paired differences (encoder x loss) {above} lie clearly above 0 and {below} "
-              f"clearly below; {sure_above} and {sure_below} after correction for their number; ours is the smallest")
+              f"clearly below; {sure_above} and {sure_below} after correction for their number; ours is the "
+              "smallest")
     least = table.loc[table["accuracy"].idxmin(), ["accuracy", "accuracy_low", "accuracy_high"]]
     return Answer(*(100 * float(value) for value in least), "points", verdict, reason)
 

@@ -13,8 +13,9 @@ from koa_lib import gradercard, grading, novelty, predictions, stats, study
 from koa_lib import model as models
 from koa_lib.device import autocast
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES, NAMES, prompts
+from koa_lib.grades import GRADES, NAMES
 from koa_lib.images.read import file_sha256
+from koa_lib.prompts import prompts
 from koa_lib.protocols import folds, main_fold, our_arm, prediction_name, unseen_split
 from koa_lib.reach import reached, versions
 from koa_lib.runner import Runner

@@ -9,9 +9,10 @@ from pathlib import Path
 from koa_lib import model as models
 from koa_lib.datasets import STATISTICS
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES, PROMPT_SETS
+from koa_lib.grades import GRADES
 from koa_lib.images.shape import GEOMETRIES, INTENSITIES, LEVELS
 from koa_lib.profile import ALLOWED, PARTS
+from koa_lib.prompts import PROMPT_SETS
 
 CARD, FORMAT = "grader.json", 2
 SEAL = "card_sha256"  # name in the weights' metadata

@@ -6,8 +6,10 @@ from timm.models import vgg
 from torch import nn
 
 from koa_lib import weights as weight_files
+from koa_lib.device import seeded
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
+from koa_lib.tower import Frozen
 
 
 class ImageGrader(nn.Module):
@@ -93,6 +95,23 @@ def _width_options(name, width):
         return {"channel_multiplier": width}
     raise StudyError(f"Baseline '{name}' can't be built with width {width}: "
                      "use width 1.0, vgg19_bn, a ResNet, convnext_small, vit_base, swin_tiny or mobilenetv1.")
+
+
+def untrained(seed, spec, weights=None):
+    """An `ImageGrader` before its training, on the device that is computed on."""
+    return seeded(seed, ImageGrader, spec, weights)
+
+
+def headless(seed, *arguments):
+    """A timm network without its classifier, made by `create` with a seed: pictures to embeddings."""
+    network = seeded(seed, create, *arguments)
+    network.reset_classifier(0)
+    return network
+
+
+def frozen(seed, *arguments):
+    """A `headless` network that is not trained."""
+    return Frozen(headless(seed, *arguments))
 
 
 def described(spec):

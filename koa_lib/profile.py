@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from koa_lib.errors import StudyError
-from koa_lib.grades import PROMPT_SETS
+from koa_lib.prompts import PROMPT_SETS
 from koa_lib.settings import Cohort, Profile, Recipe  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent

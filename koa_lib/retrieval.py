@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from koa_lib.device import device_of
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES, prompts
+from koa_lib.grades import GRADES
+from koa_lib.prompts import prompts
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import pandas as pd
 
 from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES, NAMES, TABLE_1
+from koa_lib.grades import GRADES, NAMES
+from koa_lib.prompts import TABLE_1
 
 OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
 

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from koa_lib.runner import Runner
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from koa_lib import cli, exported, graded, gradercard, grading, listing, predictions, profile, protocols, study
 from koa_lib.errors import StudyError
 from koa_lib.images.read import file_sha256
-from koa_lib.runner import Runner
 
 
 @pytest.fixture(scope="module")

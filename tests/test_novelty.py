@@ -16,6 +16,7 @@ from koa_lib.model import ClipGrader, load_clip
 from koa_lib.phantoms.cohorts import write_cohort_a
 from koa_lib.phantoms.other import KINDS as OTHER_KINDS
 from koa_lib.phantoms.other import render as render_other
+from koa_lib.prompts import prompts
 
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "color", "grass", "gravel", "hubble_deep_field", "ihc",
                "moon", "motorcycle_left", "page", "retina", "rocket", "text")
@@ -34,7 +35,7 @@ def model(knees):
     """An untrained network that knows the first 30 patients; the next 15 set the threshold."""
     clip, _, tokenizer = load_clip("koa-tiny", seed=1)
     card = {"geometry": "stretch", "trained": "stretch", "intensity": "none", "reference": None, "image_size": 112, "statistics": "clip"}
-    blank = grading.Model(ClipGrader(clip, tokenizer, "last_blocks", "as_printed").eval(), card, None)
+    blank = grading.Model(ClipGrader(clip, tokenizer, "last_blocks", prompts("as_printed")).eval(), card, None)
     return grading.Model(blank.grader, card, novelty.fit(traits(blank, knees[:60]), traits(blank, knees[60:90])))
 
 

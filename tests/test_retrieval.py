@@ -11,13 +11,13 @@ from sklearn.metrics import average_precision_score, precision_score
 from koa_lib import model as models
 from koa_lib import retrieval, sources
 from koa_lib.errors import StudyError
-from koa_lib.grades import prompts
+from koa_lib.prompts import prompts
 
 
 @pytest.fixture(scope="module")
 def searched():
     clip, _, tokenizer = models.load_clip("koa-tiny", seed=2)
-    grader = models.ClipGrader(clip, tokenizer, "full_image", "as_printed")
+    grader = models.ClipGrader(clip, tokenizer, "full_image", prompts("as_printed"))
     source = sources.Pictures(easy_dataset(150, role="report"), TINY)
     return grader, tokenizer, source, retrieval.image_embeddings(grader, source)
 

@@ -13,6 +13,7 @@ from koa_lib.datasets import to_tensor
 from koa_lib.errors import StudyError
 from koa_lib.paper import answers
 from koa_lib.paper.published import read as read_published
+from koa_lib.prompts import prompts
 from koa_lib.settings import Symmetry
 
 SETTINGS = Symmetry("start", "projection", 2, 0.01, (0.5, 2.0), 2)
@@ -90,7 +91,7 @@ def test_without_losses_the_picture_alone_trains_as_ever(study):
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     clip, _, tokenizer = model.load_clip("koa-tiny", seed=0)
-    grader = model.ClipGrader(clip, tokenizer, "projection", "as_printed")
+    grader = model.ClipGrader(clip, tokenizer, "projection", prompts("as_printed"))
     values, grades = torch.randn(6, 2, 128, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
     recipe = pairs.PairRecipe(**{**TINY.__dict__, "loss": "pairs"}, seen="both", symmetry=0.5, consistency=2.0)
     loss = pairs.PairLoss(recipe)
@@ -180,8 +181,9 @@ def test_a_trained_trunk_is_that_of_our_protocol_and_must_not_have_seen_the_inne
     official = replace(on_trained.profile, our_protocol=replace(TINY, part="both_encoders", folds=0, epochs=1))
     on_trained = replace(on_trained, profile=official)
     made = symmetry.arm(on_trained, "picture")
-    from koa_lib.protocols import our_arm
     from koa_lib.runner import Runner
+
+    from koa_lib.protocols import our_arm
 
     trained, built = Runner(on_trained).grader(our_arm(on_trained)).clip.state_dict(), made.build()
     assert all(torch.equal(value, trained[name]) for name, value in built.clip.state_dict().items())

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from koa_lib.runner import Runner
 
 from koa_lib import external, protocols
 from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES
-from koa_lib.runner import Runner
 
 
 @pytest.fixture(scope="module")

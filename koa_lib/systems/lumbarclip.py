@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import encoders, losses, model, stats, texts
-from koa_lib.grades import prompts
 from koa_lib.metrics import best_constant
 from koa_lib.model import HEADS
 from koa_lib.paper.claims import Answer, not_run
 from koa_lib.paper.scorecard import Ours, over_runs
+from koa_lib.prompts import prompts
 from koa_lib.protocols import START
 from koa_lib.results import Results
 from koa_lib.store import digest
@@ -53,7 +53,7 @@ def arm(experiment, spec, head, target, seed):
     )
     own = {name: getattr(settings, name) for name in ("epochs", "batch", "learning_rate")}
     width = experiment.features(made, experiment.data("training", made)).shape[-1]
-    build = partial(model.seeded, seed, model.ProjectionPair, head, width, sentences)
+    build = partial(model.pair, seed, head, width, sentences)
     return replace(made, build=build, recipe=replace(made.recipe, **own, warm_up=0.0, averaging=0.0))
 
 

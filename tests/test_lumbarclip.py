@@ -20,7 +20,9 @@ from koa_lib.store import Store
 from koa_lib.systems import lumbarclip
 
 ENCODER = settings.Encoder("Stand-in", "random", "resnet18", 32, 0.25, "")
-HEADS = settings.Heads((ENCODER, replace(ENCODER, name="Absent", reason="no weights")), "tiny", 3, 16, 0.01, 2)
+HEADS = settings.Heads(
+    (ENCODER, replace(ENCODER, name="Absent", reason="no weights")), "tiny", 3, 16, 0.01, 2
+)
 RECIPE = replace(TINY, learning_rate=0.01, weight_decay=0.01, epochs=20)
 
 
@@ -116,7 +118,9 @@ def test_gradients_of_the_heads(kind, target, monkeypatch):
     names = [name for name, _ in whole.named_parameters()]
 
     def value(*parameters):
-        return torch.func.functional_call(whole, dict(zip(names, parameters, strict=True)), (features, grades))
+        return torch.func.functional_call(
+            whole, dict(zip(names, parameters, strict=True)), (features, grades)
+        )
 
     assert torch.autograd.gradcheck(value, tuple(whole.parameters()))
 
@@ -161,9 +165,11 @@ def test_the_table_has_each_cell_with_its_interval_and_why_an_encoder_is_not_run
     whole = lumbarclip.overview(experiment.study, results, history)
     table = whole[whole["not_run"] == ""]
     assert len(table) == 6 and (table["n"] == 20).all() and (table["seeds"] == 2).all()
-    absent, = whole[whole["not_run"] != ""].itertuples()
+    (absent,) = whole[whole["not_run"] != ""].itertuples()
     assert (absent.encoder, absent.not_run) == ("Absent", "no weights") and math.isnan(absent.accuracy)
-    assert set(table["as_run"]) == {"stand-in for Stand-in: resnet18, 32 px, width x 0.25, random weights, untrained"}
+    assert set(table["as_run"]) == {
+        "stand-in for Stand-in: resnet18, 32 px, width x 0.25, random weights, untrained"
+    }
     assert ((table["accuracy_low"] > table["best_constant"]) == (table["above_constant"] == "yes")).all()
     first = history[(history["part"] == "inner") & (history["seed"] == 3)].set_index("epoch")
     for row in table.itertuples():
@@ -174,7 +180,9 @@ def test_the_table_has_each_cell_with_its_interval_and_why_an_encoder_is_not_run
 
 def test_differences_are_linear_minus_non_linear_and_hold_at_once_in_a_wider_interval(experiment, found):
     results, history = found
-    wide = lumbarclip.overview(experiment.study, results, history).pivot(index="target", columns="head", values="qwk")
+    wide = lumbarclip.overview(experiment.study, results, history).pivot(
+        index="target", columns="head", values="qwk"
+    )
     gaps = lumbarclip.differences(results)
     assert len(gaps) == 3
     for row in gaps.itertuples():
@@ -188,17 +196,39 @@ def test_differences_are_linear_minus_non_linear_and_hold_at_once_in_a_wider_int
 
 
 def gaps(*intervals, wider=0.0):
-    rows = [((low + high) / 2, low, high, low - wider, high + wider,
-             "linear" if low > 0 else "non-linear" if high < 0 else "neither") for low, high in intervals]
-    return pd.DataFrame(rows, columns=["accuracy", "accuracy_low", "accuracy_high", "simultaneous_low", "simultaneous_high", "better"])
+    rows = [
+        (
+            (low + high) / 2,
+            low,
+            high,
+            low - wider,
+            high + wider,
+            "linear" if low > 0 else "non-linear" if high < 0 else "neither",
+        )
+        for low, high in intervals
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "simultaneous_low",
+            "simultaneous_high",
+            "better",
+        ],
+    )
 
 
-@pytest.mark.parametrize("intervals, verdict, ours", [
-    ([(0.01, 0.05), (0.02, 0.06)], "replicated", 3.0),
-    ([(0.01, 0.05), (-0.02, 0.06)], "inconclusive", 2.0),
-    ([(0.01, 0.05), (-0.06, -0.02)], "not replicated", -4.0),
-    ([(0.0, 0.0)], "inconclusive", 0.0),
-])
+@pytest.mark.parametrize(
+    "intervals, verdict, ours",
+    [
+        ([(0.01, 0.05), (0.02, 0.06)], "replicated", 3.0),
+        ([(0.01, 0.05), (-0.02, 0.06)], "inconclusive", 2.0),
+        ([(0.01, 0.05), (-0.06, -0.02)], "not replicated", -4.0),
+        ([(0.0, 0.0)], "inconclusive", 0.0),
+    ],
+)
 def test_the_rule_of_the_claim(intervals, verdict, ours):
     answer = lumbarclip.linear_better(gaps(*intervals))
     assert answer.verdict == verdict and answer.ours == pytest.approx(ours) and answer.unit == "points"
@@ -206,22 +236,31 @@ def test_the_rule_of_the_claim(intervals, verdict, ours):
 
 def test_the_answer_says_what_is_left_when_the_number_of_differences_is_corrected_for():
     table = gaps((0.01, 0.05), (0.03, 0.07), (-0.06, -0.01), wider=0.02)
-    assert "2 lie clearly above 0 and 1 clearly below; 1 and 0 after correction" in lumbarclip.linear_better(table).reason
+    assert (
+        "2 lie clearly above 0 and 1 clearly below; 1 and 0 after correction"
+        in lumbarclip.linear_better(table).reason
+    )
 
 
 def test_the_combination_of_the_scorecard_is_chosen_without_the_test_split(experiment, found):
     results, history = found
     inner = history[history["part"] == "inner"].groupby([*lumbarclip.CELL, "seed"], sort=False)["qwk"].max()
-    best = dict(zip(lumbarclip.CELL, inner.groupby(level=lumbarclip.CELL, sort=False).mean().idxmax(), strict=True))
+    best = dict(
+        zip(lumbarclip.CELL, inner.groupby(level=lumbarclip.CELL, sort=False).mean().idxmax(), strict=True)
+    )
     kept = lumbarclip.answers(results, history)
     value = kept[lumbarclip.SYSTEM, "abstract", "best", "accuracy"]
     assert value.value == pytest.approx(100 * results.of(**best).averaged(["accuracy"])[1]["accuracy"].mean())
     table = lumbarclip.overview(experiment.study, results, history)
-    picked, = table[table["chosen"] == "yes"][lumbarclip.CELL].to_dict("records")
+    (picked,) = table[table["chosen"] == "yes"][lumbarclip.CELL].to_dict("records")
     assert picked == best
     answers.keep(experiment.study, lumbarclip.SYSTEM, kept)
     assert answers.read(experiment.study).keys() >= kept.keys()
-    for words in (lumbarclip.OTHER_DATA, "(stand-in, untrained)", f"{best['target']} loss, chosen on the inner part"):
+    for words in (
+        lumbarclip.OTHER_DATA,
+        "(stand-in, untrained)",
+        f"{best['target']} loss, chosen on the inner part",
+    ):
         assert words in value.note
 
 
@@ -230,16 +269,25 @@ def test_a_profile_that_runs_no_encoder_says_why(experiment):
     kept = lumbarclip.answers(*lumbarclip.run(Experiment(study)))
     claim = next(value for value in kept.values() if isinstance(value, claims.Answer))
     assert claim.verdict == "not run" and len(kept) == 3
-    assert all(math.isnan(value[0]) and "none of the encoders" in "".join(map(str, value)) for value in kept.values())
+    assert all(
+        math.isnan(value[0]) and "none of the encoders" in "".join(map(str, value)) for value in kept.values()
+    )
     for name in profile.names():
         loaded = profile.load(name)
         none = all(spec.reason for spec in loaded.systems.heads.encoders)
         assert none == ("heads" in loaded.not_run), name
 
 
-@pytest.mark.parametrize("source, dry, shown", [
-    ("random", False, "A (stand-in, untrained)"), ("start", False, "A (stand-in)"), ("trained", False, "A (stand-in)"),
-    ("timm", False, "A"), ("timm", True, "A (random weights)")])
+@pytest.mark.parametrize(
+    "source, dry, shown",
+    [
+        ("random", False, "A (stand-in, untrained)"),
+        ("start", False, "A (stand-in)"),
+        ("trained", False, "A (stand-in)"),
+        ("timm", False, "A"),
+        ("timm", True, "A (random weights)"),
+    ],
+)
 def test_a_stand_in_is_named_beside_every_number(experiment, source, dry, shown):
     study = replace(experiment.study, inputs=replace(experiment.study.inputs, dry=dry))
     assert lumbarclip.shown(study, replace(ENCODER, name="A", source=source)) == shown

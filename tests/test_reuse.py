@@ -16,6 +16,7 @@ from koa_lib.classifiers import Classifier
 from koa_lib.data.manifest import read_manifest, write_manifest
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Experiment
+from koa_lib.grading import export
 from koa_lib.paper import answers
 from koa_lib.phantoms.cohorts import write_cohort_a
 from koa_lib.settings import Encoder, Model
@@ -64,6 +65,7 @@ def everything(study):
     for arm in arms:
         experiment.features(arm, experiment.data("training", arm))
     experiment.run(*arms, network(study))
+    export.export(study)
 
 
 def network(study):
@@ -104,8 +106,8 @@ KINDS = {
     "encoder": r"features/encoder-start", "trained encoder": r"features/encoder-trained", "DINO": r"checkpoints/self-sup",
     "DINO encoder": r"features/encoder-dino", "printed": rf"(checkpoints|predictions)/{MAIN}__", "patients": rf"(checkpoints|predictions)/{MAIN}-patients",
     "ours": rf"(checkpoints|predictions)/{OURS}", "network": r"(checkpoints|predictions)/resnet50", "on start": r"(checkpoints|predictions)/regression-start",
-    "on trained": r"(checkpoints|predictions)/regression-trained", "on DINO": r"(checkpoints|predictions)/regression-dino"}
-OF_CLIP = {"printed", "patients", "ours", "trained encoder", "on trained"}
+    "exported": r"weights$", "on trained": r"(checkpoints|predictions)/regression-trained", "on DINO": r"(checkpoints|predictions)/regression-dino"}
+OF_CLIP = {"printed", "patients", "ours", "trained encoder", "on trained", "exported"}
 ON_WEIGHTS = OF_CLIP | {"trunk", "encoder", "on start"}
 DINO = {"DINO", "DINO encoder", "on DINO"}
 TOWERS = ON_WEIGHTS | DINO  # everything in which CLIP's architecture is
@@ -140,6 +142,8 @@ SOURCES = {
     "how pictures are augmented": ("datasets.py", lambda text: text + LINE, ALL),
     "how pictures are read": ("images/read.py", lambda text: text + LINE, ALL | {"as found", "inspected", "pictures"}),
     "how pictures are fitted": ("images/shape.py", lambda text: text + LINE, ALL | {"pictures", "inspected"}),
+    "how pictures are graded": ("grading/predict.py", lambda text: text + LINE, {"exported"}),
+    "how a grade is told": ("grading/show.py", lambda text: text + LINE, set()),
     "an architecture": ("model_configs/koa-tiny.json", lambda text: text + " ", TOWERS),
 }
 
@@ -185,7 +189,7 @@ def test_touched_files_are_looked_at_and_nothing_else(again, small):
 
 def test_other_settings_make_again_what_they_belong_to(again, small):
     slower = replace(small.profile, our_protocol=replace(small.profile.our_protocol, learning_rate=0.0005))
-    assert again(profile=slower) == {"ours", "trained encoder", "on trained"}
+    assert again(profile=slower) == {"ours", "trained encoder", "on trained", "exported"}
 
 
 def test_pretraining_epochs_reach_the_embeddings_that_start_from_it(again, small):

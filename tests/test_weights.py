@@ -15,8 +15,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from koa_lib import networks, preflight, weights
 from koa_lib import model as models
+from koa_lib import networks, preflight, weights
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.images.read import file_sha256

@@ -1,6 +1,7 @@
 """Where the model looks: maps as published for both kinds of tower, and their scores by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,87 +30,62 @@ def noise(count, size, seed=0):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def images_for(grader, count=2):
-    size = grader.clip.visual.image_size
-    return noise(count, size[0] if isinstance(size, tuple) else size)
+CLIPS = {"koa-tiny": 112, "koa-conv": 144}
+NETWORKS = {
+    "resnet50": (64, 0.25),
+    "vgg19_bn": (32, 0.125),
+    "mobilenetv1_100": (64, 1.0),
+    "wide_resnet50_2": (224, 0.125),
+    "vit_base_patch16_224": (64, 0.25),
+}
 
 
-def gradient_by_steps(logit, activations, step=1e-2):
-    """Mean derivative of a logit by each channel of (channels, places), by central differences."""
-    slopes = []
-    for channel in range(activations.shape[0]):
-        ends = []
-        for sign in (1, -1):
-            moved = activations.clone()
-            moved[channel] += sign * step  # all places at once: the sum of their derivatives
-            ends.append(logit(moved).item())
-        slopes.append((ends[0] - ends[1]) / (2 * step) / activations[0].numel())
-    return torch.tensor(slopes)
+def reshaped(values):
+    """Tokens as a picture of their patches."""
+    side = round((values.shape[1] - 1) ** 0.5)
+    return values if values.ndim == 4 else values[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["koa-tiny", "koa-conv"])
-def test_map_is_grad_cam_by_finite_differences(name):
-    grader, grade = grader_of(name), 3
-    images = images_for(grader, 1)
-    visual = grader.clip.visual
-    if grader.tower.is_vit:
-        tokens = visual._embeds(images)
-        for block in visual.transformer.resblocks[:-1]:
-            tokens = block(tokens)
-        side = round((tokens.shape[1] - 1) ** 0.5)
-        values = tokens[0, 1:].T.reshape(-1, side, side)
-
-        def logit(moved):
-            last = visual.transformer.resblocks[-1](torch.cat([tokens[:, :1], moved.flatten(1).T[None]], 1))
-            return grader.logits(F.normalize(visual.ln_post(last[:, 0]) @ visual.proj, dim=-1))[0, grade]
-    else:
-        trunk = visual.trunk
-        values = trunk.layer4(grader.tower.until(images, "tokens"))[0]
-
-        def logit(moved):
-            return grader.logits(F.normalize(visual.head(trunk.global_pool(moved[None])), dim=-1))[0, grade]
-
-    weighted = F.relu((gradient_by_steps(logit, values)[:, None, None] * values).sum(0))
-    expected = F.interpolate(weighted[None, None], images.shape[-2:], mode="bilinear")[0, 0]
-    np.testing.assert_allclose(explain.heatmap(grader, images, [grade])[0], expected / expected.max(), atol=0.03)
-
-
-@pytest.mark.parametrize(("name", "part"), [
-    ("koa-tiny", "adapter"), ("koa-tiny", "last_blocks"), ("koa-tiny", "both_encoders"), ("koa-conv", "full_image")])
-def test_every_reading_has_maps_and_keeps_its_weights(name, part):
-    grader = grader_of(name, part)
-    images, before = images_for(grader), {key: value.clone() for key, value in grader.state_dict().items()}
-    with torch.no_grad():
-        logits = grader(images)
-    maps = explain.heatmap(grader, images)
-    assert maps.shape == (2, *images.shape[-2:]) and maps.min() >= 0
-    assert all(value == pytest.approx(1) or value == 0 for value in maps.max((1, 2)))
-    np.testing.assert_array_equal(maps, explain.heatmap(grader, images, logits.argmax(1)))
-    np.testing.assert_allclose(maps[1], explain.heatmap(grader, images[1:])[0], atol=1e-3)  # no neighbours in it
-    assert all(torch.equal(value, before[key]) for key, value in grader.state_dict().items())
-    assert all(p.grad is None for p in grader.parameters())
-    with torch.no_grad():
-        assert torch.equal(grader(images), logits)
-
-
-@pytest.mark.parametrize(("name", "size", "width"), [
-    ("resnet50", 64, 0.25), ("vgg19_bn", 32, 0.125), ("mobilenetv1_100", 64, 1.0), ("wide_resnet50_2", 224, 0.125)])
-def test_maps_of_the_baselines_equal_those_of_the_grad_cam_package(name, size, width):
+@pytest.mark.parametrize("name", [*CLIPS, *NETWORKS])
+def test_maps_equal_those_of_the_grad_cam_package(name):
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    grader, images, grades = baseline_of(name, size, width), noise(3, size, 1), (4, 0, 2)
-    found, layer = explain.heatmap(grader, images, grades), grader.get_submodule(explain.mapped_layer(grader, size))
-    targets = [ClassifierOutputTarget(grade) for grade in grades]
-    theirs = GradCAM(model=grader, target_layers=[layer])(input_tensor=images, targets=targets)
+    grader = grader_of(name) if name in CLIPS else baseline_of(name, *NETWORKS[name])
+    size = CLIPS.get(name) or NETWORKS[name][0]
+    images, grades = noise(3, size, 1), (4, 0, 2)
+    found, layer = explain.heatmap(grader, images, grades), explain.mapped_layer(grader, size)
+    package = GradCAM(grader, [grader.get_submodule(layer)], reshape_transform=reshaped)
+    theirs = package(images, [ClassifierOutputTarget(grade) for grade in grades])
     ours = found - found.min((1, 2), keepdims=True)  # theirs starts at 0
     np.testing.assert_allclose(ours / (ours.max((1, 2), keepdims=True) + 1e-7), theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "size", "layer"), [
-    ("resnet50", 64, "network.layer2"), ("resnet50", 224, "network.layer4"), ("vgg19_bn", 32, "network.features.25"),
-    ("vit_base_patch16_224", 64, "network.blocks.10")])
+@pytest.mark.parametrize("part", ["adapter", "projection", "last_blocks", "both_encoders"])
+def test_every_reading_has_maps_of_its_own_answer_and_is_left_as_it_is(part):
+    grader, images = grader_of("koa-tiny", part), noise(2, 112)
+    before = {key: value.clone() for key, value in grader.state_dict().items()}
+    with torch.no_grad():
+        logits = grader(images)
+    maps = explain.heatmap(grader, images)
+    assert maps.shape == (2, 112, 112) and maps.min() >= 0
+    assert all(value == pytest.approx(1) or value == 0 for value in maps.max((1, 2)))
+    np.testing.assert_array_equal(maps, explain.heatmap(grader, images, logits.argmax(1)))
+    np.testing.assert_allclose(maps[1], explain.heatmap(grader, images[1:])[0], atol=1e-3)
+    assert all(torch.equal(value, before[key]) for key, value in grader.state_dict().items())
+    assert all(p.grad is None for p in grader.parameters())
+    torch.testing.assert_close(grader(images).detach(), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "layer"),
+    [
+        ("resnet50", 64, "network.layer2"),
+        ("resnet50", 224, "network.layer4"),
+        ("vgg19_bn", 32, "network.features.25"),
+        ("vit_base_patch16_224", 64, "network.blocks.10"),
+    ],
+)
 def test_a_small_picture_is_mapped_where_the_network_still_has_cells(name, size, layer):
     assert explain.mapped_layer(baseline_of(name, size, 0.125), size) == layer
 
@@ -120,11 +96,16 @@ def test_rollout_by_hand():
     second = torch.tensor([[[[0.0, 1], [1, 0]]]])
     one, two = torch.tensor([[0.75, 0.25], [0, 1]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]])
     torch.testing.assert_close(explain.rollout([first]), one[None])
-    torch.testing.assert_close(explain.rollout([first, second]), (two @ one)[None])  # [[.375, .625], [.375, .625]]
+    torch.testing.assert_close(
+        explain.rollout([first, second]), (two @ one)[None]
+    )  # [[.375, .625], [.375, .625]]
 
 
-@pytest.mark.parametrize(("build", "side"), [
-    (lambda: grader_of("koa-tiny", "adapter"), 112), (lambda: baseline_of("vit_base_patch16_224"), 64)], ids=["CLIP", "timm"])
+@pytest.mark.parametrize(
+    ("build", "side"),
+    [(lambda: grader_of("koa-tiny", "adapter"), 112), (lambda: baseline_of("vit_base_patch16_224"), 64)],
+    ids=["CLIP", "timm"],
+)
 def test_attention_is_read_without_changing_the_model(build, side):
     grader, images = build(), noise(2, side, 5)
     with torch.no_grad():
@@ -135,26 +116,34 @@ def test_attention_is_read_without_changing_the_model(build, side):
     assert len(layers) in (4, 12) and all(layer.shape[::2] == (2, tokens) for layer in layers)
     assert all(torch.allclose(layer.sum(-1), torch.ones(()), atol=1e-4) for layer in layers)
     maps = explain.attention_map(grader, images)
-    assert maps.shape == (2, side, side) and maps.min() >= 0 and maps.max((1, 2)) == pytest.approx([1, 1])
+    assert maps.shape == (2, side, side) and maps.min() >= 0
     cells = explain.rollout(layers)[:, 0, 1:].numpy()
     coarse = explain.resized(maps, side // 16).reshape(2, -1)
-    assert all(np.corrcoef(*pair)[0, 1] > 0.9 for pair in zip(coarse, cells, strict=True))  # each at its place
+    assert all(
+        np.corrcoef(*pair)[0, 1] > 0.9 for pair in zip(coarse, cells, strict=True)
+    )  # each at its place
 
 
 def test_attention_of_clip_equals_its_formula():
     grader = grader_of("koa-tiny")
-    images, visual = images_for(grader, 1), grader.clip.visual
+    images, visual = noise(1, 112), grader.clip.visual
     with torch.no_grad():
         block = visual.transformer.resblocks[0]
         tokens = block.ln_1(visual._embeds(images))
         query, key, _ = F.linear(tokens, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
-        query, key = (value.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for value in (query, key))
+        query, key = (
+            value.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for value in (query, key)
+        )
         expected = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1)
         torch.testing.assert_close(explain.attentions(grader, images)[0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_only_a_vit_has_attention():
-    assert set(explain.methods(grader_of("koa-conv"))) == {"Grad-CAM"} == set(explain.methods(baseline_of("resnet50")))
+    assert (
+        set(explain.methods(grader_of("koa-conv")))
+        == {"Grad-CAM"}
+        == set(explain.methods(baseline_of("resnet50")))
+    )
     assert set(explain.methods(grader_of("koa-tiny"))) == {"Grad-CAM", "attention rollout"}
 
 
@@ -167,7 +156,9 @@ def test_at_last_a_cascade_has_lost_all_that_is_not_text():
 @pytest.mark.parametrize("part", ["adapter", "projection"])
 def test_weights_are_lost_from_the_output_to_the_input(part):
     grader, untrained, lost = grader_of("koa-tiny", part, 1), grader_of("koa-tiny", part, 2), []
-    before, start = ({key: value.clone() for key, value in one.state_dict().items()} for one in (grader, untrained))
+    before, start = (
+        {key: value.clone() for key, value in one.state_dict().items()} for one in (grader, untrained)
+    )
     for changed in explain.cascade(grader, untrained, 4):
         state = changed.state_dict()
         lost.append({key for key in state if not torch.equal(state[key], before[key])})
@@ -192,7 +183,9 @@ def square(number=1):
 def test_share_inside_by_hand():
     maps = np.zeros((3, 8, 8))
     maps[0, 2, 2], maps[0, 0, 0], maps[1] = 3, 1, 1
-    assert explain.inside(maps, square(3)) == pytest.approx([0.75, 16 / 64, np.nan], nan_ok=True)  # a flat map: the area
+    assert explain.inside(maps, square(3)) == pytest.approx(
+        [0.75, 16 / 64, np.nan], nan_ok=True
+    )  # a flat map: the area
 
 
 def test_maps_of_other_patients_are_laid_over_a_picture():
@@ -226,7 +219,7 @@ def test_the_blob_grows_from_the_middle():
 
 
 class Corner(torch.nn.Module):
-    """Grade 1 is the more probable the brighter the upper left corner; grade 0 takes the rest, others nothing."""
+    """Grade 1 is the more probable the brighter the upper left corner; grade 0 takes the rest."""
 
     def __init__(self):
         super().__init__()
@@ -246,10 +239,16 @@ def corners(count):
 def test_deletion_by_the_right_map_falls_first_and_insertion_rises_first():
     pictures, right = corners(3), np.zeros((3, 56, 56), np.float32)
     right[:, :8, :8] = 1
-    found = explain.curves(Corner(), pictures, "clip", {"right": right, "wrong": 1 - right}, np.ones(3, int), 7, 1)
-    areas = {kind: {name: explain.area(values).mean() for name, values in made.items()} for kind, made in found.items()}
-    assert set(areas["deletion"]) == set(areas["insertion"]) == {"right", "wrong", explain.RANDOM, explain.CENTRE}
-    assert min(areas["deletion"], key=areas["deletion"].get) == "right" == max(areas["insertion"], key=areas["insertion"].get)
+    found = explain.curves(
+        Corner(), pictures, "clip", {"right": right, "wrong": 1 - right}, np.ones(3, int), 7, 1
+    )
+    areas = {
+        kind: {name: explain.area(values).mean() for name, values in made.items()}
+        for kind, made in found.items()
+    }
+    deletion, insertion = pd.Series(areas["deletion"]), pd.Series(areas["insertion"])
+    assert set(deletion.index) == set(insertion.index) == {"right", "wrong", explain.RANDOM, explain.CENTRE}
+    assert deletion.idxmin() == insertion.idxmax() == "right"
     sharp = explain.probabilities(Corner(), pictures, "clip")[:, 1]
     for deletion, insertion in zip(found["deletion"].values(), found["insertion"].values(), strict=True):
         assert deletion.shape == (3, 8) and deletion[:, 0] == pytest.approx(sharp) == insertion[:, -1]
@@ -261,7 +260,9 @@ def test_a_map_of_zeros_is_like_random_order():
     found = explain.curves(Corner(), corners(300), "clip", zeros, np.ones(300, int), 6, 2)
     for made in found.values():
         own, random = explain.area(made["zeros"]), explain.area(made[explain.RANDOM])
-        assert own.mean() == pytest.approx(random.mean(), abs=float(4 * np.sqrt((own.var() + random.var()) / 300)))
+        assert own.mean() == pytest.approx(
+            random.mean(), abs=float(4 * np.sqrt((own.var() + random.var()) / 300))
+        )
 
 
 def test_area_is_the_trapezoid():

@@ -1,4 +1,4 @@
-"""Where a study's models look: a good verdict needs a model that has learnt, and a map that beats both controls."""
+"""Where a study's models look: a good verdict needs a model that has learnt and a map that beats both controls."""
 
 from dataclasses import replace
 
@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from koa_lib import explain, metrics
+from koa_lib import explain, metrics, protocols
 from koa_lib.errors import StudyError
 from koa_lib.explain import CENTRE, RANDOM, SIDE
-from koa_lib.protocols import our_arm
 from koa_lib.report import overlays
 from koa_lib.systems import localisation
 
@@ -30,7 +29,7 @@ def test_all_models_explain_the_same_pictures_which_none_was_trained_on(easy_stu
     assert first["kl_grade"].is_monotonic_increasing and len(found[0].pictures) == len(first)
     ours = found[names.index("CLIP by our protocol")]
     assert ours.trained_patients == 0  # its test split shares no patient with its training
-    assert our_arm(easy_study).recipe.folds or not set(first["split"]) & {"train"}
+    assert protocols.our_arm(easy_study).recipe.folds or not set(first["split"]) & {"train"}
 
 
 def test_what_is_kept_comes_from_the_store_and_follows_the_model(easy_study, found):
@@ -48,9 +47,10 @@ def test_what_is_kept_comes_from_the_store_and_follows_the_model(easy_study, fou
 
 
 def test_models_that_share_no_unseen_picture_are_refused(easy_study, monkeypatch):
-    monkeypatch.setattr(
-        localisation, "_trained", lambda study, runner, arm: runner.data("training", arm.recipe).rows
-    )
+    def folds(data, arm, seed):
+        return [protocols.Fold(number, data, None, {"train": data}) for number in range(1, 6)]
+
+    monkeypatch.setattr(protocols, "folds", folds)
     with pytest.raises(StudyError, match="training of one of the models. Give more pictures"):
         localisation.explained(easy_study)
 

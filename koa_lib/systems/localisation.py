@@ -97,9 +97,10 @@ def _models(study):
     # Name, arm, how it is run, and what makes the same architecture with random weights.
     for arm in {arm.name: arm for arm in (protocols.main_arm(study), protocols.our_arm(study))}.values():
         yield CLIPS[arm.name], arm, protocols.described(arm, study), partial(_random_clip, study, arm.recipe)
-    for spec in (spec for spec in study.profile.baselines if not spec.reason):
-        arm, untrained = protocols.baseline_arm(study, spec), partial(_seeded, study, ImageGrader, spec)
-        yield spec.name, arm, described(spec), untrained
+    for spec in study.profile.baselines:
+        if not spec.reason:
+            untrained = partial(_seeded, study, ImageGrader, spec)
+            yield spec.name, protocols.baseline_arm(study, spec), described(spec), untrained
 
 
 def _random_clip(study, recipe):
@@ -124,9 +125,9 @@ def _explained(study, runner, name, arm, as_run, untrained, trained, seen):
     data, settings, number = runner.data("training", arm.recipe), _settings(study), protocols.main_fold(study)
     unseen = data.part(np.flatnonzero(~data.rows["image_id"].isin(trained["image_id"])), "report")
     chosen = _sample(unseen.rows, seen, settings.pictures)
-    what = {"chosen": chosen.tolist(), "statistics": arm.recipe.normalisation, "losses": settings.cascade,
-            # On real pictures nothing is claimed.
-            "steps": settings.steps * study.synthetic, "seed": study.seed}
+    steps = settings.steps if study.synthetic else 0  # on real pictures nothing is claimed
+    what = {"chosen": chosen.tolist(), "statistics": arm.recipe.normalisation, "steps": steps,
+            "losses": settings.cascade, "seed": study.seed}
     key = what | {"weights": made_from(runner.checkpoint(arm, number)), "unseen": unseen.fingerprint}
     build = partial(explain.write_measured, partial(runner.grader, arm, number), untrained, unseen, **what)
     with np.load(study.store.make(f"attributions/{arm.name}.npz", key, build)) as file:
@@ -137,8 +138,8 @@ def _explained(study, runner, name, arm, as_run, untrained, trained, seen):
 
     rows = unseen.rows.iloc[chosen].reset_index(drop=True)
     return Explained(
-        name, as_run, rows, unseen.images(chosen),
-        trained_patients=len(set(trained["group_id"]).intersection(rows["group_id"])), layer=kept["layer"],
+        name, as_run, rows, pictures=unseen.images(chosen), layer=kept["layer"],
+        trained_patients=len(set(trained["group_id"]).intersection(rows["group_id"])),
         kappa=kappa(unseen.rows, kept["answers"], study.profile.draws, study.seed),
         grades=kept["answers"][chosen].argmax(1), maps=named("methods", "maps"),
         curves={kind: named("orders", kind) for kind in CURVES}, cascade=named("methods", "cascade"))

@@ -1,4 +1,4 @@
-"""Where a study's models look: a good verdict needs a model that has learnt and a map that beats both controls."""
+"""Where models look: a good verdict needs a model that has learnt and a map that beats both controls."""
 
 from dataclasses import replace
 

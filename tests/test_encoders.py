@@ -101,7 +101,7 @@ def test_other_weights_are_refused_with_advice(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["BiomedCLIP", "RAD-DINO"])
 def test_missing_weights_are_named_with_their_files(name, tmp_path):
-    from koa_lib import foundation, weights
+    from koa_lib import foundation
 
     with pytest.raises(StudyError, match=f"holds no weights of {name}.*{foundation.PAGES[name].files[0]}"):
         foundation.place_of(name, tmp_path)

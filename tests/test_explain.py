@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from koa_lib.baselines import ImageGrader
 from scipy.stats import spearmanr
 
 from koa_lib import explain
 from koa_lib.model import ClipGrader, load_clip
+from koa_lib.networks import ImageGrader
+from koa_lib.prompts import prompts
 from koa_lib.settings import Baseline
 
 

@@ -47,6 +47,25 @@ class ImageGrader(nn.Module):
         return self.state_dict()
 
 
+class Body(nn.Module):
+    """A trained network without its last layer, frozen: normalised images (n, 3, H, W) to what that layer reads (n, d)."""
+
+    low_precision = ImageGrader.low_precision
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def trunk(self, images):
+        """Normalised images to embeddings."""
+        return self.network.forward_head(self.network.forward_features(images), pre_logits=True)
+
+
+def body(grader):
+    """The `Body` of a trained `ImageGrader`; `grader` gives it."""
+    return Body(grader().network)
+
+
 def create(name, image_size, width, weights=None):
     """A timm network with five outputs and scaled channels; its outputs are always new, all else is of the weight file where one is given.
 

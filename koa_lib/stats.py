@@ -53,6 +53,36 @@ def interval(values, level=0.95):
     return float(low), float(high)
 
 
+def mean_interval(values, groups, draws=1000, seed=0, level=0.95):
+    """Mean of the defined values with its group-bootstrap percentile interval.
+
+    Parameters
+    ----------
+    values : float array (n,)
+        NaN is left out.
+    groups : array (n,)
+        Patient or duplicate group of each value.
+
+    Returns
+    -------
+    (mean, low, high) : floats
+        NaN without a value; the interval is NaN with fewer than two groups.
+
+    Raises
+    ------
+    StudyError
+        When lengths differ, a group is missing or `draws` is below 1.
+    """
+    values = np.asarray(values, dtype=float)
+    codes, _ = group_codes(groups, len(values))
+    known = ~np.isnan(values)
+    codes, number = group_codes(codes[known], known.sum())
+    totals = np.stack([np.bincount(codes, weights, number) for weights in (values[known], None)], axis=1)
+    sums, counts = np.concatenate([weights @ totals for weights in _weights(number, draws, seed)]).T
+    means = sums / np.where(counts > 0, counts, np.nan)
+    return values[known].mean() if known.any() else float("nan"), *interval(means, level)
+
+
 def samples(graded, names, draws=1000, seed=0):
     """Metrics of graded pictures as they are, then of each bootstrap draw of whole groups; the same groups and seed give the same draws.
 

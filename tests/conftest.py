@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from koa_lib import datasets, profile, settings
+from koa_lib import cohort, datasets, profile, settings
 from koa_lib.data.manifest import write_manifest
 from koa_lib.grades import GRADES
 from koa_lib.images.read import describe
@@ -23,7 +23,8 @@ from koa_lib.study import Inputs, Study
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = settings.Recipe(part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none", augmentation="as_printed", loss="prototypes",
-                      targets="hard", learning_rate=0.001, weight_decay=0.0, epochs=2, patience=0, batch=16, residual=0.2, folds=2, views=1)
+                      targets="hard", learning_rate=0.001, weight_decay=0.0, epochs=2, patience=0, batch=16, warm_up=0.0,
+                      averaging=0.0, residual=0.2, folds=2, views=1)
 
 
 def make(*arguments, timeout=900, **more):
@@ -130,5 +131,5 @@ def easy_study(tmp_path_factory):
                      our_protocol=replace(TINY, part="projection"), seeds=2, tower_epochs=1, baseline_folds=1)
     inputs = Inputs("smoke", 3, str(base / "easy_a"), str(base / "easy_b"), "", "none", dry=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "MANIFESTS", lists)
+        patch.setattr(cohort, "MANIFESTS", lists)
         yield Study(chosen, 3, inputs, run, "tests")

@@ -1,7 +1,7 @@
-"""JIIM 2025 (Chavoshi et al., doi:10.1007/s10278-025-01636-x): do frozen embeddings replace a trained network?
+"""Frozen embeddings or a trained network? JIIM 2025 (Chavoshi et al., doi:10.1007/s10278-025-01636-x).
 
-Encoders with simple classifiers, and supervised networks, learn each finding on the official training split, are
-chosen on its inner patient split, and report the unseen split and the external cohort.
+Encoders with simple classifiers, and supervised networks, learn each finding on the official training split,
+are chosen on its inner patient split, and report the unseen split and the external cohort.
 """
 
 from dataclasses import replace
@@ -11,7 +11,8 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from koa_lib import classifiers, encoders, networks, protocols, splits, weights
+from koa_lib import encoders, networks, protocols, splits, weights
+from koa_lib.classifiers import KINDS, Classifier, chosen
 from koa_lib.experiment import Trunk
 from koa_lib.images.shape import VIEWS
 from koa_lib.paper.claims import Answer, not_run
@@ -21,7 +22,7 @@ from koa_lib.store import made_from
 from koa_lib.systems import modality
 
 SYSTEM = ("JIIM-2025", "abstract")
-# The KL grade comes first: by it the external set is rid of pictures under conflicting grades, for every task.
+# The KL grade comes first: by it the external set loses pictures under conflicting grades, for every task.
 TASKS = {
     "kl_grade": "KL grade",
     "osteophytes": "osteophytes",
@@ -29,7 +30,7 @@ TASKS = {
     "sclerosis": "sclerosis",
 }
 METRICS = ("accuracy", "linear_kappa", "qwk", "macro_auc")
-BOOSTED, LINEAR = classifiers.KINDS
+BOOSTED, LINEAR = KINDS
 # Of quadratic kappa: two encoders are alike when the interval of their difference lies inside it.
 MARGIN = 0.05
 HIGHER, LOWER = "network higher", "embeddings higher"
@@ -37,16 +38,16 @@ ALIKE, APART, UNCLEAR = "alike", "apart", "unclear"
 
 
 def arms(experiment, task):
-    """The arms of a task, each as (arm, encoder, grader): what its row calls it, '' for a network's encoder."""
+    """The arms of a task with the names of their systems: '<network>' or '<encoder> + <classifier>'."""
     settings = experiment.study.profile.systems.embeddings
     for spec in settings.networks:
         if not spec.reason:
-            yield _network(experiment, spec, task), "", spec.name
-    for spec, kind in product(settings.encoders, classifiers.KINDS):
+            yield spec.name, _network(experiment, spec, task)
+    for spec, kind in product(settings.encoders, KINDS):
         if not spec.reason:
-            classifier = classifiers.Classifier(kind, settings.trees)
             name = f"{label(spec)}-{kind}-{task}".lower().replace(" ", "_")
-            yield encoders.arm(experiment, spec, name, classifier, task=task), label(spec), kind
+            build = Classifier(kind, settings.trees)
+            yield f"{label(spec)} + {kind}", encoders.arm(experiment, spec, name, build, task=task)
 
 
 def label(spec):
@@ -64,8 +65,7 @@ def _network(experiment, spec, task):
     graded = make(f"{start}kl_grade")
     job = experiment.job(graded)
     trunk = Trunk(graded.name, partial(networks.body, job.grader), {"network": made_from(job.checkpoint)})
-    build = classifiers.Classifier(LINEAR)
-    return replace(graded, name=start + task, build=build, key={}, trunk=trunk, task=task)
+    return replace(graded, name=start + task, build=Classifier(LINEAR), key={}, trunk=trunk, task=task)
 
 
 def run(experiment):
@@ -74,27 +74,23 @@ def run(experiment):
     Returns
     -------
     results : Results
-        `arm` is a system's name; task, encoder, grader and chosen (the settings or the epoch that the inner
-        part chose) are added.
+        `arm` is a system's name; task and chosen (a classifier's settings) are added.
     absent : dict of str to str
         Why a system or a task is not run.
     """
-    settings, rows = experiment.study.profile.systems.embeddings, []
+    settings, made = experiment.study.profile.systems.embeddings, []
     absent = {spec.name: spec.reason for spec in (*settings.encoders, *settings.networks) if spec.reason}
     for task, title in TASKS.items():
-        graded = [one for one in arms(experiment, task) if _is_graded(experiment, one[0])]
-        rows += [(title, *one) for one in graded]
-        if not graded:
+        own = [(title, *one) for one in arms(experiment, task) if _is_graded(experiment, one[-1])]
+        made += own
+        if not own:
             absent[title] = "the manifest does not grade it"
-    made = [arm for _, arm, *_ in rows]
-    results = experiment.run(*made, splits=("unseen", "external"), view=VIEWS[0]).deduplicated()
-    said = pd.DataFrame(rows, columns=["task", "arm", "encoder", "grader"]).assign(
-        chosen=[_chosen(experiment, arm) for arm in made],
-        arm=[arm.name for arm in made],
-        system=lambda said: (said["encoder"] + " + ").where(said["encoder"] != "", "") + said["grader"],
-    )
-    frame = results.frame.merge(said, on="arm").drop(columns="arm").rename(columns={"system": "arm"})
-    return replace(results, frame=frame), absent
+    graded = experiment.run(*(arm for *_, arm in made), splits=("unseen", "external"), view=VIEWS[0])
+    said = [(arm.name, title, system, _chosen(experiment, arm)) for title, system, arm in made]
+    said = pd.DataFrame(said, columns=["arm", "task", "system", "chosen"])
+    results = graded.deduplicated()
+    frame = results.frame.merge(said, on="arm")
+    return replace(results, frame=frame.assign(arm=frame["system"])), absent
 
 
 def _is_graded(experiment, arm):
@@ -103,10 +99,7 @@ def _is_graded(experiment, arm):
 
 
 def _chosen(experiment, arm):
-    if arm.trunk is None:
-        inner = experiment.history(arm).query("part == 'inner'").set_index("epoch")
-        return f"epoch {inner['qwk'].fillna(-1).idxmax()} of {arm.recipe.epochs}"
-    settings, _ = classifiers.chosen(experiment.job(arm).checkpoint)
+    settings = {} if arm.trunk is None else chosen(experiment.job(arm).checkpoint)[0]
     return ", ".join(f"{name} {value:g}" for name, value in settings.items())
 
 
@@ -120,21 +113,11 @@ def systems(study):
     """
     settings = study.profile.systems.embeddings
     once = "; one network, trained on KL grades: findings by logistic regression on its frozen features"
-    rows = [
-        (label(spec), "frozen encoder", *_told(study, spec), spec.reason or "yes")
-        for spec in settings.encoders
-    ]
-    rows += [
-        (
-            spec.name,
-            "supervised network",
-            networks.described(spec) + once * (not settings.per_task),
-            "",
-            spec.reason or "yes",
-        )
-        for spec in settings.networks
-    ]
-    return pd.DataFrame(rows, columns=["system", "kind", "how", "met", "run"])
+    once *= not settings.per_task
+    told = [(label(spec), "frozen encoder", *_told(study, spec), spec.reason) for spec in settings.encoders]
+    for spec in settings.networks:
+        told.append((spec.name, "supervised network", networks.described(spec) + once, "", spec.reason))
+    return pd.DataFrame(told, columns=["system", "kind", "how", "met", "run"]).replace({"run": {"": "yes"}})
 
 
 def _told(study, spec):
@@ -167,36 +150,34 @@ def table(results):
     Returns
     -------
     DataFrame
-        task, system, encoder ('' for a network), grader (classifier or network), split, chosen, n, then each of
-        `METRICS` (macro_auc: over the levels of the task) with _low and _high. Networks come first in each task.
+        task, system, split, chosen, n, then each of `METRICS` (macro_auc: over the task's levels) with _low
+        and _high; encoder ('' for a network) and grader (classifier or network).
     """
-    by = ("task", "arm", "encoder", "grader", "split", "chosen")
-    return results.table(METRICS, by).rename(columns={"arm": "system"})
+    found = results.table(METRICS, by=("task", "system", "split", "chosen"))
+    names = [system.rpartition(" + ") for system in found["system"]]
+    return found.assign(encoder=[name[0] for name in names], grader=[name[-1] for name in names])
 
 
 def compared(study, results):
-    """Networks against embeddings with XGBoost, and the encoders against each other with both classifiers, on the
-    unseen split.
+    """Networks against embeddings with XGBoost, and the encoders against each other, on the unseen split.
 
     Returns
     -------
     DataFrame
-        task, first, second, n, first_qwk, second_qwk, then the paired difference (first minus second) of qwk and of
-        linear_kappa, each with _low and _high; outcome: `HIGHER` or `LOWER` where the interval of (network minus
-        embeddings) excludes 0; `ALIKE` where that of two encoders lies inside +-`MARGIN`, `APART` where it lies
-        outside altogether; else `UNCLEAR`.
+        task, first, second, n, first_qwk, second_qwk, then the paired difference (first minus second) of qwk
+        and of linear_kappa, each with _low and _high; outcome: `HIGHER` or `LOWER` where the interval of
+        (network minus embeddings) excludes 0; `ALIKE` where that of two encoders lies inside +-`MARGIN`,
+        `APART` where it lies outside altogether; else `UNCLEAR`.
     """
     settings = study.profile.systems.embeddings
     first, names = [spec.name for spec in settings.networks], [label(spec) for spec in settings.encoders]
     pairs = [(network, f"{name} + {BOOSTED}") for network, name in product(first, names)]
-    pairs += [
-        (f"{a} + {kind}", f"{b} + {kind}") for kind in classifiers.KINDS for a, b in combinations(names, 2)
-    ]
+    pairs += [(f"{a} + {kind}", f"{b} + {kind}") for kind in KINDS for a, b in combinations(names, 2)]
     inside = results.of(split={*results.splits} - {"external"})
     ends = [f"{name}{end}" for name in ("qwk", "linear_kappa") for end in ("", "_low", "_high")]
     found = inside.gaps(pairs, ["qwk", "linear_kappa"], by=("task",))
     found = found.reindex(columns=["task", "first", "second", "n", "first_qwk", "second_qwk", *ends])
-    kappas = inside.table(["qwk"], by=("task", "arm")).set_index(["task", "arm"])["qwk"]
+    kappas = inside.table(["qwk"], by=("task", "system")).set_index(["task", "system"])["qwk"]
     for one in ("first", "second"):
         found[f"{one}_qwk"] = [kappas[key] for key in zip(found["task"], found[one], strict=True)]
     return found.assign(outcome=outcomes(found, found["first"].isin(first)))
@@ -211,18 +192,18 @@ def outcomes(found, network):
 
 
 def beaten(found, absent):
-    """Whether supervised networks beat embeddings with XGBoost on all tasks, from the rows of `compared` between them.
+    """Whether networks beat embeddings with XGBoost on all tasks, from the rows of `compared` between them.
 
-    *Replicated* when every interval lies above 0 and no task or system is missing, *not replicated* when any lies
-    below 0, else *inconclusive*. Ours is the smallest difference."""
+    *Replicated* when every interval lies above 0 and no task or system is missing, *not replicated* when any
+    lies below 0, else *inconclusive*. Ours is the smallest difference."""
     return _claim(found, absent, HIGHER, LOWER, lambda differences: differences)
 
 
 def alike(found, absent):
     """Whether two encoders perform similarly, from the rows of `compared` between them with XGBoost.
 
-    *Replicated* when every interval lies inside +-`MARGIN` and no task or system is missing, *not replicated* when
-    any lies outside altogether, else *inconclusive*. Ours is the largest difference in size."""
+    *Replicated* when every interval lies inside +-`MARGIN` and no task or system is missing, *not replicated*
+    when any lies outside altogether, else *inconclusive*. Ours is the largest difference in size."""
     return _claim(found, absent, ALIKE, APART, lambda differences: -differences.abs())
 
 
@@ -241,7 +222,7 @@ def _claim(found, absent, holds, fails, favour):
     return Answer(row.qwk, row.qwk_low, row.qwk_high, "kappa", verdict, "; ".join(said))
 
 
-def answers(study, metrics, found, absent, pictures):
+def answers(study, metrics, found, absent, knees):
     """What this run answers to the paper's numbers and claims, for `paper.answers.keep`.
 
     Parameters
@@ -250,26 +231,23 @@ def answers(study, metrics, found, absent, pictures):
         From `table` and `compared`.
     absent : dict
         From `run`.
-    pictures : DataFrame or str
-        From `modality.asked`.
+    knees : DataFrame or str
+        From `modality.table`.
     """
-    how = systems(study).set_index("system")["how"]
-    settings = study.profile.systems.embeddings
-    networks_first = found["first"].isin([spec.name for spec in settings.networks])
+    settings, how = study.profile.systems.embeddings, systems(study).set_index("system")["how"]
+    network, encoder = "ConvNeXt-Small", label(settings.encoders[0])
+    supervised = found["first"].isin([spec.name for spec in settings.networks])
     boosted = found["second"].str.endswith(BOOSTED)
     decided = {
-        "difference per task": beaten(found[networks_first], absent),
-        "difference with interval": alike(found[~networks_first & boosted], absent),
-        "quality measures of failures against successes": modality.claim(study, pictures),
+        "difference per task": beaten(found[supervised], absent),
+        "difference with interval": alike(found[~supervised & boosted], absent),
+        "quality measures of failures against successes": modality.claim(knees),
     }
     claims = read_published(study.published, "claims")
     claims = claims[(claims["source"] == SYSTEM[0]) & claims["test"].isin(decided)]
-    network, encoder = "ConvNeXt-Small", label(settings.encoders[0])
-    kappa = kappa_row(metrics, network, absent, how[network])
-    known = modality.recognised(study, pictures, how[encoder])
     return {
-        (*SYSTEM, f"{network} KLG", "weighted_kappa"): kappa,
-        (*SYSTEM, "BiomedCLIP zero-shot", "modality_accuracy"): known,
+        (*SYSTEM, f"{network} KLG", "weighted_kappa"): kappa_row(metrics, network, absent, how[network]),
+        (*SYSTEM, "BiomedCLIP zero-shot", "modality_accuracy"): modality.recognised(knees, how[encoder]),
         **{(*SYSTEM, row.claim): decided[row.test] for row in claims.itertuples()},
     }
 
@@ -277,18 +255,12 @@ def answers(study, metrics, found, absent, pictures):
 def kappa_row(metrics, system, absent, how):
     """A system's weighted kappa of KL grades on the unseen split: `Ours`, or why there is none.
 
-    The paper does not say which weights: the quadratic kappa stands in the row; the linear one, and how the network
-    was run, in its note."""
-    own = (
-        (metrics["system"] == system)
-        & (metrics["task"] == TASKS["kl_grade"])
-        & (metrics["split"] != "external")
-    )
-    if not own.any():
+    The paper does not say which weights: the quadratic kappa stands in the row; the linear one, and how the
+    network was run, in its note."""
+    inside = metrics[metrics["split"] != "external"].set_index(["system", "task"])
+    if (system, TASKS["kl_grade"]) not in inside.index:
         return absent.get(system, f"this run has no {system}")
-    row = metrics[own].iloc[0]
-    note = (
-        f"{how}: quadratic weights; with linear ones {row.linear_kappa:.3f}; another test set than the paper's, "
-        "whose weights are not stated"
-    )
+    row = inside.loc[system, TASKS["kl_grade"]]
+    said = f"{how}: quadratic weights; with linear ones {row.linear_kappa:.3f}"
+    note = f"{said}; another test set than the paper's, whose weights are not stated"
     return Ours(float(row.qwk), note=note, runs=1, boot_low=float(row.qwk_low), boot_high=float(row.qwk_high))

@@ -16,6 +16,7 @@ from koa_lib.paper import answers
 from koa_lib.paper.scorecard import Ours
 from koa_lib.profile import load
 from koa_lib.settings import Baseline, Encoder
+from koa_lib.store import Store
 from koa_lib.systems import jiim2025, modality
 
 NETWORK = Baseline("ResNet18", "resnet18", "random", 32, 0.25, 2, 32, 0.003, "")
@@ -142,8 +143,8 @@ def test_findings_are_read_from_one_network_where_networks_are_shared(study, fou
         shared = with_settings(study, per_task=False, encoders=(), networks=(network,))
         return shared, jiim2025.run(Graded(replace(shared, run_dir=copied)))[0]
 
-    copied, built = shutil.copytree(study.run_dir, tmp_path / "run"), []
-    monkeypatch.setattr(type(study.store), "_build", lambda self, path, build, real=type(study.store)._build: built.append(path.name) or real(self, path, build))
+    copied, built, build = shutil.copytree(study.run_dir, tmp_path / "run"), [], Store._build
+    monkeypatch.setattr(Store, "_build", lambda store, path, make: built.append(path.name) or build(store, path, make))
     shared, results = run(NETWORK)
     narrowing = results.of(task="joint-space narrowing").frame
     assert narrowing["chosen"].str.startswith("C ").all() and (narrowing["p4"] == 0).all()

@@ -241,6 +241,5 @@ def recognised(found, how):
     if isinstance(found, str):
         return found
     row = found.iloc[0]
-    ends = f"{100 * row.ci_low:.1f} to {100 * row.ci_high:.1f} %"
-    note = f"{how}; wording: {row.wording}; interval {ends} (patients resampled), n = {row.n}"
-    return Ours(100 * row.value, note=note)
+    note = f"{how}; wording: {row.wording}; n = {row.n}"
+    return Ours(100 * row.value, note=note, boot_low=100 * row.ci_low, boot_high=100 * row.ci_high)

@@ -43,16 +43,22 @@ def test_nothing_is_fitted_or_chosen_on_what_is_reported(kind, roles):
 def grid(kind):
     """Every setting with its untrained model, in the order in which equals are decided."""
     if kind != "XGBoost":
-        return {(penalty,): make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)) for penalty in classifiers.PENALTIES}
+        return {
+            (penalty,): make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
+            for penalty in classifiers.PENALTIES
+        }
     from xgboost import XGBClassifier
 
     settings = [(depth, rounds) for depth in classifiers.DEPTHS for rounds in (4, 8, 16)]
-    return {one: XGBClassifier(max_depth=one[0], n_estimators=one[1], random_state=0, **classifiers.BOOSTING) for one in settings}
+    return {
+        one: XGBClassifier(max_depth=one[0], n_estimators=one[1], random_state=0, **classifiers.BOOSTING)
+        for one in settings
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_best_setting_of_the_inner_part_is_fitted_on_both_parts(kind, parts, tmp_path):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(11)  # neither the first nor the last setting is the best
     noisy = [(KNOWN[part.grades] + rng.normal(0, 0.8, (len(part), 5))).astype(np.float32) for part in parts]
     found = Classifier(kind, 16).fit(*map(features, parts, noisy), 0)
     grades, kappas = [part.grades for part in parts], {}
@@ -81,4 +87,6 @@ def test_a_grade_that_was_not_fitted_gets_no_probability_and_does_not_choose(kin
 def test_one_grade_alone_is_refused(parts):
     fit, select = parts
     with pytest.raises(StudyError, match="same grade"):
-        Classifier("XGBoost", 4).fit(features(fit.part(np.flatnonzero(fit.grades == 2), "fit")), features(select), 0)
+        Classifier("XGBoost", 4).fit(
+            features(fit.part(np.flatnonzero(fit.grades == 2), "fit")), features(select), 0
+        )

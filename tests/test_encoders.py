@@ -45,14 +45,19 @@ def test_pictures_of_no_cohort_are_embedded_too(easy_study):
 
 
 def test_nothing_of_an_encoder_is_trained(easy_study):
-    assert not any(value.requires_grad for value in encoders.create(Experiment(easy_study), RANDOM).parameters())
+    assert not any(
+        value.requires_grad for value in encoders.create(Experiment(easy_study), RANDOM).parameters()
+    )
 
 
 def test_published_encoders_are_the_true_architectures():
     from koa_lib import foundation
 
     with torch.device("meta"):
-        counts = [sum(value.numel() for value in model.parameters()) for model in (foundation.biomed_clip(sentences=["a knee"])[0], foundation.RadDino())]
+        counts = [
+            sum(value.numel() for value in model.parameters())
+            for model in (foundation.biomed_clip(sentences=["a knee"])[0], foundation.RadDino())
+        ]
     assert counts == [195_902_721, 86_580_480]  # BiomedCLIP; dinov2-base at 518 px
 
 
@@ -63,21 +68,39 @@ def small(monkeypatch):
 
     bert = replace(texts.BERTS["PubMedBERT"], config={**texts.BERTS["tiny"].config, "vocab_size": 40})
     monkeypatch.setitem(texts.BERTS, "PubMedBERT", bert)
-    monkeypatch.setattr(foundation, "VISION", {**foundation.VISION, "timm_model_name": "vit_tiny_patch16_224"})
-    monkeypatch.setattr(foundation, "DINO", {**foundation.DINO, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56})
+    monkeypatch.setattr(
+        foundation, "VISION", {**foundation.VISION, "timm_model_name": "vit_tiny_patch16_224"}
+    )
+    monkeypatch.setattr(
+        foundation,
+        "DINO",
+        {
+            **foundation.DINO,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 56,
+        },
+    )
     return foundation
 
 
 def test_biomedclip_reads_the_files_of_its_page(small, tmp_path):
     ours, _ = small.biomed_clip(seed=1, sentences=["knee"])
-    state = ours.state_dict() | {"text.transformer.embeddings.position_ids": torch.arange(512)[None]}  # as older files have it
+    state = ours.state_dict() | {
+        "text.transformer.embeddings.position_ids": torch.arange(512)[None]
+    }  # as older files have it
     torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "knee", "chest"]))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "knee", "chest"])
+    )
     theirs, tokenizer = small.biomed_clip(tmp_path, seed=2)
     assert tokenizer(["Knee", "chest knee"]).tolist() == [[2, 5, 3, 0], [2, 6, 5, 3]]
     images, tokens = torch.randn(2, 3, 224, 224), tokenizer(["knee", "chest"])
     with torch.no_grad():
-        assert torch.equal(ours.encode_image(images), theirs.encode_image(images)) and torch.equal(ours.encode_text(tokens), theirs.encode_text(tokens))
+        assert torch.equal(ours.encode_image(images), theirs.encode_image(images)) and torch.equal(
+            ours.encode_text(tokens), theirs.encode_text(tokens)
+        )
         assert theirs.encode_text(tokens).shape == (2, 512)
 
 
@@ -88,18 +111,26 @@ def test_rad_dino_normalises_pictures_as_its_page_says(small, tmp_path):
 
     ours = small.RadDino(seed=1)
     save_file(ours.network.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    )
     theirs = small.RadDino(tmp_path, seed=2)
     gray = torch.rand(2, 56, 56)
     with torch.no_grad():
-        wanted = ours.network(pixel_values=((gray - 0.5) / 0.25)[:, None].expand(-1, 3, -1, -1)).last_hidden_state[:, 0]
-        assert torch.allclose(theirs(to_tensor(gray.numpy(), "clip")), wanted, atol=1e-4) and wanted.shape == (2, 64)
+        wanted = ours.network(
+            pixel_values=((gray - 0.5) / 0.25)[:, None].expand(-1, 3, -1, -1)
+        ).last_hidden_state[:, 0]
+        assert torch.allclose(
+            theirs(to_tensor(gray.numpy(), "clip")), wanted, atol=1e-4
+        ) and wanted.shape == (2, 64)
 
 
 def test_other_weights_are_refused_with_advice(small, tmp_path):
     torch.save({"nothing": torch.zeros(1)}, tmp_path / "open_clip_pytorch_model.bin")
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]")
-    with pytest.raises(StudyError, match="holds no weights of BiomedCLIP.*huggingface.co/microsoft/BiomedCLIP"):
+    with pytest.raises(
+        StudyError, match="holds no weights of BiomedCLIP.*huggingface.co/microsoft/BiomedCLIP"
+    ):
         small.biomed_clip(tmp_path)
 
 

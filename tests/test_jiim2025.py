@@ -75,7 +75,9 @@ def test_all_systems_report_the_same_pictures_and_no_external_one_twice(found):
         assert len(ids) == 3 and all(one == ids[0] for one in ids)
         if where["split"] == "external":
             # 40 files: one is a repeat, two have equal pixels under two grades; one lacks a grade for narrowing.
-            assert len(ids[0]) == 37 - (where["task"] != "KL grade") and set(part.frame["view"]) == {"stretch-none"}
+            assert len(ids[0]) == 37 - (where["task"] != "KL grade") and set(part.frame["view"]) == {
+                "stretch-none"
+            }
 
 
 def test_fitted_chosen_and_reported_patients_are_apart_in_every_task(study):
@@ -83,7 +85,10 @@ def test_fitted_chosen_and_reported_patients_are_apart_in_every_task(study):
     for task in ("kl_grade", "jsn"):
         for _, arm in jiim2025.arms(experiment, task):
             (fold,) = experiment.folds(arm)
-            groups = [set(part.rows["group_id"]) for part in (fold.fit, fold.select, fold.reported["val"], fold.reported["test"])]
+            groups = [
+                set(part.rows["group_id"])
+                for part in (fold.fit, fold.select, fold.reported["val"], fold.reported["test"])
+            ]
             assert sum(map(len, groups)) == len(set().union(*groups))
             assert set(fold.fit.rows["split"]) == set(fold.select.rows["split"]) == {"train"}
             fitted.setdefault(task, groups[0])
@@ -95,7 +100,9 @@ def test_a_task_takes_the_pictures_that_are_graded_for_it():
     graded = replace(data, rows=data.rows.assign(jsn=pd.array([0, 1, pd.NA, 3] * 5, "Int64")))
     part = splits.for_task(graded, "jsn")
     assert part.role == "fit" and part.grades.tolist() == [0, 1, 3] * 5
-    assert part.rows["image_id"].tolist() == [name for k, name in enumerate(data.rows["image_id"]) if k % 4 != 2]
+    assert part.rows["image_id"].tolist() == [
+        name for k, name in enumerate(data.rows["image_id"]) if k % 4 != 2
+    ]
     assert (part.images(np.arange(len(part))) == data.images(np.flatnonzero(np.arange(20) % 4 != 2))).all()
 
 
@@ -111,11 +118,18 @@ def test_metrics_agree_with_scikit_learn(found, metrics):
     frame = found[0].graded(task="joint-space narrowing", arm=LINEAR, split="test")
     predicted = frame[PROBABILITIES].to_numpy().argmax(1)
     assert row["qwk"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="quadratic"))
-    assert row["linear_kappa"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="linear"))
-    aucs = [roc_auc_score(frame["kl_grade"] == grade, frame[f"p{grade}"]) for grade in sorted(set(frame["kl_grade"]))]
+    assert row["linear_kappa"] == pytest.approx(
+        cohen_kappa_score(frame["kl_grade"], predicted, weights="linear")
+    )
+    aucs = [
+        roc_auc_score(frame["kl_grade"] == grade, frame[f"p{grade}"])
+        for grade in sorted(set(frame["kl_grade"]))
+    ]
     assert len(aucs) == 4 and row["macro_auc"] == pytest.approx(np.mean(aucs)) and row["n"] == len(frame)
     assert row["qwk_low"] <= row["qwk"] <= row["qwk_high"]
-    assert (row["encoder"], row["grader"]) == ("BiomedCLIP stand-in", "logistic regression") and row["chosen"].startswith("C ")
+    assert (row["encoder"], row["grader"]) == ("BiomedCLIP stand-in", "logistic regression") and row[
+        "chosen"
+    ].startswith("C ")
     assert set(metrics.loc[metrics["encoder"] == "", "grader"]) == {"ResNet18"}
 
 
@@ -128,8 +142,13 @@ def test_differences_are_those_of_the_kappas(study, found, metrics):
     kappas = metrics[metrics["split"] == "test"].set_index(["task", "system"])["qwk"]
     assert list(zip(table["first"], table["second"], strict=True)) == [("ResNet18", BOOSTED)] * 2
     for row in table.itertuples():
-        assert (row.first_qwk, row.second_qwk) == pytest.approx((kappas[row.task, "ResNet18"], kappas[row.task, BOOSTED]))
-        assert row.qwk == pytest.approx(row.first_qwk - row.second_qwk) and row.qwk_low <= row.qwk <= row.qwk_high
+        assert (row.first_qwk, row.second_qwk) == pytest.approx(
+            (kappas[row.task, "ResNet18"], kappas[row.task, BOOSTED])
+        )
+        assert (
+            row.qwk == pytest.approx(row.first_qwk - row.second_qwk)
+            and row.qwk_low <= row.qwk <= row.qwk_high
+        )
 
 
 def test_without_a_pair_nothing_is_compared(study, found):
@@ -144,11 +163,15 @@ def test_findings_are_read_from_one_network_where_networks_are_shared(study, fou
         return shared, jiim2025.run(Graded(replace(shared, run_dir=copied)))[0]
 
     copied, built, build = shutil.copytree(study.run_dir, tmp_path / "run"), [], Store._build
-    monkeypatch.setattr(Store, "_build", lambda store, path, make: built.append(path.name) or build(store, path, make))
+    monkeypatch.setattr(
+        Store, "_build", lambda store, path, make: built.append(path.name) or build(store, path, make)
+    )
     shared, results = run(NETWORK)
     narrowing = results.of(task="joint-space narrowing").frame
     assert narrowing["chosen"].str.startswith("C ").all() and (narrowing["p4"] == 0).all()
-    assert not any("kl_grade" in name for name in built if name.endswith(".csv"))  # as the network of that task grades
+    assert not any(
+        "kl_grade" in name for name in built if name.endswith(".csv")
+    )  # as the network of that task grades
     assert "one network, trained on KL grades" in jiim2025.systems(shared)["how"].iloc[0]
     built.clear()
     run(replace(NETWORK, learning_rate=0.01))
@@ -160,8 +183,14 @@ def test_findings_are_read_from_one_network_where_networks_are_shared(study, fou
 
 def test_stand_ins_are_named_as_such(study):
     told = jiim2025.systems(study).set_index("system")
-    assert told["how"]["BiomedCLIP stand-in"].startswith("stand-in for BiomedCLIP: resnet18, width x 0.25, random weights")
-    assert told["run"].to_dict() == {"BiomedCLIP stand-in": "yes", "ResNet18": "yes", "ConvNeXt-Small": "too slow here"}
+    assert told["how"]["BiomedCLIP stand-in"].startswith(
+        "stand-in for BiomedCLIP: resnet18, width x 0.25, random weights"
+    )
+    assert told["run"].to_dict() == {
+        "BiomedCLIP stand-in": "yes",
+        "ResNet18": "yes",
+        "ConvNeXt-Small": "too slow here",
+    }
     published = jiim2025.systems(replace(study, profile=load("paper"))).set_index("system")
     assert (published["met"] == "").all() and {"BiomedCLIP", "RAD-DINO"} < set(published.index)
     for name in ("smoke", "demo", "oai"):
@@ -175,14 +204,17 @@ def pairs(rows, network):
     return found.assign(outcome=jiim2025.outcomes(found, np.full(len(found), network)))
 
 
-@pytest.mark.parametrize("rows, absent, verdict", [
-    ([(0.1, 0.2), (0.01, 0.3)], {}, "replicated"),
-    ([(0.1, 0.2)], {"sclerosis": "not graded"}, "inconclusive"),
-    ([(0.1, 0.2), (-0.1, 0.3)], {}, "inconclusive"),
-    ([(0.1, 0.2), (np.nan, np.nan)], {}, "inconclusive"),
-    ([(0.1, 0.2), (-0.3, -0.1)], {"sclerosis": "not graded"}, "not replicated"),
-    ([], {"sclerosis": "not graded"}, "not run"),
-])
+@pytest.mark.parametrize(
+    "rows, absent, verdict",
+    [
+        ([(0.1, 0.2), (0.01, 0.3)], {}, "replicated"),
+        ([(0.1, 0.2)], {"sclerosis": "not graded"}, "inconclusive"),
+        ([(0.1, 0.2), (-0.1, 0.3)], {}, "inconclusive"),
+        ([(0.1, 0.2), (np.nan, np.nan)], {}, "inconclusive"),
+        ([(0.1, 0.2), (-0.3, -0.1)], {"sclerosis": "not graded"}, "not replicated"),
+        ([], {"sclerosis": "not graded"}, "not run"),
+    ],
+)
 def test_networks_beat_embeddings_by_the_rule(rows, absent, verdict):
     answer = jiim2025.beaten(pairs(rows, network=True), absent)
     assert answer.verdict == verdict
@@ -190,22 +222,33 @@ def test_networks_beat_embeddings_by_the_rule(rows, absent, verdict):
     assert not rows or answer.ours == pytest.approx(np.nanmin(np.mean(rows, axis=1)))
 
 
-@pytest.mark.parametrize("rows, absent, verdict", [
-    ([(-0.04, 0.04), (0.0, 0.049)], {}, "replicated"),
-    ([(-0.04, 0.04)], {"sclerosis": "not graded"}, "inconclusive"),
-    ([(-0.04, 0.06)], {}, "inconclusive"),
-    ([(-0.04, 0.04), (0.06, 0.2)], {}, "not replicated"),
-    ([(-0.2, -0.051)], {}, "not replicated"),
-])
+@pytest.mark.parametrize(
+    "rows, absent, verdict",
+    [
+        ([(-0.04, 0.04), (0.0, 0.049)], {}, "replicated"),
+        ([(-0.04, 0.04)], {"sclerosis": "not graded"}, "inconclusive"),
+        ([(-0.04, 0.06)], {}, "inconclusive"),
+        ([(0.01, 0.2)], {}, "inconclusive"),
+        ([(-0.04, 0.04), (0.06, 0.2)], {}, "not replicated"),
+        ([(-0.2, -0.051)], {}, "not replicated"),
+    ],
+)
 def test_encoders_are_alike_by_the_rule(rows, absent, verdict):
     answer = jiim2025.alike(pairs(rows, network=False), absent)
-    assert answer.verdict == verdict and abs(answer.ours) == pytest.approx(np.abs(np.mean(rows, axis=1)).max())
+    assert answer.verdict == verdict and abs(answer.ours) == pytest.approx(
+        np.abs(np.mean(rows, axis=1)).max()
+    )
 
 
 def test_the_scorecard_gets_a_number_or_a_reason(study, found, metrics):
     results, absent = found
     ours = jiim2025.kappa_row(metrics, "ResNet18", absent, "narrowed")
-    assert isinstance(ours, Ours) and "linear" in ours.note and ours.note.startswith("narrowed: ") and np.isnan(ours.ci_low)
+    assert (
+        isinstance(ours, Ours)
+        and "linear" in ours.note
+        and ours.note.startswith("narrowed: ")
+        and np.isnan(ours.ci_low)
+    )
     row = metrics.set_index(["task", "system", "split"]).loc["KL grade", "ResNet18", "test"]
     assert (ours.value, ours.boot_low, ours.boot_high) == (row["qwk"], row["qwk_low"], row["qwk_high"])
     asked = replace(study.profile.systems.embeddings.encoders[0], source="trained")
@@ -214,7 +257,9 @@ def test_the_scorecard_gets_a_number_or_a_reason(study, found, metrics):
     assert given[*jiim2025.SYSTEM, "ConvNeXt-Small KLG", "weighted_kappa"] == "too slow here"
     assert "knees alone" in given[*jiim2025.SYSTEM, "BiomedCLIP zero-shot", "modality_accuracy"]
     claims = {key[2]: answer.verdict for key, answer in given.items() if len(key) == 3}
-    assert len(claims) == 3 and claims["zero-shot modality failures are mostly low image quality"] == "not run"
+    assert (
+        len(claims) == 3 and claims["zero-shot modality failures are mostly low image quality"] == "not run"
+    )
     answers.keep(study, jiim2025.SYSTEM[0], given)
     try:
         assert answers.read(study).keys() == given.keys()

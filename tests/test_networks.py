@@ -37,20 +37,37 @@ def test_trained_state_restores_the_grades(spec, tmp_path):
         assert torch.equal(grader.eval()(images), again.eval()(images))
 
 
-@pytest.mark.parametrize("name, width", [("resnet50", 0.5), ("wide_resnet50_2", 0.25), ("vit_base_patch16_224", 0.25), ("vgg19_bn", 0.125), ("convnext_small", 0.25)])
+@pytest.mark.parametrize(
+    "name, width",
+    [
+        ("resnet50", 0.5),
+        ("wide_resnet50_2", 0.25),
+        ("vit_base_patch16_224", 0.25),
+        ("vgg19_bn", 0.125),
+        ("convnext_small", 0.25),
+    ],
+)
 def test_width_narrows_and_keeps_the_depth(name, width):
     with torch.device("meta"):
         whole, narrow = networks.create(name, 64, 1.0), networks.create(name, 64, width)
     kinds = (torch.nn.Conv2d, torch.nn.Linear)  # a narrow stage may need no projection in its shortcut
-    layers = [sum(isinstance(module, kinds) for key, module in network.named_modules() if "downsample" not in key) for network in (whole, narrow)]
+    layers = [
+        sum(isinstance(module, kinds) for key, module in network.named_modules() if "downsample" not in key)
+        for network in (whole, narrow)
+    ]
     sizes = [sum(p.numel() for p in network.parameters()) for network in (whole, narrow)]
     assert layers[0] == layers[1] and sizes[1] < 1.3 * width * sizes[0]
 
 
 def test_full_width_is_the_named_architecture():
     with torch.device("meta"):
-        ours, theirs = networks.create("wide_resnet50_2", 224, 1.0), timm.create_model("wide_resnet50_2", num_classes=5)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+        ours, theirs = (
+            networks.create("wide_resnet50_2", 224, 1.0),
+            timm.create_model("wide_resnet50_2", num_classes=5),
+        )
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
 
 
 def test_width_without_a_meaning_is_refused():
@@ -64,7 +81,9 @@ def test_reduction_is_told_in_the_row():
     assert "width" not in networks.described(replace(narrow, width=1.0))
 
 
-@pytest.mark.parametrize("spec", [*SMOKE, *load("smoke").systems.embeddings.networks], ids=lambda spec: spec.timm)
+@pytest.mark.parametrize(
+    "spec", [*SMOKE, *load("smoke").systems.embeddings.networks], ids=lambda spec: spec.timm
+)
 def test_a_body_gives_what_the_last_layer_reads(spec):
     grader = networks.ImageGrader(spec).eval()
     images = torch.randn(3, 3, spec.image_size, spec.image_size)

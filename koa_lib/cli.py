@@ -92,7 +92,7 @@ def grade(
     Exit code 0: every picture was graded; 1: at least one could not be, its row says why; 2: wrong use, or
     the system refused. Warnings don't change it.
     """
-    from koa_lib.graded import run
+    from koa_lib.grading.show import run
 
     sys.exit(run(pictures, weights, json, None if html is None else _new_file(html, "--html")))
 

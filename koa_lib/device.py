@@ -1,4 +1,4 @@
-"""Where tensors are computed: a GPU when PyTorch sees one, else the CPU."""
+"""Where tensors are computed (a GPU when PyTorch sees one, else the CPU), and how what is random starts."""
 
 import os
 import platform
@@ -23,6 +23,13 @@ def autocast(module):
     device = device_of(module)
     able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)  # older GPUs refuse it
     return torch.autocast(device.type, torch.bfloat16, enabled=module.low_precision and able)
+
+
+def seeded(seed, build, *arguments):
+    """What a builder makes with torch's random numbers of a seed, on the device that is computed on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(*arguments).to(compute_device())
 
 
 def machine():

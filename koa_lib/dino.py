@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from koa_lib import crops
@@ -21,7 +22,16 @@ from koa_lib.optimisation import adamw, descend
 
 STUDENT, TEACHER, CENTRE = 0.1, 0.04, 0.9  # temperatures; momentum of the centre
 WEIGHT_DECAY, CLIP = 0.01, 3.0  # of AdamW; largest norm of the gradient (DINO's, our reading)
+STATE, HISTORY = "state.safetensors", "history.csv"
 HEAD = {"hidden_dim": 2048, "bottleneck_dim": 256}  # at most, see `_head`
+
+
+def pretrain(folder, network, data, chosen, seed):
+    """Pre-train the tower that `network` makes, and write the teacher's weights and the history into a folder; the rest as `train`."""
+    teacher, rows = train(network(), data, chosen, seed)
+    folder.mkdir()
+    save_file({name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}, folder / STATE)
+    rows.to_csv(folder / HISTORY, index=False)
 
 
 def train(network, data, chosen, seed):

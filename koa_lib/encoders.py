@@ -4,25 +4,13 @@ from dataclasses import replace
 from functools import partial
 
 import open_clip
-from torch import nn
 
-from koa_lib import crops, model, protocols, selfsupervised, weights
-from koa_lib.device import compute_device
+from koa_lib import crops, foundation, model, networks, protocols, selfsupervised, weights
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Arm, Trunk
-from koa_lib.networks import create as network
 from koa_lib.store import made_from
-from koa_lib.tower import low_precision
 
 STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}  # of the pictures that an encoder was trained on; CLIP's for the others
-
-
-class Encoder(nn.Module):
-    """A frozen network of pictures: normalised images (n, 3, H, W) to embeddings (n, d)."""
-
-    def __init__(self, network, low_precision=True):
-        super().__init__()
-        self.trunk, self.low_precision = network.eval().requires_grad_(False), low_precision
 
 
 def arm(experiment, spec, name, build, key=None, seed=None, **more):
@@ -53,34 +41,20 @@ def trunk(experiment, spec):
         Weights that are neither given nor on the hub.
     """
     key = {"encoder": spec, "seed": experiment.study.seed, "weights": _weights(experiment, spec)}
-    return Trunk(f"encoder-{spec.name.lower()}", partial(create, experiment, spec), key)
+    return Trunk(f"encoder-{spec.name.lower()}", _build(experiment, spec), key)
 
 
-def create(experiment, spec):
-    """The frozen `Encoder` that a profile names, on the device that is computed on."""
+def _build(experiment, spec):
     study, place = experiment.study, _place(experiment.study, spec)
     if spec.source in ("start", "trained"):
-        made = _tower(_clip(experiment, spec).visual)
-    elif spec.source == "dino" or spec.source == "random" and not spec.architecture:
-        # Without an architecture a random encoder is the tower of the self-supervised start, untrained.
-        made = _tower(selfsupervised.tower(experiment) if spec.source == "dino" else selfsupervised.untrained(study))
-    elif spec.source == "biomedclip":
-        from koa_lib.foundation import biomed_clip  # slow to import
-
-        made = Encoder(biomed_clip(place, study.seed, [spec.name])[0].visual)
-    elif spec.source == "rad-dino":
-        from koa_lib.foundation import RadDino
-
-        made = Encoder(RadDino(place, study.seed))
-    else:
-        built = model.seeded(study.seed, network, spec.architecture, spec.image_size, spec.width, place)
-        built.reset_classifier(0)
-        made = Encoder(built)
-    return made.to(compute_device())
-
-
-def _tower(tower):
-    return Encoder(tower, low_precision(tower))
+        return partial(model.frozen, lambda: _clip(experiment, spec).visual)
+    if spec.source == "dino":
+        return partial(model.frozen, lambda: selfsupervised.tower(experiment))
+    if spec.source in weights.FOUNDATIONS:
+        return partial(foundation.frozen, spec.source, place, study.seed, spec.name)
+    if spec.architecture:
+        return partial(networks.frozen, study.seed, spec.architecture, spec.image_size, spec.width, place)
+    return partial(model.frozen, lambda: selfsupervised.untrained(study))  # the tower of the self-supervised start
 
 
 def _clip(experiment, spec):
@@ -100,9 +74,7 @@ def clip_of(experiment, spec, sentences):
     """
     study = experiment.study
     if spec.source == "biomedclip":
-        from koa_lib.foundation import biomed_clip
-
-        return biomed_clip(_place(study, spec), study.seed, sentences)
+        return foundation.biomed_clip(_place(study, spec), study.seed, sentences)
     if spec.source not in ("start", "trained"):
         raise StudyError(f"Encoder '{spec.name}' (source '{spec.source}') knows no texts. Use one of: start, trained, biomedclip.")
     return _clip(experiment, spec), open_clip.get_tokenizer(study.profile.model.name)
@@ -111,7 +83,7 @@ def clip_of(experiment, spec, sentences):
 def _weights(experiment, spec):
     # What the weights are, without building the encoder. Random ones follow from seed and code.
     if spec.source == "start":
-        return protocols.our_arm(experiment.study).key
+        return protocols.start_key(experiment.study)
     if spec.source == "trained":
         return made_from(experiment.job(protocols.official_arm(experiment.study)).checkpoint)
     if spec.source == "dino":

@@ -1,38 +1,37 @@
-"""The external result from all sides: by set and reader, metric, way of showing, and with adaptation."""
+"""The external result from all sides: by set and reader, metric, way of showing, and with adaptation.
 
-from dataclasses import replace
+Whatever uses the other cohort's pictures or grades to adapt is a secondary result, never the external result itself.
+"""
 
 import numpy as np
 import pandas as pd
 
-from koa_lib import metrics, predictions, protocols, retrieval, shift, stats
-from koa_lib.comparison import NO_EXTERNAL, shown_fold
+from koa_lib import metrics, predictions, retrieval, shift, stats
+from koa_lib.classifiers import linear
+from koa_lib.comparison import NO_EXTERNAL, accuracy_row, shown_fold
 from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES, arrays
-from koa_lib.runner import MIRRORED
+from koa_lib.protocols import main_fold
+from koa_lib.splits import unseen
 
+READERS = {"first": "kl_grade", "second": "kl_grade_reader2"}
+METRICS = ("accuracy", "balanced_accuracy", "macro_precision", "macro_f1", "qwk", "linear_kappa", "mae", "within_one",
+           "macro_auc", "ece", "flip_disagreement")
 SHOTS = (5, 10, 20)  # labels per grade, as the closest public study of the same cohorts has them
 DRAWS = 20
 
 
 def shown_part(results):
     """The part that examples come from: the external cohort, or else an unseen part of the training cohort."""
-    return "external" if "external" in results else protocols.unseen_split(results)
+    return "external" if "external" in results else unseen(results.splits)
 
 
-def place(study, part):
-    """Where the pictures of a part come from: 'gornale2020', or 'oai_chen2018, held_out'."""
-    if part == "external":
-        return study.profile.external.name
-    return f"{study.profile.training.name}, {part}{' split' * (part != 'held_out')}"
-
-
-def pictures(runner, arm, part, image_ids):
+def pictures(experiment, arm, part, image_ids):
     """The pictures of a part as the arm sees them, in the order of their ids."""
-    data = runner.data("external" if part == "external" else "training", arm.recipe)
+    data = experiment.data("external" if part == "external" else "training", arm)
     position = pd.Series(range(len(data)), index=data.rows["image_id"])
     return list(data.images([int(position[name]) for name in image_ids]))
 
@@ -48,100 +47,66 @@ def derived(graded, name):
     return graded[graded["image_id"].isin(sets.subset(graded, name))]
 
 
-def overall(study, main, results, ours, our_results):
-    """The frames of Table 2: the shown fold of the main arm, and our protocol's mean probabilities.
-
-    Returns
-    -------
-    dict of (str, str) to DataFrame
-        Arm and pictures to the graded frame.
-    """
-    found = {(main.name, part): shown_fold(study, results, part) for part in results}
-    for part, pictured in (("test", "test"), ("external", "external, deduplicated")):
-        mean = protocols.fold_mean(study, ours, our_results, part)
-        if mean is not None:
-            found.setdefault(
-                (ours.name, pictured), derived(mean, "deduplicated") if part == "external" else mean
-            )
-    return found
-
-
-def by_set(study, arms):
+def by_set(results):
     """The external result by protocol, derived set and reader, from the mean probabilities of the folds.
-
-    Parameters
-    ----------
-    arms : dict of str to DataFrame
-        Arm name to its joined external frame (fold mean).
 
     Returns
     -------
     DataFrame
-        arm, set, reader, n, accuracy, ci_low, ci_high, best_constant (accuracy of the best single grade on
-        the same pictures), against_constant (paired, as `stats.against_constant`), macro_f1, qwk.
+        arm, set, reader, then as `comparison.accuracy_row`.
     """
     rows = []
-    for name, graded in arms.items():
+    for where, found in results.of(split="external", seed=results.seed).each("arm"):
+        graded = found.graded()
         for subset in sets.SUBSETS:
             kept = derived(graded, subset)
-            for reader, column in (("first", "kl_grade"), ("second", "kl_grade_reader2")):
+            for reader, column in READERS.items():
                 read = kept[kept[column].notna()]
+                read = read.assign(kl_grade=read[column].astype(int))
                 if len(read):
-                    rows.append(
-                        {
-                            "arm": name,
-                            "set": subset.replace("_", " "),
-                            "reader": reader,
-                            "n": len(read),
-                            **_with_interval(study, read, column),
-                        }
-                    )
+                    row = accuracy_row(read, results.draws, results.seed)
+                    rows.append({**where, "set": subset.replace("_", " "), "reader": reader, **row})
     return pd.DataFrame(rows)
 
 
-def by_view(study, views):
+def in_views(experiment, arm):
+    """`Results` of the external cohort in each way of showing, by the arm as it was trained."""
+    first, *others = (experiment.run(arm, splits=["external"], view=view) for view in VIEWS)
+    return sum(others, start=first)
+
+
+def by_view(study, results):
     """The external result in each geometry and intensity, on the deduplicated set against the first reader.
 
     Parameters
     ----------
-    views : dict of (geometry, intensity) to DataFrame
-        As from `Runner.external_views`.
+    results : Results
+        As from `in_views`.
 
     Returns
     -------
     DataFrame
         status ('confirmatory', 'sensitivity' or, last, 'exploratory'), geometry, intensity, as_trained
-        (whether the model was trained on such pictures), n, then as `by_set`.
+        (whether the model was trained on such pictures), then as `comparison.accuracy_row`.
     """
     rows, trained = [], (study.profile.our_protocol.geometry, study.profile.our_protocol.intensity)
-    for view, graded in views.items():
-        kept = derived(graded, "deduplicated")
-        status = (
-            "exploratory"
-            if set(view) & EXPLORATORY
-            else "confirmatory"
-            if view == VIEWS[0]
-            else "sensitivity"
-        )
-        seen = {
-            "status": status,
-            "geometry": view[0],
-            "intensity": view[1],
-            "as_trained": "yes" if view == trained else "no",
-        }
-        rows.append({**seen, "n": len(kept), **_with_interval(study, kept, "kl_grade")})
-    table = pd.DataFrame(rows)
-    early = table["status"] == "exploratory"
-    return pd.concat([table[~early], table[early]], ignore_index=True)
+    for where, found in results.each("view"):
+        view = tuple(where["view"].split("-"))
+        status = "confirmatory" if view == VIEWS[0] else "exploratory" if set(view) & EXPLORATORY else "sensitivity"
+        kept = derived(found.graded(), "deduplicated")
+        rows.append({"status": status, "geometry": view[0], "intensity": view[1],
+                     "as_trained": "yes" if view == trained else "no",
+                     **accuracy_row(kept, results.draws, results.seed)})
+    return pd.DataFrame(rows).sort_values("status", key=lambda status: status == "exploratory", kind="stable")
 
 
-def by_metric(study, graded, mirrored):
+def by_metric(results):
     """Every metric on each derived set, beside what the best constant answer reaches on the same set.
 
     Parameters
     ----------
-    graded, mirrored : DataFrame
-        Joined frames of the external cohort: as it is, and with left and right exchanged.
+    results : Results
+        Of one arm on the external cohort, as it is and with left and right exchanged.
 
     Returns
     -------
@@ -149,40 +114,27 @@ def by_metric(study, graded, mirrored):
         metric; per set its value, <set>_low, <set>_high (95 % group bootstrap; NaN for what has none),
         <set>_constant (NaN where one grade has none) and <set>_against ('better', 'worse', 'not clear').
     """
-    tables = []
+    graded, tables = results.graded(split="external"), []
     for name in sets.SUBSETS:
-        found = _all_metrics(study, derived(graded, name), mirrored)
+        found = _all_metrics(derived(graded, name), results.draws, results.seed)
         tables.append(found.add_prefix(f"{name}_").rename(columns={f"{name}_value": name}))
     return pd.concat(tables, axis=1).rename_axis("metric").reset_index()
 
 
-def _all_metrics(study, kept, mirrored):
-    grades, probabilities = arrays(kept)
-    summary = stats.bootstrap_summary(kept, study.profile.draws, study.seed).set_index("metric")
-    constant = stats.against_constant(kept, study.profile.draws, study.seed)[["constant", "against"]]
-    summary = summary.set_axis(["value", "low", "high"], axis=1).join(constant)
-    summary = summary.drop(index=["kappa", "macro_sensitivity"])  # the latter is the balanced accuracy
-    auc = summary.loc["macro_auc"]
-    summary.loc["macro_auc", ["constant", "against"]] = (
-        0.5,
-        stats.direction(auc["low"] - 0.5, auc["high"] - 0.5),
-    )
-    each = metrics.per_grade(grades, probabilities)["auc"].to_numpy()
-    both = stats.paired(kept, mirrored[mirrored["image_id"].isin(kept["image_id"])])
-    flips = metrics.flip_disagreement(*stats.paired_probabilities(both))
-    rows = pd.DataFrame(
-        {"value": [*each, flips], "constant": [0.5] * len(GRADES) + [0.0]},
-        index=[*(f"auc_kl_{grade}" for grade in GRADES), "flip_disagreement"],
-    )
-    return pd.concat([summary, rows]).fillna({"against": ""})
+def _all_metrics(kept, draws, seed):
+    found = stats.measured(kept, METRICS, draws, seed)
+    rows = {name: [found[name], found[f"{name}_low"], found[f"{name}_high"]] for name in METRICS}
+    table = pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high"])
+    table = table.join(stats.against_constant(kept, draws, seed)[["constant", "against"]])
+    ends = table.loc["macro_auc", ["low", "high"]] - 0.5
+    table.loc["macro_auc", ["constant", "against"]] = 0.5, stats.direction(*ends)
+    table.loc["flip_disagreement", "constant"] = 0.0
+    auc = metrics.per_grade(*arrays(kept))["auc"].rename("value").add_prefix("auc_kl_")
+    each = auc.to_frame().assign(constant=0.5)
+    return pd.concat([table.iloc[:-1], each, table.iloc[-1:]]).fillna({"against": ""})
 
 
-def mirrored(study, runner, arm):
-    """Mean probabilities of an arm's folds on the external pictures with left and right exchanged."""
-    return protocols.fold_mean(study, arm, {"external": runner.mirrored(arm)}, "external", MIRRORED)
-
-
-def label_shift(study, arm, results):
+def label_shift(results):
     """How much of the change of accuracy the external mix of grades explains, from mean probabilities.
 
     Returns
@@ -191,138 +143,143 @@ def label_shift(study, arm, results):
         As `shift.decomposition`; internal (the split: test, or else val), n_internal, n_external.
     """
     inner = "test" if "test" in results else "val"
-    inside, outside = (protocols.fold_mean(study, arm, results, part) for part in (inner, "external"))
-    outside = derived(outside, "deduplicated")
-    parts = shift.decomposition(inside, outside, study.profile.draws, study.seed)
+    inside, outside = results.graded(split=inner), derived(results.graded(split="external"), "deduplicated")
+    parts = shift.decomposition(inside, outside, results.draws, results.seed)
     return parts.assign(internal=inner, n_internal=len(inside), n_external=len(outside))
 
 
-def adaptation(study, runner, arm, results):
+def adaptation(experiment, arm, results):
     """Zero-shot, prior-corrected and K-shot results on single knees; the latter two are no longer zero-shot.
+
+    What is adapted is written as prediction files, '..__em.csv' and '..__shots<K>-draw<d>.csv', and read from them.
 
     Returns
     -------
     DataFrame
-        adaptation, zero_shot (yes/no), labels, n, then as `by_set`, reason, assumed_0 .. assumed_4 (the mix
-        of grades that the probabilities presume). Intervals: group bootstrap; for K-shot the middle 95 % of
-        the draws, and n and best_constant their means.
+        adaptation, zero_shot (yes/no), labels, then as `comparison.accuracy_row`, reason. Intervals: group
+        bootstrap; for K-shot the middle 95 % of the draws, and n and best_constant their means.
     """
-    graded = shown_fold(study, results, "external")
-    trained_on = shown_fold(study, results, "train")["kl_grade"]
-    priors = np.bincount(trained_on, minlength=len(GRADES)) / len(trained_on)
-    corrected, estimated = adapted(study, arm, graded, priors)
+    study = experiment.study
+    graded, trained_on = (shown_fold(study, results, split) for split in ("external", "train"))
+    priors = np.bincount(trained_on["kl_grade"], minlength=len(GRADES)) / len(trained_on)
+    corrected = predictions.frame(graded["image_id"], shift.prior_correction(arrays(graded)[1], priors)[0])
+    frames = {"none": graded, "prior correction (EM)": _kept(study, arm, corrected, graded, "em")}
+    rows = [{"adaptation": name, "zero_shot": "yes" if frame is graded else "no", "labels": 0,
+             **accuracy_row(derived(frame, "single_knee"), results.draws, results.seed), "reason": ""}
+            for name, frame in frames.items()]
+    return pd.DataFrame(rows + _few_shot_rows(experiment, arm))
+
+
+def _few_shot_rows(experiment, arm):
+    data = experiment.data("external", arm)
+    single = data.rows["image_id"].isin(sets.subset(data.rows, "single_knee"))
+    knees = data.part(np.flatnonzero(single), "report")
+    grader = experiment.grader(arm, main_fold(experiment.study))
+    embeddings = retrieval.image_embeddings(grader, experiment.source(arm, knees)).numpy()
     rows = []
-    for name, frame, mix in (("none", graded, priors), ("prior correction (EM)", corrected, estimated)):
-        kept = derived(frame, "single_knee")
-        row = {
-            "adaptation": name,
-            "zero_shot": "yes" if frame is graded else "no",
-            "labels": 0,
-            "n": len(kept),
-        }
-        assumed = {f"assumed_{grade}": mix[grade] for grade in GRADES}
-        rows.append({**row, **_with_interval(study, kept, "kl_grade"), "reason": "", **assumed})
-    return pd.DataFrame(rows + _few_shot_rows(*few_shot(study, runner, arm)))
+    for shots in SHOTS:
+        row = {"adaptation": f"{shots}-shot linear probe", "zero_shot": "no", "labels": shots * len(GRADES)}
+        try:
+            graded = [few_shot(embeddings, knees.rows, shots, draw, experiment.study.seed) for draw in range(DRAWS)]
+        except StudyError as error:
+            rows.append({**row, "n": 0, "reason": f"not run: {error}"})
+            continue
+        kept = [_kept(experiment.study, arm, frame, knees.rows, f"shots{shots}-draw{draw}")
+                for draw, frame in enumerate(graded)]
+        rows.append({**row, "adaptation": f"{row['adaptation']}, {DRAWS} draws", **over_draws(kept), "reason": ""})
+    return rows
 
 
-def _few_shot_rows(draws, missing):
-    def named(shots, more=""):
-        return {
-            "adaptation": f"{shots}-shot linear probe{more}",
-            "zero_shot": "no",
-            "labels": shots * len(GRADES),
-        }
-
-    rows = []
-    for row in shift.few_shot_summary(draws).itertuples() if len(draws) else ():
-        interval = {"accuracy": row.accuracy, "ci_low": row.accuracy_low, "ci_high": row.accuracy_high}
-        against = stats.direction(row.gain_low, row.gain_high)
-        rows.append(
-            {
-                **named(row.shots, f", {row.draws} draws"),
-                "n": round(row.n),
-                **interval,
-                "best_constant": row.best_constant,
-                "against_constant": against,
-                "macro_f1": row.macro_f1,
-                "qwk": row.qwk,
-                "reason": "",
-            }
-        )
-    return rows + [{**named(shots), "n": 0, "reason": f"not run: {why}"} for shots, why in missing.items()]
+def _kept(study, arm, frame, rows, adaptation):
+    view, fold = (arm.recipe.geometry, arm.recipe.intensity), str(main_fold(study))
+    name = predictions.Name(arm.name, study.profile.external.name, "external", *view, fold, arm.seed, adaptation)
+    path = study.shown_dir / "predictions" / name.file
+    predictions.write(frame, path)
+    return predictions.join(predictions.read(path), rows)
 
 
-def adapted(study, arm, graded, priors):
-    """The external result after prior correction, which knows all external pictures, but no grade of theirs.
+def over_draws(frames):
+    """Means over draws of labelled pictures, and how much hangs on which were drawn.
 
     Parameters
     ----------
-    arm : Arm
-    graded : DataFrame
-        Joined external frame.
-    priors : array (5,)
-        Share of each grade among the pictures that the model was fitted on.
+    frames : list of DataFrame
+        Graded test pictures of each draw.
 
     Returns
     -------
-    (DataFrame, array (5,))
-        Joined frame with corrected probabilities, written as prediction file `..__em.csv`; the estimated mix.
+    dict
+        As `comparison.accuracy_row`: the interval is the middle 95 % of the draws, against_constant the same of the
+        difference to the best constant answer.
     """
-    corrected, estimated = shift.prior_correction(arrays(graded)[1], priors)
-    frame = predictions.frame(graded["image_id"], corrected)
-    name = protocols.prediction_name(study, arm, "external", graded.attrs["fold"])
-    predictions.write(frame, study.shown_dir / "predictions" / replace(name, adaptation="em").file)
-    return frame.merge(graded.drop(columns=PROBABILITIES), on="image_id", validate="one_to_one"), estimated
+    table = pd.DataFrame([metrics.summary(*arrays(graded)) for graded in frames])
+    mean, (low, high) = table.mean(), stats.interval(table["accuracy"])
+    against = stats.direction(*stats.interval(table["accuracy"] - table["best_constant_accuracy"]))
+    return {"n": round(mean["n"]), "accuracy": mean["accuracy"], "ci_low": low, "ci_high": high,
+            "best_constant": mean["best_constant_accuracy"], "against_constant": against,
+            "macro_f1": mean["macro_f1"], "qwk": mean["qwk"]}
 
 
-def few_shot(study, runner, arm):
-    """Draws of K external labels per grade: a linear probe on the arm's embeddings grades the rest.
+def few_shot(embeddings, rows, shots, draw, seed=0):
+    """Grading of a cohort by a logistic regression that saw a few of its own pictures per grade.
+
+    Pictures are drawn at random, at most one of a group; all pictures of the drawn groups leave the test. The
+    classifier is fixed beforehand (`classifiers.linear`): nothing is selected.
+
+    Parameters
+    ----------
+    embeddings : array (n, d)
+        One row for each of `rows`.
+    rows : DataFrame
+        image_id, kl_grade, group_id.
+    shots, draw : int
+        Pictures drawn per grade, and the number of the draw.
 
     Returns
     -------
-    (DataFrame, dict)
-        Draws as from `shift.few_shot` for each K of `SHOTS`; and K -> why it was not run.
+    DataFrame
+        image_id, p0..p4 of the test pictures.
+
+    Raises
+    ------
+    StudyError
+        When a grade has too few groups.
     """
-    grader = runner.grader(arm, protocols.main_fold(study))
-    data, source = runner.external(arm, grader)
-    embeddings = retrieval.image_embeddings(grader, source).numpy()
-    keep = data.rows["image_id"].isin(sets.subset(data.rows, "single_knee")).to_numpy()
-    rows, tables, missing = data.rows[keep].reset_index(drop=True), [], {}
-    for shots in SHOTS:
-        try:
-            tables.append(shift.few_shot(embeddings[keep], rows, shots, DRAWS, study.seed))
-        except StudyError as error:
-            missing[shots] = str(error)
-    return pd.concat(tables) if tables else pd.DataFrame(), missing
+    grades = metrics.checked_grades(rows["kl_grade"])
+    codes, _ = stats.group_codes(rows["group_id"], len(grades))
+    # The number of shots is no part of the seed, so that draws of more shots hold nearly all pictures of fewer.
+    train, test = few_shot_split(grades, codes, shots, np.random.default_rng([seed, draw]))
+    probe = linear().fit(embeddings[train], grades[train])
+    return predictions.frame(rows["image_id"].iloc[test], probe.predict_proba(embeddings[test]))
 
 
-def headline(study, arm, results):
+def few_shot_split(grades, codes, shots, generator):
+    """Row numbers to train on, `shots` per grade and one per group, and those of all other groups."""
+    order, used, drawn = generator.permutation(len(grades)), np.zeros(codes.max() + 1, dtype=bool), []
+    groups = {grade: len(np.unique(codes[grades == grade])) for grade in GRADES}
+    # The grade with the fewest groups draws first, lest other grades use them up.
+    for grade in sorted(GRADES, key=groups.get):
+        rows = order[(grades[order] == grade) & ~used[codes[order]]]
+        rows = rows[np.sort(np.unique(codes[rows], return_index=True)[1])[:shots]]
+        if groups[grade] <= shots or len(rows) < shots:
+            raise StudyError(f"Grade {grade} has {groups[grade]} group(s), too few to draw {shots} beside those of "
+                             "other grades and test on another: take fewer shots.")
+        used[codes[rows]] = True
+        drawn.append(rows)
+    test = np.flatnonzero(~used[codes])
+    if not len(test):
+        raise StudyError(f"With {shots} shots per grade no group is left to test on: take fewer shots.")
+    return np.concatenate(drawn), test
+
+
+def headline(study, results):
     """The line that closes a run in the terminal: the shown fold on unseen knees and on the external ones."""
 
-    def told(part):
-        values = metrics.summary(*arrays(shown_fold(study, results, part)))
-        return values["n"], f"accuracy {values['accuracy']:.3f}, quadratic kappa {values['qwk']:.3f}"
+    def told(split):
+        values = metrics.summary(*arrays(shown_fold(study, results, split)))
+        return f"n = {values['n']}) with accuracy {values['accuracy']:.3f}, quadratic kappa {values['qwk']:.3f}"
 
-    unseen = protocols.unseen_split(results)
-    n, inside = told(unseen)
-    outside = NO_EXTERNAL
-    if "external" in results:
-        outside = "{} (n = {}) with {}".format(study.profile.external.name, *told("external"))
+    inside, arm = unseen(results.splits), results.frame["arm"].iloc[0]
+    outside = f"{study.profile.external.name} ({told('external')}" if "external" in results else NO_EXTERNAL
     data = f"{study.profile.name}{' (synthetic phantoms)' * study.synthetic}"
-    return f"{data}: {arm.name} grades unseen knees ({unseen}, n = {n}) with {inside}; {outside}."
-
-
-def _with_interval(study, graded, column):
-    graded = graded.assign(kl_grade=graded[column].astype(int))
-    summary = stats.confusion_summary(graded, study.profile.draws, study.seed).set_index("metric")
-    accuracy = summary.loc["accuracy"]
-    constant = stats.against_constant(graded, study.profile.draws, study.seed).loc["accuracy"]
-    return {
-        "accuracy": accuracy.value,
-        "ci_low": accuracy.ci_low,
-        "ci_high": accuracy.ci_high,
-        "best_constant": constant["constant"],
-        "against_constant": constant["against"],
-        "macro_f1": summary.value["macro_f1"],
-        "qwk": summary.value["qwk"],
-    }
+    return f"{data}: {arm} grades unseen knees ({inside}, {told(inside)}; {outside}."

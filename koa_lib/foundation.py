@@ -12,7 +12,9 @@ from torch import nn
 
 from koa_lib import weights
 from koa_lib.datasets import STATISTICS
+from koa_lib.device import compute_device
 from koa_lib.texts import BERTS, vocabulary
+from koa_lib.tower import Frozen
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class RadDino(nn.Module):
     def forward(self, images):
         gray = images * self.std + self.mean
         return self.network(pixel_values=(gray - self.own_mean) / self.own_std).last_hidden_state[:, 0]
+
+
+def frozen(source, place, seed, name):
+    """The image tower of BiomedCLIP or RAD-DINO, not trained, on the device that is computed on; `source` as in a profile."""
+    made = RadDino(place, seed) if source == "rad-dino" else biomed_clip(place, seed, [name])[0].visual
+    return Frozen(made).to(compute_device())
 
 
 def _fitting(name, place):

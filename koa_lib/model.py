@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from koa_lib import weights as weight_files
-from koa_lib.device import compute_device
+from koa_lib.device import compute_device, seeded
 from koa_lib.errors import StudyError
-from koa_lib.grades import prompts
-from koa_lib.tower import Tower, low_precision
+from koa_lib.tower import Frozen, Tower, low_precision
 
 CONFIGS = Path(__file__).parent / "model_configs"
 HEADS = ("linear", "non-linear")  # of a `ProjectionPair`
@@ -134,7 +133,7 @@ def _loaded(name, start, seed):
     return clip, tokenizer
 
 
-def untrained(name, start, start_seed, recipe, seed, fitted=None):
+def untrained(name, start, start_seed, recipe, sentences, seed, fitted=None):
     """A `ClipGrader` before its training, on the device that is computed on.
 
     Parameters
@@ -142,7 +141,9 @@ def untrained(name, start, start_seed, recipe, seed, fitted=None):
     name, start, start_seed
         As for `load_clip`.
     recipe : settings.Recipe
-        With part, prompts and residual.
+        With part and residual.
+    sentences : sequence of str
+        The five prompts.
     seed : int
         Of what starts random in every model, the adapter.
     fitted : callable, optional
@@ -150,14 +151,13 @@ def untrained(name, start, start_seed, recipe, seed, fitted=None):
     """
     clip, tokenizer = _loaded(name, start, start_seed)
     clip = fitted() if fitted else clip
-    return seeded(seed, ClipGrader, copy.deepcopy(clip), tokenizer, recipe.part, recipe.prompts, recipe.residual)
+    return seeded(seed, ClipGrader, copy.deepcopy(clip), tokenizer, recipe.part, sentences, recipe.residual)
 
 
-def seeded(seed, build, *arguments):
-    """What a builder makes with torch's random numbers of a seed, on the device that is computed on."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(*arguments).to(compute_device())
+def frozen(make):
+    """The image tower that `make` gives, as a `Frozen` on the device that is computed on."""
+    made = make()
+    return Frozen(made, low_precision(made)).to(compute_device())
 
 
 class Adapter(nn.Module):
@@ -198,17 +198,17 @@ class ClipGrader(nn.Module):
     clip : open_clip.CLIP
     tokenizer : callable
     part : str
-    prompt_set : str
-        Name of a set in `grades.PROMPT_SETS`.
+    sentences : sequence of str
+        Five prompts, grade 0 first, e.g. of `prompts.prompts`.
     residual : float in [0, 1]
         The adapter's ratio.
     """
 
-    def __init__(self, clip, tokenizer, part, prompt_set, residual=0.2):
+    def __init__(self, clip, tokenizer, part, sentences, residual=0.2):
         super().__init__()
-        self.clip, self.part, self.prompt_set = clip, part, prompt_set
+        self.clip, self.part = clip, part
         self.tower = Tower(clip.visual)
-        self.register_buffer("tokens", tokenizer(list(prompts(prompt_set))), persistent=False)
+        self.register_buffer("tokens", tokenizer(list(sentences)), persistent=False)
         width = clip.encode_text(self.tokens[:1]).shape[-1]
         self.adapter = Adapter(width, residual) if part == "adapter" else None
         self._freeze()
@@ -361,6 +361,11 @@ class ProjectionPair(nn.Module):
     def trained_state(self):
         """All weights, and what the features are standardised with."""
         return self.state_dict()
+
+
+def pair(seed, kind, width, sentences):
+    """A `ProjectionPair` before its training, on the device that is computed on."""
+    return seeded(seed, ProjectionPair, kind, width, sentences)
 
 
 def _spread(values):

@@ -1,13 +1,17 @@
 """Image-only graders: networks from timm, the other rows of Table 4."""
 
+import copy
+
 import timm
 import torch
 from timm.models import vgg
 from torch import nn
 
 from koa_lib import weights as weight_files
+from koa_lib.device import seeded
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
+from koa_lib.tower import Frozen
 
 
 class ImageGrader(nn.Module):
@@ -45,25 +49,6 @@ class ImageGrader(nn.Module):
     def trained_state(self):
         """All weights and running statistics."""
         return self.state_dict()
-
-
-class Body(nn.Module):
-    """A trained network without its last layer, frozen: normalised images (n, 3, H, W) to what that layer reads (n, d)."""
-
-    low_precision = ImageGrader.low_precision
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-
-    def trunk(self, images):
-        """Normalised images to embeddings."""
-        return self.network.forward_head(self.network.forward_features(images), pre_logits=True)
-
-
-def body(grader):
-    """The `Body` of a trained `ImageGrader`; `grader` gives it."""
-    return Body(grader().network)
 
 
 def create(name, image_size, width, weights=None):
@@ -112,6 +97,30 @@ def _width_options(name, width):
         return {"channel_multiplier": width}
     raise StudyError(f"Baseline '{name}' can't be built with width {width}: "
                      "use width 1.0, vgg19_bn, a ResNet, convnext_small, vit_base, swin_tiny or mobilenetv1.")
+
+
+def untrained(seed, spec, weights=None):
+    """An `ImageGrader` before its training, on the device that is computed on."""
+    return seeded(seed, ImageGrader, spec, weights)
+
+
+def headless(seed, *arguments):
+    """A timm network without its classifier, made by `create` with a seed: pictures to embeddings."""
+    network = seeded(seed, create, *arguments)
+    network.reset_classifier(0)
+    return network
+
+
+def frozen(seed, *arguments):
+    """A `headless` network that is not trained."""
+    return Frozen(headless(seed, *arguments))
+
+
+def body(grader):
+    """A trained `ImageGrader` (which `grader` gives) without its classifier, not trained any more."""
+    network = copy.deepcopy(grader().network)
+    network.reset_classifier(0)
+    return Frozen(network)
 
 
 def described(spec):

@@ -7,10 +7,10 @@ import json
 from dataclasses import replace
 from functools import lru_cache, partial
 
-from koa_lib import model, predictions, weights
+from koa_lib import model, networks, predictions, weights
 from koa_lib.experiment import Arm, Trunk
-from koa_lib.networks import ImageGrader
 from koa_lib.pretraining import start_weights
+from koa_lib.prompts import prompts
 from koa_lib.store import write_text
 
 PRINTED_FOLD = 3  # "the optimal fold (K = 3)", section 4.1
@@ -28,13 +28,18 @@ def clip_arm(study, name, recipe, scheme, only=(), seed=None, trained=None, **mo
         Makes the CLIP to start from, instead of the study's start weights.
     """
     start, settings, seed = start_weights(study), study.profile.model, study.seed if seed is None else seed
-    key = {"model": settings, "weights": hashed(start), **(trained.key if trained else {})}
+    key, sentences = {**start_key(study), **(trained.key if trained else {})}, prompts(recipe.prompts)
     build = partial(model.untrained, settings.name, start and str(start), study.seed, fitted=trained and trained.build)
     stage = model.stage(recipe.part)
     # The trunk does not hang on the recipe that follows it, nor on its seed.
-    trunk = Trunk(stage, partial(build, recipe, study.seed), key) if stage != "image" else None
-    build = partial(build, recipe, seed)
-    return Arm(name, recipe, settings.image_size, build, key, seed, scheme, trunk, only=only, **more)
+    trunk = Trunk(stage, partial(build, recipe, sentences, study.seed), key) if stage != "image" else None
+    build = partial(build, recipe, sentences, seed)
+    return Arm(name, recipe, settings.image_size, build, {**key, "sentences": sentences}, seed, scheme, trunk, only=only, **more)
+
+
+def start_key(study):
+    """What says which CLIP fine-tuning starts from."""
+    return {"model": study.profile.model, "weights": hashed(start_weights(study))}
 
 
 @lru_cache
@@ -97,7 +102,7 @@ def network_arm(study, spec, name, recipe, scheme, **more):
     imagenet = spec.weights == "imagenet"
     statistics = "imagenet" if imagenet else recipe.normalisation
     start = weights.network(spec.timm, study.inputs.weights) if imagenet else None
-    build = partial(model.seeded, study.seed, ImageGrader, spec, start)
+    build = partial(networks.untrained, study.seed, spec, start)
     recipe = replace(recipe, part="full_image", normalisation=statistics, **own)
     return Arm(name, recipe, spec.image_size, build, {"model": spec, "weights": hashed(start)}, study.seed, scheme, **more)
 

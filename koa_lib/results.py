@@ -131,6 +131,9 @@ def _mean(frame):
     first = frame.drop_duplicates("image_id").reset_index(drop=True)
     if len(first) == len(frame):
         return first
+    times = frame["image_id"].value_counts()
+    if times.nunique() > 1:
+        raise StudyError(f"Trainings to be averaged list different pictures: '{times.idxmax()}' {times.max()} times, '{times.idxmin()}' {times.min()}. Choose folds and seeds that grade the same.")
     mean = frame.groupby("image_id", sort=False)[PROBABILITIES].mean().loc[first["image_id"]].to_numpy()
     return first.assign(**dict(zip(PROBABILITIES, (mean / mean.sum(1, keepdims=True)).T, strict=True)))
 

@@ -5,9 +5,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from koa_lib import metrics
 from koa_lib.device import device_of
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES, prompts
+from koa_lib.grades import GRADES
+from koa_lib.prompts import prompts
+from koa_lib.store import write_text
+
+NEAREST = (5, 10, 20)  # precision is measured among so many first pictures
+MEASURED = ["share", *(f"precision_at_{k}" for k in NEAREST), "average_precision"]
 
 
 @torch.no_grad()
@@ -15,40 +21,27 @@ def image_embeddings(grader, data):
     """Unit image embeddings (n, d) of a grader for `sources.Features` or `sources.Pictures`."""
     grader.eval()
     chunks = np.array_split(np.arange(len(data)), max(1, len(data) // 128))
-    return torch.cat(
-        [grader.embed_features(data.batch(chunk).to(device_of(grader))).cpu() for chunk in chunks]
-    )
+    embedded = (grader.embed_features(data.batch(chunk).to(device_of(grader))) for chunk in chunks)
+    return torch.cat([part.cpu() for part in embedded])
 
 
 @torch.no_grad()
 def query_embeddings(grader, tokenizer, queries):
     """Unit text embeddings (q, d) of free queries."""
-    return F.normalize(
-        grader.clip.encode_text(tokenizer(list(queries)).to(device_of(grader))).float(), dim=-1
-    ).cpu()
+    tokens = tokenizer(list(queries)).to(device_of(grader))
+    return F.normalize(grader.clip.encode_text(tokens).float(), dim=-1).cpu()
 
 
-def similarities(image_ids, images, texts, prompt_set="queries"):
-    """Cosine of each picture with each query of a prompt set.
-
-    Returns
-    -------
-    DataFrame
-        image_id, prompt_set, query, cosine: one row per pair.
-    """
+def keep(study, arm, image_ids, cosine, prompt_set="queries"):
+    """Write the cosines (n, 5) of pictures with the queries of a prompt set as `similarities/<arm>.csv`, a row a pair."""
     queries = prompts(prompt_set)
-    cosine = (images @ texts.T).numpy()
-    return pd.DataFrame(
-        {
-            "image_id": np.repeat(list(image_ids), len(queries)),
-            "prompt_set": prompt_set,
-            "query": np.tile(queries, len(cosine)),
-            "cosine": cosine.ravel(),
-        }
-    )
+    pairs = {"image_id": np.repeat(list(image_ids), len(queries)), "prompt_set": prompt_set,
+             "query": np.tile(queries, len(cosine)), "cosine": np.ravel(cosine)}
+    text = pd.DataFrame(pairs).to_csv(index=False, lineterminator="\n", float_format="%.5f")
+    write_text(study.shown_dir / "similarities" / f"{arm.name}.csv", text)
 
 
-def ranking(cosine, grades, ks=(5, 10, 20)):
+def ranking(cosine, grades):
     """How well each query finds the pictures of its grade.
 
     Parameters
@@ -56,68 +49,59 @@ def ranking(cosine, grades, ks=(5, 10, 20)):
     cosine : float array (n, 5)
         Column g is the query of grade g.
     grades : int array (n,)
-    ks : sequence of int
-        Precision is measured among so many first pictures, or among all where there are fewer; ties by position.
 
     Returns
     -------
     DataFrame
-        grade, pictures, share (what a random order gives), precision_at_<k>, average_precision (ratios); NaN for a
-        grade without pictures. The last row, grade "mean", holds their number and the means over the other grades.
+        grade, pictures, share (what a random order gives), precision_at_<k> (among the k first pictures, or all where
+        there are fewer; ties by position), average_precision (ratios); NaN for a grade without pictures. The last row,
+        grade "mean", holds the number of pictures and the means over the other grades.
 
     Raises
     ------
     StudyError
-        As `nearest`; also when there is not one grade for each row of cosines.
+        When there is not one row of five finite cosines for each grade.
     """
+    cosine, grades = np.asarray(cosine, dtype=float), np.asarray(grades)
+    if cosine.shape != (len(grades), len(GRADES)) or not np.isfinite(cosine).all():
+        raise StudyError(f"Search needs finite cosines (n, {len(GRADES)}), one column per query and one row for each "
+                         f"of {len(grades)} grades; these have the shape {cosine.shape}. Embed the pictures again.")
+    order, found = np.argsort(-cosine, axis=0, kind="stable"), _average_precision(cosine, grades)
+    table = pd.DataFrame({"grade": [*GRADES, "mean"], "pictures": len(grades)}).reindex(
+        columns=["grade", "pictures", *MEASURED])
+    for grade in GRADES:
+        relevant = (grades == grade)[order[:, grade]]
+        table.loc[grade, "pictures"] = relevant.sum()
+        if relevant.any():
+            precisions = [relevant[:k].mean() for k in NEAREST]
+            table.loc[grade, MEASURED] = [relevant.mean(), *precisions, found[grade]]
+    table[MEASURED] = table[MEASURED].astype(float)
+    table.loc[len(GRADES), MEASURED] = table[MEASURED].mean()
+    return table
+
+
+def _average_precision(cosine, grades):
+    # Of each grade, NaN without pictures, and their mean.
     from sklearn.metrics import average_precision_score
 
-    grades, order = np.asarray(grades), nearest(cosine, len(cosine))
-    if grades.shape != (len(cosine),):
-        raise StudyError(
-            f"{len(cosine)} rows of cosines stand against {grades.size} grades. "
-            "Give one grade for each picture."
-        )
-    rows = []
-    for grade in GRADES:
-        relevant, row = grades == grade, {"grade": grade, "pictures": int((grades == grade).sum())}
-        if row["pictures"]:
-            row["share"] = relevant.mean()
-            row |= {f"precision_at_{k}": relevant[order[grade, :k]].mean() for k in ks}
-            row["average_precision"] = average_precision_score(relevant, np.asarray(cosine)[:, grade])
-        rows.append(row)
-    table = pd.DataFrame(
-        rows, columns=["grade", "pictures", "share", *(f"precision_at_{k}" for k in ks), "average_precision"]
-    ).astype({"grade": object})
-    table.loc[len(GRADES)] = ["mean", len(grades), *table.iloc[:, 2:].astype(float).mean()]
-    return table.astype(dict.fromkeys(table.columns[2:], float))
+    found = [average_precision_score(grades == grade, cosine[:, grade]) if (grades == grade).any() else np.nan
+             for grade in GRADES]
+    return [*found, metrics.mean_defined(np.array(found))]
 
 
 def chance(cosine, grades, shuffles=200, seed=0):
-    """Average precision in a random order, which is above the share of a grade where its pictures are few: the grades are shuffled.
+    """Average precision in a random order: the grades are shuffled. Where a grade has few pictures, it is above its share.
 
     Returns
     -------
     DataFrame
-        grade, then "mean" for mAP; average_precision (mean over the shuffles), low, high (their middle 95 %).
+        For each grade and then for their mean: chance (mean over the shuffles), chance_low, chance_high (their middle
+        95 %).
     """
-    from sklearn.metrics import average_precision_score
-
-    rng, held = (
-        np.random.default_rng(seed),
-        [grade for grade in GRADES if (np.asarray(grades) == grade).any()],
-    )
-    drawn = np.full((shuffles, len(GRADES)), np.nan)
-    for row in drawn:
-        shuffled = rng.permutation(grades)
-        row[held] = [
-            average_precision_score(shuffled == grade, np.asarray(cosine)[:, grade]) for grade in held
-        ]
-    drawn = np.column_stack([drawn, np.nanmean(drawn, axis=1)])
+    rng = np.random.default_rng(seed)
+    drawn = np.array([_average_precision(cosine, rng.permutation(grades)) for _ in range(shuffles)])
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    return pd.DataFrame(
-        {"grade": [*GRADES, "mean"], "average_precision": drawn.mean(0), "low": low, "high": high}
-    )
+    return pd.DataFrame({"chance": drawn.mean(0), "chance_low": low, "chance_high": high})
 
 
 def beside_chance(cosines, grades, seed=0):
@@ -131,19 +115,15 @@ def beside_chance(cosines, grades, seed=0):
     Returns
     -------
     DataFrame
-        wording, then as `ranking`, then chance, chance_low, chance_high (as `chance`) and against_chance:
-        'above' or 'below' where the average precision lies outside the middle 95 % of the shuffles, else 'within'.
+        wording, then as `ranking`, then as `chance`, and against_chance: 'above' or 'below' where the average
+        precision lies outside the middle 95 % of the shuffles, else 'within'.
     """
-    tables = []
-    for wording, cosine in cosines.items():
-        table, luck = ranking(cosine, grades), chance(cosine, grades, seed=seed)
-        luck = luck.set_axis(["grade", "chance", "chance_low", "chance_high"], axis=1).drop(columns="grade")
-        tables.append(table.assign(wording=wording).join(luck))
-    table = pd.concat(tables, ignore_index=True)
+    tables = {wording: ranking(cosine, grades).join(chance(cosine, grades, seed=seed))
+              for wording, cosine in cosines.items()}
+    table = pd.concat(tables, names=["wording"]).reset_index("wording").reset_index(drop=True)
     found = table["average_precision"]
     outside = [found.isna(), found > table["chance_high"], found < table["chance_low"]]
-    table = table.assign(against_chance=np.select(outside, ["", "above", "below"], "within"))
-    return table[["wording", *table.columns.drop("wording")]]
+    return table.assign(against_chance=np.select(outside, ["", "above", "below"], "within"))
 
 
 def examples(image_ids, cosine, grades, queries):
@@ -155,33 +135,8 @@ def examples(image_ids, cosine, grades, queries):
         image_id, kl_grade, nearest (query), then a column per query; indexed by the picture's position.
     """
     frame = pd.DataFrame(np.asarray(cosine, dtype=float), columns=list(queries))
-    frame.insert(0, "nearest", frame.idxmax(axis=1))
-    frame.insert(0, "kl_grade", np.asarray(grades))
-    frame.insert(0, "image_id", list(image_ids))
-    return frame.loc[[(frame["kl_grade"] == grade).idxmax() for grade in sorted({min(grades), max(grades)})]]
-
-
-def nearest(cosine, number):
-    """Positions of the pictures nearest to each query, nearest first; ties by position.
-
-    Parameters
-    ----------
-    cosine : float array (n, 5)
-    number : int
-
-    Returns
-    -------
-    int array (5, min(number, n))
-
-    Raises
-    ------
-    StudyError
-        Another shape, or a cosine that is no number.
-    """
-    cosine = np.asarray(cosine, dtype=float)
-    if cosine.ndim != 2 or cosine.shape[1] != len(GRADES) or not np.isfinite(cosine).all():
-        raise StudyError(
-            f"Search needs finite cosines (n, {len(GRADES)}), one column per query; "
-            f"these have the shape {cosine.shape}. Embed the pictures again."
-        )
-    return np.argsort(-cosine, axis=0, kind="stable")[:number].T
+    nearest = frame.idxmax(axis=1)
+    for name, values in {"nearest": nearest, "kl_grade": np.asarray(grades), "image_id": list(image_ids)}.items():
+        frame.insert(0, name, values)
+    shown = sorted({min(grades), max(grades)})
+    return frame.loc[[(frame["kl_grade"] == grade).idxmax() for grade in shown]]

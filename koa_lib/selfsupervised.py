@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from koa_lib import dino, model, networks, weights
 from koa_lib.protocols import hashed
@@ -21,13 +22,13 @@ def untrained(study):
 def tower(experiment):
     """The pre-trained tower (the teacher), pictures (n, 3, H, W) to embeddings (n, d); trained when it is missing."""
     network = untrained(experiment.study)
-    network.load_state_dict(load_file(pretrained(experiment) / "state.safetensors"))
+    network.load_state_dict(load_file(pretrained(experiment) / dino.STATE))
     return network.eval()
 
 
 def history(experiment):
     """The pre-training: epoch, loss, teacher_entropy (nats, means over the epoch), seconds."""
-    return pd.read_csv(pretrained(experiment) / "history.csv")
+    return pd.read_csv(pretrained(experiment) / dino.HISTORY)
 
 
 def pretrained(experiment):
@@ -36,13 +37,8 @@ def pretrained(experiment):
     key = {"settings": replace(chosen, fractions=(), seeds=1), "model": study.profile.model.name, "seed": study.seed,
            "pictures": data.shown, "weights": hashed(_place(study, chosen.published))}
 
-    def build(folder):
-        network, rows = dino.train(_network(study, chosen.published), data, chosen, study.seed)
-        folder.mkdir()
-        save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, folder / "state.safetensors")
-        rows.to_csv(folder / "history.csv", index=False)
-
-    return study.store.make("checkpoints/self-supervised", key, build)
+    build = partial(dino.pretrain, network=lambda: _network(study, chosen.published), data=data, chosen=chosen, seed=study.seed)
+    return study.store.make("checkpoints/self-supervised", key, build, [networks.create if chosen.architecture else model.load_clip])
 
 
 def unlabelled(experiment):
@@ -69,9 +65,7 @@ def _network(study, published):
     chosen = study.profile.systems.labels
     if not chosen.architecture:
         return model.load_clip(study.profile.model.name, seed=study.seed)[0].visual
-    built = model.seeded(study.seed, networks.create, chosen.architecture, chosen.image_size, 1.0, _place(study, published))
-    built.reset_classifier(0)
-    return built
+    return networks.headless(study.seed, chosen.architecture, chosen.image_size, 1.0, _place(study, published))
 
 
 def spread(embeddings):

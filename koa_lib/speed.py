@@ -58,11 +58,12 @@ def measure():
     import torch
 
     from koa_lib.model import ClipGrader, load_clip
+    from koa_lib.prompts import prompts
 
     recipe = profile.load("paper").as_printed
     clip, preprocess, tokenizer = load_clip(MODEL)
     with torch.random.fork_rng(devices=[]):
-        grader = ClipGrader(clip, tokenizer, recipe.part, recipe.prompts, recipe.residual).eval()
+        grader = ClipGrader(clip, tokenizer, recipe.part, prompts(recipe.prompts), recipe.residual).eval()
         data = _pictures(preprocess.image_size, recipe.batch * STEPS)
         single = _single(grader, data, recipe)
         return Speed(

@@ -163,9 +163,7 @@ def aligned(b, a):
 def resampled(graded, draws=1000, seed=0):
     """Confusion matrices (1 + draws, 5, 5) of graded pictures (p0..p4, kl_grade, group_id): as they are, then of each draw."""
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
-    predicted = probabilities.argmax(1)
-    drawn = group_bootstrap(grades, predicted, graded["group_id"], draws, seed)
-    return np.concatenate([metrics.confusion(grades, predicted)[None], drawn])
+    return _matrices(grades, probabilities.argmax(1), graded["group_id"], draws, seed)
 
 
 def confusion_summary(graded, draws=1000, seed=0, level=0.95):
@@ -299,23 +297,10 @@ def direction(low, high):
     return "better" if low > 0 else "worse" if high < 0 else "not clear"
 
 
-def pool(frames):
-    """Predictions of disjoint parts, such as the held-out folds, as one graded frame.
-
-    Raises
-    ------
-    StudyError
-        When there is no frame or a picture occurs twice.
-    """
-    if not len(frames):
-        raise StudyError("There are no predictions to pool. Run at least one fold.")
-    pooled = pd.concat(frames, ignore_index=True)
-    _refuse_repeats(pooled["image_id"], "among the pooled predictions; pool parts that share no picture")
-    return pooled
-
-
 def mcnemar(correct_a, correct_b):
     """McNemar's test on paired right/wrong outcomes: two-sided exact and mid-p (Fagerland 2013).
+
+    Pairs count as independent: the two knees of a patient are not, but the paper tests them so. `gaps` resamples patients.
 
     Returns
     -------

@@ -11,7 +11,6 @@ from pathlib import Path
 import yaml
 
 from koa_lib import profile as profiles
-from koa_lib import weights as published
 from koa_lib.data import MANIFESTS
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
@@ -177,7 +176,9 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
         if not dry:
-            published.check(settings, inputs.weights)
+            from koa_lib import preflight  # slow to import
+
+            preflight.check(settings, inputs.weights)
         write_text(path, text)
     return inputs
 

@@ -1,17 +1,24 @@
-"""The tables of the study, one function per table of the paper: frames with our values beside the published ones.
+"""The tables of the paper: our values beside the published ones.
 
-Where a graded frame is expected (p0..p4, kl_grade, group_id), a str says instead why there is none; the reason
-stands in the table. Accuracies, sensitivities, specificities and F1 are in per cent, AUC and kappa are ratios.
+Accuracies, sensitivities, specificities and F1 are in per cent, AUC and kappa are ratios.
 """
 
 import numpy as np
 import pandas as pd
 
-from koa_lib import metrics, stats
+from koa_lib import metrics, networks, stats
+from koa_lib.comparison import NO_EXTERNAL, accuracy_row, place, shown_fold
 from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES, NAMES, TABLE_1
+from koa_lib.external import derived
+from koa_lib.grades import GRADES, NAMES
+from koa_lib.predictions import arrays
+from koa_lib.prompts import TABLE_1
+from koa_lib.protocols import described, main_arm
+from koa_lib.splits import unseen
 
-OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
+CLIP = "Fine-tuned CLIP"  # as Table 4 calls the main arm
+OVERALL = ["accuracy", "macro_precision", "macro_sensitivity", "macro_f1"]
+PERCENT = ("accuracy", "ci_low", "ci_high", "best_constant", "macro_f1")
 
 
 def table_1(counts, examples):
@@ -37,13 +44,13 @@ def table_1(counts, examples):
     return table
 
 
-def table_2(parts, published):
+def table_2(study, results, our_results, published):
     """Overall performance on each part of the data, in per cent, the paper's columns as rows beside ours.
 
     Parameters
     ----------
-    parts : dict of (str, str) to DataFrame
-        Arm and pictures ("train", "held_out", "external, deduplicated", ...) to the graded frame.
+    results, our_results : Results
+        Of the main arm, whose shown fold is taken, and of our protocol, whose folds are averaged.
     published : DataFrame
         `published/jpm2026.csv`.
 
@@ -53,77 +60,118 @@ def table_2(parts, published):
         arm ("published" where it is the paper's), pictures, n, accuracy, macro_precision, macro_sensitivity,
         macro_f1; all that is inside the training cohort first.
     """
-    def cited(row, pictures):
-        values = {name: _published(published, "table_2", row, name) for name in OVERALL}
-        return {"arm": "published", "pictures": pictures, **values}
-
-    rows = [{"arm": arm, "pictures": part, "n": len(graded), **_overall(graded)}
-            for (arm, part), graded in parts.items()]
+    frames = _shown(study, results)
+    for (arm, split), graded in _means(our_results).items():
+        if split == "external":
+            frames[arm, "external, deduplicated"] = derived(graded, "deduplicated")
+        else:
+            frames.setdefault((arm, split), graded)
+    rows = [{"arm": arm, "pictures": pictures, "n": len(graded), **_overall(graded)}
+            for (arm, pictures), graded in frames.items()]
     outside = [row for row in rows if row["pictures"].startswith("external")]
     inside = [row for row in rows if row not in outside]
-    table = pd.DataFrame([cited("train", "train"), *inside, cited("test", "external"), *outside])
+    cited = published[published["item"] == "table_2"].pivot(index="row", columns="metric", values="value")
+    train, test = ({"arm": "published", "pictures": pictures, **cited.loc[row]}
+                   for row, pictures in (("train", "train"), ("test", "external")))
+    table = pd.DataFrame([train, *inside, test, *outside])
     return table[["arm", "pictures", "n", *OVERALL]].astype({"n": "Int64"})
 
 
-def table_3(graded, published, groups=None, draws=1000, seed=0):
-    """Performance per grade with 95 % group-bootstrap intervals of the sensitivity; per cent but for the AUC.
+def _shown(study, results):
+    # The shown fold's graded pictures by arm and split.
+    return {(where["arm"], where["split"]): shown_fold(study, found, where["split"])
+            for where, found in results.each("arm", "split")}
 
-    Parameters
-    ----------
-    graded : DataFrame or str
-    groups : array (n,), optional
-        What is resampled; `group_id` unless given.
+
+def _means(results):
+    # Mean probabilities of the folds on what each of them predicts.
+    return {(where["arm"], where["split"]): found.graded()
+            for where, found in results.of(split=["test", "external"]).each("arm", "split")}
+
+
+def _overall(graded):
+    values = metrics.summary(*arrays(graded))
+    return {name: 100 * values[name] for name in OVERALL}
+
+
+def table_3(graded, published, draws=1000, seed=0):
+    """Performance per grade with 95 % group-bootstrap intervals of the sensitivity; per cent but for the AUC.
 
     Returns
     -------
     DataFrame
         kl_grade, name, n, then sensitivity, ci_low, ci_high, specificity, auc, each also as published_..., reason.
     """
-    graded, reason = _graded(graded)
-    table = pd.DataFrame({"kl_grade": GRADES, "name": NAMES})
-    ours = _per_grade(graded, groups, draws, seed)
-    table["n"] = ours["n"]
-    for names in (("sensitivity", "ci_low", "ci_high"), ("specificity",), ("auc",)):
-        for name in names:
-            table[name] = ours[name]
-        for name in names:
-            what = ("sensitivity", name) if name.startswith("ci") else (name, "value")
-            cited = [_published(published, "table_3", str(grade), *what) for grade in GRADES]
-            table[f"published_{name}"] = cited
+    printed = published[published["item"] == "table_3"].set_index(["metric", "row"])
+
+    def cited(metric, column="value"):
+        return printed.loc[metric][column].reindex(map(str, GRADES)).to_list()
+
+    each = metrics.per_grade(*arrays(graded))
+    recall = 100 * metrics.rates(stats.resampled(graded, draws, seed)[1:])[0]
+    low, high = zip(*(stats.interval(recall[:, grade]) for grade in GRADES), strict=True)
     absent = "no picture of this grade: sensitivity and AUC are undefined"
-    return table.assign(reason=[reason or absent * (n == 0) for n in table["n"]])
+    return pd.DataFrame({
+        "kl_grade": GRADES,
+        "name": NAMES,
+        "n": each["n"],
+        "sensitivity": 100 * each["sensitivity"],
+        "ci_low": low,
+        "ci_high": high,
+        "published_sensitivity": cited("sensitivity"),
+        "published_ci_low": cited("sensitivity", "ci_low"),
+        "published_ci_high": cited("sensitivity", "ci_high"),
+        "specificity": 100 * each["specificity"],
+        "published_specificity": cited("specificity"),
+        "auc": each["auc"],
+        "published_auc": cited("auc"),
+        "reason": np.where(each["n"] == 0, absent, ""),
+    })
 
 
-def table_4(models, published, as_run=None, draws=1000, seed=0, inside=None):
+def table_4(study, results, published):
     """Accuracy of every model beside the published one, in the paper's order, then our own models.
 
     Parameters
     ----------
-    models : dict
-        Model name as the paper prints it -> graded frame or reason; a published model that is absent is "not run".
-    as_run : dict, optional
-        Model -> how it was run (resolution, epochs, width).
-    inside : dict, optional
-        Model -> graded frame of the part of the training cohort that it has not seen.
+    results : dict of str to Results
+        Model name as the paper prints it; `CLIP` is the main arm. A published model that is absent is "not run".
 
     Returns
     -------
     DataFrame
-        model, as_run, n, accuracy, ci_low, ci_high, best_constant, against_constant (paired, as
-        `stats.against_constant`), macro_f1, qwk, internal_accuracy, internal_qwk, published_accuracy, reason;
-        per cent but for the kappas.
+        model, as_run (network, resolution, epochs), then as `comparison.accuracy_row`, internal_accuracy and
+        internal_qwk (on the unseen part of the training cohort), published_accuracy, reason; per cent but for the
+        kappas.
     """
-    printed = list(published.loc[published["item"] == "table_4", "row"])
+    printed = published[published["item"] == "table_4"].set_index("row")["value"]
+    as_run = {spec.name: networks.described(spec) for spec in study.profile.baselines}
+    as_run[CLIP] = described(main_arm(study), study)
+    reasons = {spec.name: f"not run: {spec.reason}" for spec in study.profile.baselines if spec.reason}
     rows = []
-    for model in [*printed, *(name for name in models if name not in printed)]:
-        graded, reason = _graded(models.get(model))
-        row = {"model": model, "as_run": (as_run or {}).get(model, ""), "reason": reason}
-        row |= _accuracy(graded, draws, seed) | _constant(graded, draws, seed)
-        row |= _internal((inside or {}).get(model))
-        rows.append(row | {"published_accuracy": _published(published, "table_4", model, "accuracy")})
+    for model in dict.fromkeys([*printed.index, *results]):
+        row = {"model": model, "published_accuracy": printed.get(model),
+               "reason": reasons.get(model, "not run: no predictions in this run")}
+        if model in results:
+            row |= {"as_run": as_run.get(model), **_inside_and_outside(study, results[model])}
+        rows.append(row)
     columns = """model as_run n accuracy ci_low ci_high best_constant against_constant macro_f1 qwk
                  internal_accuracy internal_qwk published_accuracy reason""".split()
-    return pd.DataFrame(rows)[columns]
+    table = pd.DataFrame(rows, columns=columns).fillna({"as_run": "", "n": 0, "against_constant": ""})
+    return table.astype({"n": int, "published_accuracy": float})
+
+
+def _inside_and_outside(study, found):
+    inside = metrics.summary(*arrays(shown_fold(study, found, unseen(found.splits))))
+    row = {"internal_accuracy": 100 * inside["accuracy"], "internal_qwk": inside["qwk"], "reason": NO_EXTERNAL}
+    if "external" in found:
+        row |= {"reason": "", **_percent(shown_fold(study, found, "external"), found)}
+    return row
+
+
+def _percent(graded, results):
+    row = accuracy_row(graded, results.draws, results.seed)
+    return {name: 100 * value if name in PERCENT else value for name, value in row.items()}
 
 
 def confusion(graded):
@@ -134,7 +182,7 @@ def confusion(graded):
     DataFrame
         kl_grade (the true one), n, right, adjacent (graded one grade off), graded_0 .. graded_4; five rows.
     """
-    grades, probabilities = _arrays(graded)
+    grades, probabilities = arrays(graded)
     cm = metrics.confusion(grades, probabilities.argmax(1))
     near = np.abs(np.subtract.outer(GRADES, GRADES)) == 1
     sums = {"n": cm.sum(1), "right": np.diag(cm), "adjacent": (cm * near).sum(1)}
@@ -149,7 +197,7 @@ def reliability(graded, bins=15):
     DataFrame
         n, confidence (mean top probability), accuracy (share of right answers), low, high (edges).
     """
-    grades, probabilities = _arrays(graded)
+    grades, probabilities = arrays(graded)
     place, _ = metrics.calibration_bins(grades, probabilities, bins)
     right = probabilities.argmax(1) == grades
     frame = pd.DataFrame({"n": 1, "confidence": probabilities.max(1), "accuracy": right})
@@ -157,13 +205,13 @@ def reliability(graded, bins=15):
     return found.assign(low=found.index / bins, high=(found.index + 1) / bins).reset_index(drop=True)
 
 
-def zero_shot(results, peers, draws=1000, seed=0):
-    """Zero-shot results of each prompt set on each part that is not for training, then published ones.
+def zero_shot(results, peers):
+    """Zero-shot results of each prompt set on each part, then published ones.
 
     Parameters
     ----------
-    results : dict of str to dict of str to DataFrame
-        Prompt set to what `Runner.zero_shot` returns.
+    results : Results
+        Of the arms 'zero_shot-<prompt set>'.
     peers : DataFrame
         `published/peers.csv`.
 
@@ -172,53 +220,67 @@ def zero_shot(results, peers, draws=1000, seed=0):
     DataFrame
         prompts, split, n, accuracy, balanced_accuracy, qwk, qwk_low, qwk_high (ratios; group bootstrap).
     """
-    rows = []
-    for name, parts in results.items():
-        for split in [split for split in ("val", "test", "external") if split in parts]:
-            summary = stats.confusion_summary(parts[split], draws, seed).set_index("metric")
-            values = summary.value[["accuracy", "balanced_accuracy", "qwk"]]
-            bounds = {f"qwk_{end}": summary.at["qwk", f"ci_{end}"] for end in ("low", "high")}
-            rows.append({"prompts": name, "split": split, "n": len(parts[split]), **values, **bounds})
-    for peer in peers[peers["system"].str.contains("zero-shot")].to_dict("records"):
-        named = {"prompts": f"published: {peer['system']}", "split": peer["test_set"]}
-        rows.append(named | {name: peer[name] for name in ("n", "accuracy", "qwk")})
-    return pd.DataFrame(rows)
+    table = results.table(["accuracy", "balanced_accuracy", "qwk"])
+    table["prompts"] = table["arm"].str.removeprefix("zero_shot-")
+    cited = peers[peers["system"].str.contains("zero-shot")].rename(columns={"test_set": "split"})
+    table = pd.concat([table, cited.assign(prompts="published: " + cited["system"])], ignore_index=True)
+    return table[["prompts", "split", "n", "accuracy", "balanced_accuracy", "qwk", "qwk_low", "qwk_high"]]
 
 
-def table_5(published, peers, literature, ours, draws=1000, seed=0):
+def this_run(study, results, our_results):
+    """This run's rows of Table 5: the shown fold of the main arm, and the fold means by our protocol.
+
+    Returns
+    -------
+    DataFrame
+        system, protocol (as in `published/peers.csv`), test_set, source, then as `comparison.accuracy_row`.
+    """
+    frames = {key: graded for key, graded in _shown(study, results).items() if key[1] != "train"}
+    frames |= _means(our_results)
+    return pd.DataFrame([
+        {"system": f"{arm}, {split.replace('_', ' ')}", "protocol": _protocol(study, split),
+         "test_set": place(study, split), "source": "this run", **_percent(graded, results)}
+        for (arm, split), graded in frames.items()
+    ])
+
+
+def _protocol(study, split):
+    if study.synthetic:
+        return "phantoms"
+    return "OAI to Gornale" if split == "external" else "OAI internal"
+
+
+def table_5(published, peers, literature, ours):
     """Other studies as cited in the paper, clean public peers, and this run; rows compare only within one protocol.
 
     Parameters
     ----------
     published, peers, literature : DataFrame
         `published/jpm2026.csv`, `published/peers.csv` and `published/literature.csv`.
-    ours : dict
-        System -> (protocol as in `peers`, cohort, graded frame or reason).
+    ours : DataFrame
+        As from `this_run`.
 
     Returns
     -------
     DataFrame
         system, protocol, n, accuracy (as printed), ci_low, ci_high, corrected (as found in the cited source; NaN where
-        nothing was found), in_source (whether it is the printed one: 'same', 'differs' or empty), macro_f1, qwk, test_set,
-        source, note. Rows of one protocol stand together, protocols in the order of their first row.
+        nothing was found), in_source (whether it is the printed one: 'same', 'differs' or empty), macro_f1, qwk,
+        test_set, source, note. Rows of one protocol stand together, protocols in the order of their first row.
 
     Raises
     ------
     StudyError
         When `literature` does not hold a row of the paper's table exactly once.
     """
-    rows = []
-    for system, (protocol, cohort, value) in ours.items():
-        graded, reason = _graded(value)
-        name = {"source": "this run", "system": system, "protocol": protocol, "test_set": cohort}
-        rows.append({**name, **_accuracy(graded, draws, seed), "note": reason})
-    others = peers.assign(source="public peer", accuracy=100 * peers["accuracy"], macro_f1=100 * peers["macro_f1"])
-    columns = "system protocol n accuracy ci_low ci_high corrected in_source macro_f1 qwk test_set source note".split()
-    frames = [_cited(published, literature), others, pd.DataFrame(rows)]
+    others = peers.assign(source="public peer", **100 * peers[["accuracy", "macro_f1"]])
+    columns = """system protocol n accuracy ci_low ci_high corrected in_source macro_f1 qwk test_set source
+                 note""".split()
+    frames = [_cited(published, literature), others, ours]
     table = pd.concat([frame.reindex(columns=columns).astype(object) for frame in frames], ignore_index=True)
     table = table.sort_values("protocol", kind="stable", key=lambda names: pd.factorize(names)[0], ignore_index=True)
     numbers = ["accuracy", "corrected", "ci_low", "ci_high", "macro_f1", "qwk"]
-    return table.astype({name: float for name in numbers}).astype({"n": "Int64"}).fillna({"note": "", "in_source": ""})
+    table = table.astype(dict.fromkeys(numbers, float)).astype({"n": "Int64"})
+    return table.fillna({"note": "", "in_source": ""})
 
 
 def _cited(published, literature):
@@ -228,77 +290,11 @@ def _cited(published, literature):
     cited = cited.merge(found, on=["item", "row", "metric"], how="left")
     wrong = cited.loc[cited["protocol"].isna() | cited["row"].duplicated(), "row"]
     if len(wrong):
-        raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. Give the comparable protocol, as in peers.csv.")
+        raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. "
+                         "Give the comparable protocol, as in peers.csv.")
     test_set = cited["note"].str.split(";").str[0]
     cited = cited.rename(columns={"row": "system", "value": "accuracy", "found": "corrected"})
     same = (cited["corrected"] - cited["accuracy"]).abs() <= 0.005
     in_source = np.where(cited["corrected"].isna(), "", np.where(same, "same", "differs"))
-    return cited.assign(source="table 5 of the paper", test_set=test_set, note=cited["remark"], in_source=in_source)
-
-
-def _graded(value):
-    if value is None:
-        return None, "not run: no predictions in this run"
-    if isinstance(value, str):
-        return None, value
-    return (value, "") if len(value) else (None, "not run: no pictures in this part")
-
-
-def _arrays(graded):
-    return metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
-
-
-def _overall(graded):
-    grades, probabilities = _arrays(graded)
-    values = metrics.from_confusion(metrics.confusion(grades, probabilities.argmax(1)))
-    return {name: 100 * float(values[name]) for name in OVERALL}
-
-
-def _internal(graded):
-    # Accuracy in per cent and kappa of one model on what it has not seen.
-    if graded is None:
-        return {"internal_accuracy": np.nan, "internal_qwk": np.nan}
-    values = metrics.summary(*_arrays(graded))
-    return {"internal_accuracy": 100 * values["accuracy"], "internal_qwk": values["qwk"]}
-
-
-def _constant(graded, draws, seed):
-    # What one grade for every picture reaches, in per cent, and whether the model differs from it.
-    if graded is None:
-        return {"best_constant": np.nan, "against_constant": ""}
-    row = stats.against_constant(graded, draws, seed).loc["accuracy"]
-    return {"best_constant": 100 * row["constant"], "against_constant": row["against"]}
-
-
-def _accuracy(graded, draws, seed):
-    # One row of a model comparison: accuracy and macro-F1 in per cent, the kappa as ratio.
-    if graded is None:
-        return {"n": 0} | dict.fromkeys(("accuracy", "ci_low", "ci_high", "macro_f1", "qwk"), np.nan)
-    summary = stats.confusion_summary(graded, draws, seed).set_index("metric")
-    accuracy = 100 * summary.loc["accuracy"]
-    return {
-        "n": len(graded),
-        "accuracy": accuracy.value,
-        "ci_low": accuracy.ci_low,
-        "ci_high": accuracy.ci_high,
-        "macro_f1": 100 * summary.value["macro_f1"],
-        "qwk": summary.value["qwk"],
-    }
-
-
-def _per_grade(graded, groups, draws, seed):
-    if graded is None:
-        return {"n": 0} | dict.fromkeys(("sensitivity", "ci_low", "ci_high", "specificity", "auc"), np.nan)
-    grades, probabilities = _arrays(graded)
-    table = metrics.per_grade(grades, probabilities)
-    groups = graded["group_id"] if groups is None else groups
-    drawn = stats.group_bootstrap(grades, probabilities.argmax(1), groups, draws, seed)
-    recall = 100 * metrics.rates(drawn)[0]
-    low, high = zip(*(stats.interval(recall[:, grade]) for grade in GRADES), strict=True)
-    percent = {name: 100 * table[name] for name in ("sensitivity", "specificity")}
-    return {"n": table["n"], **percent, "ci_low": list(low), "ci_high": list(high), "auc": table["auc"]}
-
-
-def _published(published, item, row, metric, column="value"):
-    found = published[(published[["item", "row", "metric"]] == [item, row, metric]).all(axis=1)]
-    return float(found[column].iloc[0]) if len(found) else float("nan")
+    source = "table 5 of the paper"
+    return cited.assign(source=source, test_set=test_set, note=cited["remark"], in_source=in_source)

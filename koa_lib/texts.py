@@ -13,7 +13,7 @@ import torch
 from koa_lib import weights
 from koa_lib.device import compute_device
 from koa_lib.errors import StudyError
-from koa_lib.grades import PROMPT_SETS
+from koa_lib.prompts import PROMPT_SETS
 
 # BERT-base (Devlin et al. 2019), as the hub pages' config.json have it.
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-12,

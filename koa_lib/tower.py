@@ -70,6 +70,14 @@ class Tower(nn.Module):
         return self.visual.head(features)
 
 
+class Frozen(nn.Module):
+    """A frozen network of pictures: its `trunk` makes of normalised images (n, 3, H, W) embeddings (n, d)."""
+
+    def __init__(self, network, low_precision=True):
+        super().__init__()
+        self.trunk, self.low_precision = network.eval().requires_grad_(False), low_precision
+
+
 def low_precision(visual):
     """Whether bf16 autocast pays for an image tower: 3 times faster for a CNN on a CPU, slower for a narrow ViT's small products."""
     return not Tower(visual).is_vit or visual.proj.shape[0] >= 512

@@ -23,7 +23,6 @@ CLIP_TAG = "openai"
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
 FILES = ("model.safetensors",)
 BERT_FILES = ("pytorch_model.bin", "vocab.txt")
-STAND_IN = "tiny"  # the one text encoder of `texts.BERTS` without published weights
 FOUNDATIONS = {
     "biomedclip": "BiomedCLIP",
     "rad-dino": "RAD-DINO",
@@ -97,65 +96,6 @@ def foundation(name, given=""):
     return [
         _from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files
     ][0]
-
-
-def needed(settings):
-    """Pairs (function, name) of all published weights that a profile starts from, each once."""
-    systems = settings.systems
-    encoders = [spec for spec in (*systems.heads.encoders, *systems.embeddings.encoders) if not spec.reason]
-    pairs = [(clip, settings.model.name)] if settings.model.start == "openai" else []
-    pairs += [
-        (network, spec.timm) for spec in _networks(settings) if spec.weights == "imagenet" and not spec.reason
-    ]
-    pairs += [(network, spec.architecture) for spec in encoders if spec.source == "timm"]
-    pairs += [(network, systems.labels.architecture)] if systems.labels.published else []
-    pairs += [(bert, systems.heads.text)] if systems.heads.text != STAND_IN else []
-    pairs += [(foundation, FOUNDATIONS[spec.source]) for spec in encoders if spec.source in FOUNDATIONS]
-    return list(dict.fromkeys(pairs))
-
-
-def _networks(settings):
-    return (*settings.baselines, *settings.systems.embeddings.networks)
-
-
-def check(settings, given=""):
-    """Find, download where needed, and open all weights that a profile starts from.
-
-    Raises
-    ------
-    StudyError
-        The first that is missing, damaged or of another architecture.
-    """
-    for find, name in needed(settings):
-        place = find(name, given)
-        with fitting(name, place):
-            _open(settings, find, name, place)
-
-
-def _open(settings, find, name, place):
-    from koa_lib import model, networks, texts
-    from koa_lib.foundation import RadDino, biomed_clip
-
-    if find is clip:
-        model.load_clip(name, place)
-    elif find is bert:
-        texts.create(name, place)
-    elif find is foundation:
-        {"BiomedCLIP": biomed_clip, "RAD-DINO": RadDino}[name](place)
-    else:
-        for size, width in _sizes(settings, name):
-            networks.create(name, size, width, place)
-
-
-def _sizes(settings, name):
-    systems = settings.systems
-    sizes = {(spec.image_size, spec.width) for spec in _networks(settings) if spec.timm == name}
-    sizes |= {
-        (spec.image_size, spec.width)
-        for spec in (*systems.heads.encoders, *systems.embeddings.encoders)
-        if spec.architecture == name
-    }
-    return sizes | ({(systems.labels.image_size, 1.0)} if systems.labels.architecture == name else set())
 
 
 def file_of(place):

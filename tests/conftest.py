@@ -17,7 +17,9 @@ from koa_lib.data.manifest import write_manifest
 from koa_lib.grades import GRADES
 from koa_lib.images.read import describe
 from koa_lib.phantoms.cohorts import write_cohort_a, write_cohort_b
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.profile import ROOT
+from koa_lib.results import Results
 from koa_lib.study import Inputs, Study
 
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
@@ -133,3 +135,28 @@ def easy_study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cohort, "MANIFESTS", lists)
         yield Study(chosen, 3, inputs, run, "tests")
+
+
+def knees(n=120, name="k", seed=0):
+    """Manifest rows of made-up pictures: two knees of a patient, some files twice, some with two knees in one."""
+    generator = np.random.default_rng(seed)
+    number = np.arange(n)
+    same = np.where(number % 40 == 5, number - 1, number)
+    grades = generator.integers(0, 5, n // 2 + 1)[number // 2]
+    return pd.DataFrame({"image_id": [f"{name}{place}" for place in number], "kl_grade": grades, "group_id": [f"{name}-{place}" for place in number // 2],
+                         "kl_grade_reader2": pd.array([pd.NA] * n, "Int64"), "split": "external", "width": np.where(number % 17 == 0, 640, 300),
+                         "height": 162, "pixel_sha256": [f"{name}{place}" for place in same]})
+
+
+def predicted(rows, right=0.5, noise=0, **columns):
+    """Predictions of pictures as `Results` hold them: that share has the true grade, the others any; `columns` over the usual ones."""
+    generator, truth = np.random.default_rng(noise), rows["kl_grade"].to_numpy()
+    answers = np.where(generator.random(len(rows)) < right, truth, generator.integers(0, 5, len(rows)))
+    probabilities = 0.6 * np.eye(5)[answers] + 0.4 * generator.dirichlet(np.ones(5), len(rows))
+    usual = {"arm": "clip", "seed": 0, "fold": 1, "split": "external", "view": "stretch-none", "mirrored": False}
+    return rows.assign(**dict(zip(PROBABILITIES, probabilities.T, strict=True)), **{**usual, **columns})
+
+
+def results(*frames, draws=50):
+    """`Results` of predictions as from `predicted`."""
+    return Results(pd.concat(frames, ignore_index=True), draws, 0)

@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 from koa_lib import attribution, explain, explanations, localisation
 from koa_lib.model import ClipGrader, load_clip
+from koa_lib.prompts import prompts
 from koa_lib.protocols import our_arm
 from koa_lib.report import overlays
 
@@ -233,7 +234,7 @@ def test_figures_have_a_panel_for_each_picture_and_model(easy_study, looked):
 def test_measured_on_a_phantom_like_study(easy_study, looked):
     # The same steps as on phantoms, here on a model that knows brightness.
     clip, _, tokenizer = load_clip("koa-tiny", seed=1)
-    grader, part = ClipGrader(clip, tokenizer, "full_image", "as_printed"), easy_dataset(10, role="report")
+    grader, part = ClipGrader(clip, tokenizer, "full_image", prompts("as_printed")), easy_dataset(10, role="report")
     subject = replace(looked[0][0], part=part)
     maps = {"Grad-CAM": np.random.default_rng(0).random((10, 112, 112)).astype(np.float32)}
     made = explanations._curves(subject, grader, maps, np.zeros(10, int), 4, 0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -189,15 +190,16 @@ def test_one_group_gives_no_interval_and_no_verdict():
 
 def test_drop_pairs_train_and_external_of_a_run():
     """Runs differ by ten points, but each drops by exactly 20: the paired interval has no width."""
+    def exact(share, **named):
+        rows = graded(np.where(np.arange(500) < 500 * share, TRUTH, (TRUTH + 1) % 5))
+        return rows.assign(arm="clip", seed=0, view="stretch-none", mirrored=False, **named)
+
     shares = [(0.9, 0.7), (0.8, 0.6), (1.0, 0.8), (0.9, 0.7), (0.8, 0.6)]
-    exact = [
-        [graded(np.where(np.arange(500) < 500 * share, TRUTH, (TRUTH + 1) % 5)) for share in pair]
-        for pair in shares
-    ]
-    value = claims.train_test_drop(*zip(*exact, strict=True))
+    runs = [exact(share, fold=fold, split=split) for fold, pair in enumerate(shares) for split, share in zip(("train", "external"), pair, strict=True)]
+    value = claims.train_test_drop(results(*runs))
     assert value[:3] == pytest.approx((20, 20, 20)) and value.runs == 5
-    with pytest.raises(StudyError, match="5 runs .* 4 on"):
-        claims.train_test_drop([pair[0] for pair in exact], [pair[1] for pair in exact][:4])
+    with pytest.raises(StudyError, match="no predictions"):
+        claims.train_test_drop(results(*runs[:-1]))
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from koa_lib import datasets
+from koa_lib import cohort, datasets
 from koa_lib.errors import StudyError
 from koa_lib.images import shape
 from koa_lib.images.read import read_gray
@@ -88,7 +88,7 @@ def test_part_keeps_rows_and_pictures_together():
 
 
 def test_dataset_of_a_study_holds_its_files(easy_study):
-    data = datasets.dataset(easy_study, "training", "stretch", "none", 32)
+    data = cohort.dataset(easy_study, "training", "stretch", "none", 32)
     assert len(data) == 120 and data.role == "any"
     for position in (0, 17, 119):
         (expected,) = shape.squares(read_gray(data.rows["file"][position]), "stretch", 32)
@@ -96,14 +96,14 @@ def test_dataset_of_a_study_holds_its_files(easy_study):
 
 
 def test_cohort_of_a_study_describes_itself(easy_study):
-    members = datasets.cohort(easy_study, "external")
+    members = cohort.cohort(easy_study, "external")
     assert members.name == "easy_b" and "40 pictures, 20 groups" in repr(members) and members.rows["as_listed"].all()
 
 
 def test_without_a_folder_there_is_no_external_cohort(easy_study):
     study = replace(easy_study, inputs=replace(easy_study.inputs, external=""))
-    assert datasets.cohort(study, "external") is None
-    assert datasets.dataset(study, "external", "stretch", "none", 32) is None
+    assert cohort.cohort(study, "external") is None
+    assert cohort.dataset(study, "external", "stretch", "none", 32) is None
 
 
 def test_unreadable_picture_is_named_and_leaves_nothing_half_made(easy_study, tmp_path):
@@ -115,7 +115,7 @@ def test_unreadable_picture_is_named_and_leaves_nothing_half_made(easy_study, tm
     (tmp_path / "run" / ".locks").mkdir(parents=True)
     study = replace(easy_study, inputs=replace(easy_study.inputs, data=str(folder)), run_dir=tmp_path / "run")
     with pytest.raises(StudyError, match=broken.name):
-        datasets.dataset(study, "training", "stretch", "none", 32)
+        cohort.dataset(study, "training", "stretch", "none", 32)
     assert not list((tmp_path / "run" / "features").glob("pictures__*"))
 
 
@@ -125,8 +125,8 @@ def test_phantoms_of_a_study_are_made_once(easy_study, tmp_path):
     (tmp_path / ".locks").mkdir()
     settings = replace(easy_study.profile, training=Cohort("phantom_a", "phantoms", 3))
     study = replace(easy_study, profile=settings, run_dir=tmp_path)
-    first = datasets.cohort(study, "training")
+    first = cohort.cohort(study, "training")
     stamp = (tmp_path / "data" / "phantom_a" / "manifest.csv").stat().st_mtime_ns
     assert len(first.rows) == 6 and all(file.is_file() for file in first.rows["file"])
-    assert datasets.cohort(study, "training").rows.equals(first.rows)
+    assert cohort.cohort(study, "training").rows.equals(first.rows)
     assert (tmp_path / "data" / "phantom_a" / "manifest.csv").stat().st_mtime_ns == stamp

@@ -28,7 +28,7 @@ def test_each_picture_has_its_own_embedding(easy_study, spec):
     data = experiment.data("training", encoders.arm(experiment, spec, "some", None))
     values, picked = embedded(experiment, spec, data), [3, 0, 17]
     assert len(values) == len(data) and np.isfinite(values).all()
-    encoder = encoders.create(experiment, spec)
+    encoder = encoders.trunk(experiment, spec).build()
     with torch.no_grad():
         direct = encoder.trunk(to_tensor(data.images(picked), "clip")).numpy()
     assert np.allclose(values[picked], direct, rtol=2e-2, atol=2e-2 * np.abs(direct).max())
@@ -46,7 +46,7 @@ def test_pictures_of_no_cohort_are_embedded_too(easy_study):
 
 def test_nothing_of_an_encoder_is_trained(easy_study):
     assert not any(
-        value.requires_grad for value in encoders.create(Experiment(easy_study), RANDOM).parameters()
+        value.requires_grad for value in encoders.trunk(Experiment(easy_study), RANDOM).build().parameters()
     )
 
 

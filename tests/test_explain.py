@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from koa_lib.baselines import ImageGrader
 
 from koa_lib import explain
-from koa_lib.baselines import ImageGrader
 from koa_lib.model import ClipGrader, load_clip
+from koa_lib.prompts import prompts
 from koa_lib.settings import Baseline
 
 
 def grader_of(name, part="full_image"):
     clip, _, tokenizer = load_clip(name, seed=2)
-    return ClipGrader(clip, tokenizer, part, "as_printed").eval()
+    return ClipGrader(clip, tokenizer, part, prompts("as_printed")).eval()
 
 
 def images_for(grader, count=2):
@@ -181,7 +182,7 @@ def test_weights_are_lost_from_the_output_to_the_input(part):
     def fresh(seed):
         clip, _, tokenizer = load_clip("koa-tiny", seed=seed)
         torch.manual_seed(seed)
-        return ClipGrader(clip, tokenizer, part, "as_printed").eval()
+        return ClipGrader(clip, tokenizer, part, prompts("as_printed")).eval()
 
     grader, untrained, lost = fresh(1), fresh(2), []
     before, start = ({key: value.clone() for key, value in one.state_dict().items()} for one in (grader, untrained))

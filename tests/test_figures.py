@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from koa_lib import metrics
-from koa_lib.grades import PROMPT_SETS
+from koa_lib.prompts import PROMPT_SETS
 from koa_lib.report import diagrams, figures, flow, plots, primer, sheets
 from koa_lib.report.style import COLUMN, GRADE_COLOURS, WIDTH
 

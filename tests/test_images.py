@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from pydicom import uid
 from scipy.special import expit
 
-from koa_lib import datasets, predictions, profile
+from koa_lib import cohort, datasets, predictions, profile
 from koa_lib.data.manifest import read_manifest, write_manifest
 from koa_lib.errors import StudyError
 from koa_lib.images import joint, shape, to_uint8
@@ -694,7 +694,7 @@ def test_what_external_labels_suggested_is_exploratory_and_no_profile_trains_wit
 @pytest.fixture
 def mixed_study(easy_study, tmp_path, monkeypatch):
     """The easy study in a run folder of its own, with six external pictures, two of them of two knees."""
-    films, lists = tmp_path / "films", shutil.copytree(datasets.MANIFESTS, tmp_path / "lists")
+    films, lists = tmp_path / "films", shutil.copytree(cohort.MANIFESTS, tmp_path / "lists")
     rows = write_easy_cohort(films, 3, ("external",), 9)
     for k in (1, 4):
         one = np.asarray(Image.open(films / rows["path"][k]))
@@ -714,8 +714,8 @@ def in_new_run(study, folder, **inputs):
 
 
 def test_a_picture_of_two_knees_has_two_rows_and_one_grade(mixed_study):
-    whole = datasets.dataset(mixed_study, "external", "pad", "none", 32)
-    data = datasets.dataset(mixed_study, "external", "split", "none", 32)
+    whole = cohort.dataset(mixed_study, "external", "pad", "none", 32)
+    data = cohort.dataset(mixed_study, "external", "split", "none", 32)
     ids = list(data.rows["image_id"])
     assert ids == list(whole.rows["image_id"].repeat([1, 2, 1, 1, 2, 1]))
     assert data.grades.tolist() == [0, 0, 0, 1, 1, 2, 2, 2] and len(whole.pixels) == 6
@@ -734,15 +734,15 @@ def test_a_picture_of_two_knees_has_two_rows_and_one_grade(mixed_study):
 
 def test_match_train_follows_the_training_pictures_and_reads_no_label(mixed_study, tmp_path):
     def matched(study):
-        return np.array(datasets.dataset(study, "external", "stretch", "match_train", 24).pixels)
+        return np.array(cohort.dataset(study, "external", "stretch", "match_train", 24).pixels)
 
-    before, data = matched(mixed_study), datasets.dataset(mixed_study, "training", "stretch", "none", 24)
+    before, data = matched(mixed_study), cohort.dataset(mixed_study, "training", "stretch", "none", 24)
     training = (
         data.images(np.flatnonzero(data.rows["split"] == "train")) / 255
     )  # the test split has no part in it
-    assert np.allclose(datasets.training_histogram(mixed_study, 24), cumulative(training))
+    assert np.allclose(cohort.training_histogram(mixed_study, 24), cumulative(training))
     for name in ("films", "easy_a"):
-        path = datasets.MANIFESTS / f"{name}.csv"
+        path = cohort.MANIFESTS / f"{name}.csv"
         rows = read_manifest(path)
         write_manifest(rows.assign(kl_grade=(rows["kl_grade"].to_numpy()[::-1] + 2) % 5), path)
     assert np.array_equal(matched(in_new_run(mixed_study, tmp_path / "again")), before)

@@ -1,10 +1,12 @@
 """What was found in the cited sources, and table 5 that sets it beside comparable rows only."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import knees, predicted, results
 
 from koa_lib import metrics, tables
 from koa_lib.errors import StudyError
@@ -16,15 +18,15 @@ KEY = ["item", "row", "metric"]
 COUNTS = pd.read_csv(ROOT / "data_manifests/oai_chen2018.csv").query("split == 'test'")["kl_grade"].value_counts().sort_index()
 
 
-def graded(n=60, seed=0):
-    generator = np.random.default_rng(seed)
-    truth = generator.choice(5, n)
-    frame = pd.DataFrame(0.3 * np.eye(5)[truth] + 0.7 * generator.dirichlet(np.ones(5), n), columns=metrics.PROBABILITIES)
-    return frame.assign(kl_grade=truth, group_id=[f"g{i // 2}" for i in range(n)])
+INSIDE, OUTSIDE = knees(120, "a"), knees(80, "b", 1)
+ARM = results(*(predicted(rows, 0.4, fold, fold=fold, split=split) for fold in (1, 2)
+                for split, rows in (("train", INSIDE), ("test", INSIDE), ("external", OUTSIDE))))
+COHORTS = {"training": SimpleNamespace(name="Chen"), "external": SimpleNamespace(name="Gornale"), "as_printed": SimpleNamespace(folds=2)}
 
 
-def table_5(ours=None, literature=LITERATURE):
-    return tables.table_5(JPM, PEERS, literature, ours or {}, draws=30)
+def table_5(literature=LITERATURE, synthetic=False):
+    study = SimpleNamespace(seed=0, synthetic=synthetic, profile=SimpleNamespace(**COHORTS))
+    return tables.table_5(JPM, PEERS, literature, tables.this_run(study, ARM, results(ARM.frame.assign(arm="ours"))))
 
 
 def found(row, column="found"):
@@ -79,30 +81,30 @@ def test_the_corrections_are_known_ones():
 
 
 def test_table_5_keeps_only_comparable_rows_together():
-    ours = {"internal": ("OAI internal", "Chen test", graded()), "external": ("OAI to Gornale", "Gornale", "no external pictures"), "phantom": ("phantoms", "B", None)}
-    table = table_5(ours)
+    table = table_5()
     blocks = (table["protocol"] != table["protocol"].shift()).sum()
-    assert blocks == table["protocol"].nunique() and table["protocol"].iloc[[0, -1]].tolist() == ["OAI internal", "phantoms"]
+    assert blocks == table["protocol"].nunique() and table["protocol"].iloc[0] == "OAI internal"
     for _, block in table.groupby("protocol"):
         assert block["source"].map(["table 5 of the paper", "public peer", "this run"].index).is_monotonic_increasing
     cited = table.loc[table["source"] == "table 5 of the paper"].groupby("protocol", sort=False)["system"].agg(list).to_dict()
     assert cited == {"OAI internal": ["Antony 2017", "Helwan 2022", "Pi 2023", "Chen 2019"], "MOST to OAI": ["Tiulpin 2018"], "OAI to Gornale": ["Bashir 2026"]}
-    assert len(table) == 6 + len(PEERS) + 3 and table["test_set"].str.len().gt(0).all()
+    assert len(table) == 6 + len(PEERS) + 4 and table["test_set"].str.len().gt(0).all()
+    phantoms = table_5(synthetic=True).query("source == 'this run'")
+    assert set(phantoms["protocol"]) == {"phantoms"} and list(phantoms["test_set"]) == ["Chen, test", "Gornale"] * 2
 
 
 def test_table_5_prints_and_corrects():
-    ours = graded(200)
-    table = table_5({"mine": ("OAI internal", "Chen test", ours), "none": ("OAI internal", "Chen test", "why not")}).set_index("system")
+    table = table_5().set_index("system")
     assert table.loc["Chen 2019", ["accuracy", "corrected"]].tolist() == [70.4, 69.7]
     assert table.loc["Pi 2023", ["accuracy", "corrected"]].tolist() == [76.93, 76.93]
     assert np.isnan(table.loc["Antony 2017", "corrected"]) and "chosen on the test set" in table.loc["Pi 2023", "note"]
     assert table.loc[table["source"] != "table 5 of the paper", "corrected"].isna().all() and np.isnan(table.loc["Bashir 2026", "corrected"])
     assert table.loc["CLIP-OA ViT-L/14-336 fine-tuned", "accuracy"] == pytest.approx(70.29)
-    expected = metrics.summary(ours["kl_grade"], ours[metrics.PROBABILITIES])
-    mine = table.loc["mine"]
-    assert mine["accuracy"] == pytest.approx(100 * expected["accuracy"]) and mine["n"] == 200 and mine["note"] == ""
-    assert mine["ci_low"] < mine["accuracy"] < mine["ci_high"]
-    assert table.loc["none", "note"] == "why not" and np.isnan(table.loc["none", "accuracy"])
+    # The main arm's shown fold, and the mean of our protocol's.
+    for system, graded in (("clip, test", ARM.graded(split="test", fold=2)), ("ours, test", ARM.graded(split="test"))):
+        mine, expected = table.loc[system], metrics.summary(graded["kl_grade"], graded[metrics.PROBABILITIES])
+        assert mine["accuracy"] == pytest.approx(100 * expected["accuracy"]) and mine["n"] == 120 and mine["note"] == ""
+        assert mine["ci_low"] < mine["accuracy"] < mine["ci_high"]
     assert table["in_source"].value_counts()[["same", "differs"]].tolist() == [3, 1]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from koa_lib import datasets
+from koa_lib import cohort
 from koa_lib.data import cohorts
 from koa_lib.data.files import find_pictures, walk
 from koa_lib.data.manifest import SPLITS, data_hash, natural, read_manifest, tail, write_manifest
@@ -278,7 +278,7 @@ def test_a_study_counts_by_hash_what_is_not_as_listed(easy_study, tmp_path):
         study = replace(
             easy_study, run_dir=tmp_path / name, inputs=replace(easy_study.inputs, data=str(data))
         )
-        datasets.cohort(study, "training")
+        cohort.cohort(study, "training")
         noted[name] = study.stamp()
     assert "not as listed" not in noted["listed"] and "(1 files not as listed)" in noted["copy"]
 
@@ -287,11 +287,11 @@ def test_a_study_refuses_rows_that_contradict_their_paths(easy_study, cohort_a, 
     rows = cohort_a[1].copy()
     rows.loc[3, "kl_grade"] = (rows.loc[3, "kl_grade"] + 1) % 5
     write_manifest(rows, tmp_path / "oai_chen2018.csv")
-    monkeypatch.setattr(datasets, "MANIFESTS", tmp_path)
+    monkeypatch.setattr(cohort, "MANIFESTS", tmp_path)
     study = replace(
         easy_study,
         profile=replace(easy_study.profile, training=Cohort("oai_chen2018", "folder", 0)),
         inputs=replace(easy_study.inputs, data=str(cohort_a[0])),
     )
     with pytest.raises(StudyError, match="row 5: .*contradict"):
-        datasets.cohort(study, "training")
+        cohort.cohort(study, "training")

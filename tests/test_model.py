@@ -13,8 +13,8 @@ from torch import nn
 
 from koa_lib import model as models
 from koa_lib.errors import StudyError
-from koa_lib.grades import PROMPT_SETS, prompts
 from koa_lib.profile import PARTS
+from koa_lib.prompts import PROMPT_SETS, prompts
 
 NAMES = ("koa-tiny", "koa-conv")
 
@@ -26,7 +26,7 @@ def loaded(name):
 
 def grader(name, part, residual=0.2, prompt_set="as_printed"):
     clip, _, tokenizer = models.load_clip(name, seed=1)
-    return models.ClipGrader(clip, tokenizer, part, prompt_set, residual).eval()
+    return models.ClipGrader(clip, tokenizer, part, prompts(prompt_set), residual).eval()
 
 
 @cache

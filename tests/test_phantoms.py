@@ -15,13 +15,14 @@ from PIL import Image
 from koa_lib.data.files import find_pictures
 from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
-from koa_lib.grades import NAMES, TABLE_1
+from koa_lib.grades import NAMES
 from koa_lib.images.read import describe, file_sha256, read_gray
 from koa_lib.metrics import confusion, from_confusion
 from koa_lib.phantoms import captions, draw, findings, other, regions
 from koa_lib.phantoms.cohorts import captioned, write_cohort_a, write_cohort_b
 from koa_lib.phantoms.draw import TRAITS, View, render
 from koa_lib.phantoms.findings import Findings
+from koa_lib.prompts import TABLE_1
 from koa_lib.study import MANIFESTS
 
 unit = st.floats(0, 1)

@@ -91,21 +91,6 @@ def test_arrays_line_up(manifest):
     assert grades.tolist() == [i % 5 for i in range(8)] and np.array_equal(probabilities, made()[PROBABILITIES].to_numpy())
 
 
-@settings(max_examples=20, deadline=None)
-@given(count=st.integers(1, 5), seed=st.integers(0, 10_000))
-def test_ensemble_is_the_mean(count, seed):
-    members = [made(6, seed + k) for k in range(count)]
-    mean = predictions.ensemble(members)
-    predictions.validate(mean)
-    expected = sum(member[PROBABILITIES].to_numpy() for member in members) / count
-    assert np.allclose(mean[PROBABILITIES], expected)
-
-
-def test_ensemble_refuses_other_pictures():
-    with pytest.raises(StudyError, match="different pictures"):
-        predictions.ensemble([made(), made().iloc[::-1].reset_index(drop=True)])
-
-
 def test_name_follows_the_contract():
     name = Name("clip-as_printed", "gornale2020", "external", "stretch", "none", "mean", 42)
     assert name.file == "clip-as_printed__gornale2020-external__stretch-none__foldmean__seed42.csv"

@@ -9,6 +9,7 @@ from conftest import TINY
 from koa_lib import model
 from koa_lib.datasets import to_tensor
 from koa_lib.phantoms import findings
+from koa_lib.prompts import prompts
 from koa_lib.report import primer
 
 
@@ -32,7 +33,7 @@ def test_drawn_knee_is_the_same_person_and_narrows_at_the_inner_side():
 
 def test_compared_gives_cosines_and_the_softmax_of_the_scaled_ones():
     clip, _, tokenizer = model.load_clip("koa-tiny", seed=0)
-    grader = model.ClipGrader(clip, tokenizer, "adapter", "as_printed").eval()
+    grader = model.ClipGrader(clip, tokenizer, "adapter", prompts("as_printed")).eval()
     picture = np.random.default_rng(0).integers(0, 256, (112, 112)).astype(np.uint8)
     table = primer.compared({"a": grader}, picture, TINY.normalisation)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, easy_dataset
+from koa_lib.runner import Runner
 
 from koa_lib import comparison, external, predictions, protocols, readings
 from koa_lib.data import sets
@@ -14,7 +15,6 @@ from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
 from koa_lib.profile import load
 from koa_lib.protocols import Arm
-from koa_lib.runner import Runner
 
 
 def official_data(patients=120):

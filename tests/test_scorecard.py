@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import knees, predicted, results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from koa_lib import comparison, metrics, profile, speed, stats, tables
+from koa_lib import comparison, metrics, profile, speed, stats
 from koa_lib.errors import StudyError
 from koa_lib.paper import claims, scorecard, verdicts
 from koa_lib.paper.scorecard import COLUMNS, FOUND, VERDICTS, Ours, over_runs
@@ -24,39 +25,17 @@ TABLES = {
     for name in ("jpm2026", "other_systems", "claims", "literature", "confusion_matrices")
 }
 KEY = ["item", "row", "metric"]
-
-
-def graded(seed=0, n=300, right=0.5, fold=1):
-    generator = np.random.default_rng(seed)
-    truth = np.arange(n) % 5
-    probabilities = right * np.eye(5)[truth] + (1 - right) * generator.dirichlet(np.ones(5), n)
-    frame = pd.DataFrame(probabilities, columns=metrics.PROBABILITIES)
-    names = [f"k{i}" for i in range(n)]
-    frame = frame.assign(
-        image_id=names,
-        kl_grade=truth,
-        group_id=[f"g{i // 2}" for i in range(n)],
-        pixel_sha256=names,
-        width=300,
-        height=162,
-    )
-    frame.attrs["fold"] = fold
-    return frame
-
-
-def runs(first, right):
-    return [graded(first + fold, right=right, fold=fold) for fold in range(1, 6)]
+PRINTED = TABLES["jpm2026"].assign(source="jpm2026")
 
 
 @pytest.fixture
 def study(monkeypatch, tmp_path):
-    """A real run of the paper's profile on all pictures; its timings and paired tests are given."""
+    """A real run of the paper's profile on all pictures; its timings are given."""
     whole = {
         role: {"pictures": number, "not_as_listed": 0}
         for role, number in (("training", 8260), ("external", 1650))
     }
     monkeypatch.setattr(speed, "measured", lambda study: speed.Speed(np.full(20, 160.0), 50.0, 2.0, 2))
-    monkeypatch.setattr(verdicts.comparison, "paired_tests", lambda *_: TESTS)
     return SimpleNamespace(
         published=FOLDER,
         synthetic=False,
@@ -68,28 +47,22 @@ def study(monkeypatch, tmp_path):
     )
 
 
-RESULTS = {"train": runs(0, 0.6), "external": runs(10, 0.3)}
+INSIDE, OUTSIDE = knees(200, "a"), knees(300, "b", 1)
+
+
+def trained(name="clip", right=0.4, parts=("train", "external"), folds=range(1, 6)):
+    """Predictions of the folds of an arm."""
+    rows = {"train": INSIDE, "external": OUTSIDE}
+    return results(*(predicted(rows[split], right, fold, arm=name, fold=fold, split=split) for fold in folds for split in parts))
+
+
+RUNS, WITHOUT = trained(), trained(parts=("train",))
 NAMES = ("ViT", "ResNet50", "MobileNet", "VGG19", "Wide ResNet")
-BASELINES = {
-    name: {"external": [graded(30 + number + fold, right=0.25, fold=fold) for fold in (1, 3)]}
-    for number, name in enumerate(NAMES)
-}
-TESTS = pd.DataFrame(
-    [
-        {
-            "baseline": "Wide ResNet",
-            "n": 355,
-            "p_exact": 0.001,
-            "clip_only": 40,
-            "baseline_only": 10,
-            "difference": 0.1,
-        }
-    ]
-)
+BASELINES = {name: trained(name, 0.2, ("external",), (1, 3)) for name in NAMES}
 
 
-def card(study, results=RESULTS, others=BASELINES, systems=None):
-    return verdicts.scorecard(study, {0: results}, others, systems or {})
+def card(study, runs=RUNS, others=BASELINES, systems=None):
+    return verdicts.scorecard(study, runs, others, systems or {})
 
 
 def line(table, item, row, metric):
@@ -98,9 +71,9 @@ def line(table, item, row, metric):
     return found.iloc[0]
 
 
-@pytest.mark.parametrize("results", [RESULTS, {"train": RESULTS["train"]}])
-def test_every_published_row_and_claim_stands_once_with_a_verdict_of_its_kind(study, results):
-    table = card(study, results)
+@pytest.mark.parametrize("runs", [RUNS, WITHOUT])
+def test_every_published_row_and_claim_stands_once_with_a_verdict_of_its_kind(study, runs):
+    table = card(study, runs)
     assert list(table.columns) == COLUMNS
     main = [("jpm2026", *row) for row in TABLES["jpm2026"][KEY].astype(str).itertuples(index=False)]
     systems = [
@@ -197,32 +170,20 @@ def test_another_printed_number_flips_the_verdict(study, tmp_path, file, kinds):
     assert len(agreed) and set(agreed["verdict_after"]) <= {"differs", "inconsistent"}
 
 
-@pytest.mark.parametrize(
-    ("p", "difference", "verdict"),
-    [(0.001, 0.1, "replicated"), (0.05, 0.1, "not replicated"), (0.001, -0.1, "not replicated")],
-)
-def test_mcnemar_is_one_row_with_a_direction(study, monkeypatch, p, difference, verdict):
-    monkeypatch.setattr(
-        verdicts.comparison, "paired_tests", lambda *_: TESTS.assign(p_exact=p, difference=difference)
-    )
-    table = card(study)
+@pytest.mark.parametrize(("right", "verdict"), [(0.9, "replicated"), (0.2, "not replicated"), (-1, "not replicated")])
+def test_mcnemar_is_one_row_with_a_direction(study, right, verdict):
+    runs = trained(right=right)
+    table = card(study, runs)
     row = line(table, "text", "mcnemar", "p_value")
-    assert (row["ours"], row["verdict"], row["unit"], row["relation"], row["rule"]) == (
-        p,
-        verdict,
-        "p",
-        "<",
-        scorecard.TESTED,
-    )
+    tests = comparison.paired_tests(study, runs, {"Wide ResNet": BASELINES["Wide ResNet"]}, "external")
+    assert right == 0.2 or tests["p_exact"][0] < 0.05  # as sure behind as ahead
+    assert (row["ours"], row["verdict"], row["unit"], row["relation"], row["rule"]) == (tests["p_exact"][0], verdict, "p", "<", scorecard.TESTED)
     assert not table["row"].str.contains("Wide ResNet").any()
 
 
 def test_a_baseline_that_answers_one_grade_says_so_in_its_rows(study):
-    flat = graded().assign(**{name: float(name == "p0") for name in metrics.PROBABILITIES})
-    flat.attrs["fold"] = 3
-    table = card(
-        study, others={**BASELINES, "Wide ResNet": {"external": [flat]}, "VGG19": {"external": [flat]}}
-    )
+    flat = results(predicted(OUTSIDE, fold=3).assign(**{name: float(name == "p0") for name in metrics.PROBABILITIES}))
+    table = card(study, others={**BASELINES, "Wide ResNet": flat, "VGG19": flat})
     told = table.loc[table["reason"].str.contains("nearly always grade 0"), "row"]
     assert list(told) == ["VGG19", "mcnemar", TABLES["claims"]["claim"][0]]
 
@@ -231,7 +192,7 @@ def test_what_is_absent_says_why(study):
     study.profile = replace(profile.load("oai"), draws=50)
     table = card(study, others={"MobileNet": BASELINES["MobileNet"]})
     assert "hours on two cores" in line(table, "table_4", "VGG19", "accuracy")["reason"]
-    alone = card(study, {"train": RESULTS["train"]}, {})
+    alone = card(study, WITHOUT, {})
     external = alone[(alone["source"] == "jpm2026") & alone["model"] & (alone["row"] != "train")]
     assert set(external["verdict"]) == {"not run"} and set(external["reason"]) == {comparison.NO_EXTERNAL}
     assert alone.loc[alone["source"] == "CLIP-KOA", "reason"].str.contains("notebook 08").all()
@@ -311,24 +272,19 @@ def test_a_count_may_be_printed_rounded_but_not_cut(found, printed, count, same)
 
 
 def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean():
-    six = [graded(seed, 120, 0.3, fold=seed) for seed in range(6)]
-    overall, grade = (
-        scorecard.measured("table_2", "test", six, 3, 100, 0),
-        scorecard.measured("table_3", "", six),
-    )
-    accuracy = [metrics.summary(run["kl_grade"], run[metrics.PROBABILITIES])["accuracy"] for run in six]
-    found = overall["table_2", "test", "accuracy"]
-    assert found[:3] == pytest.approx(stats.run_interval(100 * np.array(accuracy))) and found.runs == 6
-    assert grade["table_3", "0", "sensitivity"].value > 1 > grade["table_3", "0", "auc"].value
-    known = set(map(tuple, TABLES["jpm2026"][KEY].astype(str).to_numpy()))
-    assert {*overall, *grade, *scorecard.measured("table_4", "ViT", six)} <= known
+    external = RUNS.of(split="external")
+    overall, grade = scorecard.measured("table_2", "test", external, 3), scorecard.measured("table_3", "", external, 3)
+    runs = [external.graded(fold=fold) for fold in range(1, 6)]
+    accuracy = [metrics.summary(run["kl_grade"], run[metrics.PROBABILITIES])["accuracy"] for run in runs]
+    found = overall["jpm2026", "table_2", "test", "accuracy"]
+    assert found[:3] == pytest.approx(stats.run_interval(100 * np.array(accuracy))) and found.runs == 5
+    assert grade["jpm2026", "table_3", "0", "sensitivity"].value > 1 > grade["jpm2026", "table_3", "0", "auc"].value
+    known = set(map(tuple, PRINTED[["source", *KEY]].astype(str).to_numpy()))
+    assert {*overall, *grade, *scorecard.measured("table_4", "ViT", external, 3)} <= known
+    assert scorecard.measured("table_4", "ViT", external.of(fold=9), 3) == {}
     # The same interval as in Table 4: one quantity has one interval in the report.
-    row = (
-        tables.table_4({"Fine-tuned CLIP": six[3]}, TABLES["jpm2026"], draws=100, seed=0)
-        .set_index("model")
-        .loc["Fine-tuned CLIP"]
-    )
-    assert (found.boot_low, found.boot_high) == pytest.approx((row.ci_low, row.ci_high))
+    row = comparison.accuracy_row(runs[2], RUNS.draws, RUNS.seed)
+    assert (found.boot_low, found.boot_high) == pytest.approx((100 * row["ci_low"], 100 * row["ci_high"]))
 
 
 @pytest.mark.parametrize(("change", "match"), [
@@ -338,14 +294,14 @@ def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean(
 ])
 def test_a_broken_table_is_refused(change, match):
     with pytest.raises(StudyError, match=match):
-        scorecard.scorecard(change(TABLES["jpm2026"]), {}, comparable=True)
+        scorecard.scorecard(change(PRINTED), {}, comparable=True)
 
 
 def test_reasons_and_known_keys_are_demanded():
     with pytest.raises(StudyError, match="Say why"):
-        scorecard.scorecard(TABLES["jpm2026"], {}, comparable=False)
+        scorecard.scorecard(PRINTED, {}, comparable=False)
     with pytest.raises(StudyError, match="no row"):
-        scorecard.scorecard(TABLES["jpm2026"], {("table_9", "x", "y"): "no"}, comparable=True)
+        scorecard.scorecard(PRINTED, {("jpm2026", "table_9", "x", "y"): "no"}, comparable=True)
 
 
 @pytest.mark.parametrize(("training", "comparable", "why"), [
@@ -361,8 +317,8 @@ def test_a_part_of_the_pictures_or_lossy_copies_are_not_the_papers_data(study, t
 
 @pytest.mark.parametrize(("comparable", "verdict"), [(True, "not replicated"), (False, "not comparable")])
 def test_what_nothing_reaches_was_measured_all_the_same(comparable, verdict):
-    published = TABLES["other_systems"].query("metric == 'label_fraction'").drop(columns="system")
-    ours = {("abstract", "label efficiency", "label_fraction"): Ours(math.inf)}
+    published = TABLES["other_systems"].query("metric == 'label_fraction'").rename(columns={"system": "source"})
+    ours = {tuple(published.iloc[0][["source", *KEY]]): Ours(math.inf)}
     (row,) = scorecard.scorecard(published, ours, comparable, "phantoms").itertuples()
     assert row.verdict == verdict and scorecard.NOTHING_REACHES in row.reason and math.isnan(row.ours)
 

@@ -11,6 +11,7 @@ from conftest import with_systems
 
 from koa_lib import crops, dino, profile, selfsupervised
 from koa_lib.errors import StudyError
+from koa_lib.experiment import Experiment
 
 CHOSEN = replace(profile.load("smoke").systems.labels, published=True, crop=16, local_crop=16, local_crops=1, prototypes=8, batch=16, epochs=2)
 
@@ -140,15 +141,10 @@ def test_pictures_of_another_split_are_refused(split):
 
 def test_a_study_pretrains_on_its_training_split_alone(easy_study):
     few = with_systems(easy_study, labels=replace(easy_study.profile.systems.labels, pictures=10))
-    all_of_it = selfsupervised.unlabelled(easy_study)
-    part = selfsupervised.unlabelled(few)
+    all_of_it = selfsupervised.unlabelled(Experiment(easy_study))
+    part = selfsupervised.unlabelled(Experiment(few))
     assert set(all_of_it.rows["split"]) == {"train"} and all_of_it.role == "fit"
     assert len(part) == 10 and set(part.rows["image_id"]) < set(all_of_it.rows["image_id"])
-
-
-def test_a_cohort_is_opened_once_for_a_study_and_again_for_another(easy_study):
-    first = selfsupervised.opened(easy_study)
-    assert selfsupervised.opened(easy_study) is first and selfsupervised.opened(replace(easy_study, seed=easy_study.seed + 1)) is not first
 
 
 def test_crops_are_two_large_and_the_small_ones_of_each_picture():

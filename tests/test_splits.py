@@ -102,3 +102,138 @@ def test_inner_part_chooses_with_other_patients(seed):
     assert (fit.role, select.role) == ("fit", "select") and len(fit) + len(select) == 120
     assert not set(fit.rows["group_id"]) & set(select.rows["group_id"])
     assert 0.05 < len(select) / 120 < 0.2 and set(fit.grades) == set(range(5))
+
+
+# Folds of the protocols
+
+
+def official_data(patients=120):
+    data = easy_dataset(2 * patients, size=4)
+    cycle = np.repeat(np.arange(patients) // 5 % 10, 2)
+    data.rows["split"] = np.select([cycle == 0, cycle <= 2], ["val", "test"], "train")
+    return data
+
+
+def ids(part):
+    return set(part.rows["image_id"])
+
+
+def groups(part):
+    return set(part.rows["group_id"])
+
+
+def test_as_printed_folds_are_over_all_pictures():
+    data = official_data()
+    made = splits.folds(data, "images", 5, 0)
+    assert [fold.number for fold in made] == [1, 2, 3, 4, 5]
+    assert sorted(name for fold in made for name in ids(fold.reported["held_out"])) == sorted(ids(data))
+    for fold in made:
+        assert fold.select is None and fold.fit.role == "fit" and set(fold.reported) == {"train", "held_out"}
+        assert ids(fold.fit) == ids(fold.reported["train"]) == ids(data) - ids(fold.reported["held_out"])
+        assert set(fold.fit.rows["split"]) == {"train", "val", "test"}
+    assert any(groups(fold.fit) & groups(fold.reported["held_out"]) for fold in made)
+
+
+@pytest.mark.parametrize("folds", [0, 2, 5])
+@pytest.mark.parametrize("seed", [0, 1, 42])
+def test_our_protocol_keeps_patients_together_and_never_fits_on_test(folds, seed):
+    data = official_data()
+    made = splits.folds(data, "official", folds, seed)
+    assert len(made) == max(1, folds)
+    for fold in made:
+        assert (fold.fit.role, fold.select.role) == ("fit", "select")
+        learned = groups(fold.fit) | groups(fold.select)
+        assert not groups(fold.fit) & groups(fold.select)
+        assert "test" not in set(fold.fit.rows["split"]) | set(fold.select.rows["split"])
+        for name, part in fold.reported.items():
+            assert part.role == "report"
+            assert name == "train" or not groups(part) & learned, name
+        assert set(fold.reported["test"].rows["split"]) == {"test"} and len(fold.reported["test"]) == (data.rows["split"] == "test").sum()
+
+
+def test_folds_over_patients_part_no_patient_and_cover_everything():
+    data = official_data()
+    made = splits.folds(data, "patients", 5, 0)
+    assert sorted(name for fold in made for name in ids(fold.reported["held_out"])) == sorted(ids(data))
+    for fold in made:
+        assert fold.select is None and not groups(fold.fit) & groups(fold.reported["held_out"])
+
+
+@pytest.mark.parametrize("scheme", ["images", "patients"])
+def test_early_stopping_is_decided_inside_the_training_part(scheme):
+    data = official_data()
+    for fold in splits.folds(data, scheme, 5, 0, stops_early=True):
+        assert ids(fold.fit) | ids(fold.select) == ids(fold.reported["train"]) and not groups(fold.fit) & groups(fold.select)
+        assert not ids(fold.select) & ids(fold.reported["held_out"]) and fold.select.role == "select"
+
+
+def test_our_folds_hold_out_train_and_val_once():
+    data = official_data()
+    held_out = [name for fold in splits.folds(data, "official", 5, 0) for name in ids(fold.reported["held_out"])]
+    assert sorted(held_out) == sorted(data.rows.loc[data.rows["split"] != "test", "image_id"])
+
+
+def test_official_split_reports_val_and_nothing_absent():
+    data = official_data()
+    data = data.part(np.flatnonzero(data.rows["split"] != "test"), "any")
+    (fold,) = splits.folds(data, "official", 0, 0)
+    assert set(fold.reported) == {"train", "val"} and fold.unseen == "val"
+    assert set(fold.select.rows["split"]) == {"train"}
+
+
+def test_cohort_without_training_pictures_is_refused_in_words():
+    # E.g. DATA points at the val folder alone.
+    data = official_data()
+    data = data.part(np.flatnonzero(data.rows["split"] == "val"), "any")
+    with pytest.raises(StudyError, match="train"):
+        splits.folds(data, "official", 0, 0)
+
+
+@pytest.mark.parametrize("names, unseen", [(("train", "held_out", "test"), "test"), (("train", "held_out", "external"), "held_out"), (("train", "val"), "val")])
+def test_unseen_split_is_never_the_training_part_or_the_external_set(names, unseen):
+    assert splits.unseen(names) == unseen
+
+
+# Fractions of the labels
+
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+def cohort(patients, seed):
+    generator = np.random.default_rng(seed)
+    grades = np.minimum(4, np.repeat(generator.integers(0, 5, patients), 2) + generator.integers(0, 2, 2 * patients))
+    return pd.DataFrame({"group_id": np.repeat([f"p{number}" for number in generator.permutation(patients)], 2), "kl_grade": grades})
+
+
+@given(patients=st.integers(1, 120), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_fractions_are_nested_and_never_part_a_patient(patients, seed):
+    rows, smaller = cohort(patients, seed), set()
+    for fraction in FRACTIONS:
+        drawn = splits.draw(rows, fraction, seed)
+        inside = rows["group_id"].iloc[drawn]
+        assert smaller <= set(drawn)
+        assert (inside.value_counts() == 2).all()
+        smaller = set(drawn)
+    assert len(smaller) == len(rows)
+
+
+@given(patients=st.integers(60, 200), fraction=st.sampled_from(FRACTIONS), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_each_grade_gives_its_share_of_patients(patients, fraction, seed):
+    rows = cohort(patients, seed)
+    worst = rows.groupby("group_id")["kl_grade"].max()
+    drawn = worst[rows["group_id"].iloc[splits.draw(rows, fraction, seed)].unique()].value_counts()
+    for grade, number in worst.value_counts().items():
+        assert abs(drawn[grade] - fraction * number) <= max(0.5, 1 - fraction * number)
+
+
+def test_seeds_draw_other_patients_and_equal_seeds_the_same():
+    rows = cohort(80, 1)
+    assert list(splits.draw(rows, 0.25, 3)) == list(splits.draw(rows, 0.25, 3)) != list(splits.draw(rows, 0.25, 4))
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+def test_a_share_outside_its_range_is_refused(fraction):
+    with pytest.raises(StudyError, match="label fraction"):
+        splits.draw(cohort(10, 0), fraction, 0)

@@ -25,6 +25,9 @@ def cohort(seed=0, groups=40):
     return frame.assign(kl_grade=grades, group_id=group)
 
 
+NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one", "macro_auc", "ece")
+
+
 def slow_draws(frame, draws, seed):
     """Row numbers of each bootstrap sample, by the plain way: draw group numbers, collect their rows."""
     codes, names = pd.factorize(frame["group_id"])
@@ -42,14 +45,14 @@ def test_group_bootstrap_equals_a_loop():
     assert (fast.sum((1, 2)) == len(frame)).all()
 
 
-def test_intervals_of_auc_and_ece_equal_a_loop():
+def test_intervals_of_every_metric_equal_a_loop():
     frame = cohort(groups=25)
-    table = stats.bootstrap_summary(frame, draws=40, seed=3).set_index("metric")
+    table = stats.measured(frame, NAMES, draws=40, seed=3)
     grades, probabilities = frame["kl_grade"].to_numpy(), frame[metrics.PROBABILITIES].to_numpy()
     samples = [metrics.summary(grades[row], probabilities[row]) for row in slow_draws(frame, 40, 3)]
-    for name in table.index:
+    for name in NAMES:
         expected = stats.interval([sample[name] for sample in samples])
-        assert tuple(table.loc[name, ["ci_low", "ci_high"]]) == pytest.approx(expected), name
+        assert (table[f"{name}_low"], table[f"{name}_high"]) == pytest.approx(expected), name
 
 
 def test_draws_do_not_depend_on_chunks(monkeypatch):
@@ -94,16 +97,16 @@ def test_the_group_interval_covers_the_accuracy_of_paired_knees_and_one_without_
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_one_group_or_none_gives_nan_intervals(rows):
-    table = stats.bootstrap_summary(cohort().head(rows), draws=20)
-    assert table[["ci_low", "ci_high"]].isna().all(axis=None)
-    assert table["value"].isna().all() == (rows == 0)
+    table = stats.measured(cohort().head(rows), NAMES, draws=20)
+    assert all(np.isnan(table[f"{name}_{end}"]) for name in NAMES for end in ("low", "high"))
+    assert np.isnan(table["accuracy"]) == (rows == 0)
 
 
 def test_one_grade_and_56_pictures_are_survived():
     frame = cohort(groups=28)
-    table = stats.bootstrap_summary(frame.assign(kl_grade=2), draws=100).set_index("metric")
-    assert np.isfinite(table.loc["accuracy", "ci_low"]) and np.isnan(table.loc["macro_auc", "value"])
-    assert stats.bootstrap_summary(frame, draws=100)[["value", "ci_low", "ci_high"]].notna().all(axis=None)
+    table = stats.measured(frame.assign(kl_grade=2), NAMES, draws=100)
+    assert np.isfinite(table["accuracy_low"]) and np.isnan(table["macro_auc"])
+    assert np.isfinite(list(stats.measured(frame, NAMES, draws=100).values())).all()
 
 
 def test_missing_groups_and_wrong_lengths_are_study_errors():
@@ -113,17 +116,22 @@ def test_missing_groups_and_wrong_lengths_are_study_errors():
     with pytest.raises(StudyError, match="at least one draw"):
         stats.group_bootstrap([0, 1], [0, 1], ["a", "b"], 0)
     with pytest.raises(StudyError, match="unknown"):
-        stats.paired_difference([0, 1], [0, 1], [0, 1], ["a", "b"], "f1")
+        stats.samples(cohort(), ["f1"])
 
 
-def test_paired_difference_is_zero_for_equal_models_and_finds_a_better_one():
-    frame = cohort(groups=80)
-    grades, predicted = frame["kl_grade"].to_numpy(), frame[metrics.PROBABILITIES].to_numpy().argmax(1)
-    same = stats.paired_difference(grades, predicted, predicted, frame["group_id"], "qwk", 100)
-    assert (same["difference"], same["ci_low"], same["ci_high"]) == (0, 0, 0)
-    better = stats.paired_difference(grades, grades, predicted, frame["group_id"], "accuracy", 200)
-    assert better["difference"] == pytest.approx(1 - (grades == predicted).mean())
-    assert 0 < better["ci_low"] < better["difference"] < better["ci_high"]
+def answered(frame, predicted):
+    """The frame with other answers."""
+    return frame.assign(**dict(zip(metrics.PROBABILITIES, np.eye(5)[predicted].T, strict=True)))
+
+
+def test_the_gap_is_zero_for_equal_models_and_finds_a_better_one():
+    frame = cohort(groups=80).assign(image_id=np.arange(160))
+    same = stats.gaps(frame, frame.iloc[::-1], ["qwk"], 100)
+    assert (same["qwk"], same["qwk_low"], same["qwk_high"]) == (0, 0, 0) and same["n"] == 160
+    better = stats.gaps(answered(frame, frame["kl_grade"]), frame, ["accuracy"], 200)
+    wrong = frame["kl_grade"] != frame[metrics.PROBABILITIES].to_numpy().argmax(1)
+    assert better["accuracy"] == pytest.approx(wrong.mean())
+    assert 0 < better["accuracy_low"] < better["accuracy"] < better["accuracy_high"]
 
 
 def model(ids, grades, seed=0):
@@ -152,17 +160,6 @@ def test_pairing_refuses_other_pictures_other_grades_and_repeats():
     for pair in ((model("aab", [0, 0, 1]), a), (a, model("abb", [0, 1, 1]))):
         with pytest.raises(StudyError, match="more than once in the (first|second) model's"):
             stats.paired(*pair)
-
-
-def test_pooled_folds_hold_each_picture_once():
-    parts = [model("ab", [0, 1], 1), model("c", [2], 2), model("de", [3, 4], 3)]
-    pooled = stats.pool(parts)
-    assert list(pooled["image_id"]) == list("abcde") and list(pooled["kl_grade"]) == list(range(5))
-    assert list(pooled.index) == list(range(5)) and pooled["p3"].iloc[2] == parts[1]["p3"].iloc[0]
-    with pytest.raises(StudyError, match="'c' is there more than once"):
-        stats.pool([*parts, model("fc", [0, 2])])
-    with pytest.raises(StudyError, match="no predictions"):
-        stats.pool([])
 
 
 @settings(max_examples=60, deadline=None)
@@ -222,15 +219,15 @@ def test_the_interval_holds_its_share_of_the_defined_draws(values, level):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_paired_difference_resamples_both_models_together(seed):
+def test_gaps_resample_both_models_together(seed):
     generator = np.random.default_rng(seed)
     grades, a, b = generator.choice(5, (3, 60))
-    groups = generator.choice(25, 60)
-    found = stats.paired_difference(grades, a, b, groups, "qwk", 20, seed)
-    rows = slow_draws(pd.DataFrame({"group_id": groups}), 20, seed)
+    frame = pd.DataFrame({"image_id": np.arange(60), "kl_grade": grades, "group_id": generator.choice(25, 60)})
+    found = stats.gaps(answered(frame, a), answered(frame, b), ["qwk"], 20, seed)
+    rows = slow_draws(frame, 20, seed)
     kappas = [[cohen_kappa_score(grades[row], guess[row], weights="quadratic", labels=range(5)) for row in rows] for guess in (a, b)]
-    assert (found["ci_low"], found["ci_high"]) == pytest.approx(stats.interval(np.subtract(*kappas)))
-    assert found["difference"] == pytest.approx(np.subtract(*(cohen_kappa_score(grades, guess, weights="quadratic") for guess in (a, b))))
+    assert (found["qwk_low"], found["qwk_high"]) == pytest.approx(stats.interval(np.subtract(*kappas)))
+    assert found["qwk"] == pytest.approx(np.subtract(*(cohen_kappa_score(grades, guess, weights="quadratic") for guess in (a, b))))
 
 
 def test_weighted_auc_counts_ties_as_half():
@@ -243,12 +240,12 @@ def test_weighted_auc_counts_ties_as_half():
 def test_each_metric_stands_beside_the_best_single_grade_of_the_same_draws():
     frame = cohort()
     table = stats.against_constant(frame, draws=60, seed=7)
-    grades, predicted = frame["kl_grade"].to_numpy(), frame[metrics.PROBABILITIES].to_numpy().argmax(1)
+    frame = frame.assign(image_id=np.arange(80))
     for name, better in (("accuracy", max), ("within_one", max), ("mae", min), ("qwk", max)):
-        fixed = {grade: metrics.from_confusion(metrics.confusion(grades, np.full(80, grade)))[name] for grade in range(5)}
+        fixed = {grade: metrics.from_confusion(metrics.confusion(frame["kl_grade"], np.full(80, grade)))[name].item() for grade in range(5)}
         grade = better(fixed, key=fixed.get)
-        gap = stats.paired_difference(grades, predicted, np.full(80, grade), frame["group_id"], name, 60, 7)
-        expected = (gap["a"], gap["b"], gap["ci_low"], gap["ci_high"])
+        gap, own = stats.gaps(frame, answered(frame, np.full(80, grade)), [name], 60, 7), stats.measured(frame, [name], 60, 7)
+        expected = (own[name], fixed[grade], gap[f"{name}_low"], gap[f"{name}_high"])
         assert tuple(table.loc[name, ["value", "constant", "low", "high"]]) == pytest.approx(expected)
     assert table.loc["mae", "high"] < 0 and table.loc["mae", "against"] == "better"
     assert table.loc["qwk", "constant"] == 0 and table.loc["balanced_accuracy", "constant"] == pytest.approx(0.2)

@@ -8,7 +8,7 @@ import torch
 
 from koa_lib import texts, weights
 from koa_lib.errors import StudyError
-from koa_lib.grades import PROMPT_SETS, TABLE_1
+from koa_lib.prompts import PROMPT_SETS, TABLE_1
 
 
 def test_the_published_ones_are_bert_base_with_their_own_vocabulary():

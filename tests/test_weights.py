@@ -15,8 +15,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from koa_lib import baselines, weights
 from koa_lib import model as models
+from koa_lib import networks, preflight, weights
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.images.read import file_sha256
@@ -101,7 +101,7 @@ def other_shape(state):
 def test_a_network_whose_file_does_not_fit_is_refused_and_the_first_tensor_named(tmp_path, spoil, named):
     save_file(spoil(timm.create_model("resnet18").state_dict()), tmp_path / "model.safetensors")
     with pytest.raises(StudyError, match=named):
-        baselines.create(NETWORK, 64, 1.0, tmp_path)
+        networks.create(NETWORK, 64, 1.0, tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["logit_scale", "visual.proj"])
@@ -140,14 +140,14 @@ def test_a_hub_out_of_reach_is_the_same_sentence(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(requests, "head", unreachable)
-    for find, name in weights.needed(profiles.load("paper")):
+    for find, name in preflight.needed(profiles.load("paper")):
         with pytest.raises(StudyError, match=f"{name} could not be downloaded .* give WEIGHTS=<folder>"):
             find(name)
 
 
 def test_the_paper_needs_every_named_model_once_and_the_demo_nothing():
     settings = profiles.load("paper")
-    systems, found = settings.systems, [name for _, name in weights.needed(settings)]
+    systems, found = settings.systems, [name for _, name in preflight.needed(settings)]
     named = [spec.timm for spec in (*settings.baselines, *systems.embeddings.networks)] + [
         spec.architecture for spec in systems.heads.encoders
     ]
@@ -161,7 +161,7 @@ def test_the_paper_needs_every_named_model_once_and_the_demo_nothing():
             "RAD-DINO",
         }
     )
-    assert weights.needed(profiles.load("demo")) == weights.needed(profiles.load("oai")) == []
+    assert preflight.needed(profiles.load("demo")) == preflight.needed(profiles.load("oai")) == []
 
 
 def test_every_network_of_the_paper_has_a_hub_page_and_is_the_named_architecture():
@@ -175,7 +175,7 @@ def test_a_network_starts_from_the_file_with_new_outputs(tmp_path, hub_file):
     (tmp_path / MOBILE / "model.safetensors").hardlink_to(hub_file)
     found = weights.network(MOBILE, tmp_path)
     made, start = (
-        baselines.create(MOBILE, 224, 1.0, found).state_dict(),
+        networks.create(MOBILE, 224, 1.0, found).state_dict(),
         timm.create_model(MOBILE, pretrained=False),
     )
     start.load_state_dict(load_file(hub_file))
@@ -262,7 +262,7 @@ def test_damaged_weights_are_found_before_the_run_and_named(tmp_path, hub_file, 
         baselines=tuple(spec for spec in settings.baselines if spec.timm == MOBILE),
     )
     with pytest.raises(StudyError) as error:
-        weights.check(only, str(tmp_path))
+        preflight.check(only, str(tmp_path))
     assert (
         MOBILE in str(error.value)
         and str(place) in str(error.value)
@@ -306,10 +306,10 @@ def test_a_bert_is_opened_before_the_run_and_a_damaged_one_named(tmp_path, monke
     only = replace(
         settings, systems=replace(settings.systems, heads=replace(settings.systems.heads, text="Small"))
     )
-    assert weights.needed(only) == [(weights.bert, "Small")]
+    assert preflight.needed(only) == [(weights.bert, "Small")]
     if not damage:
-        weights.check(only, str(tmp_path))
+        preflight.check(only, str(tmp_path))
         return
     with pytest.raises(StudyError, match=said) as error:
-        weights.check(only, str(tmp_path))
+        preflight.check(only, str(tmp_path))
     assert str(place) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600

@@ -1,6 +1,7 @@
 """The paper's claims in words, each decided by the test that `published/claims.csv` names for it."""
 
 import math
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -9,11 +10,13 @@ import numpy as np
 from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
 from koa_lib.paper.scorecard import over_runs
+from koa_lib.predictions import arrays
 
 ORDER = ("Fine-tuned CLIP", "ViT", "ResNet50", "MobileNet", "VGG19")
 TESTED = "Wide ResNet"
 SIGNIFICANT = 0.05
 NEARLY = 0.95  # share of one answer from which on a model is said to give nearly one grade
+DISTANCE = np.abs(np.subtract.outer(np.arange(metrics.K), np.arange(metrics.K)))
 
 
 class Answer(NamedTuple):
@@ -48,18 +51,13 @@ def decide(test, models, draws, seed):
     """
     clip = models[ORDER[0]]
     decided = {
-        "order of the five accuracies, paired group-bootstrap intervals of neighbours": lambda: order(
-            models, draws, seed
-        ),
-        "share of errors with distance 1; the two largest off-diagonal cells": lambda: adjacent(
-            clip, draws, seed
-        ),
-        "per-grade sensitivity and AUC ranks": lambda: separated(clip),
+        "order of the five accuracies, paired group-bootstrap intervals of neighbours":
+            partial(order, models, draws, seed),
+        "share of errors with distance 1; the two largest off-diagonal cells": partial(adjacent, clip, draws, seed),
+        "per-grade sensitivity and AUC ranks": partial(separated, clip),
     }
     if test not in decided:
-        raise StudyError(
-            f"claims.csv names the test '{test}', which nothing decides. Known: {'; '.join(decided)}."
-        )
+        raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {'; '.join(decided)}.")
     return decided[test]()
 
 
@@ -78,9 +76,7 @@ def order(models, draws, seed):
     missing = dict.fromkeys(models[name] for name in ORDER if isinstance(models[name], str))
     if missing:
         return not_run("; ".join(missing))
-    pairs = {
-        pair: _difference(*(models[name] for name in pair), draws, seed) for pair in combinations(ORDER, 2)
-    }
+    pairs = {(a, b): _difference(models[a], models[b], draws, seed) for a, b in combinations(ORDER, 2)}
     neighbours = [pairs[pair] for pair in zip(ORDER, ORDER[1:], strict=False)]
     turned = ", ".join(f"{b} over {a}" for (a, b), gap in pairs.items() if gap[2] < 0)
     clear = all(gap[1] > 0 for gap in neighbours)
@@ -107,13 +103,12 @@ def one_grade(models):
     for name, graded in models.items():
         if isinstance(graded, str) or not len(graded):
             continue
-        counts = np.bincount(graded[metrics.PROBABILITIES].to_numpy().argmax(1), minlength=metrics.K)
-        share, grade = counts.max() / counts.sum(), int(counts.argmax())
-        if share >= NEARLY:
-            constant = f"{100 * (graded['kl_grade'] == grade).mean():.1f} %"
-            alike.setdefault((grade, constant), []).append(
-                f"{name} (for {counts.max():,} of {counts.sum():,} pictures)"
-            )
+        grades, probabilities = arrays(graded)
+        counts = np.bincount(probabilities.argmax(1), minlength=metrics.K)
+        most, grade, n = counts.max(), int(counts.argmax()), len(grades)
+        if most / n >= NEARLY:
+            constant = f"{100 * (grades == grade).mean():.1f} %"
+            alike.setdefault((grade, constant), []).append(f"{name} (for {most:,} of {n:,} pictures)")
     return "; ".join(
         f"{', '.join(names)}: nearly always grade {grade}, which for every picture reaches {constant}"
         for (grade, constant), names in alike.items()
@@ -159,33 +154,21 @@ def adjacent(graded, draws, seed):
     """
     if isinstance(graded, str):
         return not_run(graded)
-    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
-    predicted = probabilities.argmax(1)
-    cm = metrics.confusion(grades, predicted)
-    low, high = stats.interval(
-        _adjacent_share(stats.group_bootstrap(grades, predicted, graded["group_id"], draws, seed))
-    )
-    cells = _cells(cm)
+    matrices = stats.resampled(graded, draws, seed)
+    found = stats.with_interval("share", _adjacent_share(matrices))
+    cells = _cells(matrices[0])
     lead = min(cells.pop((0, 1)), cells.pop((1, 2))) - max(cells.values())
-    holds, fails = low > 0.5 and lead > 0, high < 0.5 or lead < 0
+    holds, fails = found["share_low"] > 0.5 and lead > 0, found["share_high"] < 0.5 or lead < 0
     verdict = "replicated" if holds else "not replicated" if fails else "inconclusive"
-    return Answer(float(_adjacent_share(cm)), low, high, "ratio", verdict, _confusions(cm))
+    return Answer(*found.values(), "ratio", verdict, _confusions(matrices[0]))
 
 
-def train_test_drop(train, external):
-    """Training accuracy minus external accuracy of the same run, in points, as `Ours` over the runs.
-
-    Raises
-    ------
-    StudyError
-        When the numbers of runs differ.
-    """
-    if len(train) != len(external):
-        raise StudyError(
-            f"{len(train)} runs on the training part stand against {len(external)} on the external set. "
-            "Give both of each run."
-        )
-    return over_runs([100 * (_accuracy(a) - _accuracy(b)) for a, b in zip(train, external, strict=True)])
+def train_test_drop(results):
+    """Training accuracy minus external accuracy of the same run, in points, as `Ours` over the runs."""
+    return over_runs([
+        100 * (_accuracy(run.graded(split="train")) - _accuracy(run.graded(split="external")))
+        for _, run in results.each("seed", "fold")
+    ])
 
 
 def separated(graded):
@@ -196,37 +179,28 @@ def separated(graded):
     """
     if isinstance(graded, str):
         return not_run(graded)
-    table = metrics.per_grade(graded["kl_grade"], graded[metrics.PROBABILITIES])
-    values = {name: table[name].to_numpy() for name in ("sensitivity", "auc")}
+    table = metrics.per_grade(*arrays(graded))
+    values = {"sensitivity": table["sensitivity"].to_numpy(), "AUC": table["auc"].to_numpy()}
     lead = float(min(column[[0, 4]].min() - column[1:4].max() for column in values.values()))
-    said = [
-        f"{'AUC' if name == 'auc' else name} {', '.join(f'{value:.2f}' for value in column)}"
-        for name, column in values.items()
-    ]
+    said = "; ".join(f"{name} {', '.join(f'{value:.2f}' for value in column)}" for name, column in values.items())
     verdict = "replicated" if lead > 0 else "not replicated" if lead < 0 else "inconclusive"
-    reason = (
-        f"grades 0 to 4: {'; '.join(said)}; ours: the smaller lead of grades 0 and 4 over the best of 1 to 3"
-    )
+    reason = f"grades 0 to 4: {said}; ours: the smaller lead of grades 0 and 4 over the best of 1 to 3"
     return Answer(lead, math.nan, math.nan, "ratio", verdict, reason)
 
 
 def _difference(a, b, draws, seed):
-    both = stats.paired(a, b)
-    gap = stats.difference(both, "accuracy", draws, seed)
-    return tuple(100 * gap[name] for name in ("difference", "ci_low", "ci_high"))
+    gap = stats.gaps(a, b, ["accuracy"], draws, seed)
+    return tuple(100 * gap[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
 
 
 def _accuracy(graded):
-    return float((graded[metrics.PROBABILITIES].to_numpy().argmax(1) == graded["kl_grade"].to_numpy()).mean())
+    grades, probabilities = arrays(graded)
+    return float((probabilities.argmax(1) == grades).mean())
 
 
 def _adjacent_share(cm):
     # Share of the errors with distance 1, over leading axes; NaN without errors.
-    cm, distance = (
-        np.asarray(cm, dtype=float),
-        np.abs(np.subtract.outer(np.arange(metrics.K), np.arange(metrics.K))),
-    )
-    near, errors = ((cm * chosen).sum((-2, -1)) for chosen in (distance == 1, distance > 0))
+    near, errors = ((cm * chosen).sum((-2, -1)) for chosen in (DISTANCE == 1, DISTANCE > 0))
     return np.divide(near, errors, out=np.full(errors.shape, np.nan), where=errors > 0)
 
 
@@ -241,6 +215,5 @@ def _confusions(cm):
     if not errors:
         return "no picture is misgraded"
     top = sorted((pair for pair in cells if cells[pair]), key=lambda pair: -cells[pair])[:3]
-    return f"of {errors} errors the most are between grades " + ", ".join(
-        f"{i}-{j} ({cells[i, j]})" for i, j in top
-    )
+    told = ", ".join(f"{i}-{j} ({cells[i, j]})" for i, j in top)
+    return f"of {errors} errors the most are between grades {told}"

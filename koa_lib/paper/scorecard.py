@@ -9,19 +9,18 @@ import pandas as pd
 
 from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
+from koa_lib.grades import GRADES
+from koa_lib.predictions import arrays
 
 COLUMNS = (
     "source item row metric unit relation published ours runs ci_low ci_high prediction_low prediction_high "
     "boot_low boot_high model rule verdict follows_from reason"
 ).split()
-VERDICTS = (
-    "replicated",
-    "not replicated",
-    "inconclusive",
-    "not comparable",
-    "not run",
-)  # of rows with a model
-FOUND = ("same", "differs", "consistent", "inconsistent", "shown", "not run")  # of rows without one
+MAIN = "jpm2026"  # the paper
+KEY = ["source", "item", "row", "metric"]
+# Of rows with a model, and of rows without one.
+VERDICTS = ("replicated", "not replicated", "inconclusive", "not comparable", "not run")
+FOUND = ("same", "differs", "consistent", "inconsistent", "shown", "not run")
 MARGIN = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
 MODEL_RULE = (
     "off by at most {0} and the mean known to within {0}: replicated; "
@@ -35,6 +34,8 @@ TIMED = "shown beside the published time of other hardware"
 DERIVED = "follows from the other printed numbers, within rounding"
 TESTED = "CLIP ahead with exact p < 0.05"
 NOTHING_REACHES = "nothing that was tried reaches it"
+ABSENT = {"relation": "", "runs": 0, "model": True, "rule": "", "verdict": "", "follows_from": "", "reason": ""}
+OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 
 
@@ -104,24 +105,15 @@ def agreement(ours, published, margin):
     off = ours.value - published
     said = f"off by {off:+.3g}"
     if ours.runs < stats.FEWEST_RUNS:
-        return (
-            "inconclusive",
-            f"{said}; fewer than {stats.FEWEST_RUNS} trainings",
-        )
+        return "inconclusive", f"{said}; fewer than {stats.FEWEST_RUNS} trainings"
     low, high = ours.prediction
+    if abs(off) > margin and not low <= published <= high:
+        return "not replicated", said
     if abs(off) > margin:
-        outside = not low <= published <= high
-        return (
-            ("not replicated", said)
-            if outside
-            else ("inconclusive", f"{said}; a further training may give the published value")
-        )
-    known = ours.half <= margin
-    return (
-        ("replicated", said)
-        if known
-        else ("inconclusive", f"{said}; the mean is known to within {ours.half:.2g} only")
-    )
+        return "inconclusive", f"{said}; a further training may give the published value"
+    if ours.half > margin:
+        return "inconclusive", f"{said}; the mean is known to within {ours.half:.2g} only"
+    return "replicated", said
 
 
 def scorecard(published, ours, comparable, reason=""):
@@ -135,10 +127,10 @@ def scorecard(published, ours, comparable, reason=""):
     Parameters
     ----------
     published : DataFrame
-        `published/jpm2026.csv`, or a table of that form with a `system` column.
+        Tables like `published/jpm2026.csv` with a column `source`, which names the paper.
     ours : dict
-        (item, row, metric), with the system before them where the table has systems, -> `Ours`, or
-        `claims.Answer` where the row is a test; or a str that says why there is no value.
+        (source, item, row, metric) -> `Ours`, or `claims.Answer` where the row is a test; or a str that says why
+        there is no value.
     comparable : bool
         Whether model rows may be scored (real data, the settings as printed).
     reason : str
@@ -155,53 +147,24 @@ def scorecard(published, ours, comparable, reason=""):
         No reason where one is needed, a key that is not published, or a table that is not of the form.
     """
     if not comparable and not reason:
-        raise StudyError(
-            "Say why this run is not comparable with the paper; the reason stands in the scorecard."
-        )
+        raise StudyError("Say why this run is not comparable with the paper; the reason stands in the scorecard.")
     known = _by_key(published)
     unknown = [key for key in ours if key not in known]
     if unknown:
-        raise StudyError(
-            f"The published numbers have no row {unknown[0]}. Use item, row and metric of the table."
-        )
+        raise StudyError(f"The published numbers have no row {unknown[0]}. Use source, item, row and metric of a table.")
     rows = []
     for key, row in known.items():
-        found = (
-            _repeated(row, known)
-            if row.kind == "duplicate"
-            else ours.get(key, "this run makes no such value")
-        )
-        judged = _judged(row, found, "" if comparable else reason)
-        rows.append(
-            line(
-                getattr(row, "system", "jpm2026"),
-                *key[-3:],
-                row.unit,
-                relation=row.relation.strip("="),
-                published=row.value,
-                **judged,
-            )
-        )
+        found = ours.get(key, "this run makes no such value")
+        if row.kind == "duplicate":
+            found = _repeated(row, known)
+        rows.append({**dict(zip(KEY, key, strict=True)), "unit": row.unit, "relation": row.relation.strip("="),
+                     "published": row.value, **_judged(row, found, "" if comparable else reason)})
     return table(rows)
 
 
-def line(source, item, row, metric, unit, **columns):
-    """One row of the scorecard; what is not given is undefined or empty."""
-    empty = dict.fromkeys(COLUMNS, math.nan) | {
-        "relation": "",
-        "runs": 0,
-        "model": True,
-        "rule": "",
-        "verdict": "",
-        "follows_from": "",
-        "reason": "",
-    }
-    return empty | {"source": source, "item": item, "row": row, "metric": metric, "unit": unit} | columns
-
-
 def table(rows):
-    """Rows made by `line` as a frame with typed columns."""
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"runs": int, "model": bool})
+    """Rows, each a dict of some of `COLUMNS`, as a frame with typed columns; what is not given is undefined or empty."""
+    return pd.DataFrame([ABSENT | row for row in rows], columns=COLUMNS).astype({"runs": int, "model": bool})
 
 
 def answered(answer, rule, reason=""):
@@ -216,45 +179,48 @@ def answered(answer, rule, reason=""):
     verdict, why = answer.verdict, answer.reason
     if verdict != "not run" and reason:
         verdict, why = "not comparable", joined(reason, why)
-    value = answer.ours if math.isfinite(answer.ours) else math.nan
-    return {
-        "ours": value,
-        "boot_low": answer.ci_low,
-        "boot_high": answer.ci_high,
-        "rule": rule,
-        "verdict": verdict,
-        "reason": why,
-    }
+    return {"ours": _finite(answer.ours), "boot_low": answer.ci_low, "boot_high": answer.ci_high,
+            "rule": rule, "verdict": verdict, "reason": why}
 
 
-def measured(item, row, runs, fold=None, draws=1000, seed=0):
-    """Values of the paper's rows from several runs (folds x seeds).
+def measured(item, row, results, fold):
+    """Values of the paper's rows from several trainings (folds x seeds).
 
     Parameters
     ----------
     item, row : str
         "table_2" with "train" or "test"; "table_3" (row is not used; gives the macro AUC too); "table_4" with
         a model.
-    runs : list of DataFrame
-        Graded frames, one per run; those of the first seed first.
-    fold : int, optional
-        The fold that the report shows, by `attrs["fold"]`; the first run's where no run has it.
-    draws, seed : int
-        Of the bootstrap, as everywhere else in the report.
+    results : Results
+        Of one arm and split; empty gives nothing.
+    fold : int
+        The fold that the report shows, with the study's own seed; the first training's where none is that.
 
     Returns
     -------
     dict
-        (item, row, metric) -> `Ours` in the published unit, for `scorecard`. Runs are graded on the same
-        pictures, so their interval says nothing of others: the group bootstrap of the shown fold stands
-        beside it.
+        Key of the paper's row -> `Ours` in the published unit, for `scorecard`. Trainings are graded on the same
+        pictures, so their interval says nothing of others: the group bootstrap of the shown one stands beside it.
     """
-    if not runs:
-        return {}
-    values = pd.DataFrame([_values(item, row, graded) for graded in runs])
-    shown = next((graded for graded in runs if graded.attrs.get("fold") == fold), runs[0])
-    boots = _bootstrap(item, row, shown, draws, seed)
-    return {key: over_runs(values[key], boot=boots.get(key, (math.nan, math.nan))) for key in values}
+    runs = {tuple(where.values()): _drawn(item, row, run.graded(), results.draws, results.seed)
+            for where, run in results.each("seed", "fold")}
+    shown = runs.get((results.seed, fold), next(iter(runs.values()), {}))
+    return {key: over_runs([run[key][0] for run in runs.values()], boot=stats.interval(values[1:]))
+            for key, values in shown.items()}
+
+
+def _drawn(item, row, graded, draws, seed):
+    # By key, the value in the published unit and its bootstrap draws; an AUC is not drawn.
+    matrices = stats.resampled(graded, draws, seed)
+    if item != "table_3":
+        values, names = metrics.from_confusion(matrices), OVERALL if item == "table_2" else ["accuracy"]
+        return {(MAIN, item, row, name): 100 * values[name] for name in names}
+    grades, probabilities = arrays(graded)
+    found = {(MAIN, "text", "macro", "auc"): np.array([metrics.macro_auc(grades, probabilities)])}
+    for name, values in zip(("sensitivity", "specificity"), metrics.rates(matrices), strict=True):
+        found |= {(MAIN, item, str(grade), name): 100 * values[:, grade] for grade in GRADES}
+    auc = metrics.per_grade(grades, probabilities)["auc"]
+    return found | {(MAIN, item, str(grade), "auc"): auc[[grade]].to_numpy() for grade in GRADES}
 
 
 def same_as_printed(found, printed, count):
@@ -279,43 +245,11 @@ def _unit(printed, count):
 
 
 def _by_key(published):
-    columns = [*(["system"] if "system" in published else []), "item", "row", "metric"]
-    keys = list(published[columns].astype(str).itertuples(index=False, name=None))
+    keys = list(published[KEY].astype(str).itertuples(index=False, name=None))
     twice = [key for number, key in enumerate(keys) if key in keys[:number]]
     if twice:
         raise StudyError(f"The published numbers hold {twice[0]} twice. Keep one row.")
     return dict(zip(keys, published.itertuples(), strict=True))
-
-
-def _bootstrap(item, row, graded, draws, seed):
-    predicted = graded[metrics.PROBABILITIES].to_numpy().argmax(1)
-    drawn = stats.group_bootstrap(graded["kl_grade"], predicted, graded["group_id"], draws, seed)
-    if item == "table_3":
-        found = zip(("sensitivity", "specificity"), metrics.rates(drawn), strict=True)
-        draws = {
-            (item, str(grade), name): values[:, grade] for name, values in found for grade in range(metrics.K)
-        }
-    else:
-        draws = {(item, row, name): values for name, values in metrics.from_confusion(drawn).items()}
-    return {key: stats.interval(100 * values) for key, values in draws.items()}
-
-
-def _values(item, row, graded):
-    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
-    if item != "table_3":
-        names = (
-            ("accuracy",)
-            if item == "table_4"
-            else ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
-        )
-        values = metrics.from_confusion(metrics.confusion(grades, probabilities.argmax(1)))
-        return {(item, row, name): 100 * float(values[name]) for name in names}
-    values = {("text", "macro", "auc"): metrics.macro_auc(grades, probabilities)}
-    for each in metrics.per_grade(grades, probabilities).itertuples():
-        values[item, str(each.grade), "sensitivity"] = 100 * each.sensitivity
-        values[item, str(each.grade), "specificity"] = 100 * each.specificity
-        values[item, str(each.grade), "auc"] = each.auc
-    return values
 
 
 def _judged(row, found, reason):
@@ -324,47 +258,27 @@ def _judged(row, found, reason):
         return {"model": model, "rule": rule, "verdict": "not run", "reason": found.removeprefix("not run: ")}
     if row.kind == "test":
         return answered(found, rule, reason)
-    ours = Ours(*found)
-    if math.isnan(ours.value):
-        return {
-            "model": model,
-            "rule": rule,
-            "verdict": "not run",
-            "reason": ours.note or "undefined in this run",
-        }
-    verdict, why = _of_model(row, ours, reason) if model else _without_model(row, ours.value)
-    low, high = ours.prediction
-    return {
-        "ours": ours.value if math.isfinite(ours.value) else math.nan,
-        "runs": ours.runs,
-        "ci_low": ours.ci_low,
-        "ci_high": ours.ci_high,
-        "prediction_low": low,
-        "prediction_high": high,
-        "boot_low": ours.boot_low,
-        "boot_high": ours.boot_high,
-        "model": model,
-        "rule": rule,
-        "verdict": verdict,
-        "reason": joined(why, ours.note),
-    }
+    if math.isnan(found.value):
+        why = found.note or "undefined in this run"
+        return {"model": model, "rule": rule, "verdict": "not run", "reason": why}
+    verdict, why = _of_model(row, found, reason) if model else _without_model(row, found.value)
+    low, high = found.prediction
+    return {**found._asdict(), "ours": _finite(found.value), "prediction_low": low, "prediction_high": high,
+            "model": model, "rule": rule, "verdict": verdict, "reason": joined(why, found.note)}
+
+
+def _finite(value):
+    return value if math.isfinite(value) else math.nan
 
 
 def _rule(row):
     if row.kind == "model":
         return MODEL_RULE.format(f"{MARGIN.get(row.unit, 0.0):g}")
-    rules = {
-        "test": TESTED,
-        "fact": CITED if hasattr(row, "system") else COUNTED,
-        "citation": CITED,
-        "speed": TIMED,
-        "duplicate": REPEATED,
-    }
+    rules = {"test": TESTED, "fact": COUNTED if row.source == MAIN else CITED, "citation": CITED,
+             "speed": TIMED, "duplicate": REPEATED}
     if row.kind not in rules:
-        raise StudyError(
-            f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; "
-            f"known: model, {', '.join(rules)}."
-        )
+        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; "
+                         f"known: model, {', '.join(rules)}.")
     return rules[row.kind]
 
 
@@ -391,10 +305,8 @@ def _without_model(row, found):
 
 
 def _repeated(row, known):
-    twin = known.get(("table_2", "test", row.metric))
+    twin = known.get((MAIN, "table_2", "test", row.metric))
     if twin is None:
-        raise StudyError(
-            f"The published row {row.item}, {row.row}, {row.metric} repeats no row of table 2. "
-            "Correct its kind."
-        )
+        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} repeats no row of table 2. "
+                         "Correct its kind.")
     return Ours(twin.value, note=f"table 2 prints {twin.value:.2f}")

@@ -2,24 +2,24 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
-from koa_lib import comparison, speed
+from koa_lib import speed
+from koa_lib.comparison import NO_EXTERNAL, paired_tests, shown_fold
 from koa_lib.data import cohorts
 from koa_lib.data.manifest import read_manifest
-from koa_lib.errors import StudyError
 from koa_lib.paper import claims, consistency
 from koa_lib.paper import scorecard as rules
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.paper.published import read as read_published
-from koa_lib.paper.scorecard import COLUMNS, DERIVED, Ours
+from koa_lib.paper.scorecard import DERIVED, KEY, MAIN, Ours
 from koa_lib.protocols import main_fold
 from koa_lib.study import MANIFESTS
 
-MAIN = "jpm2026"
 COHORTS = ("oai_chen2018", "gornale2020")
-DROP = ("text", "discussion", "train_test_drop")
-P_VALUE = ("text", "mcnemar", "p_value")
+DROP = (MAIN, "text", "discussion", "train_test_drop")
+P_VALUE = (MAIN, "text", "mcnemar", "p_value")
 # The rows that carry the papers' conclusions, and what they are called in the picture of them.
 HEADLINES = {
     ("jpm2026", "table_2", "train", "accuracy"): ("The paper", "Accuracy, training part"),
@@ -55,10 +55,10 @@ def scorecard(study, runs, others, systems):
     Parameters
     ----------
     study : Study
-    runs : dict of int to dict
-        Main arm: seed to results (split to graded frames, one per fold), as from `Runner.run_seeds`.
-    others : dict of str to dict
-        Baselines by their printed names to results.
+    runs : Results
+        Of the main arm, all seeds and folds.
+    others : dict of str to Results
+        Baselines by their printed names.
     systems : dict
         Results for other systems, as from `answers.read`: (system, item, row, metric) -> `Ours`, (system,
         item, claim) -> `claims.Answer`.
@@ -74,34 +74,22 @@ def scorecard(study, runs, others, systems):
     StudyError
         A published table that is absent, or a key that it does not hold.
     """
-    published = {
-        name: read_published(study.published, name)
-        for name in (MAIN, "other_systems", "claims", "literature")
-    }
+    names = (MAIN, "other_systems", "claims", "literature")
+    paper, others_printed, said, literature = (read_published(study.published, name) for name in names)
+    printed = pd.concat([paper.assign(source=MAIN), others_printed.rename(columns={"system": "source"})])
     comparable, why = comparability(study)
     models = _external_models(study, runs, others)
-    ours = (
-        _measured(study, published[MAIN], runs, others, models)
-        | _counted()
-        | _cited(published[MAIN], published["literature"])
-    )
-    said, words = published["claims"], {}
-    for row in said.itertuples():
-        main = row.source == MAIN
-        words[row.Index] = (
-            claims.decide(row.test, models, study.profile.draws, study.seed)
-            if main
-            else _answer(row, systems)
-        )
-    parts = [
-        rules.scorecard(published[MAIN], ours | _timed(study, published[MAIN]), comparable, why),
-        _claims(said[said["source"] == MAIN], words, why),
-        rules.scorecard(published["other_systems"], _of_systems(published, systems), comparable, why),
-        _claims(said[said["source"] != MAIN], words, why),
-        _audit(findings(study)[0]),
-    ]
-    whole = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    return whole.sort_values("model", ascending=False, kind="stable", ignore_index=True)
+    asked = set(said[["source", "item", "claim"]].itertuples(index=False, name=None))
+    given = {key: value for key, value in systems.items() if key not in asked}
+    ours = (_absent(printed) | _cited(printed, literature) | _counted() | _timed(study, paper)
+            | _measured(study, paper, runs, others, models) | given)
+    answers = [claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
+               else _answer(row, systems) for row in said.itertuples()]
+    parts = [rules.scorecard(printed, ours, comparable, why), _claims(said, answers, why), _audit(findings(study)[0])]
+    whole = pd.concat(parts, ignore_index=True)
+    # Rows with a model first; then the paper's before those of others, and claims after numbers.
+    order = np.lexsort([whole["metric"] == "claim", whole["source"] != MAIN, ~whole["model"]])
+    return whole.iloc[order].reset_index(drop=True)
 
 
 def comparability(study):
@@ -166,126 +154,89 @@ def _incomplete(study):
 def _counted():
     internal, external = (read_manifest(MANIFESTS / f"{name}.csv") for name in COHORTS)
     internal = internal[internal["split"] != "auto_test"]  # a second crop of knees that are there already
-    found = {
-        "train_images": len(internal),
-        "participants": internal["group_id"].nunique(),
-        "external_images": len(external),
-    }
-    return {
-        ("text", "data", metric): Ours(number, note="counted in the manifest")
-        for metric, number in found.items()
-    }
+    found = {"train_images": len(internal), "participants": internal["group_id"].nunique(),
+             "external_images": len(external)}
+    return {(MAIN, "text", "data", name): Ours(number, note="counted in the manifest")
+            for name, number in found.items()}
 
 
 def _timed(study, published):
     times = speed.table(speed.measured(study), published).dropna(subset="published")
-    return {
-        ("text", "runtime", row.metric): Ours(row.ours, note=f"{row.how}; {row.place}")
-        for row in times.itertuples()
-    }
+    return {(MAIN, "text", "runtime", row.metric): Ours(row.ours, note=f"{row.how}; {row.place}")
+            for row in times.itertuples()}
 
 
-def _cited(published, literature):
+def _absent(printed):
+    # Why a model row of another system has no value, unless its notebook has been run.
+    rows = printed[(printed["kind"] == "model") & (printed["source"] != MAIN)]
+    return {tuple(row[name] for name in KEY): row["note"] if str(row["note"]).startswith("not run:")
+            else _notebook(row["source"]) for row in rows.to_dict("records")}
+
+
+def _cited(printed, literature):
     # What was found in the cited source, for the rows that repeat another study or describe another system.
-    columns, known = ["source_table", "item", "row", "metric"], {}
-    for line in literature.itertuples():
-        known[tuple(str(getattr(line, column)) for column in columns)] = line
-    systems = "system" in published
-    wanted = published[published["kind"].isin(["citation", "fact"] if systems else ["citation"])]
-    ours = {}
-    for row in wanted.itertuples():
-        key = (str(row.item), str(row.row), str(row.metric))
-        source = row.system if systems else MAIN
-        ours[(source, *key) if systems else key] = _found(known.get((source, *key)))
-    return ours
+    found = literature.rename(columns={"source_table": "source"})
+    known = dict(zip(_keys(found), found.itertuples(), strict=True))
+    facts = (printed["kind"] == "fact") & (printed["source"] != MAIN)
+    return {key: _found(known.get(key)) for key in _keys(printed[facts | (printed["kind"] == "citation")])}
+
+
+def _keys(rows):
+    return list(rows[KEY].astype(str).itertuples(index=False, name=None))
 
 
 def _found(line):
     if line is None:
         return "literature.csv has no row for it"
     said = rules.joined(line.remark, line.where)
-    return (
-        (said or "not found in the cited source")
-        if pd.isna(line.found)
-        else Ours(float(line.found), note=said)
-    )
+    if pd.isna(line.found):
+        return said or "not found in the cited source"
+    return Ours(float(line.found), note=said)
 
 
 def _measured(study, published, runs, others, models):
     # Values of the model rows, or for each why there is none.
-    train, external = (
-        [frame for results in runs.values() for frame in results.get(part, [])]
-        for part in ("train", "external")
-    )
-    drawn = main_fold(study), study.profile.draws, study.seed
-    ours = rules.measured("table_2", "train", train, *drawn)
-    keys = [
-        (row.item, str(row.row), row.metric)
-        for row in published[published["kind"].isin(["model", "test"])].itertuples()
-    ]
-    if not external:
-        return ours | {key: comparison.NO_EXTERNAL for key in keys if key[:2] != ("table_2", "train")}
-    for item, name, metric in keys:
-        if item == "table_4":
-            ours |= _of_baseline(
-                models[name],
-                rules.measured(item, name, others.get(name, {}).get("external", []), *drawn),
-                (item, name, metric),
-            )
-    ours |= rules.measured("table_2", "test", external, *drawn) | rules.measured(
-        "table_3", "", external, *drawn
-    )
-    ours[DROP] = claims.train_test_drop(train, external) if train else "no run on the training part"
-    ours[P_VALUE] = claims.ahead(_tests(study, runs, others, models), models[claims.TESTED])
+    fold = main_fold(study)
+    keys = _keys(published[published["kind"].isin(["model", "test"])].assign(source=MAIN))
+    train = rules.measured("table_2", "train", runs.of(split="train"), fold)
+    if "external" not in runs:
+        return dict.fromkeys(keys, NO_EXTERNAL) | train
+    external = runs.of(split="external")
+    ours = train | rules.measured("table_2", "test", external, fold) | rules.measured("table_3", "", external, fold)
+    for key in [key for key in keys if key[1] == "table_4"]:
+        name = key[2]
+        if isinstance(models[name], str):
+            ours[key] = models[name]
+        else:
+            found = rules.measured("table_4", name, others[name].of(split="external"), fold)
+            told = claims.one_grade({name: models[name]})
+            ours |= {each: value._replace(note=told) for each, value in found.items()}
+    ours[DROP] = claims.train_test_drop(runs)
+    tested = models[claims.TESTED]
+    if not isinstance(tested, str):
+        tested = paired_tests(study, runs, {claims.TESTED: others[claims.TESTED]}, "external")
+    ours[P_VALUE] = claims.ahead(tested, models[claims.TESTED])
     return ours
-
-
-def _of_baseline(shown, found, key):
-    # Why there is none; or an accuracy that one grade for every picture has as well says so.
-    if isinstance(shown, str):
-        return {key: shown}
-    return {key: value._replace(note=claims.one_grade({key[1]: shown})) for key, value in found.items()}
-
-
-def _tests(study, runs, others, models):
-    if isinstance(models[claims.TESTED], str):
-        return models[claims.TESTED]
-    return comparison.paired_tests(
-        study, runs[study.seed], {claims.TESTED: others[claims.TESTED]}, "external"
-    )
 
 
 def _external_models(study, runs, others):
     # The shown fold's external frame of each model, or why there is none.
-    arms = {claims.ORDER[0]: runs.get(study.seed, {})} | {
-        name: others.get(name, {}) for name in (*claims.ORDER[1:], claims.TESTED)
-    }
-    there = bool(arms[claims.ORDER[0]].get("external"))
+    results = {claims.ORDER[0]: runs, **others}
     reasons = {spec.name: f"{spec.name}: {spec.reason}" for spec in study.profile.baselines if spec.reason}
-    return {
-        name: comparison.shown_fold(study, arm, "external")
-        if arm.get("external")
-        else reasons.get(name, f"this run has no {name}")
-        if there
-        else comparison.NO_EXTERNAL
-        for name, arm in arms.items()
-    }
+    found = {}
+    for name in (*claims.ORDER, claims.TESTED):
+        found[name] = NO_EXTERNAL if "external" not in runs else reasons.get(name, f"this run has no {name}")
+        if name in results and "external" in results[name]:
+            found[name] = shown_fold(study, results[name], "external")
+    return found
 
 
-def _claims(table, words, why):
-    return rules.table(
-        [
-            rules.line(
-                row.source,
-                row.item,
-                row.claim,
-                "claim",
-                words[row.Index].unit,
-                **rules.answered(words[row.Index], row.test, why),
-            )
-            for row in table.itertuples()
-        ]
-    )
+def _claims(said, answers, why):
+    return rules.table([
+        {"source": row.source, "item": row.item, "row": row.claim, "metric": "claim", "unit": answer.unit,
+         **rules.answered(answer, row.test, why)}
+        for row, answer in zip(said.itertuples(), answers, strict=True)
+    ])
 
 
 def _answer(row, systems):
@@ -295,53 +246,14 @@ def _answer(row, systems):
 
 
 def _notebook(system):
-    return (
-        f"notebook {SYSTEMS[system].notebook} has not been run"
-        if system in SYSTEMS
-        else "no notebook of the study covers it"
-    )
-
-
-def _of_systems(published, given):
-    table = published["other_systems"]
-    ours = _cited(table, published["literature"])
-    for row in table[table["kind"] == "model"].itertuples():
-        note = (
-            row.note
-            if isinstance(row.note, str) and row.note.startswith("not run:")
-            else _notebook(row.system)
-        )
-        ours[row.system, row.item, row.row, row.metric] = note
-    known = set(published["claims"][["source", "item", "claim"]].itertuples(index=False, name=None))
-    unknown = [key for key in given if key not in ours and key not in known]
-    if unknown:
-        raise StudyError(
-            f"The published tables have no row {unknown[0]} of another system. "
-            "Use their system, item, row and metric, "
-            "or system, item and claim."
-        )
-    return ours | {key: value for key, value in given.items() if key in ours}
+    if system not in SYSTEMS:
+        return "no notebook of the study covers it"
+    return f"notebook {SYSTEMS[system].notebook} has not been run"
 
 
 def _audit(found):
     # What is a published row of its own does not count twice.
     judged = found[(found["verdict"] != "reference") & ~found["published_row"]]
-    return rules.table(
-        [
-            rules.line(
-                "arithmetic",
-                "audit",
-                row.check,
-                "",
-                row.unit,
-                published=row.expected,
-                ours=row.value,
-                model=False,
-                rule=DERIVED,
-                verdict=row.verdict,
-                follows_from=row.follows_from,
-                reason=row.note,
-            )
-            for row in judged.itertuples()
-        ]
-    )[COLUMNS]
+    names = {"check": "row", "expected": "published", "value": "ours", "note": "reason"}
+    judged = judged.rename(columns=names).assign(source="arithmetic", item="audit", metric="", model=False, rule=DERIVED)
+    return rules.table(judged.to_dict("records"))

@@ -16,17 +16,17 @@ unlike, but 5 of the 14 with KL 4: what is rare in training is warned about most
 measures again.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL.Image import Resampling
 from scipy.ndimage import gaussian_filter
 
 from koa_lib.errors import StudyError
 from koa_lib.images import joint
 from koa_lib.images.shape import halves
 
+ARRAYS = ("mean", "deviation", "precision")
 RATE = 0.02
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 SCALES = (0, 1, 2, 4)  # pixels: how sharp a picture is at each
@@ -49,9 +49,8 @@ class Novelty:
         """Distance of traits (n, d) as a multiple of the threshold, float array (n,): above 1 is unlike the
         training pictures."""
         centred = (traits - self.mean) / self.deviation
-        return (
-            np.sqrt(np.einsum("nd,de,ne->n", centred, self.precision, centred).clip(min=0)) / self.threshold
-        )
+        squared = np.einsum("nd,de,ne->n", centred, self.precision, centred)
+        return np.sqrt(squared.clip(min=0)) / self.threshold
 
 
 def fit(traits, unseen, rate=RATE):
@@ -72,40 +71,25 @@ def fit(traits, unseen, rate=RATE):
     StudyError
         With fewer than two training pictures or none that is unseen.
     """
-    from sklearn.covariance import LedoitWolf
+    from sklearn.covariance import LedoitWolf  # slow to import, and not needed to grade
 
     if len(traits) < 2 or not len(unseen):
         raise StudyError(
-            f"{len(traits)} training and {len(unseen)} unseen pictures are too few to learn what is "
-            "usual. Use a larger cohort."
+            f"{len(traits)} training and {len(unseen)} unseen pictures are too few to learn "
+            "what is usual. Use a larger cohort."
         )
     mean, deviation = traits.mean(0), traits.std(0) + 1e-6
-    raw = Novelty(mean, deviation, LedoitWolf().fit((traits - mean) / deviation).precision_, 1.0)
-    distances, place = np.sort(raw.score(unseen)), int(np.ceil((len(unseen) + 1) * (1 - rate)))
-    return Novelty(mean, deviation, raw.precision, float(distances[min(place, len(unseen)) - 1]))
-
-
-@contextmanager
-def entering(module):
-    """Collects what enters a module, averaged over tokens (n, tokens, c) or positions (n, c, h, w): a list
-    of float tensors (n, c)."""
-    seen = []
-
-    def keep(_, given):
-        value = given[0].detach().float()
-        seen.append(value.mean(1) if value.ndim == 3 else value.flatten(2).mean(2))
-
-    handle = module.register_forward_pre_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    precision = LedoitWolf().fit((traits - mean) / deviation).precision_
+    distances = np.sort(Novelty(mean, deviation, precision, 1.0).score(unseen))
+    place = min(int(np.ceil((len(unseen) + 1) * (1 - rate))), len(unseen))
+    return Novelty(mean, deviation, precision, float(distances[place - 1]))
 
 
 def traits(entered, squares):
-    """What is compared: a tower's averaged features (n, c) beside the `statistics` of the squares, float
-    array (n, c + 14)."""
-    return np.hstack([np.asarray(entered, dtype=float), [statistics(square) for square in squares]])
+    """What is compared: what enters a tower's block, of tokens (n, tokens, c) or positions (n, c, h, w),
+    averaged over the picture, beside the `statistics` of the squares; float array (n, c + 14)."""
+    averaged = entered.mean(axis=1 if entered.ndim == 3 else (2, 3))
+    return np.hstack([averaged, [statistics(square) for square in squares]])
 
 
 def statistics(square):
@@ -121,52 +105,27 @@ def statistics(square):
     list of 14 floats
     """
     gray = square / 255
-    sharpness = [
-        np.log(np.hypot(*np.gradient(gaussian_filter(gray, scale))).mean() + 1e-5) for scale in SCALES
-    ]
-    down, across = (np.log((change**2).mean() + 1e-6) for change in np.gradient(gray))
-    return [
-        *np.quantile(gray, QUANTILES),
-        *sharpness,
-        _likeness(gray, gray[:, ::-1]),
-        _likeness(gray, gray[::-1]),
-        down - across,
-    ]
+    smooth = [np.gradient(gaussian_filter(gray, scale)) for scale in SCALES]
+    sharpness = [np.log(np.hypot(*slopes).mean() + 1e-5) for slopes in smooth]
+    down, across = (np.log((slope**2).mean() + 1e-6) for slope in np.gradient(gray))
+    turns = [_likeness(gray, gray[:, ::-1]), _likeness(gray, gray[::-1])]
+    return [*np.quantile(gray, QUANTILES), *sharpness, *turns, down - across]
 
 
 def _likeness(one, other):
-    return (
-        float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) if one.std() > 1e-6 else 1.0
-    )  # a flat picture is like any of its turns
-
-
-def joint_score(image):
-    """How well the joint template fits somewhere in a gray picture (H, W) in [0, 1]; of two knees and of
-    either polarity the better."""
-    return max(_joint_scores(image))
+    # A flat picture is like any of its turns.
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) if one.std() > 1e-6 else 1.0
 
 
 def is_knee(image):
-    """Whether a picture shows a knee upright, as far as the joint template can tell: a `joint_score` of at
-    least `FITS`."""
-    return any(
-        score >= FITS for score in _joint_scores(image)
-    )  # lazily: each search takes a tenth of a second
-
-
-def _joint_scores(image):
-    return (joint.find(shown).score for half in halves(small(image)) for shown in (half, 1 - half))
+    """Whether a gray picture (H, W) in [0, 1] shows a knee upright, as far as the joint template can tell: it
+    fits in one of two knees, in either polarity, by at least `FITS`."""
+    shown = (view for half in halves(small(image)) for view in (half, 1 - half))
+    return any(joint.find(view).score >= FITS for view in shown)  # lazily: a search takes a tenth of a second
 
 
 def small(image):
-    """A gray picture (H, W) reduced to what `is_knee` looks at: at most `JOINT_SIDE` pixels a side; a small
-    one stays as it is."""
-    shrink = JOINT_SIDE / max(image.shape)
-    if shrink >= 1:
-        return np.asarray(image, dtype=np.float32)
+    """A gray picture (H, W) reduced to what `is_knee` looks at: at most `JOINT_SIDE` pixels a side."""
+    shrink = min(1, JOINT_SIDE / max(image.shape))
     height, width = (max(1, round(side * shrink)) for side in image.shape)
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(image, dtype=np.float32)).resize(
-            (width, height), Image.Resampling.BOX
-        )
-    )
+    return joint.resized(image, (width, height), Resampling.BOX)

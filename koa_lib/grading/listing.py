@@ -11,8 +11,6 @@ from koa_lib.data.manifest import natural
 from koa_lib.errors import StudyError
 from koa_lib.images.read import is_picture, kind_of
 
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how a list begins that PowerShell wrote
-
 
 def listing(given, stdin=None):
     """The picture files that are meant: files as they are, folders with all below them, lists line by line.
@@ -38,10 +36,7 @@ def listing(given, stdin=None):
     paths = []
     for name in given:
         if not name.strip():
-            raise StudyError(
-                "An empty name was given. Give picture files, folders or lists of them; '.' is the "
-                "current folder."
-            )
+            raise StudyError("An empty name was given. Give picture files, folders or lists of them.")
         if name == "-":
             paths += _listed(stdin.buffer.read(), Path())
         elif Path(name).suffix.lower() == ".txt" and os.path.isfile(name):
@@ -52,15 +47,14 @@ def listing(given, stdin=None):
 
 
 def _listed(content, base):
-    # Paths of a list hold where the command runs, or else beside the list.
-    if content.startswith(UTF16):
-        content = content.decode("utf-16", errors="replace").encode("utf-8", errors="replace")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes
+        content = content.decode("utf-16", errors="replace").encode()
     found = []
     for line in content.removeprefix(codecs.BOM_UTF8).splitlines():
         name = os.fsdecode(line.strip())  # bytes as the system has them: a name need not be text
         if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
             name = name[1:-1]
-        if name:
+        if name:  # a path where the command runs, or else beside the list
             beside = not os.path.exists(name) and os.path.exists(base / name)
             found += _expanded(base / name if beside else Path(name))
     return found
@@ -76,13 +70,9 @@ def _expanded(path):
 def _is_dicom(path):
     with suppress(StudyError):  # scanners write DICOM under names without a suffix
         return kind_of(path) == "DICOM"
-    return False
 
 
 def short_names(paths):
     """Names to show: the file's name, with its folder where another file has the same."""
     counts = Counter(path.name for path in paths)
-    return [
-        f"{path.parent.name}/{path.name}" if counts[path.name] > 1 and path.parent.name else path.name
-        for path in paths
-    ]
+    return [f"{path.parent.name}/{path.name}" if counts[path.name] > 1 else path.name for path in paths]

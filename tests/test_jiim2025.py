@@ -1,4 +1,4 @@
-"""Frozen embeddings against supervised networks: tasks, pictures, differences and the claims that follow from them."""
+"""Frozen embeddings against supervised networks: tasks, pictures, differences and what follows from them."""
 
 import shutil
 from dataclasses import replace
@@ -25,8 +25,9 @@ BOOSTED, LINEAR = (f"BiomedCLIP stand-in + {kind}" for kind in ("XGBoost", "logi
 
 
 class Graded(Experiment):
-    """An experiment whose cohorts are graded for narrowing, too, in all pictures but the first of each split; the
-    external one has two files twice, the second pair under two grades."""
+    """An experiment whose cohorts are graded for narrowing, too, in all pictures but the first of each split.
+
+    The external one has two files twice, the second pair under two grades."""
 
     def pictures(self, role, view, size):
         data = super().pictures(role, view, size)
@@ -74,7 +75,7 @@ def test_all_systems_report_the_same_pictures_and_no_external_one_twice(found):
         ids = [one.frame["image_id"].tolist() for _, one in part.each("arm")]
         assert len(ids) == 3 and all(one == ids[0] for one in ids)
         if where["split"] == "external":
-            # 40 files: one is a repeat, two have equal pixels under two grades; one lacks a grade for narrowing.
+            # Of 40 files one is a repeat and two conflict; another lacks a grade for narrowing.
             assert len(ids[0]) == 37 - (where["task"] != "KL grade") and set(part.frame["view"]) == {
                 "stretch-none"
             }
@@ -116,25 +117,15 @@ def test_a_task_without_grades_is_absent(column):
 def test_metrics_agree_with_scikit_learn(found, metrics):
     row = metrics.set_index(["task", "system", "split"]).loc["joint-space narrowing", LINEAR, "test"]
     frame = found[0].graded(task="joint-space narrowing", arm=LINEAR, split="test")
-    predicted = frame[PROBABILITIES].to_numpy().argmax(1)
-    assert row["qwk"] == pytest.approx(cohen_kappa_score(frame["kl_grade"], predicted, weights="quadratic"))
-    assert row["linear_kappa"] == pytest.approx(
-        cohen_kappa_score(frame["kl_grade"], predicted, weights="linear")
-    )
-    aucs = [
-        roc_auc_score(frame["kl_grade"] == grade, frame[f"p{grade}"])
-        for grade in sorted(set(frame["kl_grade"]))
-    ]
-    assert len(aucs) == 4 and row["macro_auc"] == pytest.approx(np.mean(aucs)) and row["n"] == len(frame)
-    assert row["qwk_low"] <= row["qwk"] <= row["qwk_high"]
-    assert (row["encoder"], row["grader"]) == ("BiomedCLIP stand-in", "logistic regression") and row[
-        "chosen"
-    ].startswith("C ")
+    grades, predicted = frame["kl_grade"], frame[PROBABILITIES].to_numpy().argmax(1)
+    assert row["qwk"] == pytest.approx(cohen_kappa_score(grades, predicted, weights="quadratic"))
+    assert row["linear_kappa"] == pytest.approx(cohen_kappa_score(grades, predicted, weights="linear"))
+    aucs = [roc_auc_score(grades == grade, frame[f"p{grade}"]) for grade in range(4)]
+    assert row["macro_auc"] == pytest.approx(np.mean(aucs)) and row["n"] == len(frame)
+    assert row["qwk_low"] <= row["qwk"] <= row["qwk_high"] and row["chosen"].startswith("C ")
+    assert [row["encoder"], row["grader"]] == LINEAR.split(" + ")
     assert set(metrics.loc[metrics["encoder"] == "", "grader"]) == {"ResNet18"}
-
-
-def test_a_task_with_fewer_levels_gets_no_further_grade(found):
-    assert (found[0].of(task="joint-space narrowing").frame["p4"] == 0).all()
+    assert (found[0].of(task="joint-space narrowing").frame["p4"] == 0).all()  # this task has four levels
 
 
 def test_differences_are_those_of_the_kappas(study, found, metrics):
@@ -142,13 +133,9 @@ def test_differences_are_those_of_the_kappas(study, found, metrics):
     kappas = metrics[metrics["split"] == "test"].set_index(["task", "system"])["qwk"]
     assert list(zip(table["first"], table["second"], strict=True)) == [("ResNet18", BOOSTED)] * 2
     for row in table.itertuples():
-        assert (row.first_qwk, row.second_qwk) == pytest.approx(
-            (kappas[row.task, "ResNet18"], kappas[row.task, BOOSTED])
-        )
-        assert (
-            row.qwk == pytest.approx(row.first_qwk - row.second_qwk)
-            and row.qwk_low <= row.qwk <= row.qwk_high
-        )
+        values = (kappas[row.task, "ResNet18"], kappas[row.task, BOOSTED])
+        assert (row.first_qwk, row.second_qwk) == pytest.approx(values)
+        assert row.qwk == pytest.approx(values[0] - values[1]) and row.qwk_low <= row.qwk <= row.qwk_high
 
 
 def test_without_a_pair_nothing_is_compared(study, found):
@@ -163,15 +150,14 @@ def test_findings_are_read_from_one_network_where_networks_are_shared(study, fou
         return shared, jiim2025.run(Graded(replace(shared, run_dir=copied)))[0]
 
     copied, built, build = shutil.copytree(study.run_dir, tmp_path / "run"), [], Store._build
-    monkeypatch.setattr(
-        Store, "_build", lambda store, path, make: built.append(path.name) or build(store, path, make)
-    )
+    watched = lambda store, path, make: built.append(path.name) or build(store, path, make)  # noqa: E731
+    monkeypatch.setattr(Store, "_build", watched)
     shared, results = run(NETWORK)
     narrowing = results.of(task="joint-space narrowing").frame
     assert narrowing["chosen"].str.startswith("C ").all() and (narrowing["p4"] == 0).all()
     assert not any(
-        "kl_grade" in name for name in built if name.endswith(".csv")
-    )  # as the network of that task grades
+        "kl_grade" in name and name.endswith(".csv") for name in built
+    )  # as in the run of all tasks
     assert "one network, trained on KL grades" in jiim2025.systems(shared)["how"].iloc[0]
     built.clear()
     run(replace(NETWORK, learning_rate=0.01))
@@ -182,15 +168,9 @@ def test_findings_are_read_from_one_network_where_networks_are_shared(study, fou
 
 
 def test_stand_ins_are_named_as_such(study):
-    told = jiim2025.systems(study).set_index("system")
-    assert told["how"]["BiomedCLIP stand-in"].startswith(
-        "stand-in for BiomedCLIP: resnet18, width x 0.25, random weights"
-    )
-    assert told["run"].to_dict() == {
-        "BiomedCLIP stand-in": "yes",
-        "ResNet18": "yes",
-        "ConvNeXt-Small": "too slow here",
-    }
+    told, stand_in = jiim2025.systems(study).set_index("system"), "BiomedCLIP stand-in"
+    assert told["how"][stand_in].startswith("stand-in for BiomedCLIP: resnet18, width x 0.25, random weights")
+    assert told["run"].to_dict() == {stand_in: "yes", "ResNet18": "yes", "ConvNeXt-Small": "too slow here"}
     published = jiim2025.systems(replace(study, profile=load("paper"))).set_index("system")
     assert (published["met"] == "").all() and {"BiomedCLIP", "RAD-DINO"} < set(published.index)
     for name in ("smoke", "demo", "oai"):

@@ -95,5 +95,5 @@ def _place(study, spec):
     # Where published weights lie; None for an encoder without them, and in a dry run.
     if study.dry or spec.source not in (*weights.FOUNDATIONS, "timm"):
         return None
-    find, name = (weights.network, spec.architecture) if spec.source == "timm" else (weights.foundation, weights.FOUNDATIONS[spec.source])
+    find, name = (weights.network, spec.architecture) if spec.source == "timm" else (foundation.place_of, weights.FOUNDATIONS[spec.source])
     return find(name, study.inputs.weights)

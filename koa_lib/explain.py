@@ -1,24 +1,38 @@
-"""Where the model looks: maps of a grader over its pictures, each from 0 (no part in the grade) to 1 (most)."""
+"""Where the model looks: maps of a grader over its pictures, and scores of such maps.
+
+A map has values from 0 (no part in the grade) to 1 (most). It is held against known regions, against the maps
+of other patients, against what blurring does to the grade, and against maps of the model with random weights.
+"""
 
 import copy
+from contextlib import ExitStack
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from koa_lib.datasets import to_tensor
 from koa_lib.device import device_of
 
-# Cells per side that a CNN's last stage has at 224 pixels. A timm CNN that reads smaller pictures is mapped at the last
-# stage that still has as many (our reading): a map of one or two cells says nothing.
+# Cells per side that a CNN's last stage has at 224 pixels. A timm CNN that reads smaller pictures is mapped
+# at the last stage that still has as many (our reading): a map of one or two cells says nothing.
 FEWEST = 7
+SIDE = 112  # pixels of a kept map
+CELLS = 14  # per side: what is deleted or inserted at once, and (doubled) the grid on which maps are compared
+BLUR = 0.1  # of a picture's side: hides joint space, spurs and edges, and draws no edge as a gray patch would
+MIDDLE = 0.25  # of a picture's side: width of the blob that looks at no picture
+BATCH = 64
+# The controls of deletion and insertion: scattered cells, and a blob that grows from the middle.
+RANDOM, CENTRE = "random order", "centre-out order"
 
 
 def heatmap(grader, images, grades=None):
     """Grad-CAM (Selvaraju 2017, doi:10.1109/ICCV.2017.74) of a grade's logit.
 
-    A CNN's map is of the last stage's output. A ViT's is of the patch tokens that enter the last block, because what
-    leaves it reaches the logit through the class token alone. Each channel counts with its mean gradient; only what
-    speaks for the grade is kept.
+    A CNN's map is of the last stage's output. A ViT's is of the patch tokens that enter the last block,
+    because what leaves it reaches the logit through the class token alone. Each channel counts with its mean
+    gradient; only what speaks for the grade is kept.
 
     Parameters
     ----------
@@ -34,12 +48,17 @@ def heatmap(grader, images, grades=None):
         Each map is divided by its maximum; all 0 where nothing speaks for the grade.
     """
     images = images.to(device_of(grader))
-    grader.eval()
-    with torch.enable_grad(), _Cut(*_mapped(grader, images.shape[-1])) as cut:
-        logits = grader(images)
+    layer, kept = grader.get_submodule(mapped_layer(grader, images.shape[-1])), []
+
+    def cut(module, given, output):  # what is before the layer needs no gradient
+        kept.append(output.detach().requires_grad_())
+        return kept[0]
+
+    with torch.enable_grad(), layer.register_forward_hook(cut):
+        logits = grader.eval()(images)
         chosen = logits.argmax(1) if grades is None else torch.as_tensor(grades, device=logits.device)
-        gradient, = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), cut.activations)
-    activations, gradient = (_channels_first(value, cut.is_vit) for value in (cut.activations.detach(), gradient))
+        gradient, = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), kept)
+    activations, gradient = _channels_first(kept[0].detach()), _channels_first(gradient)
     return _finished(F.relu((gradient.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True)), images)
 
 
@@ -50,7 +69,7 @@ def attention_map(grader, images, grades=None):
     """
     with torch.no_grad():
         flow = rollout(attentions(grader, images.to(device_of(grader))))
-    return _finished(_channels_first(flow[:, 0, :, None], True), images)
+    return _finished(_channels_first(flow[:, 0, :, None]), images)
 
 
 def rollout(layers):
@@ -68,32 +87,28 @@ def rollout(layers):
     float tensor (n, t, t)
         How much of each input token is in each output token; rows sum to 1.
     """
-    flow = torch.eye(layers[0].shape[-1], device=layers[0].device)
+    same = torch.eye(layers[0].shape[-1], device=layers[0].device)
+    flow = same
     for attention in layers:
-        mixed = attention.mean(1) + torch.eye(attention.shape[-1], device=attention.device)
-        flow = mixed / mixed.sum(-1, keepdim=True) @ flow
+        flow = (attention.mean(1) + same) / 2 @ flow
     return flow
 
 
 def attentions(grader, images):
-    """Attention weights of every block of a ViT, a list of float tensors (n, heads, t, t), first block first."""
-    grader.eval()
-    seen, handles, fused = [], [], []
-    for block in _blocks(grader):
-        if isinstance(block.attn, torch.nn.MultiheadAttention):
-            handles.append(block.attn.register_forward_pre_hook(_with_weights, with_kwargs=True))
-            handles.append(block.attn.register_forward_hook(lambda module, given, output: seen.append(output[1])))
-        else:  # timm: only the unfused way passes its weights through a module
-            fused.append((block.attn, block.attn.fused_attn))
-            block.attn.fused_attn = False
-            handles.append(block.attn.attn_drop.register_forward_pre_hook(lambda module, given: seen.append(given[0])))
-    try:
-        grader(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for attention, before in fused:
-            attention.fused_attn = before
+    """Attention weights of every block of a ViT, float tensors (n, heads, t, t), first block first."""
+    seen = []
+    with ExitStack() as changes:
+        for attention in (block.attn for block in _blocks(grader)):
+            if isinstance(attention, torch.nn.MultiheadAttention):
+                changes.enter_context(attention.register_forward_pre_hook(_with_weights, with_kwargs=True))
+                hook = attention.register_forward_hook(lambda module, given, output: seen.append(output[1]))
+            else:  # timm: only the unfused way passes its weights through a module
+                changes.callback(setattr, attention, "fused_attn", attention.fused_attn)
+                attention.fused_attn = False
+                drop = attention.attn_drop
+                hook = drop.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+            changes.enter_context(hook)
+        grader.eval()(images)
     return seen
 
 
@@ -106,60 +121,31 @@ def methods(grader):
     return {"Grad-CAM": heatmap, **({"attention rollout": attention_map} if _blocks(grader) else {})}
 
 
-def layer(grader, side):
-    """What Grad-CAM maps for pictures of this side, in words: the layer's name and its cells."""
-    module, is_vit = _mapped(grader, side)
-    with torch.no_grad(), _Cut(module, is_vit) as cut:
-        grader.eval()(torch.zeros(1, 3, side, side, device=device_of(grader)))
-    cells = "{2} x {3} cells".format(*_channels_first(cut.activations, is_vit).shape)
-    name = next(name for name, other in grader.named_modules() if other is module)
-    return f"{'input' if is_vit else 'output'} of {name.split('.', 1)[1]}, {cells}"
+def mapped_layer(grader, side):
+    """Name of the layer whose output Grad-CAM maps: a CNN's last stage, a ViT's last block but one."""
+    clip, blocks = hasattr(grader, "tower"), _blocks(grader)
+    if blocks:
+        return f"{'clip.visual.transformer.resblocks' if clip else 'network.blocks'}.{len(blocks) - 2}"
+    if clip:
+        return "clip.visual.trunk.layer4"
+    stages = list(grader.network.feature_info)
+    fine = [stage for stage in stages if side // stage["reduction"] >= FEWEST] or stages[:1]
+    return f"network.{fine[-1]['module']}"
 
 
 def _blocks(grader):
     # The transformer blocks of a ViT; none of a CNN.
     if hasattr(grader, "tower"):
-        return list(grader.tower.visual.transformer.resblocks) if grader.tower.is_vit else []
-    return list(grader.network.blocks) if hasattr(grader.network, "patch_embed") else []
+        return grader.clip.visual.transformer.resblocks if grader.tower.is_vit else []
+    return grader.network.blocks if hasattr(grader.network, "patch_embed") else []
 
 
-def _mapped(grader, side):
-    # The layer that Grad-CAM maps, and whether a ViT's tokens before it or a CNN's output of it.
-    if hasattr(grader, "tower"):
-        return grader.tower.last_blocks()[-1], grader.tower.is_vit
-    if _blocks(grader):
-        return _blocks(grader)[-1], True
-    stages = grader.network.feature_info
-    fine = [stage for stage in stages if side // stage["reduction"] >= FEWEST] or list(stages)[:1]
-    return grader.network.get_submodule(fine[-1]["module"]), False
-
-
-class _Cut:
-    """Cuts the graph at the mapped layer: what is before it needs no gradient."""
-
-    def __init__(self, layer, is_vit):
-        self.layer, self.is_vit, self.activations = layer, is_vit, None
-
-    def __enter__(self):
-        register = self.layer.register_forward_pre_hook if self.is_vit else self.layer.register_forward_hook
-        self.handle = register(self._keep)
-        return self
-
-    def _keep(self, module, given, *output):
-        self.activations = (output or given)[0].detach().requires_grad_()
-        return self.activations if output else (self.activations, *given[1:])
-
-    def __exit__(self, *error):
-        self.handle.remove()
-
-
-def _channels_first(values, is_vit):
-    # Tokens (n, 1 + h w, c), the class token first, become (n, c, h, w).
-    if not is_vit:
+def _channels_first(values):
+    # Tokens (n, 1 + h w, c), the class token first, become (n, c, h, w) like the output of a CNN.
+    if values.ndim == 4:
         return values
-    patches = values[:, 1:]
-    side = round(patches.shape[1] ** 0.5)
-    return patches.transpose(1, 2).reshape(len(values), -1, side, side)
+    side = round((values.shape[1] - 1) ** 0.5)
+    return values[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _finished(maps, images):
@@ -176,25 +162,184 @@ def cascade(grader, untrained, steps):
     grader, untrained : ClipGrader or ImageGrader
         The trained one and one of the same architecture with random weights. Texts stay as they are.
     steps : int
-        Groups of about as many layers each.
+        Groups of about as many weights and biases each.
 
     Yields
     ------
-    share : float
-        Of the layers that have the random weights so far; 1 at last.
     grader
-        The same object each time, changed.
+        The same object each time, with one more group random; all of them at last.
     """
-    members = {}
-    for name in grader.state_dict():
-        if not hasattr(grader, "tower") or name.startswith(("clip.visual.", "adapter.")):
-            members.setdefault(_layer_of(name), []).append(name)
-    layers = sorted(members, key=lambda name: (name.startswith("adapter"), name == "clip.visual.proj"))  # what is computed last
-    changed, start = copy.deepcopy(grader), untrained.state_dict()
-    for number, group in enumerate(np.array_split(layers[::-1], steps), 1):
-        changed.load_state_dict({name: start[name] for layer in group for name in members[layer]}, strict=False)
-        yield number / steps, changed
+    clip, start = hasattr(grader, "tower"), untrained.state_dict()
+    names = [name for name in start if not clip or name.startswith(("clip.visual.", "adapter."))]
+    # In the order of the computation: a ViT's projection is listed first.
+    names = sorted(names, key=lambda name: (name.startswith("adapter"), name == "clip.visual.proj"))
+    changed = copy.deepcopy(grader)
+    for group in np.array_split(names[::-1], steps):
+        changed.load_state_dict({name: start[name] for name in group}, strict=False)
+        yield changed
 
 
-def _layer_of(name):
-    return name if name == "clip.visual.proj" else name.rpartition(".")[0]
+def inside(maps, masks):
+    """Share of each map's sum that lies in its region.
+
+    Parameters
+    ----------
+    maps : float array (n, H, W), not negative
+    masks : bool array (n, H, W)
+
+    Returns
+    -------
+    float array (n,)
+        Chance, for a map that knows nothing, is the region's share of the area; NaN for a map of zeros.
+    """
+    return (_shares(maps) * masks).sum((1, 2))
+
+
+def of_others(maps, masks, groups):
+    """Share of the maps of *other patients* inside each region: what is known without a look at the picture.
+
+    Parameters
+    ----------
+    maps, masks : arrays (n, H, W), as of `inside`
+    groups : array (n,)
+        Patients.
+
+    Returns
+    -------
+    float array (n,)
+        Mean over the maps of other patients that are not all 0; NaN where there is none.
+    """
+    laid = np.tensordot(masks.astype(float), _shares(maps), ((1, 2), (1, 2)))
+    return pd.DataFrame(laid).where(groups[:, None] != groups).mean(axis=1).to_numpy()
+
+
+def _shares(maps):
+    total = maps.sum((1, 2), keepdims=True, dtype=float)
+    return maps / np.where(total > 0, total, np.nan)
+
+
+def blob(number):
+    """Maps (number, SIDE, SIDE) that look at no picture: bright in the middle, where crops have the joint."""
+    away = (np.arange(SIDE) + 0.5) / SIDE - 0.5
+    across = np.exp(-0.5 * (away / MIDDLE) ** 2)
+    return np.repeat(np.outer(across, across)[None], number, axis=0)
+
+
+def rank_correlation(first, second):
+    """Spearman correlation of each pair of maps (n, H, W), (n,); NaN where one is constant."""
+    first, second = (pd.DataFrame(_cells(maps, 2 * CELLS)).rank(axis=1) for maps in (first, second))
+    return first.corrwith(second, axis=1).to_numpy()
+
+
+def turns(maps, rng):
+    """When each cell of a map is changed, int array (n, CELLS ** 2): 0 for the highest, ties by chance."""
+    cells = _cells(maps, CELLS)
+    return np.argsort(np.lexsort((rng.random(cells.shape), -cells)))
+
+
+def _cells(maps, side):
+    return resized(maps, side).reshape(len(maps), -1)
+
+
+def resized(maps, side):
+    """Maps (n, H, W) in another size, by the mean over what a pixel covers or bilinear."""
+    maps = torch.as_tensor(maps)[:, None].float()
+    return F.interpolate(maps, (side, side), mode="bilinear", antialias=True)[:, 0].numpy()
+
+
+def curves(grader, pictures, statistics, maps, grades, steps, seed):
+    """Probability of a grade while cells are blurred (deletion) or become sharp (insertion), highest first.
+
+    Petsiuk 2018 (arXiv:1806.07421): a map that finds what the model uses makes deletion fall, and insertion
+    rise, early.
+
+    Parameters
+    ----------
+    grader : ClipGrader or ImageGrader
+    pictures : uint8 array (n, side, side)
+    statistics : str
+        Normalisation of the training.
+    maps : dict of str to float array (n, H, W)
+        By method. `RANDOM`, a map of zeros, and `CENTRE`, the `blob`, are added.
+    grades : int array (n,)
+        Whose probability is followed.
+    steps, seed : int
+
+    Returns
+    -------
+    dict of str to dict of str to float array (n, steps + 1)
+        By 'deletion' and 'insertion', then by method; from no changed cell to all of them.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    sharp, every, rng = pictures / np.float32(255), np.arange(len(pictures)), np.random.default_rng(seed)
+    hidden = gaussian_filter(sharp, (0, *2 * [BLUR * sharp.shape[-1]]))
+    counts, made = np.linspace(0, CELLS**2, steps + 1).round(), {"deletion": {}, "insertion": {}}
+    controls = {RANDOM: np.zeros((len(every), SIDE, SIDE)), CENTRE: blob(len(every))}
+    for name, values in (maps | controls).items():
+        when = torch.as_tensor(turns(values, rng)).view(-1, 1, CELLS, CELLS).float()
+        when = F.interpolate(when, sharp.shape[1:])[:, 0].numpy()
+        for kind, before, after in (("deletion", sharp, hidden), ("insertion", hidden, sharp)):
+            mixed = (np.where(when < count, after, before) for count in counts)
+            answers = [probabilities(grader, between, statistics)[every, grades] for between in mixed]
+            made[kind][name] = np.stack(answers, axis=1)
+    return made
+
+
+def area(curves):
+    """Mean height of curves (n, steps + 1) by the trapezoidal rule, (n,): 0 to 1."""
+    return np.trapezoid(curves, axis=1) / (curves.shape[1] - 1)
+
+
+@torch.no_grad()
+def probabilities(grader, pictures, statistics):
+    """Probabilities (n, 5) of gray pictures (n, side, side), in full precision like the maps."""
+    device, found = device_of(grader.eval()), []
+    for start in range(0, len(pictures), BATCH):
+        images = to_tensor(pictures[start : start + BATCH], statistics)
+        found.append(grader(images.to(device)).softmax(-1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def write_measured(trained, untrained, unseen, path, *, chosen, statistics, steps, losses, seed):
+    """Write a model's answers and maps, and what becomes of them when pictures or weights change, as .npz.
+
+    Parameters
+    ----------
+    trained, untrained : callables
+        Make the trained grader, and the same architecture with random weights.
+    unseen : KneeDataset
+        All pictures that the model is asked about.
+    path : Path
+        Gets answers (probabilities of all unseen pictures), layer, methods, maps (methods, n, SIDE, SIDE),
+        cascade (methods, n, losses: rank correlation with the trained model's map), orders, deletion and
+        insertion (orders, n, steps + 1).
+    chosen : int array (n,)
+        Positions of the pictures that are explained.
+    statistics : str
+        Normalisation of the training.
+    steps, losses : int
+        Of `curves` and of `cascade`.
+    seed : int
+    """
+    grader, pictures = trained(), unseen.images(chosen)
+    answers = probabilities(grader, unseen.images(np.arange(len(unseen))), statistics)
+    images, grades = to_tensor(pictures, statistics), answers[chosen].argmax(1)
+    maps = _all_maps(grader, images, grades)
+    kept = {"answers": answers, "layer": mapped_layer(grader, images.shape[-1])}
+    kept |= {"methods": list(maps), "maps": list(maps.values())}
+    for kind, made in curves(grader, pictures, statistics, maps, grades, steps, seed).items():
+        kept |= {"orders": list(made), kind: list(made.values())}
+    lost = [_all_maps(changed, images, grades) for changed in cascade(grader, untrained(), losses)]
+    alike = [[rank_correlation(maps[name], step[name]) for step in lost] for name in maps]
+    np.savez(path, **kept, cascade=np.swapaxes(alike, 1, 2))
+
+
+def _all_maps(grader, images, grades):
+    # By method, (n, SIDE, SIDE) each, a batch at a time.
+    found = {}
+    for name, method in methods(grader).items():
+        starts = range(0, len(images), BATCH)
+        parts = (method(grader, images[k : k + BATCH], grades[k : k + BATCH]) for k in starts)
+        found[name] = resized(np.concatenate(list(parts)), SIDE)
+    return found

@@ -36,6 +36,11 @@ TEXT = {"hf_model_pretrained": False, "hf_proj_type": "mlp", "hf_pooler_type": "
 DINO = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "mlp_ratio": 4, "patch_size": 14, "image_size": 518}
 
 
+def place_of(name, given=""):
+    """The folder with the files of one of `PAGES`, from the folder WEIGHTS or the hub, see `weights.folder`."""
+    return weights.folder(name, PAGES[name].page, PAGES[name].files, given)
+
+
 def biomed_clip(place=None, seed=0, sentences=()):
     """BiomedCLIP and its tokenizer.
 

@@ -1,7 +1,6 @@
 """Before hours of work: all published weights that a profile starts from are found, downloaded where needed, and opened."""
 
-from koa_lib import model, networks, texts, weights
-from koa_lib.foundation import RadDino, biomed_clip
+from koa_lib import foundation, model, networks, texts, weights
 
 STAND_IN = "tiny"  # the one text encoder of `texts.BERTS` without published weights
 
@@ -16,8 +15,8 @@ def needed(settings):
     ]
     pairs += [(weights.network, spec.architecture) for spec in encoders if spec.source == "timm"]
     pairs += [(weights.network, systems.labels.architecture)] if systems.labels.published else []
-    pairs += [(weights.bert, systems.heads.text)] if systems.heads.text != STAND_IN else []
-    pairs += [(weights.foundation, weights.FOUNDATIONS[spec.source]) for spec in encoders if spec.source in weights.FOUNDATIONS]
+    pairs += [(texts.place, systems.heads.text)] if systems.heads.text != STAND_IN else []
+    pairs += [(foundation.place_of, weights.FOUNDATIONS[spec.source]) for spec in encoders if spec.source in weights.FOUNDATIONS]
     return list(dict.fromkeys(pairs))
 
 
@@ -42,10 +41,10 @@ def check(settings, given=""):
 def _open(settings, find, name, place):
     if find is weights.clip:
         model.load_clip(name, place)
-    elif find is weights.bert:
+    elif find is texts.place:
         texts.create(name, place)
-    elif find is weights.foundation:
-        {"BiomedCLIP": biomed_clip, "RAD-DINO": RadDino}[name](place)
+    elif find is foundation.place_of:
+        {"BiomedCLIP": foundation.biomed_clip, "RAD-DINO": foundation.RadDino}[name](place)
     else:
         for size, width in _sizes(settings, name):
             networks.create(name, size, width, place)

@@ -37,7 +37,13 @@ BERTS = {
     "PubMedBERT": Bert("microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract", False, {**_BASE, "vocab_size": 30522}),
     "tiny": Bert("", True, {**_BASE, **_SMALL, "vocab_size": 512}),
 }
+FILES = ("pytorch_model.bin", "vocab.txt")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def place(name, given=""):
+    """The folder with the weights and the vocabulary of one of `BERTS`, from the folder WEIGHTS or the hub, see `weights.folder`."""
+    return weights.folder(name, BERTS[name].page, FILES, given)
 
 
 class TextEncoder:
@@ -65,7 +71,7 @@ def create(name, place=None, seed=0):
     name : str
         Of `BERTS`.
     place : Path, optional
-        Folder with its weights and `vocab.txt`, as from `weights.bert`; without it the weights are random, drawn with `seed`, and the vocabulary is our own.
+        Folder with its weights and `vocab.txt`, as from `place`; without it the weights are random, drawn with `seed`, and the vocabulary is our own.
 
     Raises
     ------
@@ -106,12 +112,12 @@ def vocabulary(sentences, size, cased):
 
 def embed(study, name, sentences):
     """Embeddings of sentences (n, d) float32 by a frozen BERT, kept in the store; random weights in a dry run."""
-    place = weights.bert(name, study.inputs.weights) if BERTS[name].page and not study.dry else None
-    key = {"bert": name, "sentences": list(sentences), "weights": weights.weights_hash(place), "seed": study.seed}
+    found = place(name, study.inputs.weights) if BERTS[name].page and not study.dry else None
+    key = {"bert": name, "sentences": list(sentences), "weights": weights.weights_hash(found), "seed": study.seed}
 
     def build(path):
         with open(path, "wb") as file:  # np.save would add a suffix to the store's temporary name
-            np.save(file, create(name, place, study.seed).embed(sentences))
+            np.save(file, create(name, found, study.seed).embed(sentences))
 
     return np.load(study.store.make(f"features/text-{name.lower()}.npy", key, build))
 

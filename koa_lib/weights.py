@@ -22,7 +22,6 @@ CONFIGS = ("model.json", "open_clip_config.json")
 CLIP_TAG = "openai"
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
 FILES = ("model.safetensors",)
-BERT_FILES = ("pytorch_model.bin", "vocab.txt")
 FOUNDATIONS = {
     "biomedclip": "BiomedCLIP",
     "rad-dino": "RAD-DINO",
@@ -70,32 +69,14 @@ def network(name, given=""):
     return _from_hub(name, page, FILES)
 
 
-def bert(name, given=""):
-    """The folder with the weights and the vocabulary of a BERT of `texts.BERTS`, likewise."""
-    from koa_lib.texts import BERTS
-
-    page = BERTS[name].page
+def folder(name, page, files, given=""):
+    """The folder with the files of a model's hub page, likewise: its weights (`files[0]`, or any weight file) and the others."""
     if given:
-        folder = Path(given) / name
-        if (folder / BERT_FILES[1]).is_file() and _weight_files(folder):
-            return folder
-        raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, BERT_FILES)}")
-    return [_from_hub(name, page, (file, *BERT_FILES)).parent for file in BERT_FILES][0]
-
-
-def foundation(name, given=""):
-    """The folder with the files of a foundation model of `foundation.PAGES`, likewise."""
-    from koa_lib.foundation import PAGES
-
-    page, files = PAGES[name].page, PAGES[name].files
-    if given:
-        folder = Path(given) / name
-        if all((folder / file).is_file() for file in files):
-            return folder
+        place = Path(given) / name
+        if _weight_files(place) and all((place / file).is_file() for file in files[1:]):
+            return place
         raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, files)}")
-    return [
-        _from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files
-    ][0]
+    return [_from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files][0]
 
 
 def file_of(place):

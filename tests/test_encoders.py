@@ -136,15 +136,15 @@ def test_other_weights_are_refused_with_advice(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["BiomedCLIP", "RAD-DINO"])
 def test_missing_weights_are_named_with_their_files(name, tmp_path):
-    from koa_lib import foundation, weights
+    from koa_lib import foundation
 
     with pytest.raises(StudyError, match=f"holds no weights of {name}.*{foundation.PAGES[name].files[0]}"):
-        weights.foundation(name, tmp_path)
+        foundation.place_of(name, tmp_path)
     folder = tmp_path / name
     folder.mkdir()
     for file in foundation.PAGES[name].files:
         (folder / file).touch()
-    assert weights.foundation(name, tmp_path) == folder
+    assert foundation.place_of(name, tmp_path) == folder
 
 
 def test_an_encoder_without_texts_is_not_asked(easy_study):

@@ -46,6 +46,6 @@ def test_every_make_target_that_a_page_names_exists(name):
 
 def test_contributing_names_places_that_exist_in_the_library():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    assert "`training_loss`" in text and hasattr(losses, "training_loss")
+    assert "`of_recipe`" in text and hasattr(losses, "of_recipe")
     assert "`profile.ALLOWED`" in text and "loss" in profile.ALLOWED
     assert len(text.splitlines()) < 30

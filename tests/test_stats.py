@@ -256,3 +256,28 @@ def test_a_model_that_gives_one_grade_is_not_better_than_one_grade():
     table = stats.against_constant(frame.assign(kl_grade=frame["kl_grade"].where(frame.index % 3 == 0, 0)), draws=60)
     assert (table.loc[["accuracy", "qwk", "macro_f1"], "against"] == "not clear").all()
     assert [stats.direction(*ends) for ends in ((0.1, 1), (-1, -0.1), (-1, 0.1), (np.nan, np.nan))] == ["better", "worse", "not clear", "not clear"]
+
+
+def test_mean_interval_of_single_pictures_is_that_of_scipy():
+    values = np.random.default_rng(0).gamma(2, size=80)
+    mean, low, high = stats.mean_interval([*values, np.nan], [*range(80), 0], draws=4000)
+    expected = bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    assert mean == pytest.approx(values.mean()) and (low, high) == pytest.approx(tuple(expected), abs=0.03)
+
+
+def test_mean_interval_covers_the_truth_where_pictures_of_a_patient_are_alike():
+    rng, covered, groups = np.random.default_rng(3), np.zeros(2), np.repeat(np.arange(40), 3)
+    for trial in range(300):
+        values = 0.5 + rng.normal(size=40).repeat(3) + 0.3 * rng.normal(size=120)
+        for place, units in enumerate((groups, np.arange(120))):
+            _, low, high = stats.mean_interval(values, units, 200, trial)
+            covered[place] += low <= 0.5 <= high
+    assert 0.90 <= covered[0] / 300 <= 0.98 and covered[1] / 300 < 0.85  # pictures are not independent
+
+
+def test_mean_interval_needs_values_and_two_groups():
+    assert np.isnan(stats.mean_interval([np.nan], ["a"], 10)).all() and np.isnan(stats.mean_interval([], [])).all()
+    mean, low, high = stats.mean_interval([1.0, 2.0, np.nan], ["a", "a", "b"], 10)
+    assert mean == 1.5 and np.isnan([low, high]).all()
+    with pytest.raises(StudyError, match="2 pictures need 2 groups"):
+        stats.mean_interval([1.0, 2.0], ["a"])

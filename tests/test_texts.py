@@ -91,7 +91,7 @@ def publish(folder, seed, suffix="bin", **changed):
 @pytest.mark.parametrize("suffix", ["bin", "safetensors"])
 def test_published_weights_are_read_from_a_folder(tmp_path, small, suffix):
     model = publish(tmp_path / "Small", 3, suffix)
-    place = weights.bert("Small", str(tmp_path))
+    place = texts.place("Small", str(tmp_path))
     encoder = texts.create("Small", place)
     ids = torch.tensor([encoder.tokenizer.encode(TABLE_1[0]).ids])
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path, small):
 
 def test_absent_weights_are_one_sentence_that_says_what_to_put_where(tmp_path):
     with pytest.raises(StudyError) as error:
-        weights.bert("BioClinicalBERT", str(tmp_path))
+        texts.place("BioClinicalBERT", str(tmp_path))
     assert all(word in str(error.value) for word in ("BioClinicalBERT", "emilyalsentzer/Bio_ClinicalBERT", "vocab.txt", "WEIGHTS=<folder>"))
 
 

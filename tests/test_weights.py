@@ -306,7 +306,7 @@ def test_a_bert_is_opened_before_the_run_and_a_damaged_one_named(tmp_path, monke
     only = replace(
         settings, systems=replace(settings.systems, heads=replace(settings.systems.heads, text="Small"))
     )
-    assert preflight.needed(only) == [(weights.bert, "Small")]
+    assert preflight.needed(only) == [(texts.place, "Small")]
     if not damage:
         preflight.check(only, str(tmp_path))
         return

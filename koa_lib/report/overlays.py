@@ -3,13 +3,13 @@
 import numpy as np
 from matplotlib import colormaps
 
-from koa_lib import localisation
-from koa_lib.attribution import CENTRE, RANDOM, resized
+from koa_lib.explain import CENTRE, RANDOM, resized
 from koa_lib.report.sheets import show
-from koa_lib.report.style import INK, PLAIN_COLOURS, message, narrow, styled
+from koa_lib.report.style import INK, PLAIN_COLOURS, narrow, styled
 
 MAP = "inferno"  # dark to bright, also in gray print
 OPAQUE = 0.55  # of a map over its picture
+CURVES = ("deletion", "insertion")
 LINES = {
     "Grad-CAM": (PLAIN_COLOURS[0], "-"),
     "attention rollout": (PLAIN_COLOURS[1], "-"),
@@ -25,24 +25,21 @@ def maps(found, masks):
 
     Parameters
     ----------
-    found : list of explanations.Explained
-        CLIP first; the best is the one that grades most of the explained pictures rightly.
+    found : list of localisation.Explained
+        CLIP first; the best is the one with the highest quadratic kappa.
     masks : bool array (n, regions, SIDE, SIDE)
         Regions to outline, from `localisation.known`.
     """
-    main, rows = found[0], found[0].subject.part.rows
+    main, rows = found[0], found[0].rows
     first = rows.drop_duplicates("kl_grade").index.to_numpy()
     columns = {f"CLIP\n{method}": values for method, values in main.maps.items()}
-    best = max(
-        (one for one in found if not one.subject.name.startswith("CLIP")),
-        key=localisation.accuracy,
-        default=None,
-    )
-    if best:
-        columns[f"{best.subject.name}\nGrad-CAM"] = best.maps["Grad-CAM"]
+    others = [one for one in found if not one.name.startswith("CLIP")]
+    if others:
+        best = max(others, key=lambda one: one.kappa[0])
+        columns[f"{best.name}\nGrad-CAM"] = best.maps["Grad-CAM"]
     figure, axes = narrow(1.16 * len(first) + 0.45, nrows=len(first), ncols=1 + len(columns), squeeze=False)
     for line, place in zip(axes, first, strict=True):
-        picture = main.subject.pictures[place]
+        picture = main.pictures[place]
         show(line[0], picture, "")
         line[0].set_ylabel(f"grade {rows['kl_grade'][place]}\nCLIP says {main.grades[place]}", fontsize=8.5)
         for axis, (name, values) in zip(line[1:], columns.items(), strict=True):
@@ -78,22 +75,20 @@ def curves(table):
     table : DataFrame
         From `localisation.faithfulness`.
     """
-    if table.empty:
-        return message("No picture was changed step by step.")
     steps = [column for column in table if column.startswith("at ")]
     models = list(table["model"].unique())
     figure, axes = narrow(
         1.05 * len(models) + 1.0, nrows=len(models), ncols=2, sharex=True, sharey=True, squeeze=False
     )
     for (model, curve), lines in table.groupby(["model", "curve"], sort=False):
-        axis = axes[models.index(model), localisation.CURVES.index(curve)]
+        axis = axes[models.index(model), CURVES.index(curve)]
         for order, values in zip(lines["method"], lines[steps].to_numpy(), strict=True):
             colour, dashes = LINES[order]
             axis.plot(np.linspace(0, 100, len(steps)), values, color=colour, ls=dashes, lw=1.4, label=order)
         axis.grid(alpha=0.25)
     for line, model in zip(axes, models, strict=True):
         line[0].set_title(model, loc="left")
-    for axis, curve in zip(axes[0], localisation.CURVES, strict=True):
+    for axis, curve in zip(axes[0], CURVES, strict=True):
         axis.set_title(curve, loc="right")
     axes[0, 0].set(ylim=(0, 1), yticks=[0, 0.5, 1])
     for axis in axes[-1]:

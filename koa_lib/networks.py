@@ -1,5 +1,7 @@
 """Image-only graders: networks from timm, the other rows of Table 4."""
 
+import copy
+
 import timm
 import torch
 from timm.models import vgg
@@ -112,6 +114,13 @@ def headless(seed, *arguments):
 def frozen(seed, *arguments):
     """A `headless` network that is not trained."""
     return Frozen(headless(seed, *arguments))
+
+
+def body(grader):
+    """A trained `ImageGrader` (which `grader` gives) without its classifier, not trained any more."""
+    network = copy.deepcopy(grader().network)
+    network.reset_classifier(0)
+    return Frozen(network)
 
 
 def described(spec):

@@ -122,7 +122,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Notebook 10: frozen embeddings with boosted trees and logistic regression against supervised networks.
+    """Notebook 11: frozen embeddings with boosted trees and logistic regression against supervised networks.
 
     `per_task` trains a network for each task; otherwise one is trained on KL grades and its frozen features serve the findings. `others` is the
     number of pictures of other anatomies.
@@ -137,7 +137,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Labels:
-    """Notebook 11: self-supervised pre-training without labels, then growing fractions of labels for each start.
+    """Notebook 10: self-supervised pre-training without labels, then growing fractions of labels for each start.
 
     The tower is timm's `architecture`, or the image tower of the profile's CLIP where it is empty; `published` says whether it starts from
     timm's weights. It is shown two crops of `crop` pixels and `local_crops` of `local_crop`, cut from pictures of `image_size`, at which

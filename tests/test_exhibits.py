@@ -115,6 +115,7 @@ def test_what_a_profile_lacks_is_not_computed_and_says_why_in_its_place(show, st
     assert "Not in this run: no weights" in shown.html and "Not in this run: no weights" in shown.myst
     assert pd.read_csv(study.run_dir / "tables/gaps.csv").loc[0, "reason"] == "no weights"
     study.profile.not_run.clear()
+    assert "Not in this run: nobody was asked" in show("gaps", "nobody was asked").html
     gaps = pd.DataFrame({"arm": ["x", "y"], "difference": [-0.04, 2.5], "difference_low": [-1, 1.0], "difference_high": [0.5, 3.0]})
     page = Page(show("gaps", lambda: gaps).html)
     assert page.rows[1:] == [["x", "0.0", "−1.0 to 0.5"], ["y", "2.5", "1.0 to 3.0"]] and "All 1." in page.text

@@ -1,6 +1,7 @@
 """Is this a knee radiograph: the answers, their intervals, and the quality of pictures that fail."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,143 +10,191 @@ from conftest import with_systems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
-from koa_lib import modality, quality
-from koa_lib.phantoms.other import KINDS as OTHER_KINDS
+from koa_lib.experiment import Experiment
+from koa_lib.phantoms.cohorts import captioned
+from koa_lib.phantoms.other import KINDS
 from koa_lib.settings import Encoder
+from koa_lib.systems import modality
 
 SPEC = Encoder("BiomedCLIP", "start", "", 112, 1.0, "")
-pictures = st.builds(lambda seed: np.kron(np.random.default_rng(seed).uniform(0.1, 0.9, (2, 6, 6)), np.ones((1, 8, 8))).astype(np.float32), st.integers(0, 10_000))
+STUDY = SimpleNamespace(profile=SimpleNamespace(draws=300, training=SimpleNamespace(name="c")), seed=0)
 
 
 def with_first(study, spec):
     return with_systems(study, embeddings=replace(study.profile.systems.embeddings, encoders=(spec,)))
 
 
-def answers(said, kind="knee"):
-    return pd.DataFrame({"cohort": "c", "kind": kind, "said_plain": said, "image_id": [f"i{k}" for k in range(len(said))], "group_id": [f"g{k // 2}" for k in range(len(said))]})
+def answered(said, cohort="c", **taken):
+    """Pictures, two of each patient, with what they are called."""
+    groups = [f"{cohort}{k // 2}" for k in range(len(said))]
+    even = np.linspace(0, 1, len(said))
+    taken = {"sharpness": even, "exposure": 0.5 + even / 100, "contrast": even} | taken
+    return pd.DataFrame({**taken, "cohort": cohort, "group_id": groups, "said_plain": said})
 
 
-@given(st.integers(1, 400), st.floats(0, 1))
-def test_shares_have_wilson_intervals(n, part):
-    right = np.arange(n) < round(part * n)
-    low, high = proportion_confint(right.sum(), n, method="wilson")
-    assert quality.share(right) == pytest.approx((right.mean(), low, high), abs=1e-6)
+def test_two_knees_of_a_patient_are_no_two_witnesses():
+    right = pd.Series(np.arange(80) % 8 < 5)
+    apart, together = (
+        modality.share(STUDY, right, pd.Series(one)) for one in (np.arange(80), np.arange(80) % 8)
+    )
+    assert apart[:2] == together[:2] == (80, pytest.approx(5 / 8))
+    assert apart[2:] == pytest.approx(proportion_confint(50, 80, method="wilson"), abs=0.03)
+    assert together[2] < apart[2] < apart[3] < together[3]
+
+
+@given(st.integers(1, 300), st.booleans())
+def test_where_all_are_alike_the_bound_is_exact_for_the_groups(groups, all_right):
+    right = pd.Series(np.full(2 * groups, all_right))
+    n, value, low, high = modality.share(STUDY, right, pd.Series(np.arange(2 * groups) % groups))
+    ends = proportion_confint(groups * all_right, groups, alpha=0.1, method="beta")
+    assert (n, value) == (2 * groups, all_right)
+    assert (low, high) == pytest.approx((ends[0], 1) if all_right else (0, ends[1]), abs=1e-9)
 
 
 def test_no_picture_has_no_share():
-    assert np.isnan(quality.share(np.zeros(0, bool))).all()
+    assert np.isnan(modality.share(STUDY, pd.Series([], dtype=bool), pd.Series([], dtype=str))[1:]).all()
 
 
 @settings(deadline=None, max_examples=25)
-@given(pictures)
-def test_quality_measures_move_the_right_way(images):
-    plain = quality.measured(images)
+@given(st.integers(0, 10_000))
+def test_quality_measures_move_the_right_way(seed):
+    blocks = np.random.default_rng(seed).uniform(0.1, 0.9, (2, 6, 6))
+    images = np.kron(blocks, np.ones((1, 8, 8))).astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 0.1, images.shape)
-    spoilt = {"blur": gaussian_filter(images, (0, 2, 2)), "noise": images + noise, "under-exposure": 0.7 * images,
-              "over-exposure": np.minimum(images / 0.7, 1)}
-    found = {kind: quality.measured(picture) for kind, picture in spoilt.items()}
-    assert (found["blur"]["sharpness"] < plain["sharpness"]).all() and (found["blur"]["contrast"] < plain["contrast"]).all()
-    assert (found["noise"]["sharpness"] > plain["sharpness"]).all()
-    assert (found["under-exposure"]["exposure"] < plain["exposure"]).all() and (found["under-exposure"]["contrast"] < plain["contrast"]).all()
-    assert (found["over-exposure"]["exposure"] > plain["exposure"]).all()
+    plain, blurred, noisy, dark, bright = (
+        modality.measured(one).mean()
+        for one in (
+            images,
+            gaussian_filter(images, (0, 2, 2)),
+            images + noise,
+            0.7 * images,
+            np.minimum(images / 0.7, 1),
+        )
+    )
+    assert blurred["sharpness"] < plain["sharpness"] < noisy["sharpness"]
+    assert dark["exposure"] < plain["exposure"] < bright["exposure"]
+    assert max(blurred["contrast"], dark["contrast"]) < plain["contrast"]
 
 
-def test_more_blur_is_less_sharp_and_bytes_measure_like_ratios():
+def test_bytes_measure_like_ratios_and_a_flat_picture_has_only_exposure():
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
-    sharp = [quality.measured(gaussian_filter(images / 255, (0, width, width)))["sharpness"].mean() for width in (0.3, 1, 3)]
-    assert sharp == sorted(sharp, reverse=True)
-    pd.testing.assert_frame_equal(quality.measured(images), quality.measured(images / 255), rtol=1e-3)
-
-
-def test_a_flat_picture_has_neither_sharpness_nor_contrast():
-    flat = quality.measured(np.full((1, 16, 16), 0.4))
+    pd.testing.assert_frame_equal(modality.measured(images), modality.measured(images / 255), rtol=1e-3)
+    flat = modality.measured(np.full((1, 16, 16), 0.4))
     assert flat.iloc[0].tolist() == pytest.approx([0, 0.4, 0], abs=1e-6)
 
 
-def test_rates_count_knees_and_others_apart():
-    table = pd.concat([answers(["knee", "knee", "hip", "knee"]), answers(["chest", "knee"], "chest"), answers(["hand", "hand"], "hand")], ignore_index=True)
-    found = modality.rates(table, "plain").set_index(["pictures", "measure"])
-    assert found["value"].to_dict() == {("c", "sensitivity"): 0.75, ("chest", "specificity"): 0.5, ("hand", "specificity"): 1.0, ("all other anatomies", "specificity"): 0.75}
-    assert found["failures_called"]["c", "sensitivity"] == "hip"
+def test_knees_and_others_are_counted_apart():
+    said = {"c": ["knee", "knee", "hip", "knee"], "chest": ["chest", "knee"], "hand": ["hand", "hand"]}
+    table = pd.concat([answered(names, cohort) for cohort, names in said.items()], ignore_index=True)
+    found = modality.judged(STUDY, table).set_index("pictures").loc[[*said, "all other anatomies"]]
+    assert found["measure"].tolist() == ["sensitivity"] + 3 * ["specificity"]
+    assert found["value"].tolist() == [0.75, 0.5, 1, 0.75] and found["failures_called"]["c"] == "hip"
 
 
-def failing(number=40, poor=True):
-    # The last eight pictures fail; they are blurred when `poor`.
-    failed = np.arange(number) >= number - 8
-    table = answers(np.where(failed, "hip", "knee")).assign(sharpness=np.where(failed == poor, 0.001, 1) + 0.01 * np.arange(number) / number, exposure=0.5, contrast=0.2)
-    return table.assign(exposure=0.5 + 0.001 * (np.arange(number) % 7), contrast=0.2 + 0.001 * (np.arange(number) % 5))
+def failing(poor, failures=20, number=200):
+    """Of the failing pictures so many are among the worst tenth in everything; no other failure is."""
+    failed, worst = np.arange(number) < failures, np.roll(np.arange(number) < number // 10, failures - poor)
+    rank = np.argsort(np.argsort(~worst, kind="stable"))  # the worst come first
+    return answered(
+        np.where(failed, "hip", "knee"),
+        sharpness=rank,
+        contrast=rank,
+        exposure=1 - rank / number - 0.6 * ~worst,
+    )
 
 
-def test_the_auc_of_a_measure_is_scikit_learns():
-    from sklearn.metrics import roc_auc_score
-
-    table = failing().assign(sharpness=np.random.default_rng(3).random(40))
-    found = quality.judged(table, "plain")
-    row = quality.failures(found, 50, 0).set_index("measure").loc["sharpness"]
-    assert row["worse_auc"] == pytest.approx(roc_auc_score(found["failed"], -found["sharpness"]))
-    assert row["worse_auc_low"] <= row["worse_auc"] <= row["worse_auc_high"]
-    assert row["mean_difference"] == pytest.approx(row["failures"] - row["successes"])
-
-
-def test_blurred_failures_are_of_low_quality_and_others_are_not():
-    worse = quality.failures(quality.judged(failing(), "plain"), 100, 0).set_index("measure").loc["sharpness"]
-    better = quality.failures(quality.judged(failing(poor=False), "plain"), 100, 0).set_index("measure").loc["sharpness"]
-    assert worse["worse_auc"] == 1 and better["worse_auc"] == 0 and worse["mean_difference"] < 0 < better["mean_difference"]
-
-
-def judged(poor_failures, failures=20, number=200):
-    failed = np.arange(number) < failures
-    return pd.DataFrame({"failed": failed, "poor": np.arange(number) < poor_failures})
-
-
-@pytest.mark.parametrize("poor, verdict", [(18, "replicated"), (2, "not replicated"), (11, "inconclusive")])
+@pytest.mark.parametrize("poor, verdict", [(19, "replicated"), (1, "not replicated"), (11, "inconclusive")])
 def test_the_claim_follows_its_rule(poor, verdict):
-    answer = quality.claim(judged(poor))
+    found = modality.judged(STUDY, failing(poor))
+    answer, shares = (
+        modality.claim(found),
+        found[found["measure"] == "share of low quality"].set_index("pictures"),
+    )
     assert answer.verdict == verdict and answer.ours == pytest.approx(poor / 20)
+    assert answer.ci_low <= answer.ours <= answer.ci_high and f"{poor} of 20" in answer.reason
+    assert shares["n"].to_dict() == {"knees not recognised": 20, "knees recognised": 180}
+    assert shares["value"]["knees recognised"] == pytest.approx((20 - poor) / 180)
 
 
 def test_a_handful_of_failures_decides_nothing():
-    answer = quality.claim(judged(2, failures=4))
+    answer = modality.claim(modality.judged(STUDY, failing(2, failures=4)))
     assert answer.verdict == "not run" and "4 of 200" in answer.reason
 
 
+def test_the_auc_of_a_measure_is_scikit_learns():
+    values = np.random.default_rng(3).integers(0, 20, 60) / 20
+    table = answered(np.where(np.arange(60) % 5 == 0, "hip", "knee"), sharpness=values, exposure=values)
+    found, failed = modality.judged(STUDY, table).set_index("measure"), np.arange(60) % 5 == 0
+    worse = {"sharpness": -values, "distance from the median exposure": np.abs(values - np.median(values))}
+    for measure, values in worse.items():
+        row = found.loc[f"AUC of worse quality, {measure}"]
+        assert row["value"] == pytest.approx(roc_auc_score(failed, values)) and row["n"] == 60
+        assert row["ci_low"] < row["value"] < row["ci_high"]
+
+
 def test_without_failures_nothing_is_compared():
-    found = quality.failures(quality.judged(answers(["knee"] * 10).assign(sharpness=np.arange(10.0), exposure=0.5, contrast=0.1), "plain"), 20, 0)
-    assert found[["mean_difference", "worse_auc"]].isna().all(axis=None)
+    found = modality.judged(STUDY, answered(["knee"] * 10)).set_index(["pictures", "measure"])["value"]
+    assert found.filter(like="AUC").isna().all() and np.isnan(
+        found["knees not recognised", "share of low quality"]
+    )
 
 
 def test_a_clip_of_knees_alone_is_not_asked(easy_study):
-    assert "knees alone" in modality.why_not(with_first(easy_study, replace(SPEC, source="trained")))
+    reason = modality.table(Experiment(with_first(easy_study, replace(SPEC, source="trained"))))
+    assert (
+        "knees alone" in reason and modality.claim(reason).reason == modality.recognised(reason, "") == reason
+    )
     assert modality.why_not(with_first(easy_study, replace(SPEC, source="biomedclip"))) == ""
-    assert modality.why_not(with_first(easy_study, replace(SPEC, source="biomedclip", reason="too slow"))) == "too slow"
+    assert (
+        modality.why_not(with_first(easy_study, replace(SPEC, source="biomedclip", reason="too slow")))
+        == "too slow"
+    )
 
 
 def test_other_anatomies_are_new_to_pre_training(easy_study):
-    from koa_lib.phantoms.cohorts import captioned
-
-    images, kinds = modality.others(easy_study, 112)
-    seen, _, shown = captioned(40, 7001, 112, workers=1)
-    assert set(kinds) == set(OTHER_KINDS) and len(images) == len(kinds)
-    strange = [image for image, kind in zip(seen, shown, strict=True) if kind != "knee"]
+    synthetic = SimpleNamespace(synthetic=True, seed=easy_study.seed, profile=easy_study.profile)
+    experiment = SimpleNamespace(study=synthetic, data=lambda *asked: None)
+    shown = dict(modality.shown(experiment, SimpleNamespace(size=112)))
+    others = {kind: shown[kind] for kind in KINDS}
+    images = np.concatenate([data.images(np.arange(len(data))) for data in others.values()])
+    assert (
+        len(images)
+        == easy_study.profile.systems.embeddings.others
+        == len({image.tobytes() for image in images})
+    )
+    seen, _, kinds = captioned(40, 7001, 112, workers=1)
+    strange = [image for image, kind in zip(seen, kinds, strict=True) if kind != "knee"]
     assert strange and not any((image == other).all() for image in images for other in strange)
 
 
-def test_the_answer_is_the_nearest_text(easy_study):
-    check = modality.Check(with_first(easy_study, SPEC))
-    for wording, texts in check.texts.items():
-        assert check.said(3 * texts, wording).tolist() == list(check.sets[wording])
-        assert np.linalg.norm(texts, axis=1) == pytest.approx(1, abs=1e-5)
+def test_every_picture_is_asked_once_and_the_answer_is_the_nearest_text(easy_study):
+    study = with_first(easy_study, SPEC)
 
+    class Told(Experiment):
+        """Whose embeddings are those of the texts in turn; the first two external files are the same."""
 
-def test_every_picture_is_asked_once_and_measured(easy_study):
-    check = modality.Check(with_first(easy_study, SPEC))
-    found = check.pictures
-    assert found["image_id"].is_unique and found.notna().all(axis=None)
-    assert (found["kind"] == "knee").all()  # real pictures: no phantoms of other anatomy beside them
-    table = check.table().set_index("measure")
-    assert set(table.index) >= {"sensitivity", "share of low quality"} and "specificity" not in table.index
-    failed, recognised = table.loc["share of low quality", "n"]
-    assert failed + recognised == check.knees().n and failed == check.judged["failed"].sum()
-    assert sum(table.index.str.startswith("AUC of worse")) == len(quality.MEASURES)
+        def pictures(self, role, view, size):
+            data = super().pictures(role, view, size)
+            same = data.rows["pixel_sha256"].where(data.rows.index != 1, data.rows["pixel_sha256"].iloc[0])
+            return replace(data, rows=data.rows.assign(pixel_sha256=same)) if role == "external" else data
+
+        def features(self, arm, part):
+            (texts,) = modality.embedded(self, SPEC, modality.wordings(study)).values()
+            assert np.linalg.norm(texts, axis=1) == pytest.approx(1, abs=1e-5)
+            return 3 * texts[None, np.arange(len(part.pixels)) % len(texts)]
+
+    found = modality.asked(Told(study))
+    # Real pictures: no phantoms of other anatomies beside them.
+    assert found["cohort"].value_counts().to_dict() == {"easy_a": 120, "easy_b": 39} and found.notna().all(
+        axis=None
+    )
+    names = list(modality.PROMPTS)
+    assert found["said_plain"][:120].tolist() == [names[k % len(names)] for k in range(120)]
+    assert modality.judged(study, found).iloc[0][["measure", "n", "value"]].tolist() == [
+        "sensitivity",
+        120,
+        0.2,
+    ]

@@ -35,8 +35,7 @@ class Entry:
     columns : dict
         Column (with `*` for a part of its name) to a format, or to head, format and hint.
     needs : list of str
-        What some profiles lack: keys of a profile's `not_run`, or "external", "regions" (known places of the findings), "texts" (a CLIP
-        that knows other anatomies).
+        What some profiles lack: keys of a profile's `not_run`, or "external", "regions" (known places of the findings).
     undefined : str
         Why a number may be undefined.
     plot : str or dict

@@ -61,7 +61,7 @@ class Show:
             Of the notebook's YAML.
         data : DataFrame, callable or any
             The table, or what the figure is drawn from; a function is called only when the run has what the entry needs.
-            A frame is kept as CSV in full precision, also that of a figure.
+            A frame is kept as CSV in full precision, also that of a figure; a str says why there is none.
         draw : callable, optional
             From data to a matplotlib figure, for figures that are no chart of `plots`.
         pictures : dict of str to list of arrays (H, W), optional
@@ -85,6 +85,8 @@ class Show:
         if reason:
             return self._placeholder(entry, reason)
         data = data() if callable(data) else data
+        if isinstance(data, str):
+            return self._placeholder(entry, data)
         if isinstance(data, pd.DataFrame) and data.empty:
             return self._placeholder(entry, NOTHING)
         facts = self._facts() | facts | {"t": data}
@@ -107,10 +109,6 @@ class Show:
             return NO_EXTERNAL
         if need == "regions":
             return "" if self.study.synthetic else NO_REGIONS
-        if need == "texts":
-            from koa_lib import modality  # slow to import
-
-            return modality.why_not(self.study)
         return self.study.profile.not_run.get(need, "")
 
     def _facts(self):

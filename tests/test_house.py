@@ -14,7 +14,7 @@ ALLOWED = {
     "images": {TOP},
     "data": {TOP, "images"},
     "phantoms": {TOP, "images", "data"},
-    "grading": {TOP, "images"},
+    "grading": {TOP, "images", "data"},  # lists of files are walked as cohorts are
     "paper": {TOP, "data"},
     "systems": {TOP, "images", "data", "paper", "phantoms"},
     "report": {TOP, "images", "data", "paper", "phantoms", "systems"},

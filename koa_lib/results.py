@@ -33,7 +33,7 @@ class Results:
     seed: int
 
     def of(self, **where):
-        """The predictions with some values, e.g. ``of(split="external", fold=[1, 3])``; a callable gets the column."""
+        """The predictions with some values, e.g. ``of(split="external", fold=[1, 3])``."""
         kept = np.ones(len(self.frame), bool)
         for name, wanted in where.items():
             column = self.frame[name]

@@ -15,9 +15,14 @@ SHOWN = ["accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one"
 LEAKED = ("accuracy", "macro_f1", "qwk")
 
 
+def shown(study, results):
+    """`Results` of the fold that the paper's tables show, with the study's own seed."""
+    return results.of(seed=study.seed, fold=main_fold(study))
+
+
 def shown_fold(study, results, split):
     """A split graded by the fold that the paper's tables show; `Results` of one arm that follows the paper."""
-    return results.graded(seed=study.seed, fold=main_fold(study), split=split)
+    return shown(study, results).graded(split=split)
 
 
 def place(study, split):
@@ -122,24 +127,18 @@ def paired_tests(study, results, others, split):
 
 def _paired_test(study, results, found, split):
     both = [arm.of(seed=study.seed, split=split) for arm in (results, found)]
-    common = set.intersection(*(set(arm.frame["fold"]) for arm in both))
-    folds = {main_fold(study)} if split == "held_out" else common
+    folds = set(both[0].frame["fold"]) & set(both[1].frame["fold"])
+    folds = {main_fold(study)} if split == "held_out" else folds
     clip, other = (arm.graded(fold=folds) for arm in both)
     knees = sets.subset(clip, "single_knee")
     clip, other = (graded[graded["image_id"].isin(knees)] for graded in (clip, other))
     a, b = stats.predicted(stats.paired(clip, other))
     test = stats.mcnemar(a == clip["kl_grade"], b == clip["kl_grade"])
     gap = stats.gaps(clip, other, ["accuracy"], results.draws, results.seed)
-    return {
-        "folds": len(folds),
-        "n": len(clip),
-        "clip_only": test["b"],
-        "baseline_only": test["c"],
-        "p_exact": test["p_exact"],
-        "p_mid": test["p_mid"],
-        **{name.replace("accuracy", "difference"): value for name, value in gap.items() if name != "n"},
-        "one_answer": np.bincount(b).max() / len(b) if len(b) else np.nan,
-    }
+    return {"folds": len(folds), "n": len(clip), "clip_only": test["b"], "baseline_only": test["c"],
+            "p_exact": test["p_exact"], "p_mid": test["p_mid"], "difference": gap["accuracy"],
+            "difference_low": gap["accuracy_low"], "difference_high": gap["accuracy_high"],
+            "one_answer": np.bincount(b).max() / len(b) if len(b) else np.nan}
 
 
 def leak(by_image, by_patient):

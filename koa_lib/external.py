@@ -89,14 +89,13 @@ def by_view(study, results):
         status ('confirmatory', 'sensitivity' or, last, 'exploratory'), geometry, intensity, as_trained
         (whether the model was trained on such pictures), then as `comparison.accuracy_row`.
     """
-    rows, trained = [], (study.profile.our_protocol.geometry, study.profile.our_protocol.intensity)
+    rows, ours = [], study.profile.our_protocol
     for where, found in results.each("view"):
-        view = tuple(where["view"].split("-"))
+        view = geometry, intensity = tuple(where["view"].split("-"))
         status = "confirmatory" if view == VIEWS[0] else "exploratory" if set(view) & EXPLORATORY else "sensitivity"
-        kept = derived(found.graded(), "deduplicated")
-        rows.append({"status": status, "geometry": view[0], "intensity": view[1],
-                     "as_trained": "yes" if view == trained else "no",
-                     **accuracy_row(kept, results.draws, results.seed)})
+        trained = "yes" if view == (ours.geometry, ours.intensity) else "no"
+        rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": trained,
+                     **accuracy_row(derived(found.graded(), "deduplicated"), results.draws, results.seed)})
     return pd.DataFrame(rows).sort_values("status", key=lambda status: status == "exploratory", kind="stable")
 
 
@@ -159,34 +158,32 @@ def adaptation(experiment, arm, results):
         adaptation, zero_shot (yes/no), labels, then as `comparison.accuracy_row`, reason. Intervals: group
         bootstrap; for K-shot the middle 95 % of the draws, and n and best_constant their means.
     """
-    study = experiment.study
-    graded, trained_on = (shown_fold(study, results, split) for split in ("external", "train"))
-    priors = np.bincount(trained_on["kl_grade"], minlength=len(GRADES)) / len(trained_on)
-    corrected = predictions.frame(graded["image_id"], shift.prior_correction(arrays(graded)[1], priors)[0])
-    frames = {"none": graded, "prior correction (EM)": _kept(study, arm, corrected, graded, "em")}
-    rows = [{"adaptation": name, "zero_shot": "yes" if frame is graded else "no", "labels": 0,
+    graded, trained_on = (shown_fold(experiment.study, results, split) for split in ("external", "train"))
+    priors = trained_on["kl_grade"].value_counts(normalize=True).reindex(GRADES, fill_value=0)
+    adapted, _ = shift.prior_correction(arrays(graded)[1], priors)
+    adapted = _kept(experiment.study, arm, predictions.frame(graded["image_id"], adapted), graded, "em")
+    rows = [{"adaptation": name, "zero_shot": zero_shot, "labels": 0,
              **accuracy_row(derived(frame, "single_knee"), results.draws, results.seed), "reason": ""}
-            for name, frame in frames.items()]
+            for name, zero_shot, frame in (("none", "yes", graded), ("prior correction (EM)", "no", adapted))]
     return pd.DataFrame(rows + _few_shot_rows(experiment, arm))
 
 
 def _few_shot_rows(experiment, arm):
-    data = experiment.data("external", arm)
-    single = data.rows["image_id"].isin(sets.subset(data.rows, "single_knee"))
-    knees = data.part(np.flatnonzero(single), "report")
-    grader = experiment.grader(arm, main_fold(experiment.study))
+    study, data = experiment.study, experiment.data("external", arm)
+    knees = data.part(np.flatnonzero(data.rows["image_id"].isin(sets.subset(data.rows, "single_knee"))), "report")
+    grader = experiment.grader(arm, main_fold(study))
     embeddings = retrieval.image_embeddings(grader, experiment.source(arm, knees)).numpy()
     rows = []
     for shots in SHOTS:
         row = {"adaptation": f"{shots}-shot linear probe", "zero_shot": "no", "labels": shots * len(GRADES)}
         try:
-            graded = [few_shot(embeddings, knees.rows, shots, draw, experiment.study.seed) for draw in range(DRAWS)]
+            drawn = [few_shot(embeddings, knees.rows, shots, draw, study.seed) for draw in range(DRAWS)]
         except StudyError as error:
             rows.append({**row, "n": 0, "reason": f"not run: {error}"})
-            continue
-        kept = [_kept(experiment.study, arm, frame, knees.rows, f"shots{shots}-draw{draw}")
-                for draw, frame in enumerate(graded)]
-        rows.append({**row, "adaptation": f"{row['adaptation']}, {DRAWS} draws", **over_draws(kept), "reason": ""})
+        else:
+            row["adaptation"] += f", {DRAWS} draws"
+            kept = [_kept(study, arm, frame, knees.rows, f"shots{shots}-draw{draw}") for draw, frame in enumerate(drawn)]
+            rows.append({**row, **over_draws(kept), "reason": ""})
     return rows
 
 
@@ -245,31 +242,27 @@ def few_shot(embeddings, rows, shots, draw, seed=0):
     StudyError
         When a grade has too few groups.
     """
-    grades = metrics.checked_grades(rows["kl_grade"])
-    codes, _ = stats.group_codes(rows["group_id"], len(grades))
     # The number of shots is no part of the seed, so that draws of more shots hold nearly all pictures of fewer.
-    train, test = few_shot_split(grades, codes, shots, np.random.default_rng([seed, draw]))
-    probe = linear().fit(embeddings[train], grades[train])
+    train, test = few_shot_split(rows, shots, np.random.default_rng([seed, draw]))
+    probe = linear().fit(embeddings[train], rows["kl_grade"].iloc[train])
     return predictions.frame(rows["image_id"].iloc[test], probe.predict_proba(embeddings[test]))
 
 
-def few_shot_split(grades, codes, shots, generator):
-    """Row numbers to train on, `shots` per grade and one per group, and those of all other groups."""
-    order, used, drawn = generator.permutation(len(grades)), np.zeros(codes.max() + 1, dtype=bool), []
-    groups = {grade: len(np.unique(codes[grades == grade])) for grade in GRADES}
+def few_shot_split(rows, shots, generator):
+    """Positions to train on, `shots` per grade and one per group, and those of all other groups."""
+    shuffled, drawn = rows.reset_index(drop=True).iloc[generator.permutation(len(rows))], []
+    groups = rows.groupby("kl_grade")["group_id"].nunique().reindex(GRADES, fill_value=0)
     # The grade with the fewest groups draws first, lest other grades use them up.
-    for grade in sorted(GRADES, key=groups.get):
-        rows = order[(grades[order] == grade) & ~used[codes[order]]]
-        rows = rows[np.sort(np.unique(codes[rows], return_index=True)[1])[:shots]]
-        if groups[grade] <= shots or len(rows) < shots:
+    for grade in groups.sort_values(kind="stable").index:
+        chosen = shuffled[shuffled["kl_grade"] == grade].drop_duplicates("group_id").head(shots)
+        if groups[grade] <= shots or len(chosen) < shots:
             raise StudyError(f"Grade {grade} has {groups[grade]} group(s), too few to draw {shots} beside those of "
                              "other grades and test on another: take fewer shots.")
-        used[codes[rows]] = True
-        drawn.append(rows)
-    test = np.flatnonzero(~used[codes])
-    if not len(test):
+        shuffled = shuffled[~shuffled["group_id"].isin(chosen["group_id"])]
+        drawn += list(chosen.index)
+    if shuffled.empty:
         raise StudyError(f"With {shots} shots per grade no group is left to test on: take fewer shots.")
-    return np.concatenate(drawn), test
+    return drawn, sorted(shuffled.index)
 
 
 def headline(study, results):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from koa_lib import metrics
-from koa_lib.comparison import shown_fold
+from koa_lib.comparison import shown, shown_fold
 from koa_lib.losses import chance_loss, infonce_floor
 from koa_lib.predictions import arrays
 from koa_lib.protocols import clip_arm, main_arm, main_fold
@@ -88,7 +88,7 @@ def table(experiment, results):
         group-bootstrap intervals.
     """
     study, main = experiment.study, main_arm(experiment.study)
-    results, rows = results.of(seed=study.seed, fold=main_fold(study)), []
+    results, rows = shown(study, results), []
     for reading, arm in [(Reading("", AS_PRINTED, {}), main), *arms(study)]:
         found = results.of(arm=arm.name)
         values = found.measured(("accuracy", "macro_f1", "qwk"), split="held_out")

@@ -13,7 +13,6 @@ from koa_lib.prompts import prompts
 from koa_lib.store import write_text
 
 NEAREST = (5, 10, 20)  # precision is measured among so many first pictures
-MEASURED = ["share", *(f"precision_at_{k}" for k in NEAREST), "average_precision"]
 
 
 @torch.no_grad()
@@ -66,18 +65,17 @@ def ranking(cosine, grades):
     if cosine.shape != (len(grades), len(GRADES)) or not np.isfinite(cosine).all():
         raise StudyError(f"Search needs finite cosines (n, {len(GRADES)}), one column per query and one row for each "
                          f"of {len(grades)} grades; these have the shape {cosine.shape}. Embed the pictures again.")
-    order, found = np.argsort(-cosine, axis=0, kind="stable"), _average_precision(cosine, grades)
-    table = pd.DataFrame({"grade": [*GRADES, "mean"], "pictures": len(grades)}).reindex(
-        columns=["grade", "pictures", *MEASURED])
-    for grade in GRADES:
-        relevant = (grades == grade)[order[:, grade]]
-        table.loc[grade, "pictures"] = relevant.sum()
-        if relevant.any():
-            precisions = [relevant[:k].mean() for k in NEAREST]
-            table.loc[grade, MEASURED] = [relevant.mean(), *precisions, found[grade]]
-    table[MEASURED] = table[MEASURED].astype(float)
-    table.loc[len(GRADES), MEASURED] = table[MEASURED].mean()
-    return table
+    order, rows = np.argsort(-cosine, axis=0, kind="stable"), []
+    for grade, average in zip(GRADES, _average_precision(cosine, grades), strict=False):
+        relevant = pd.Series((grades == grade)[order[:, grade]])
+        precisions = {f"precision_at_{k}": relevant.head(k).mean() for k in NEAREST}
+        rows.append({"grade": grade, "pictures": relevant.sum(), "share": relevant.mean(), **precisions,
+                     "average_precision": average})
+    table = pd.DataFrame(rows)
+    measured = list(table.columns[2:])
+    table.loc[table["pictures"] == 0, measured] = np.nan
+    mean = {"grade": "mean", "pictures": len(grades), **table[measured].mean()}
+    return pd.concat([table.astype({"grade": object}), pd.DataFrame([mean])], ignore_index=True)
 
 
 def _average_precision(cosine, grades):
@@ -134,9 +132,7 @@ def examples(image_ids, cosine, grades, queries):
     DataFrame
         image_id, kl_grade, nearest (query), then a column per query; indexed by the picture's position.
     """
-    frame = pd.DataFrame(np.asarray(cosine, dtype=float), columns=list(queries))
-    nearest = frame.idxmax(axis=1)
-    for name, values in {"nearest": nearest, "kl_grade": np.asarray(grades), "image_id": list(image_ids)}.items():
-        frame.insert(0, name, values)
-    shown = sorted({min(grades), max(grades)})
-    return frame.loc[[(frame["kl_grade"] == grade).idxmax() for grade in shown]]
+    cosines = pd.DataFrame(np.asarray(cosine, dtype=float), columns=list(queries))
+    named = {"image_id": list(image_ids), "kl_grade": grades, "nearest": cosines.idxmax(axis=1)}
+    first = pd.DataFrame(named).join(cosines).drop_duplicates("kl_grade").sort_values("kl_grade")
+    return first.iloc[[0, -1]].drop_duplicates("kl_grade")

@@ -133,13 +133,13 @@ def test_adaptations_are_named_as_not_zero_shot_and_read_from_their_files(easy_s
 @given(seeds, st.integers(1, 4))
 def test_no_group_is_in_training_and_test(seed, shots):
     generator = np.random.default_rng(seed)
-    codes = generator.permutation(np.repeat(np.arange(60), generator.integers(1, 4, 60)))
-    grades = (codes + generator.choice([0, 0, 0, 1], len(codes))) % 5
-    train, test = external.few_shot_split(grades, codes, shots, generator)
-    assert np.bincount(grades[train], minlength=5).tolist() == [shots] * 5
-    assert len(set(codes[train])) == len(train) and not set(codes[train]) & set(codes[test])
+    groups = generator.permutation(np.repeat(np.arange(60), generator.integers(1, 4, 60)))
+    rows = pd.DataFrame({"kl_grade": (groups + generator.choice([0, 0, 0, 1], len(groups))) % 5, "group_id": groups})
+    train, test = (rows.iloc[part] for part in external.few_shot_split(rows, shots, generator))
+    assert train["kl_grade"].value_counts().to_dict() == dict.fromkeys(range(5), shots)
+    assert train["group_id"].is_unique and not set(train["group_id"]) & set(test["group_id"])
     # Nothing but the drawn groups leaves the test.
-    assert set(codes[test]) | set(codes[train]) == set(codes) and len(test) == (~np.isin(codes, codes[train])).sum()
+    assert len(test) == (~rows["group_id"].isin(train["group_id"])).sum()
 
 
 def accuracy(embeddings, rows, shots, draw=0, seed=1):
@@ -168,7 +168,7 @@ def test_few_shot_refuses_what_it_cannot_draw():
     with pytest.raises(StudyError, match="Grade 4 has 0 group"):
         external.few_shot(np.zeros((50, 2)), rows.assign(kl_grade=rows["kl_grade"].clip(upper=3)), 1, 0)
     # Groups of mixed grades can run out.
-    with pytest.raises(StudyError, match=r"has 3 group\(s\), too few to draw 1 beside those"):
-        external.few_shot_split(np.tile(np.arange(5), 3), np.repeat(np.arange(3), 5), 1, np.random.default_rng(0))
-    with pytest.raises(StudyError, match="no group is left to test on"):
-        external.few_shot_split(np.tile(np.arange(5), 5), np.repeat(np.arange(5), 5), 1, np.random.default_rng(0))
+    for number, match in ((3, r"has 3 group\(s\), too few to draw 1 beside those"), (5, "no group is left to test on")):
+        mixed = pd.DataFrame({"kl_grade": np.tile(np.arange(5), number), "group_id": np.repeat(np.arange(number), 5)})
+        with pytest.raises(StudyError, match=match):
+            external.few_shot_split(mixed, 1, np.random.default_rng(0))

@@ -363,6 +363,11 @@ class ProjectionPair(nn.Module):
         return self.state_dict()
 
 
+def pair(seed, kind, width, sentences):
+    """A `ProjectionPair` before its training, on the device that is computed on."""
+    return seeded(seed, ProjectionPair, kind, width, sentences)
+
+
 def _spread(values):
     return values.std(0).clamp(min=1e-6)  # a feature that never changes stays 0
 

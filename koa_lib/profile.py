@@ -83,13 +83,14 @@ def dry(settings, real):
         return tuple(replace(spec, epochs=1, weights="random") for spec in specs)
 
     cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
-    own, labels = settings.systems.embeddings, settings.systems.labels
+    own, labels, symmetry = settings.systems.embeddings, settings.systems.labels, settings.systems.symmetry
     encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)  # 518 pixels take minutes on a CPU
     own = replace(own, encoders=encoders, networks=untrained(own.networks), others=21)
     labels = replace(labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
+    symmetry = replace(symmetry, epochs=1, weights=symmetry.weights[:1], seeds=1)
     return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
                    seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),
-                   systems=replace(settings.systems, embeddings=own, labels=labels), **cohorts)
+                   systems=replace(settings.systems, symmetry=symmetry, embeddings=own, labels=labels), **cohorts)
 
 
 def build(cls, content, file, prefix=""):

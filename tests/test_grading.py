@@ -21,6 +21,7 @@ from koa_lib import cli, explain, model, predictions, profile, protocols, study
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Experiment
 from koa_lib.grading import export, predict, show
+from koa_lib.grading import weights as weights_file
 from koa_lib.grading.listing import listing, short_names
 from koa_lib.prompts import prompts
 
@@ -110,7 +111,7 @@ def test_weights_of_every_reading_grade_alike_without_the_text_tower(part, tmp_p
     with torch.no_grad():
         for value in grader.parameters():  # also what was frozen, so that nothing can come from a fresh start
             value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
-    export.write(
+    weights_file.write(
         tmp_path / "w", grader, {**card_of(weights), **export.architecture("koa-tiny", recipe)}, known.novelty
     )
     squares, again = (

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koa_lib import losses
+from koa_lib import losses, model
+from koa_lib.prompts import prompts
 
 many = settings(max_examples=20, deadline=None)
 
@@ -266,7 +267,20 @@ def test_gradients_of_the_losses_of_a_pair():
     assert torch.autograd.gradcheck(losses.consistency_loss, logits)
 
 
-def test_a_method_may_bring_its_own_loss():
-    seen = []
-    given_back = losses.training_loss("grader", "features", "grades", "targets", lambda *arguments: seen.append(arguments) or (1.0, None))
-    assert seen == [("grader", "features", "grades", "targets")] and given_back == (1.0, None)
+def test_the_loss_of_mirror_pairs_is_the_weighted_sum_of_its_terms():
+    clip, _, tokenizer = model.load_clip("koa-tiny", seed=0)
+    grader = model.ClipGrader(clip, tokenizer, "projection", prompts("as_printed"))
+    values, grades = torch.randn(6, 2, 128, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
+    (a, one), (b, other) = ((grader.logits(found), found) for found in map(grader.embed_features, values.unbind(1)))
+    p, q = a.softmax(-1), b.softmax(-1)
+    divergence = (p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)
+    expected = {"cross_entropy": F.cross_entropy(torch.cat([a, b]), grades.repeat(2)),
+                "symmetry": (1 - (one * other).sum(-1)).mean(), "consistency": divergence.mean() / 2}
+    terms, logits = losses.MirrorPairs(True, 0.5, 2.0)(grader, values, grades)
+    assert torch.allclose(logits, a, atol=1e-4)
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item(), rel=1e-3)
+    weighted = expected["cross_entropy"] + 0.5 * expected["symmetry"] + 2 * expected["consistency"]
+    assert terms["loss"].item() == pytest.approx(weighted.item(), rel=1e-3)
+    alone = losses.MirrorPairs(False, 0.0, 0.0)(grader, values, grades)[0]
+    assert alone["loss"].item() == pytest.approx(F.cross_entropy(a, grades).item(), rel=1e-4)

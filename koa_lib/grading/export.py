@@ -1,19 +1,14 @@
 """Weights for use outside the study: what grading needs of a run's model, in one file with its card."""
 
-import json
 import sys
 from dataclasses import replace
-
-import numpy as np
-import torch
-from safetensors.numpy import save_file
+from functools import partial
 
 from koa_lib import study
-from koa_lib.device import autocast
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Experiment
 from koa_lib.grades import NAMES
-from koa_lib.grading import novelty, predict
+from koa_lib.grading import predict, weights
 from koa_lib.prompts import prompts
 from koa_lib.protocols import our_arm
 from koa_lib.reach import versions
@@ -49,25 +44,9 @@ def export(of):
         "parts": {name: part.fingerprint for name, part in job.fold.reported.items()},
     }
 
-    def build(folder):
-        usual, known = _usual(job.grader(), arm.recipe, job.fold)
-        card = {**architecture(of.profile.model.name, arm.recipe), **_origin(of, arm, job.fold)}
-        write(folder, job.grader(), {**card, "performance": performance, "novelty": known}, usual)
-
-    return of.store.make(FOLDER, key, build)
-
-
-def write(folder, grader, card, usual):
-    """Write a grader, its card (dict) and its `Novelty` to a new folder."""
-    with torch.no_grad(), autocast(grader):
-        prototypes = grader.prototypes().float()
-    state = {**grader.state_dict(), "fixed_prototypes": prototypes}
-    arrays = {name: state[name].cpu().contiguous().numpy() for name in predict.needed(grader)}
-    for name in novelty.ARRAYS:
-        arrays[predict.NOVELTY + name] = np.ascontiguousarray(getattr(usual, name), dtype=np.float32)
-    text = json.dumps(card)
-    folder.mkdir(parents=True)
-    save_file(arrays, folder / predict.FILE, {"card": text, "sha256": predict.sha256(text, arrays)})
+    card = {**architecture(of.profile.model.name, arm.recipe), **_origin(of, arm, job.fold), "performance": performance}
+    make = partial(weights.make, grader=job.grader, card=card, fold=job.fold)
+    return of.store.make(FOLDER, key, make, [arm.build])
 
 
 def architecture(name, recipe):
@@ -103,36 +82,6 @@ def _origin(of, arm, fold):
         "start": profile.model.start,
         "versions": versions(),
     }
-
-
-def _usual(grader, recipe, fold):
-    """The `Novelty` of a fold's fitted pictures, and what the card tells of it: its threshold is set by the
-    inner and the held-out part (their labels are not read), its false alarms are counted on the part that is
-    only reported."""
-    checked = fold.unseen
-    others = (fold.reported.get(name) for name in ("held_out", "val") if name != checked)
-    unseen = [_traits(grader, part, recipe) for part in (fold.select, *others) if part is not None]
-    if not unseen:
-        raise StudyError("The main fold has no inner part to set a threshold on. Use a larger cohort.")
-    fitted, unseen = _traits(grader, fold.fit, recipe), np.vstack(unseen)
-    usual = novelty.fit(fitted, unseen)
-    distances = usual.score(_traits(grader, fold.reported[checked], recipe))
-    return usual, {
-        "threshold": usual.threshold,
-        "rate": novelty.RATE,
-        "fitted": len(fitted),
-        "set_by": len(unseen),
-        "checked_on": checked,
-        "checked": len(distances),
-        "alarms": int((distances > 1).sum()),
-    }
-
-
-def _traits(grader, part, recipe):
-    """`novelty.traits` of at most `MOST_FITTED` pictures of a `KneeDataset`, evenly chosen."""
-    chosen = np.unique(np.linspace(0, len(part) - 1, min(len(part), MOST_FITTED)).astype(int))
-    batches = map(part.images, np.array_split(chosen, max(1, len(chosen) // predict.BATCH)))
-    return np.vstack([predict.forward(grader, images, recipe.normalisation)[2] for images in batches])
 
 
 def _performance(experiment, arm):

@@ -1,0 +1,214 @@
+"""CLIP-KOA's ablation, as we read it: what mirror images add to standard CLIP, in training or in grading."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from koa_lib import losses, predictions, protocols, stats
+from koa_lib.experiment import INNER, Trunk
+from koa_lib.images.shape import VIEWS
+from koa_lib.paper.claims import Answer
+from koa_lib.paper.scorecard import over_runs
+from koa_lib.store import made_from
+
+SYSTEM = "CLIP-KOA"
+STANDARD, FLIPPED, AT_TEST = "standard CLIP", "flip augmentation", "flip at test time"
+PAIRS, SYMMETRY, CONSISTENCY, BOTH = "pairs", "symmetry loss", "consistency loss", "both losses"
+ARMS = (STANDARD, FLIPPED, AT_TEST, PAIRS, SYMMETRY, CONSISTENCY, BOTH)
+SEEN = {STANDARD: "picture", FLIPPED: "either"}  # by the cross-entropy; other trained arms see both
+# Arm and less: PAIRS lacks the losses and nothing else.
+COMPARED = (*product(ARMS[1:], [STANDARD]), *product(ARMS[4:], [PAIRS]))
+METRICS = ("accuracy", "macro_f1", "qwk", "flip_disagreement")
+CLAIMED = ("accuracy", "flip_disagreement")  # what the paper's claims are about
+
+
+def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None):
+    """CLIP by our protocol on the official split, trained after a frozen trunk without other augmentation.
+
+    Parameters
+    ----------
+    seen : {'picture', 'either', 'both'}
+        What the cross-entropy sees.
+    symmetry, consistency : float
+        Weights of the two losses.
+    seed : int, optional
+        The study's unless given.
+    """
+    study = experiment.study
+    settings, ours = study.profile.systems.symmetry, study.profile.our_protocol
+    own = {name: getattr(settings, name) for name in ("part", "epochs", "learning_rate")}
+    plain = {"folds": 0, "patience": 0, "warm_up": 0.0, "averaging": 0.0, "views": 1, "augmentation": "none"}
+    weights = {"symmetry": symmetry, "consistency": consistency}
+    name = "-".join([f"koa-{seen}", *(f"{loss}_{weight:g}" for loss, weight in weights.items() if weight)])
+    made = protocols.clip_arm(
+        study, name.replace(".", "_"), replace(ours, **own, **plain), "official", seed=seed, seen=seen,
+        trained=_trained(experiment) if settings.trunk == "trained" else None,
+        loss=losses.MirrorPairs(seen == "both", **weights, targets=ours.targets),
+    )
+    # All arms share these features; those of our protocol have augmented views, too.
+    return replace(made, trunk=made.trunk and replace(made.trunk, name=f"koa-{made.trunk.name}"))
+
+
+def _trained(experiment):
+    # The CLIP of our protocol, which has seen neither the inner part nor the test split, to start from.
+    job = experiment.job(protocols.official_arm(experiment.study))
+    return Trunk("trained", lambda: job.grader().clip, {"trunk": made_from(job.checkpoint)})
+
+
+def chosen(experiment):
+    """Name of each arm with a loss -> its weights (symmetry, consistency).
+
+    They have the highest quadratic kappa on the inner part of the training split, which alone chooses; the
+    smallest among equals.
+    """
+    values = experiment.study.profile.systems.symmetry.weights
+    grid = {SYMMETRY: (values, [0.0]), CONSISTENCY: ([0.0], values), BOTH: (values, values)}
+
+    def kappa(pair):
+        found = experiment.run(arm(experiment, "both", *pair), splits=(INNER,)).measured(["qwk"])
+        return np.nan_to_num(found["qwk"], nan=-1)  # undefined where all have one grade
+
+    return {name: max(sorted(product(*pair), key=sum), key=kappa) for name, pair in grid.items()}
+
+
+def arms(experiment, weights, seed=None):
+    """Name -> Arm of what is trained, with the weights from `chosen`."""
+    return {name: arm(experiment, SEEN.get(name, "both"), *weights.get(name, ()), seed=seed)
+            for name in ARMS if name != AT_TEST}
+
+
+def run(experiment, weights):
+    """Every arm with every seed, graded on pictures and mirror images.
+
+    Returns
+    -------
+    Results
+        Of `ARMS`, on the unseen part of the training cohort and on the external cohort, stretched and without
+        repeats and conflicts.
+    """
+    study = experiment.study
+    seeds = range(study.seed, study.seed + study.profile.systems.symmetry.seeds)
+    made = [(name, one) for seed in seeds for name, one in arms(experiment, weights, seed).items()]
+    trained = [one for _, one in made]
+    found = experiment.run(*trained, splits=("unseen", "external"), both_ways=True, view=VIEWS[0])
+    found = replace(found, frame=found.frame.replace({"arm": {one.name: name for name, one in made}}))
+    averaged = at_test(found.of(arm=STANDARD))
+    _write(study, averaged)
+    return (found + averaged).deduplicated()
+
+
+def at_test(standard):
+    """The mean of a picture's and its mirror image's probabilities as the answer to both."""
+    each = standard.frame.groupby(["seed", "split", "image_id"])[predictions.PROBABILITIES]
+    return replace(standard, frame=standard.frame.assign(arm=AT_TEST, **each.transform("mean")))
+
+
+def _write(study, averaged):
+    for where, part in averaged.each("split", "view", "seed"):
+        split, view, seed = where.values()
+        cohort = study.profile.external if split == "external" else study.profile.training
+        name = predictions.Name("koa-at_test", cohort.name, split, *view.split("-"), "1", seed)
+        graded = part.graded(mirrored=False)[predictions.COLUMNS]
+        predictions.write(graded, study.shown_dir / "predictions" / name.file)
+
+
+def overview(results, weights):
+    """What was run: each arm on each part, with the weights of its losses.
+
+    Parameters
+    ----------
+    results : Results
+        From `run`.
+    weights : dict
+        From `chosen`.
+
+    Returns
+    -------
+    DataFrame
+        arm, part, symmetry_weight, consistency_weight, n, seeds, then each metric (ratios): its mean over the
+        seeds, the 95 % interval of that mean (..._low, ..._high; groups resampled) and its standard deviation
+        over the seeds (..._sd; NaN with one).
+    """
+    rows = []
+    for part, name in product(results.splits, ARMS):
+        symmetry, consistency = weights.get(name, (0.0, 0.0))
+        found = results.of(split=part, arm=name)
+        drawn, each = found.averaged(METRICS)
+        rows.append({"arm": name, "part": part, "symmetry_weight": symmetry,
+                     "consistency_weight": consistency, "n": len(found.graded()), "seeds": len(each["qwk"]),
+                     **_cells(drawn),
+                     **{f"{metric}_sd": pd.Series(each[metric]).std() for metric in METRICS}})
+    return pd.DataFrame(rows)
+
+
+def _cells(drawn):
+    return {key: value for name in METRICS for key, value in stats.with_interval(name, drawn[name]).items()}
+
+
+def differences(results):
+    """Paired differences: each arm to standard CLIP, those with a loss to `PAIRS`, too, which lacks only it.
+
+    Returns
+    -------
+    DataFrame
+        comparison, arm, less, part, n, then the difference of each metric (ratios): its mean over the seeds
+        with the 95 % interval of that mean (..._low, ..._high; the same groups are drawn for both arms and
+        all seeds); the difference with each seed of what the claims are about (<metric>_seed_<seed>), and
+        seeds_agree, whether those of accuracy have one sign (None with one seed).
+    """
+    rows, seeds = [], results.frame["seed"].unique()
+    for part, (name, less) in product(results.splits, COMPARED):
+        found = results.of(split=part)
+        drawn, each = _gaps(found, name, less)
+        signs = set(np.sign(each["accuracy"]))
+        rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part,
+                     "n": len(found.graded(arm=name)), **_cells(drawn),
+                     **{f"{metric}_seed_{seed}": each[metric][k]
+                        for metric in CLAIMED for k, seed in enumerate(seeds)},
+                     "seeds_agree": signs in ({1.0}, {-1.0}) if len(seeds) > 1 else None})
+    return pd.DataFrame(rows)
+
+
+def _gaps(results, name, less):
+    (drawn, each), (other, others) = (results.of(arm=one).averaged(METRICS) for one in (name, less))
+    return pd.DataFrame(drawn) - pd.DataFrame(other), pd.DataFrame(each) - pd.DataFrame(others)
+
+
+def answers(results):
+    """What CLIP-KOA's rows of the scorecard take, for `paper.answers.keep`.
+
+    Numbers are means over the seeds, their interval Student's t over them. The claims are decided by the
+    paired differences of both losses to standard CLIP, means over all seeds: *replicated* when the whole
+    interval (groups resampled) lies on the claimed side of 0, *not replicated* when it lies on the other,
+    else *inconclusive*.
+    """
+    part = results.of(split=results.splits[0])
+    (before, _), both = (part.of(arm=name).averaged(METRICS) for name in (STANDARD, BOTH))
+    gain = _gaps(part, BOTH, STANDARD)
+    sample = f"{part.splits[0]} split, n = {len(part.graded(arm=BOTH)):,}, seeds: {len(gain[1])}"
+    relative = gain[0]["accuracy"][0] / before["accuracy"][0]
+
+    def number(found, note):
+        drawn, each = (100 * np.asarray(values["accuracy"]) for values in found)
+        return over_runs(each, f"{note}; {sample}", stats.interval(drawn[1:]))
+
+    def claim(metric, wanted):
+        drawn, each = (100 * values[metric].to_numpy() for values in gain)
+        value, low, high = stats.with_interval("", drawn).values()
+        side = stats.direction(*sorted((wanted * low, wanted * high)))
+        verdict = {"better": "replicated", "worse": "not replicated"}.get(side, "inconclusive")
+        reason = (f"{metric.replace('_', ' ')} of standard CLIP {before[metric][0]:.1%}, with both losses "
+                  f"{both[0][metric][0]:.1%}; {sample}; difference with each: "
+                  f"{', '.join(f'{gap:+.2f}' for gap in each)}")
+        return Answer(value, low, high, "points", verdict, reason)
+
+    key = (SYSTEM, "abstract")
+    return {
+        (*key, "CLIP-KOA", "accuracy"): number(both, f"{BOTH}, our reading"),
+        (*key, "gain over standard CLIP", "accuracy_gain"):
+            number(gain, f"read as percentage points; as a relative gain ours is {relative:+.2%}"),
+        (*key, "symmetry and consistency losses raise accuracy over standard CLIP"): claim("accuracy", 1),
+        (*key, "predictions agree between original and flipped image"): claim("flip_disagreement", -1),
+    }

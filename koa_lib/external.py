@@ -1,6 +1,7 @@
 """The external result from all sides: by set and reader, metric, way of showing, and with adaptation.
 
-Whatever uses the other cohort's pictures or grades to adapt is a secondary result, never the external result itself.
+Whatever uses the other cohort's pictures or grades to adapt is a secondary result, never the external result
+itself.
 """
 
 import numpy as np
@@ -18,14 +19,14 @@ from koa_lib.protocols import main_fold
 from koa_lib.splits import unseen
 
 READERS = {"first": "kl_grade", "second": "kl_grade_reader2"}
-METRICS = ("accuracy", "balanced_accuracy", "macro_precision", "macro_f1", "qwk", "linear_kappa", "mae", "within_one",
-           "macro_auc", "ece", "flip_disagreement")
+METRICS = ("accuracy", "balanced_accuracy", "macro_precision", "macro_f1", "qwk", "linear_kappa", "mae",
+           "within_one", "macro_auc", "ece", "flip_disagreement")
 SHOTS = (5, 10, 20)  # labels per grade, as the closest public study of the same cohorts has them
 DRAWS = 20
 
 
 def shown_part(results):
-    """The part that examples come from: the external cohort, or else an unseen part of the training cohort."""
+    """The part that examples come from: the external cohort, or else the unseen part of the other."""
     return "external" if "external" in results else unseen(results.splits)
 
 
@@ -92,7 +93,8 @@ def by_view(study, results):
     rows, ours = [], study.profile.our_protocol
     for where, found in results.each("view"):
         view = geometry, intensity = tuple(where["view"].split("-"))
-        status = "confirmatory" if view == VIEWS[0] else "exploratory" if set(view) & EXPLORATORY else "sensitivity"
+        status = "exploratory" if set(view) & EXPLORATORY else "sensitivity"
+        status = "confirmatory" if view == VIEWS[0] else status
         trained = "yes" if view == (ours.geometry, ours.intensity) else "no"
         rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": trained,
                      **accuracy_row(derived(found.graded(), "deduplicated"), results.draws, results.seed)})
@@ -150,7 +152,8 @@ def label_shift(results):
 def adaptation(experiment, arm, results):
     """Zero-shot, prior-corrected and K-shot results on single knees; the latter two are no longer zero-shot.
 
-    What is adapted is written as prediction files, '..__em.csv' and '..__shots<K>-draw<d>.csv', and read from them.
+    What is adapted is written as prediction files, '..__em.csv' and '..__shots<K>-draw<d>.csv', and read from
+    them.
 
     Returns
     -------
@@ -170,7 +173,8 @@ def adaptation(experiment, arm, results):
 
 def _few_shot_rows(experiment, arm):
     study, data = experiment.study, experiment.data("external", arm)
-    knees = data.part(np.flatnonzero(data.rows["image_id"].isin(sets.subset(data.rows, "single_knee"))), "report")
+    single = data.rows["image_id"].isin(sets.subset(data.rows, "single_knee"))
+    knees = data.part(np.flatnonzero(single), "report")
     grader = experiment.grader(arm, main_fold(study))
     embeddings = retrieval.image_embeddings(grader, experiment.source(arm, knees)).numpy()
     rows = []
@@ -182,14 +186,16 @@ def _few_shot_rows(experiment, arm):
             rows.append({**row, "n": 0, "reason": f"not run: {error}"})
         else:
             row["adaptation"] += f", {DRAWS} draws"
-            kept = [_kept(study, arm, frame, knees.rows, f"shots{shots}-draw{draw}") for draw, frame in enumerate(drawn)]
+            kept = [_kept(study, arm, frame, knees.rows, f"shots{shots}-draw{draw}")
+                    for draw, frame in enumerate(drawn)]
             rows.append({**row, **over_draws(kept), "reason": ""})
     return rows
 
 
 def _kept(study, arm, frame, rows, adaptation):
-    view, fold = (arm.recipe.geometry, arm.recipe.intensity), str(main_fold(study))
-    name = predictions.Name(arm.name, study.profile.external.name, "external", *view, fold, arm.seed, adaptation)
+    cohort, recipe, fold = study.profile.external.name, arm.recipe, str(main_fold(study))
+    shown = ("external", recipe.geometry, recipe.intensity, fold)
+    name = predictions.Name(arm.name, cohort, *shown, arm.seed, adaptation)
     path = study.shown_dir / "predictions" / name.file
     predictions.write(frame, path)
     return predictions.join(predictions.read(path), rows)
@@ -206,8 +212,8 @@ def over_draws(frames):
     Returns
     -------
     dict
-        As `comparison.accuracy_row`: the interval is the middle 95 % of the draws, against_constant the same of the
-        difference to the best constant answer.
+        As `comparison.accuracy_row`: the interval is the middle 95 % of the draws, against_constant the same
+        of the difference to the best constant answer.
     """
     table = pd.DataFrame([metrics.summary(*arrays(graded)) for graded in frames])
     mean, (low, high) = table.mean(), stats.interval(table["accuracy"])
@@ -242,7 +248,8 @@ def few_shot(embeddings, rows, shots, draw, seed=0):
     StudyError
         When a grade has too few groups.
     """
-    # The number of shots is no part of the seed, so that draws of more shots hold nearly all pictures of fewer.
+    # The number of shots is no part of the seed, so that draws of more shots hold nearly all pictures of
+    # fewer.
     train, test = few_shot_split(rows, shots, np.random.default_rng([seed, draw]))
     probe = linear().fit(embeddings[train], rows["kl_grade"].iloc[train])
     return predictions.frame(rows["image_id"].iloc[test], probe.predict_proba(embeddings[test]))
@@ -256,8 +263,9 @@ def few_shot_split(rows, shots, generator):
     for grade in groups.sort_values(kind="stable").index:
         chosen = shuffled[shuffled["kl_grade"] == grade].drop_duplicates("group_id").head(shots)
         if groups[grade] <= shots or len(chosen) < shots:
-            raise StudyError(f"Grade {grade} has {groups[grade]} group(s), too few to draw {shots} beside those of "
-                             "other grades and test on another: take fewer shots.")
+            raise StudyError(
+                f"Grade {grade} has {groups[grade]} group(s), too few to draw {shots} beside those of other "
+                "grades and test on another: take fewer shots.")
         shuffled = shuffled[~shuffled["group_id"].isin(chosen["group_id"])]
         drawn += list(chosen.index)
     if shuffled.empty:
@@ -270,7 +278,7 @@ def headline(study, results):
 
     def told(split):
         values = metrics.summary(*arrays(shown_fold(study, results, split)))
-        return f"n = {values['n']}) with accuracy {values['accuracy']:.3f}, quadratic kappa {values['qwk']:.3f}"
+        return "n = {n}) with accuracy {accuracy:.3f}, quadratic kappa {qwk:.3f}".format(**values)
 
     inside, arm = unseen(results.splits), results.frame["arm"].iloc[0]
     outside = f"{study.profile.external.name} ({told('external')}" if "external" in results else NO_EXTERNAL

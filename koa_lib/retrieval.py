@@ -32,7 +32,7 @@ def query_embeddings(grader, tokenizer, queries):
 
 
 def keep(study, arm, image_ids, cosine, prompt_set="queries"):
-    """Write the cosines (n, 5) of pictures with the queries of a prompt set as `similarities/<arm>.csv`, a row a pair."""
+    """Write cosines (n, 5) of pictures with the queries of a prompt set, a row a pair."""
     queries = prompts(prompt_set)
     pairs = {"image_id": np.repeat(list(image_ids), len(queries)), "prompt_set": prompt_set,
              "query": np.tile(queries, len(cosine)), "cosine": np.ravel(cosine)}
@@ -52,9 +52,10 @@ def ranking(cosine, grades):
     Returns
     -------
     DataFrame
-        grade, pictures, share (what a random order gives), precision_at_<k> (among the k first pictures, or all where
-        there are fewer; ties by position), average_precision (ratios); NaN for a grade without pictures. The last row,
-        grade "mean", holds the number of pictures and the means over the other grades.
+        grade, pictures, share (what a random order gives), precision_at_<k> (among the k first pictures, or
+        all where there are fewer; ties by position), average_precision (ratios); NaN for a grade without
+        pictures. The last row, grade "mean", holds the number of pictures and the means over the other
+        grades.
 
     Raises
     ------
@@ -63,8 +64,9 @@ def ranking(cosine, grades):
     """
     cosine, grades = np.asarray(cosine, dtype=float), np.asarray(grades)
     if cosine.shape != (len(grades), len(GRADES)) or not np.isfinite(cosine).all():
-        raise StudyError(f"Search needs finite cosines (n, {len(GRADES)}), one column per query and one row for each "
-                         f"of {len(grades)} grades; these have the shape {cosine.shape}. Embed the pictures again.")
+        raise StudyError(
+            f"Search needs finite cosines (n, {len(GRADES)}), one column per query and one row for each of "
+            f"{len(grades)} grades; these have the shape {cosine.shape}. Embed the pictures again.")
     order, rows = np.argsort(-cosine, axis=0, kind="stable"), []
     for grade, average in zip(GRADES, _average_precision(cosine, grades), strict=False):
         relevant = pd.Series((grades == grade)[order[:, grade]])
@@ -88,13 +90,13 @@ def _average_precision(cosine, grades):
 
 
 def chance(cosine, grades, shuffles=200, seed=0):
-    """Average precision in a random order: the grades are shuffled. Where a grade has few pictures, it is above its share.
+    """Average precision in a random order, the grades shuffled; few pictures reach more than their share.
 
     Returns
     -------
     DataFrame
-        For each grade and then for their mean: chance (mean over the shuffles), chance_low, chance_high (their middle
-        95 %).
+        For each grade and then for their mean: chance (mean over the shuffles), chance_low, chance_high
+        (their middle 95 %).
     """
     rng = np.random.default_rng(seed)
     drawn = np.array([_average_precision(cosine, rng.permutation(grades)) for _ in range(shuffles)])

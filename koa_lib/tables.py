@@ -59,10 +59,11 @@ def table_2(study, results, our_results, published):
         arm ("published" where it is the paper's), pictures, n, accuracy, macro_precision, macro_sensitivity,
         macro_f1; all that is inside the training cohort first.
     """
+    outside = our_results.of(split="external").deduplicated()
     ours = pd.concat([
         shown(study, results).table(OVERALL),
         our_results.of(split="test").table(OVERALL),
-        our_results.of(split="external").deduplicated().table(OVERALL).replace("external", "external, deduplicated"),
+        outside.table(OVERALL).replace("external", "external, deduplicated"),
     ]).drop_duplicates(["arm", "split"]).rename(columns={"split": "pictures"})
     ours[OVERALL] *= 100
     outside = ours["pictures"].str.startswith("external")
@@ -79,7 +80,8 @@ def table_3(graded, published, draws=1000, seed=0):
     Returns
     -------
     DataFrame
-        kl_grade, name, n, then sensitivity, ci_low, ci_high, specificity, auc, each also as published_..., reason.
+        kl_grade, name, n, then sensitivity, ci_low, ci_high, specificity, auc, each also as published_...,
+        reason.
     """
     cited = published[published["item"] == "table_3"].pivot(
         index="row", columns="metric", values=["value", "ci_low", "ci_high"]).reset_index(drop=True)
@@ -111,14 +113,15 @@ def table_4(study, results, published):
     Parameters
     ----------
     results : dict of str to Results
-        Model name as the paper prints it; `CLIP` is the main arm. A published model that is absent is "not run".
+        Model name as the paper prints it; `CLIP` is the main arm. A published model that is absent is "not
+        run".
 
     Returns
     -------
     DataFrame
         model, as_run (network, resolution, epochs), then as `comparison.accuracy_row`, internal_accuracy and
-        internal_qwk (on the unseen part of the training cohort), published_accuracy, reason; per cent but for the
-        kappas.
+        internal_qwk (on the unseen part of the training cohort), published_accuracy, reason; per cent but for
+        the kappas.
     """
     printed = published[published["item"] == "table_4"].set_index("row")["value"]
     as_run = {spec.name: networks.described(spec) for spec in study.profile.baselines}
@@ -139,7 +142,8 @@ def table_4(study, results, published):
 
 def _inside_and_outside(study, found):
     inside = metrics.summary(*arrays(shown_fold(study, found, unseen(found.splits))))
-    row = {"internal_accuracy": 100 * inside["accuracy"], "internal_qwk": inside["qwk"], "reason": NO_EXTERNAL}
+    row = {"reason": NO_EXTERNAL,
+           "internal_accuracy": 100 * inside["accuracy"], "internal_qwk": inside["qwk"]}
     if "external" in found:
         row |= {"reason": "", **_percent(shown_fold(study, found, "external"), found)}
     return row
@@ -209,8 +213,8 @@ def this_run(study, results, our_results):
     Returns
     -------
     DataFrame
-        system, protocol (as in `published/peers.csv`), test_set, source, n, accuracy, ci_low, ci_high, macro_f1, qwk;
-        per cent but for the kappa.
+        system, protocol (as in `published/peers.csv`), test_set, source, n, accuracy, ci_low, ci_high,
+        macro_f1, qwk; per cent but for the kappa.
     """
     inside = [split for split in results.splits if split != "train"]
     found = [shown(study, results).of(split=inside), our_results.of(split=["test", "external"])]
@@ -231,7 +235,7 @@ def _protocol(study, split):
 
 
 def table_5(published, peers, literature, ours):
-    """Other studies as cited in the paper, clean public peers, and this run; rows compare only within one protocol.
+    """Other studies as cited, clean public peers, and this run; rows compare only within one protocol.
 
     Parameters
     ----------
@@ -243,9 +247,10 @@ def table_5(published, peers, literature, ours):
     Returns
     -------
     DataFrame
-        system, protocol, n, accuracy (as printed), ci_low, ci_high, corrected (as found in the cited source; NaN where
-        nothing was found), in_source (whether it is the printed one: 'same', 'differs' or empty), macro_f1, qwk,
-        test_set, source, note. Rows of one protocol stand together, protocols in the order of their first row.
+        system, protocol, n, accuracy (as printed), ci_low, ci_high, corrected (as found in the cited source;
+        NaN where nothing was found), in_source (whether it is the printed one: 'same', 'differs' or empty),
+        macro_f1, qwk, test_set, source, note. Rows of one protocol stand together, protocols in the order of
+        their first row.
 
     Raises
     ------
@@ -257,7 +262,8 @@ def table_5(published, peers, literature, ours):
                  note""".split()
     frames = [_cited(published, literature), others, ours]
     table = pd.concat([frame.reindex(columns=columns).astype(object) for frame in frames], ignore_index=True)
-    table = table.sort_values("protocol", kind="stable", key=lambda names: pd.factorize(names)[0], ignore_index=True)
+    order = pd.factorize(table["protocol"])[0].argsort(kind="stable")
+    table = table.iloc[order].reset_index(drop=True)
     numbers = ["accuracy", "corrected", "ci_low", "ci_high", "macro_f1", "qwk"]
     table = table.astype(dict.fromkeys(numbers, float)).astype({"n": "Int64"})
     return table.fillna({"note": "", "in_source": ""})
@@ -270,8 +276,8 @@ def _cited(published, literature):
     cited = cited.merge(found, on=["item", "row", "metric"], how="left")
     wrong = cited.loc[cited["protocol"].isna() | cited["row"].duplicated(), "row"]
     if len(wrong):
-        raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. "
-                         "Give the comparable protocol, as in peers.csv.")
+        raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. Give "
+                         "the comparable protocol, as in peers.csv.")
     test_set = cited["note"].str.split(";").str[0]
     cited = cited.rename(columns={"row": "system", "value": "accuracy", "found": "corrected"})
     same = (cited["corrected"] - cited["accuracy"]).abs() <= 0.005

@@ -15,9 +15,14 @@ SHOWN = ["accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one"
 LEAKED = ("accuracy", "macro_f1", "qwk")
 
 
+def shown(study, results):
+    """`Results` of the fold that the paper's tables show, with the study's own seed."""
+    return results.of(seed=study.seed, fold=main_fold(study))
+
+
 def shown_fold(study, results, split):
-    """A split graded by the fold that the paper's tables show; `Results` of one arm that follows the paper."""
-    return results.graded(seed=study.seed, fold=main_fold(study), split=split)
+    """A split graded by the fold that the paper's tables show; of `Results` of one arm."""
+    return shown(study, results).graded(split=split)
 
 
 def place(study, split):
@@ -30,7 +35,8 @@ def place(study, split):
 def baselines(experiment):
     """`Results` of each baseline that the profile runs, by the name that the paper prints."""
     study = experiment.study
-    return {spec.name: experiment.run(baseline_arm(study, spec)) for spec in study.profile.baselines if not spec.reason}
+    specs = [spec for spec in study.profile.baselines if not spec.reason]
+    return {spec.name: experiment.run(baseline_arm(study, spec)) for spec in specs}
 
 
 def accuracy_row(graded, draws, seed):
@@ -39,8 +45,8 @@ def accuracy_row(graded, draws, seed):
     Returns
     -------
     dict
-        n, accuracy, ci_low, ci_high (95 % group bootstrap), best_constant (accuracy of the best single grade on the
-        same pictures), against_constant (paired, as `stats.against_constant`), macro_f1, qwk; ratios.
+        n, accuracy, ci_low, ci_high (95 % group bootstrap), best_constant (accuracy of the best single grade
+        on the same pictures), against_constant (paired, as `stats.against_constant`), macro_f1, qwk; ratios.
     """
     found = stats.measured(graded, ("accuracy", "macro_f1", "qwk"), draws, seed)
     constant = stats.against_constant(graded, draws, seed).loc["accuracy"]
@@ -62,8 +68,8 @@ def folds_and_seeds(study, results):
     Returns
     -------
     DataFrame
-        arm, part, row (fold, 'mean over ...', 'SD over ...', 'before training'), n, accuracy, balanced_accuracy,
-        macro_f1, qwk, mae, within_one (ratios; mae in grades).
+        arm, part, row (fold, 'mean over ...', 'SD over ...', 'before training'), n, accuracy,
+        balanced_accuracy, macro_f1, qwk, mae, within_one (ratios; mae in grades).
     """
     table = pd.DataFrame([
         {**where, **metrics.summary(*arrays(run.graded()))}
@@ -93,8 +99,8 @@ def paired_tests(study, results, others, split):
     """CLIP against each baseline on the same pictures, single knees without repeats.
 
     McNemar's test takes the two knees of a patient for independent, as the paper does; the interval of the
-    difference beside it resamples patients. Compared are the mean probabilities of the folds that both trained; a
-    held-out fold as it is, because each fold holds out other pictures.
+    difference beside it resamples patients. Compared are the mean probabilities of the folds that both
+    trained; a held-out fold as it is, because each fold holds out other pictures.
 
     Parameters
     ----------
@@ -113,7 +119,8 @@ def paired_tests(study, results, others, split):
     """
     columns = ("baseline folds n clip_only baseline_only p_exact p_mid p_holm difference difference_low "
                "difference_high ahead one_answer").split()
-    rows = [{"baseline": name, **_paired_test(study, results, found, split)} for name, found in others.items()]
+    rows = [{"baseline": name, **_paired_test(study, results, found, split)}
+            for name, found in others.items()]
     table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = stats.holm(table["p_exact"])
     leader = np.where(table["difference"] > 0, "CLIP", "baseline")
@@ -122,24 +129,18 @@ def paired_tests(study, results, others, split):
 
 def _paired_test(study, results, found, split):
     both = [arm.of(seed=study.seed, split=split) for arm in (results, found)]
-    common = set.intersection(*(set(arm.frame["fold"]) for arm in both))
-    folds = {main_fold(study)} if split == "held_out" else common
+    folds = set(both[0].frame["fold"]) & set(both[1].frame["fold"])
+    folds = {main_fold(study)} if split == "held_out" else folds
     clip, other = (arm.graded(fold=folds) for arm in both)
     knees = sets.subset(clip, "single_knee")
     clip, other = (graded[graded["image_id"].isin(knees)] for graded in (clip, other))
     a, b = stats.predicted(stats.paired(clip, other))
     test = stats.mcnemar(a == clip["kl_grade"], b == clip["kl_grade"])
     gap = stats.gaps(clip, other, ["accuracy"], results.draws, results.seed)
-    return {
-        "folds": len(folds),
-        "n": len(clip),
-        "clip_only": test["b"],
-        "baseline_only": test["c"],
-        "p_exact": test["p_exact"],
-        "p_mid": test["p_mid"],
-        **{name.replace("accuracy", "difference"): value for name, value in gap.items() if name != "n"},
-        "one_answer": np.bincount(b).max() / len(b) if len(b) else np.nan,
-    }
+    return {"folds": len(folds), "n": len(clip), "clip_only": test["b"], "baseline_only": test["c"],
+            "p_exact": test["p_exact"], "p_mid": test["p_mid"], "difference": gap["accuracy"],
+            "difference_low": gap["accuracy_low"], "difference_high": gap["accuracy_high"],
+            "one_answer": np.bincount(b).max() / len(b) if len(b) else np.nan}
 
 
 def leak(by_image, by_patient):

@@ -1,6 +1,7 @@
 """The external result from all sides: by set and reader, metric, way of showing, and with adaptation.
 
-Whatever uses the other cohort's pictures or grades to adapt is a secondary result, never the external result itself.
+Whatever uses the other cohort's pictures or grades to adapt is a secondary result, never the external result
+itself.
 """
 
 import numpy as np
@@ -18,14 +19,14 @@ from koa_lib.protocols import main_fold
 from koa_lib.splits import unseen
 
 READERS = {"first": "kl_grade", "second": "kl_grade_reader2"}
-METRICS = ("accuracy", "balanced_accuracy", "macro_precision", "macro_f1", "qwk", "linear_kappa", "mae", "within_one",
-           "macro_auc", "ece", "flip_disagreement")
+METRICS = ("accuracy", "balanced_accuracy", "macro_precision", "macro_f1", "qwk", "linear_kappa", "mae",
+           "within_one", "macro_auc", "ece", "flip_disagreement")
 SHOTS = (5, 10, 20)  # labels per grade, as the closest public study of the same cohorts has them
 DRAWS = 20
 
 
 def shown_part(results):
-    """The part that examples come from: the external cohort, or else an unseen part of the training cohort."""
+    """The part that examples come from: the external cohort, or else the unseen part of the other."""
     return "external" if "external" in results else unseen(results.splits)
 
 
@@ -89,14 +90,14 @@ def by_view(study, results):
         status ('confirmatory', 'sensitivity' or, last, 'exploratory'), geometry, intensity, as_trained
         (whether the model was trained on such pictures), then as `comparison.accuracy_row`.
     """
-    rows, trained = [], (study.profile.our_protocol.geometry, study.profile.our_protocol.intensity)
+    rows, ours = [], study.profile.our_protocol
     for where, found in results.each("view"):
-        view = tuple(where["view"].split("-"))
-        status = "confirmatory" if view == VIEWS[0] else "exploratory" if set(view) & EXPLORATORY else "sensitivity"
-        kept = derived(found.graded(), "deduplicated")
-        rows.append({"status": status, "geometry": view[0], "intensity": view[1],
-                     "as_trained": "yes" if view == trained else "no",
-                     **accuracy_row(kept, results.draws, results.seed)})
+        view = geometry, intensity = tuple(where["view"].split("-"))
+        status = "exploratory" if set(view) & EXPLORATORY else "sensitivity"
+        status = "confirmatory" if view == VIEWS[0] else status
+        trained = "yes" if view == (ours.geometry, ours.intensity) else "no"
+        rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": trained,
+                     **accuracy_row(derived(found.graded(), "deduplicated"), results.draws, results.seed)})
     return pd.DataFrame(rows).sort_values("status", key=lambda status: status == "exploratory", kind="stable")
 
 
@@ -151,7 +152,8 @@ def label_shift(results):
 def adaptation(experiment, arm, results):
     """Zero-shot, prior-corrected and K-shot results on single knees; the latter two are no longer zero-shot.
 
-    What is adapted is written as prediction files, '..__em.csv' and '..__shots<K>-draw<d>.csv', and read from them.
+    What is adapted is written as prediction files, '..__em.csv' and '..__shots<K>-draw<d>.csv', and read from
+    them.
 
     Returns
     -------
@@ -159,40 +161,41 @@ def adaptation(experiment, arm, results):
         adaptation, zero_shot (yes/no), labels, then as `comparison.accuracy_row`, reason. Intervals: group
         bootstrap; for K-shot the middle 95 % of the draws, and n and best_constant their means.
     """
-    study = experiment.study
-    graded, trained_on = (shown_fold(study, results, split) for split in ("external", "train"))
-    priors = np.bincount(trained_on["kl_grade"], minlength=len(GRADES)) / len(trained_on)
-    corrected = predictions.frame(graded["image_id"], shift.prior_correction(arrays(graded)[1], priors)[0])
-    frames = {"none": graded, "prior correction (EM)": _kept(study, arm, corrected, graded, "em")}
-    rows = [{"adaptation": name, "zero_shot": "yes" if frame is graded else "no", "labels": 0,
+    graded, trained_on = (shown_fold(experiment.study, results, split) for split in ("external", "train"))
+    priors = trained_on["kl_grade"].value_counts(normalize=True).reindex(GRADES, fill_value=0)
+    adapted, _ = shift.prior_correction(arrays(graded)[1], priors)
+    adapted = _kept(experiment.study, arm, predictions.frame(graded["image_id"], adapted), graded, "em")
+    rows = [{"adaptation": name, "zero_shot": zero_shot, "labels": 0,
              **accuracy_row(derived(frame, "single_knee"), results.draws, results.seed), "reason": ""}
-            for name, frame in frames.items()]
+            for name, zero_shot, frame in (("none", "yes", graded), ("prior correction (EM)", "no", adapted))]
     return pd.DataFrame(rows + _few_shot_rows(experiment, arm))
 
 
 def _few_shot_rows(experiment, arm):
-    data = experiment.data("external", arm)
+    study, data = experiment.study, experiment.data("external", arm)
     single = data.rows["image_id"].isin(sets.subset(data.rows, "single_knee"))
     knees = data.part(np.flatnonzero(single), "report")
-    grader = experiment.grader(arm, main_fold(experiment.study))
+    grader = experiment.grader(arm, main_fold(study))
     embeddings = retrieval.image_embeddings(grader, experiment.source(arm, knees)).numpy()
     rows = []
     for shots in SHOTS:
         row = {"adaptation": f"{shots}-shot linear probe", "zero_shot": "no", "labels": shots * len(GRADES)}
         try:
-            graded = [few_shot(embeddings, knees.rows, shots, draw, experiment.study.seed) for draw in range(DRAWS)]
+            drawn = [few_shot(embeddings, knees.rows, shots, draw, study.seed) for draw in range(DRAWS)]
         except StudyError as error:
             rows.append({**row, "n": 0, "reason": f"not run: {error}"})
-            continue
-        kept = [_kept(experiment.study, arm, frame, knees.rows, f"shots{shots}-draw{draw}")
-                for draw, frame in enumerate(graded)]
-        rows.append({**row, "adaptation": f"{row['adaptation']}, {DRAWS} draws", **over_draws(kept), "reason": ""})
+        else:
+            row["adaptation"] += f", {DRAWS} draws"
+            kept = [_kept(study, arm, frame, knees.rows, f"shots{shots}-draw{draw}")
+                    for draw, frame in enumerate(drawn)]
+            rows.append({**row, **over_draws(kept), "reason": ""})
     return rows
 
 
 def _kept(study, arm, frame, rows, adaptation):
-    view, fold = (arm.recipe.geometry, arm.recipe.intensity), str(main_fold(study))
-    name = predictions.Name(arm.name, study.profile.external.name, "external", *view, fold, arm.seed, adaptation)
+    cohort, recipe, fold = study.profile.external.name, arm.recipe, str(main_fold(study))
+    shown = ("external", recipe.geometry, recipe.intensity, fold)
+    name = predictions.Name(arm.name, cohort, *shown, arm.seed, adaptation)
     path = study.shown_dir / "predictions" / name.file
     predictions.write(frame, path)
     return predictions.join(predictions.read(path), rows)
@@ -209,8 +212,8 @@ def over_draws(frames):
     Returns
     -------
     dict
-        As `comparison.accuracy_row`: the interval is the middle 95 % of the draws, against_constant the same of the
-        difference to the best constant answer.
+        As `comparison.accuracy_row`: the interval is the middle 95 % of the draws, against_constant the same
+        of the difference to the best constant answer.
     """
     table = pd.DataFrame([metrics.summary(*arrays(graded)) for graded in frames])
     mean, (low, high) = table.mean(), stats.interval(table["accuracy"])
@@ -245,31 +248,29 @@ def few_shot(embeddings, rows, shots, draw, seed=0):
     StudyError
         When a grade has too few groups.
     """
-    grades = metrics.checked_grades(rows["kl_grade"])
-    codes, _ = stats.group_codes(rows["group_id"], len(grades))
-    # The number of shots is no part of the seed, so that draws of more shots hold nearly all pictures of fewer.
-    train, test = few_shot_split(grades, codes, shots, np.random.default_rng([seed, draw]))
-    probe = linear().fit(embeddings[train], grades[train])
+    # The number of shots is no part of the seed, so that draws of more shots hold nearly all pictures of
+    # fewer.
+    train, test = few_shot_split(rows, shots, np.random.default_rng([seed, draw]))
+    probe = linear().fit(embeddings[train], rows["kl_grade"].iloc[train])
     return predictions.frame(rows["image_id"].iloc[test], probe.predict_proba(embeddings[test]))
 
 
-def few_shot_split(grades, codes, shots, generator):
-    """Row numbers to train on, `shots` per grade and one per group, and those of all other groups."""
-    order, used, drawn = generator.permutation(len(grades)), np.zeros(codes.max() + 1, dtype=bool), []
-    groups = {grade: len(np.unique(codes[grades == grade])) for grade in GRADES}
+def few_shot_split(rows, shots, generator):
+    """Positions to train on, `shots` per grade and one per group, and those of all other groups."""
+    shuffled, drawn = rows.reset_index(drop=True).iloc[generator.permutation(len(rows))], []
+    groups = rows.groupby("kl_grade")["group_id"].nunique().reindex(GRADES, fill_value=0)
     # The grade with the fewest groups draws first, lest other grades use them up.
-    for grade in sorted(GRADES, key=groups.get):
-        rows = order[(grades[order] == grade) & ~used[codes[order]]]
-        rows = rows[np.sort(np.unique(codes[rows], return_index=True)[1])[:shots]]
-        if groups[grade] <= shots or len(rows) < shots:
-            raise StudyError(f"Grade {grade} has {groups[grade]} group(s), too few to draw {shots} beside those of "
-                             "other grades and test on another: take fewer shots.")
-        used[codes[rows]] = True
-        drawn.append(rows)
-    test = np.flatnonzero(~used[codes])
-    if not len(test):
+    for grade in groups.sort_values(kind="stable").index:
+        chosen = shuffled[shuffled["kl_grade"] == grade].drop_duplicates("group_id").head(shots)
+        if groups[grade] <= shots or len(chosen) < shots:
+            raise StudyError(
+                f"Grade {grade} has {groups[grade]} group(s), too few to draw {shots} beside those of other "
+                "grades and test on another: take fewer shots.")
+        shuffled = shuffled[~shuffled["group_id"].isin(chosen["group_id"])]
+        drawn += list(chosen.index)
+    if shuffled.empty:
         raise StudyError(f"With {shots} shots per grade no group is left to test on: take fewer shots.")
-    return np.concatenate(drawn), test
+    return drawn, sorted(shuffled.index)
 
 
 def headline(study, results):
@@ -277,7 +278,7 @@ def headline(study, results):
 
     def told(split):
         values = metrics.summary(*arrays(shown_fold(study, results, split)))
-        return f"n = {values['n']}) with accuracy {values['accuracy']:.3f}, quadratic kappa {values['qwk']:.3f}"
+        return "n = {n}) with accuracy {accuracy:.3f}, quadratic kappa {qwk:.3f}".format(**values)
 
     inside, arm = unseen(results.splits), results.frame["arm"].iloc[0]
     outside = f"{study.profile.external.name} ({told('external')}" if "external" in results else NO_EXTERNAL

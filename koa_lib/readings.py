@@ -1,7 +1,7 @@
-"""Readings of the printed training: what the paper leaves open or says in more than one way, one factor at a time.
+"""Readings of the printed training: what the paper leaves open, one factor at a time.
 
-Each reading changes `as_printed` in one point (never a full grid); sources are the paper's sections and published
-CLIP fine-tuning.
+Each reading changes `as_printed` in one point (never a full grid); sources are the paper's sections and
+published CLIP fine-tuning.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from koa_lib import metrics
-from koa_lib.comparison import shown_fold
+from koa_lib.comparison import shown, shown_fold
 from koa_lib.losses import chance_loss, infonce_floor
 from koa_lib.predictions import arrays
 from koa_lib.protocols import clip_arm, main_arm, main_fold
@@ -33,8 +33,8 @@ class Reading:
 
 
 READINGS = (
-    # All 12 blocks frozen (section 3.4), the last two layers trained (section 3.4), fine-tuning of the model (section
-    # 4.1), both encoders optimised (section 3.3).
+    # All 12 blocks frozen (section 3.4), the last two layers trained (section 3.4), fine-tuning of the model
+    # (section 4.1), both encoders optimised (section 3.3).
     Reading("trained part", "projection", {"part": "projection"}),
     Reading("trained part", "last blocks", {"part": "last_blocks"}),
     Reading("trained part", "full image tower", {"part": "full_image"}),
@@ -43,7 +43,8 @@ READINGS = (
     *(Reading("residual ratio", f"{ratio:g}", {"residual": ratio}) for ratio in (0.4, 0.6, 0.8, 1.0)),
     # Symmetric cross-entropy over the batch (sections 3.3 and 3.5).
     Reading("loss", "symmetric InfoNCE", {"loss": "infonce"}),
-    # Table 1 numbers the grades 1 to 5, KL grades are 0 to 4; 'this is Mild OA' (section 3.3), 'Severe knee' (4.4).
+    # Table 1 numbers the grades 1 to 5, KL grades are 0 to 4; 'this is Mild OA' (section 3.3), 'Severe knee'
+    # (4.4).
     Reading("prompts", "no digits", {"prompts": "no_digits"}),
     Reading("prompts", "corrected numbers", {"prompts": "corrected"}),
     Reading("prompts", "template", {"prompts": "template"}),
@@ -83,18 +84,18 @@ def table(experiment, results):
     Returns
     -------
     DataFrame
-        factor, option, epochs, n, accuracy, macro_f1, qwk, qwk_low, qwk_high, difference (of qwk, reading minus
-        printed, same pictures), difference_low, difference_high, external_accuracy, external_qwk; 95 %
+        factor, option, epochs, n, accuracy, macro_f1, qwk, qwk_low, qwk_high, difference (of qwk, reading
+        minus printed, same pictures), difference_low, difference_high, external_accuracy, external_qwk; 95 %
         group-bootstrap intervals.
     """
     study, main = experiment.study, main_arm(experiment.study)
-    results, rows = results.of(seed=study.seed, fold=main_fold(study)), []
+    results, rows = shown(study, results), []
     for reading, arm in [(Reading("", AS_PRINTED, {}), main), *arms(study)]:
         found = results.of(arm=arm.name)
         values = found.measured(("accuracy", "macro_f1", "qwk"), split="held_out")
         gap = results.of(split="held_out").gap(arm.name, main.name, ["qwk"])
         row = {"factor": reading.factor, "option": reading.option,
-               "epochs": int(experiment.history(arm)["epoch"].max()),  # early stopping ends before the recipe does
+               "epochs": int(experiment.history(arm)["epoch"].max()),  # early stopping ends earlier
                **{name: values[name] for name in ("n", "accuracy", "macro_f1", "qwk", "qwk_low", "qwk_high")},
                **{name.replace("qwk", "difference"): gap[name] for name in ("qwk", "qwk_low", "qwk_high")}}
         if "external" in found:

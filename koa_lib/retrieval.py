@@ -13,7 +13,6 @@ from koa_lib.prompts import prompts
 from koa_lib.store import write_text
 
 NEAREST = (5, 10, 20)  # precision is measured among so many first pictures
-MEASURED = ["share", *(f"precision_at_{k}" for k in NEAREST), "average_precision"]
 
 
 @torch.no_grad()
@@ -33,7 +32,7 @@ def query_embeddings(grader, tokenizer, queries):
 
 
 def keep(study, arm, image_ids, cosine, prompt_set="queries"):
-    """Write the cosines (n, 5) of pictures with the queries of a prompt set as `similarities/<arm>.csv`, a row a pair."""
+    """Write cosines (n, 5) of pictures with the queries of a prompt set, a row a pair."""
     queries = prompts(prompt_set)
     pairs = {"image_id": np.repeat(list(image_ids), len(queries)), "prompt_set": prompt_set,
              "query": np.tile(queries, len(cosine)), "cosine": np.ravel(cosine)}
@@ -53,9 +52,10 @@ def ranking(cosine, grades):
     Returns
     -------
     DataFrame
-        grade, pictures, share (what a random order gives), precision_at_<k> (among the k first pictures, or all where
-        there are fewer; ties by position), average_precision (ratios); NaN for a grade without pictures. The last row,
-        grade "mean", holds the number of pictures and the means over the other grades.
+        grade, pictures, share (what a random order gives), precision_at_<k> (among the k first pictures, or
+        all where there are fewer; ties by position), average_precision (ratios); NaN for a grade without
+        pictures. The last row, grade "mean", holds the number of pictures and the means over the other
+        grades.
 
     Raises
     ------
@@ -64,20 +64,20 @@ def ranking(cosine, grades):
     """
     cosine, grades = np.asarray(cosine, dtype=float), np.asarray(grades)
     if cosine.shape != (len(grades), len(GRADES)) or not np.isfinite(cosine).all():
-        raise StudyError(f"Search needs finite cosines (n, {len(GRADES)}), one column per query and one row for each "
-                         f"of {len(grades)} grades; these have the shape {cosine.shape}. Embed the pictures again.")
-    order, found = np.argsort(-cosine, axis=0, kind="stable"), _average_precision(cosine, grades)
-    table = pd.DataFrame({"grade": [*GRADES, "mean"], "pictures": len(grades)}).reindex(
-        columns=["grade", "pictures", *MEASURED])
-    for grade in GRADES:
-        relevant = (grades == grade)[order[:, grade]]
-        table.loc[grade, "pictures"] = relevant.sum()
-        if relevant.any():
-            precisions = [relevant[:k].mean() for k in NEAREST]
-            table.loc[grade, MEASURED] = [relevant.mean(), *precisions, found[grade]]
-    table[MEASURED] = table[MEASURED].astype(float)
-    table.loc[len(GRADES), MEASURED] = table[MEASURED].mean()
-    return table
+        raise StudyError(
+            f"Search needs finite cosines (n, {len(GRADES)}), one column per query and one row for each of "
+            f"{len(grades)} grades; these have the shape {cosine.shape}. Embed the pictures again.")
+    order, rows = np.argsort(-cosine, axis=0, kind="stable"), []
+    for grade, average in zip(GRADES, _average_precision(cosine, grades), strict=False):
+        relevant = pd.Series((grades == grade)[order[:, grade]])
+        precisions = {f"precision_at_{k}": relevant.head(k).mean() for k in NEAREST}
+        rows.append({"grade": grade, "pictures": relevant.sum(), "share": relevant.mean(), **precisions,
+                     "average_precision": average})
+    table = pd.DataFrame(rows)
+    measured = list(table.columns[2:])
+    table.loc[table["pictures"] == 0, measured] = np.nan
+    mean = {"grade": "mean", "pictures": len(grades), **table[measured].mean()}
+    return pd.concat([table.astype({"grade": object}), pd.DataFrame([mean])], ignore_index=True)
 
 
 def _average_precision(cosine, grades):
@@ -90,13 +90,13 @@ def _average_precision(cosine, grades):
 
 
 def chance(cosine, grades, shuffles=200, seed=0):
-    """Average precision in a random order: the grades are shuffled. Where a grade has few pictures, it is above its share.
+    """Average precision in a random order, the grades shuffled; few pictures reach more than their share.
 
     Returns
     -------
     DataFrame
-        For each grade and then for their mean: chance (mean over the shuffles), chance_low, chance_high (their middle
-        95 %).
+        For each grade and then for their mean: chance (mean over the shuffles), chance_low, chance_high
+        (their middle 95 %).
     """
     rng = np.random.default_rng(seed)
     drawn = np.array([_average_precision(cosine, rng.permutation(grades)) for _ in range(shuffles)])
@@ -134,9 +134,7 @@ def examples(image_ids, cosine, grades, queries):
     DataFrame
         image_id, kl_grade, nearest (query), then a column per query; indexed by the picture's position.
     """
-    frame = pd.DataFrame(np.asarray(cosine, dtype=float), columns=list(queries))
-    nearest = frame.idxmax(axis=1)
-    for name, values in {"nearest": nearest, "kl_grade": np.asarray(grades), "image_id": list(image_ids)}.items():
-        frame.insert(0, name, values)
-    shown = sorted({min(grades), max(grades)})
-    return frame.loc[[(frame["kl_grade"] == grade).idxmax() for grade in shown]]
+    cosines = pd.DataFrame(np.asarray(cosine, dtype=float), columns=list(queries))
+    named = {"image_id": list(image_ids), "kl_grade": grades, "nearest": cosines.idxmax(axis=1)}
+    first = pd.DataFrame(named).join(cosines).drop_duplicates("kl_grade").sort_values("kl_grade")
+    return first.iloc[[0, -1]].drop_duplicates("kl_grade")

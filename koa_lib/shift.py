@@ -38,8 +38,9 @@ def reweight(cm, target_counts):
 def decomposition(internal, external, draws=1000, seed=0):
     """How much of an accuracy lost in another cohort its mix of grades explains.
 
-    The label shift is what the external mix of grades alone would change, each grade being recognised as often as
-    inside; the rest is other pictures, other readers and chance. Groups of both cohorts are resampled independently.
+    The label shift is what the external mix of grades alone would change, each grade being recognised as
+    often as inside; the rest is other pictures, other readers and chance. Groups of both cohorts are
+    resampled independently.
 
     Parameters
     ----------
@@ -49,8 +50,9 @@ def decomposition(internal, external, draws=1000, seed=0):
     Returns
     -------
     DataFrame
-        part, value, ci_low, ci_high (ratios, 95 % percentile intervals of the draws that define it). NaN where a
-        cohort has no pictures, or the internal one lacks a grade of the external one; one group has no interval.
+        part, value, ci_low, ci_high (ratios, 95 % percentile intervals of the draws that define it). NaN
+        where a cohort has no pictures, or the internal one lacks a grade of the external one; one group has
+        no interval.
     """
     seeds = np.random.SeedSequence(seed).spawn(2)
     inner, outer = (stats.resampled(graded, draws, own)
@@ -70,7 +72,7 @@ def decomposition(internal, external, draws=1000, seed=0):
 
 
 def prior_correction(probabilities, priors, iterations=1000, tolerance=1e-6):
-    """Probabilities adapted to a cohort whose mix of grades is unknown and estimated from them; no grade is used.
+    """Probabilities adapted to a cohort's unknown mix of grades, which is estimated without any grade.
 
     Expectation maximisation of Saerens, Latinne and Decaestecker 2002. It presumes calibrated
     probabilities and that pictures of one grade look alike in both cohorts.

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import metrics, networks, stats
-from koa_lib.comparison import NO_EXTERNAL, accuracy_row, place, shown_fold
+from koa_lib.comparison import NO_EXTERNAL, accuracy_row, place, shown, shown_fold
 from koa_lib.errors import StudyError
-from koa_lib.external import derived
 from koa_lib.grades import GRADES, NAMES
 from koa_lib.predictions import arrays
 from koa_lib.prompts import TABLE_1
@@ -60,38 +59,19 @@ def table_2(study, results, our_results, published):
         arm ("published" where it is the paper's), pictures, n, accuracy, macro_precision, macro_sensitivity,
         macro_f1; all that is inside the training cohort first.
     """
-    frames = _shown(study, results)
-    for (arm, split), graded in _means(our_results).items():
-        if split == "external":
-            frames[arm, "external, deduplicated"] = derived(graded, "deduplicated")
-        else:
-            frames.setdefault((arm, split), graded)
-    rows = [{"arm": arm, "pictures": pictures, "n": len(graded), **_overall(graded)}
-            for (arm, pictures), graded in frames.items()]
-    outside = [row for row in rows if row["pictures"].startswith("external")]
-    inside = [row for row in rows if row not in outside]
+    outside = our_results.of(split="external").deduplicated()
+    ours = pd.concat([
+        shown(study, results).table(OVERALL),
+        our_results.of(split="test").table(OVERALL),
+        outside.table(OVERALL).replace("external", "external, deduplicated"),
+    ]).drop_duplicates(["arm", "split"]).rename(columns={"split": "pictures"})
+    ours[OVERALL] *= 100
+    outside = ours["pictures"].str.startswith("external")
     cited = published[published["item"] == "table_2"].pivot(index="row", columns="metric", values="value")
-    train, test = ({"arm": "published", "pictures": pictures, **cited.loc[row]}
-                   for row, pictures in (("train", "train"), ("test", "external")))
-    table = pd.DataFrame([train, *inside, test, *outside])
+    cited = cited.reset_index().assign(arm="published", pictures=cited.index.str.replace("test", "external"))
+    train, test = (cited[cited["row"] == row] for row in ("train", "test"))
+    table = pd.concat([train, ours[~outside], test, ours[outside]], ignore_index=True)
     return table[["arm", "pictures", "n", *OVERALL]].astype({"n": "Int64"})
-
-
-def _shown(study, results):
-    # The shown fold's graded pictures by arm and split.
-    return {(where["arm"], where["split"]): shown_fold(study, found, where["split"])
-            for where, found in results.each("arm", "split")}
-
-
-def _means(results):
-    # Mean probabilities of the folds on what each of them predicts.
-    return {(where["arm"], where["split"]): found.graded()
-            for where, found in results.of(split=["test", "external"]).each("arm", "split")}
-
-
-def _overall(graded):
-    values = metrics.summary(*arrays(graded))
-    return {name: 100 * values[name] for name in OVERALL}
 
 
 def table_3(graded, published, draws=1000, seed=0):
@@ -100,16 +80,14 @@ def table_3(graded, published, draws=1000, seed=0):
     Returns
     -------
     DataFrame
-        kl_grade, name, n, then sensitivity, ci_low, ci_high, specificity, auc, each also as published_..., reason.
+        kl_grade, name, n, then sensitivity, ci_low, ci_high, specificity, auc, each also as published_...,
+        reason.
     """
-    printed = published[published["item"] == "table_3"].set_index(["metric", "row"])
-
-    def cited(metric, column="value"):
-        return printed.loc[metric][column].reindex(map(str, GRADES)).to_list()
-
+    cited = published[published["item"] == "table_3"].pivot(
+        index="row", columns="metric", values=["value", "ci_low", "ci_high"]).reset_index(drop=True)
     each = metrics.per_grade(*arrays(graded))
-    recall = 100 * metrics.rates(stats.resampled(graded, draws, seed)[1:])[0]
-    low, high = zip(*(stats.interval(recall[:, grade]) for grade in GRADES), strict=True)
+    recall = metrics.rates(stats.resampled(graded, draws, seed)[1:])[0]
+    low, high = zip(*(stats.interval(100 * recall[:, grade]) for grade in GRADES), strict=True)
     absent = "no picture of this grade: sensitivity and AUC are undefined"
     return pd.DataFrame({
         "kl_grade": GRADES,
@@ -118,13 +96,13 @@ def table_3(graded, published, draws=1000, seed=0):
         "sensitivity": 100 * each["sensitivity"],
         "ci_low": low,
         "ci_high": high,
-        "published_sensitivity": cited("sensitivity"),
-        "published_ci_low": cited("sensitivity", "ci_low"),
-        "published_ci_high": cited("sensitivity", "ci_high"),
+        "published_sensitivity": cited["value", "sensitivity"],
+        "published_ci_low": cited["ci_low", "sensitivity"],
+        "published_ci_high": cited["ci_high", "sensitivity"],
         "specificity": 100 * each["specificity"],
-        "published_specificity": cited("specificity"),
+        "published_specificity": cited["value", "specificity"],
         "auc": each["auc"],
-        "published_auc": cited("auc"),
+        "published_auc": cited["value", "auc"],
         "reason": np.where(each["n"] == 0, absent, ""),
     })
 
@@ -135,14 +113,15 @@ def table_4(study, results, published):
     Parameters
     ----------
     results : dict of str to Results
-        Model name as the paper prints it; `CLIP` is the main arm. A published model that is absent is "not run".
+        Model name as the paper prints it; `CLIP` is the main arm. A published model that is absent is "not
+        run".
 
     Returns
     -------
     DataFrame
         model, as_run (network, resolution, epochs), then as `comparison.accuracy_row`, internal_accuracy and
-        internal_qwk (on the unseen part of the training cohort), published_accuracy, reason; per cent but for the
-        kappas.
+        internal_qwk (on the unseen part of the training cohort), published_accuracy, reason; per cent but for
+        the kappas.
     """
     printed = published[published["item"] == "table_4"].set_index("row")["value"]
     as_run = {spec.name: networks.described(spec) for spec in study.profile.baselines}
@@ -163,7 +142,8 @@ def table_4(study, results, published):
 
 def _inside_and_outside(study, found):
     inside = metrics.summary(*arrays(shown_fold(study, found, unseen(found.splits))))
-    row = {"internal_accuracy": 100 * inside["accuracy"], "internal_qwk": inside["qwk"], "reason": NO_EXTERNAL}
+    row = {"reason": NO_EXTERNAL,
+           "internal_accuracy": 100 * inside["accuracy"], "internal_qwk": inside["qwk"]}
     if "external" in found:
         row |= {"reason": "", **_percent(shown_fold(study, found, "external"), found)}
     return row
@@ -233,15 +213,19 @@ def this_run(study, results, our_results):
     Returns
     -------
     DataFrame
-        system, protocol (as in `published/peers.csv`), test_set, source, then as `comparison.accuracy_row`.
+        system, protocol (as in `published/peers.csv`), test_set, source, n, accuracy, ci_low, ci_high,
+        macro_f1, qwk; per cent but for the kappa.
     """
-    frames = {key: graded for key, graded in _shown(study, results).items() if key[1] != "train"}
-    frames |= _means(our_results)
-    return pd.DataFrame([
-        {"system": f"{arm}, {split.replace('_', ' ')}", "protocol": _protocol(study, split),
-         "test_set": place(study, split), "source": "this run", **_percent(graded, results)}
-        for (arm, split), graded in frames.items()
-    ])
+    inside = [split for split in results.splits if split != "train"]
+    found = [shown(study, results).of(split=inside), our_results.of(split=["test", "external"])]
+    table = pd.concat([each.table(("accuracy", "macro_f1", "qwk")) for each in found])
+    table = table.drop_duplicates(["arm", "split"], keep="last")
+    table = table.rename(columns={"accuracy_low": "ci_low", "accuracy_high": "ci_high"})
+    table[["accuracy", "ci_low", "ci_high", "macro_f1"]] *= 100
+    splits = table["split"]
+    return table.assign(system=table["arm"] + ", " + splits.str.replace("_", " "), source="this run",
+                        protocol=[_protocol(study, split) for split in splits],
+                        test_set=[place(study, split) for split in splits])
 
 
 def _protocol(study, split):
@@ -251,7 +235,7 @@ def _protocol(study, split):
 
 
 def table_5(published, peers, literature, ours):
-    """Other studies as cited in the paper, clean public peers, and this run; rows compare only within one protocol.
+    """Other studies as cited, clean public peers, and this run; rows compare only within one protocol.
 
     Parameters
     ----------
@@ -263,9 +247,10 @@ def table_5(published, peers, literature, ours):
     Returns
     -------
     DataFrame
-        system, protocol, n, accuracy (as printed), ci_low, ci_high, corrected (as found in the cited source; NaN where
-        nothing was found), in_source (whether it is the printed one: 'same', 'differs' or empty), macro_f1, qwk,
-        test_set, source, note. Rows of one protocol stand together, protocols in the order of their first row.
+        system, protocol, n, accuracy (as printed), ci_low, ci_high, corrected (as found in the cited source;
+        NaN where nothing was found), in_source (whether it is the printed one: 'same', 'differs' or empty),
+        macro_f1, qwk, test_set, source, note. Rows of one protocol stand together, protocols in the order of
+        their first row.
 
     Raises
     ------
@@ -277,7 +262,8 @@ def table_5(published, peers, literature, ours):
                  note""".split()
     frames = [_cited(published, literature), others, ours]
     table = pd.concat([frame.reindex(columns=columns).astype(object) for frame in frames], ignore_index=True)
-    table = table.sort_values("protocol", kind="stable", key=lambda names: pd.factorize(names)[0], ignore_index=True)
+    order = pd.factorize(table["protocol"])[0].argsort(kind="stable")
+    table = table.iloc[order].reset_index(drop=True)
     numbers = ["accuracy", "corrected", "ci_low", "ci_high", "macro_f1", "qwk"]
     table = table.astype(dict.fromkeys(numbers, float)).astype({"n": "Int64"})
     return table.fillna({"note": "", "in_source": ""})
@@ -290,8 +276,8 @@ def _cited(published, literature):
     cited = cited.merge(found, on=["item", "row", "metric"], how="left")
     wrong = cited.loc[cited["protocol"].isna() | cited["row"].duplicated(), "row"]
     if len(wrong):
-        raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. "
-                         "Give the comparable protocol, as in peers.csv.")
+        raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. Give "
+                         "the comparable protocol, as in peers.csv.")
     test_set = cited["note"].str.split(";").str[0]
     cited = cited.rename(columns={"row": "system", "value": "accuracy", "found": "corrected"})
     same = (cited["corrected"] - cited["accuracy"]).abs() <= 0.005

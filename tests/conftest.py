@@ -143,13 +143,16 @@ def knees(n=120, name="k", seed=0):
     number = np.arange(n)
     same = np.where(number % 40 == 5, number - 1, number)
     grades = generator.integers(0, 5, n // 2 + 1)[number // 2]
-    return pd.DataFrame({"image_id": [f"{name}{place}" for place in number], "kl_grade": grades, "group_id": [f"{name}-{place}" for place in number // 2],
-                         "kl_grade_reader2": pd.array([pd.NA] * n, "Int64"), "split": "external", "width": np.where(number % 17 == 0, 640, 300),
-                         "height": 162, "pixel_sha256": [f"{name}{place}" for place in same]})
+    return pd.DataFrame({
+        "image_id": [f"{name}{place}" for place in number], "kl_grade": grades,
+        "group_id": [f"{name}-{place}" for place in number // 2], "kl_grade_reader2": pd.array([pd.NA] * n, "Int64"),
+        "split": "external", "width": np.where(number % 17 == 0, 640, 300), "height": 162,
+        "pixel_sha256": [f"{name}{place}" for place in same],
+    })
 
 
 def predicted(rows, right=0.5, noise=0, **columns):
-    """Predictions of pictures as `Results` hold them: that share has the true grade, the others any; `columns` over the usual ones."""
+    """Predictions as `Results` hold them: that share of the true grade, the others any; `columns` over the usual."""
     generator, truth = np.random.default_rng(noise), rows["kl_grade"].to_numpy()
     answers = np.where(generator.random(len(rows)) < right, truth, generator.integers(0, 5, len(rows)))
     probabilities = 0.6 * np.eye(5)[answers] + 0.4 * generator.dirichlet(np.ones(5), len(rows))

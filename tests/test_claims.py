@@ -47,12 +47,15 @@ def confused(cells):
     return graded(predicted, truth, groups=np.arange(len(truth)))
 
 
-@pytest.mark.parametrize(("shares", "verdict"), [
-    ((0.9, 0.8, 0.7, 0.6, 0.5), "replicated"),
-    ((0.5, 0.6, 0.7, 0.8, 0.9), "not replicated"),
-    ((0.9, 0.8, 0.6, 0.7, 0.5), "not replicated"),  # one pair of neighbours the other way
-    ((0.9, 0.8, 0.7, 0.6, 0.6), "inconclusive"),  # a tie
-])
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [
+        ((0.9, 0.8, 0.7, 0.6, 0.5), "replicated"),
+        ((0.5, 0.6, 0.7, 0.8, 0.9), "not replicated"),
+        ((0.9, 0.8, 0.6, 0.7, 0.5), "not replicated"),  # one pair of neighbours the other way
+        ((0.9, 0.8, 0.7, 0.6, 0.6), "inconclusive"),  # a tie
+    ],
+)
 def test_order_of_the_five_accuracies(shares, verdict):
     models = nested(*shares)
     answer = claims.order(models, 200, 0)
@@ -190,12 +193,17 @@ def test_one_group_gives_no_interval_and_no_verdict():
 
 def test_drop_pairs_train_and_external_of_a_run():
     """Runs differ by ten points, but each drops by exactly 20: the paired interval has no width."""
+
     def exact(share, **named):
         rows = graded(np.where(np.arange(500) < 500 * share, TRUTH, (TRUTH + 1) % 5))
         return rows.assign(arm="clip", seed=0, view="stretch-none", mirrored=False, **named)
 
     shares = [(0.9, 0.7), (0.8, 0.6), (1.0, 0.8), (0.9, 0.7), (0.8, 0.6)]
-    runs = [exact(share, fold=fold, split=split) for fold, pair in enumerate(shares) for split, share in zip(("train", "external"), pair, strict=True)]
+    runs = [
+        exact(share, fold=fold, split=split)
+        for fold, pair in enumerate(shares)
+        for split, share in zip(("train", "external"), pair, strict=True)
+    ]
     value = claims.train_test_drop(results(*runs))
     assert value[:3] == pytest.approx((20, 20, 20)) and value.runs == 5
     with pytest.raises(StudyError, match="no predictions"):

@@ -53,7 +53,13 @@ INSIDE, OUTSIDE = knees(200, "a"), knees(300, "b", 1)
 def trained(name="clip", right=0.4, parts=("train", "external"), folds=range(1, 6)):
     """Predictions of the folds of an arm."""
     rows = {"train": INSIDE, "external": OUTSIDE}
-    return results(*(predicted(rows[split], right, fold, arm=name, fold=fold, split=split) for fold in folds for split in parts))
+    return results(
+        *(
+            predicted(rows[split], right, fold, arm=name, fold=fold, split=split)
+            for fold in folds
+            for split in parts
+        )
+    )
 
 
 RUNS, WITHOUT = trained(), trained(parts=("train",))
@@ -170,19 +176,29 @@ def test_another_printed_number_flips_the_verdict(study, tmp_path, file, kinds):
     assert len(agreed) and set(agreed["verdict_after"]) <= {"differs", "inconsistent"}
 
 
-@pytest.mark.parametrize(("right", "verdict"), [(0.9, "replicated"), (0.2, "not replicated"), (-1, "not replicated")])
+@pytest.mark.parametrize(
+    ("right", "verdict"), [(0.9, "replicated"), (0.2, "not replicated"), (-1, "not replicated")]
+)
 def test_mcnemar_is_one_row_with_a_direction(study, right, verdict):
     runs = trained(right=right)
     table = card(study, runs)
     row = line(table, "text", "mcnemar", "p_value")
     tests = comparison.paired_tests(study, runs, {"Wide ResNet": BASELINES["Wide ResNet"]}, "external")
     assert right == 0.2 or tests["p_exact"][0] < 0.05  # as sure behind as ahead
-    assert (row["ours"], row["verdict"], row["unit"], row["relation"], row["rule"]) == (tests["p_exact"][0], verdict, "p", "<", scorecard.TESTED)
+    assert (row["ours"], row["verdict"], row["unit"], row["relation"], row["rule"]) == (
+        tests["p_exact"][0],
+        verdict,
+        "p",
+        "<",
+        scorecard.TESTED,
+    )
     assert not table["row"].str.contains("Wide ResNet").any()
 
 
 def test_a_baseline_that_answers_one_grade_says_so_in_its_rows(study):
-    flat = results(predicted(OUTSIDE, fold=3).assign(**{name: float(name == "p0") for name in metrics.PROBABILITIES}))
+    flat = results(
+        predicted(OUTSIDE, fold=3).assign(**{name: float(name == "p0") for name in metrics.PROBABILITIES})
+    )
     table = card(study, others={**BASELINES, "Wide ResNet": flat, "VGG19": flat})
     told = table.loc[table["reason"].str.contains("nearly always grade 0"), "row"]
     assert list(told) == ["VGG19", "mcnemar", TABLES["claims"]["claim"][0]]
@@ -217,15 +233,18 @@ def test_results_of_other_systems_can_be_given(study):
         card(study, systems={("CLIP-KOA", "abstract", "x", "y"): Ours(1.0)})
 
 
-@pytest.mark.parametrize(("values", "published", "verdict"), [
-    ([75.5, 76, 76.5, 76, 76], 76.94, "replicated"),  # near, and known well
-    ([60, 90, 70, 85, 77], 76.94, "inconclusive"),  # near, but known badly
-    ([30, 31, 32, 31, 30], 76.94, "not replicated"),  # far, and no further training reaches it
-    ([60, 80, 65, 78, 70], 76.94, "inconclusive"),  # off by 6, but a further training may give it
-    ([72, 72.1, 72.2, 72, 72.1], 76.94, "not replicated"),
-    ([76.9, 76.9, 76.9, 76.9], 76.94, "inconclusive"),  # four trainings
-    ([76.94] * 5, 76.94, "replicated"),
-])
+@pytest.mark.parametrize(
+    ("values", "published", "verdict"),
+    [
+        ([75.5, 76, 76.5, 76, 76], 76.94, "replicated"),  # near, and known well
+        ([60, 90, 70, 85, 77], 76.94, "inconclusive"),  # near, but known badly
+        ([30, 31, 32, 31, 30], 76.94, "not replicated"),  # far, and no further training reaches it
+        ([60, 80, 65, 78, 70], 76.94, "inconclusive"),  # off by 6, but a further training may give it
+        ([72, 72.1, 72.2, 72, 72.1], 76.94, "not replicated"),
+        ([76.9, 76.9, 76.9, 76.9], 76.94, "inconclusive"),  # four trainings
+        ([76.94] * 5, 76.94, "replicated"),
+    ],
+)
 def test_the_rule_of_model_rows(values, published, verdict):
     assert scorecard.agreement(over_runs(values), published, 3.0)[0] == verdict
 
@@ -273,12 +292,19 @@ def test_a_count_may_be_printed_rounded_but_not_cut(found, printed, count, same)
 
 def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean():
     external = RUNS.of(split="external")
-    overall, grade = scorecard.measured("table_2", "test", external, 3), scorecard.measured("table_3", "", external, 3)
+    overall, grade = (
+        scorecard.measured("table_2", "test", external, 3),
+        scorecard.measured("table_3", "", external, 3),
+    )
     runs = [external.graded(fold=fold) for fold in range(1, 6)]
     accuracy = [metrics.summary(run["kl_grade"], run[metrics.PROBABILITIES])["accuracy"] for run in runs]
     found = overall["jpm2026", "table_2", "test", "accuracy"]
     assert found[:3] == pytest.approx(stats.run_interval(100 * np.array(accuracy))) and found.runs == 5
-    assert grade["jpm2026", "table_3", "0", "sensitivity"].value > 1 > grade["jpm2026", "table_3", "0", "auc"].value
+    assert (
+        grade["jpm2026", "table_3", "0", "sensitivity"].value
+        > 1
+        > grade["jpm2026", "table_3", "0", "auc"].value
+    )
     known = set(map(tuple, PRINTED[["source", *KEY]].astype(str).to_numpy()))
     assert {*overall, *grade, *scorecard.measured("table_4", "ViT", external, 3)} <= known
     assert scorecard.measured("table_4", "ViT", external.of(fold=9), 3) == {}
@@ -287,11 +313,14 @@ def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean(
     assert (found.boot_low, found.boot_high) == pytest.approx((100 * row["ci_low"], 100 * row["ci_high"]))
 
 
-@pytest.mark.parametrize(("change", "match"), [
-    (lambda table: pd.concat([table, table.tail(1)]), "twice"),
-    (lambda table: table.assign(kind="rumour"), "kind 'rumour'"),
-    (lambda table: table[table["item"] != "table_2"], "repeats no row"),
-])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda table: pd.concat([table, table.tail(1)]), "twice"),
+        (lambda table: table.assign(kind="rumour"), "kind 'rumour'"),
+        (lambda table: table[table["item"] != "table_2"], "repeats no row"),
+    ],
+)
 def test_a_broken_table_is_refused(change, match):
     with pytest.raises(StudyError, match=match):
         scorecard.scorecard(change(PRINTED), {}, comparable=True)
@@ -304,9 +333,14 @@ def test_reasons_and_known_keys_are_demanded():
         scorecard.scorecard(PRINTED, {("jpm2026", "table_9", "x", "y"): "no"}, comparable=True)
 
 
-@pytest.mark.parametrize(("training", "comparable", "why"), [
-    ({}, True, ""), ({"pictures": 78}, False, "78 of 8,260 training pictures"),
-    ({"not_as_listed": 3}, False, "3 training pictures that are not as listed")])
+@pytest.mark.parametrize(
+    ("training", "comparable", "why"),
+    [
+        ({}, True, ""),
+        ({"pictures": 78}, False, "78 of 8,260 training pictures"),
+        ({"not_as_listed": 3}, False, "3 training pictures that are not as listed"),
+    ],
+)
 def test_a_part_of_the_pictures_or_lossy_copies_are_not_the_papers_data(study, training, comparable, why):
     study.data_note = lambda: {
         "training": {"pictures": 8260, "not_as_listed": 0, **training},
@@ -317,7 +351,9 @@ def test_a_part_of_the_pictures_or_lossy_copies_are_not_the_papers_data(study, t
 
 @pytest.mark.parametrize(("comparable", "verdict"), [(True, "not replicated"), (False, "not comparable")])
 def test_what_nothing_reaches_was_measured_all_the_same(comparable, verdict):
-    published = TABLES["other_systems"].query("metric == 'label_fraction'").rename(columns={"system": "source"})
+    published = (
+        TABLES["other_systems"].query("metric == 'label_fraction'").rename(columns={"system": "source"})
+    )
     ours = {tuple(published.iloc[0][["source", *KEY]]): Ours(math.inf)}
     (row,) = scorecard.scorecard(published, ours, comparable, "phantoms").itertuples()
     assert row.verdict == verdict and scorecard.NOTHING_REACHES in row.reason and math.isnan(row.ours)

@@ -53,11 +53,13 @@ def decide(test, models, draws, seed):
     decided = {
         "order of the five accuracies, paired group-bootstrap intervals of neighbours":
             partial(order, models, draws, seed),
-        "share of errors with distance 1; the two largest off-diagonal cells": partial(adjacent, clip, draws, seed),
+        "share of errors with distance 1; the two largest off-diagonal cells":
+            partial(adjacent, clip, draws, seed),
         "per-grade sensitivity and AUC ranks": partial(separated, clip),
     }
     if test not in decided:
-        raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {'; '.join(decided)}.")
+        known = "; ".join(decided)
+        raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {known}.")
     return decided[test]()
 
 
@@ -182,7 +184,8 @@ def separated(graded):
     table = metrics.per_grade(*arrays(graded))
     values = {"sensitivity": table["sensitivity"].to_numpy(), "AUC": table["auc"].to_numpy()}
     lead = float(min(column[[0, 4]].min() - column[1:4].max() for column in values.values()))
-    said = "; ".join(f"{name} {', '.join(f'{value:.2f}' for value in column)}" for name, column in values.items())
+    told = {name: ", ".join(f"{value:.2f}" for value in column) for name, column in values.items()}
+    said = "; ".join(f"{name} {column}" for name, column in told.items())
     verdict = "replicated" if lead > 0 else "not replicated" if lead < 0 else "inconclusive"
     reason = f"grades 0 to 4: {said}; ours: the smaller lead of grades 0 and 4 over the best of 1 to 3"
     return Answer(lead, math.nan, math.nan, "ratio", verdict, reason)

@@ -34,7 +34,8 @@ TIMED = "shown beside the published time of other hardware"
 DERIVED = "follows from the other printed numbers, within rounding"
 TESTED = "CLIP ahead with exact p < 0.05"
 NOTHING_REACHES = "nothing that was tried reaches it"
-ABSENT = {"relation": "", "runs": 0, "model": True, "rule": "", "verdict": "", "follows_from": "", "reason": ""}
+TEXTS = ("relation", "rule", "verdict", "follows_from", "reason")
+ABSENT = {"runs": 0, "model": True, **dict.fromkeys(TEXTS, "")}
 OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 
@@ -129,8 +130,8 @@ def scorecard(published, ours, comparable, reason=""):
     published : DataFrame
         Tables like `published/jpm2026.csv` with a column `source`, which names the paper.
     ours : dict
-        (source, item, row, metric) -> `Ours`, or `claims.Answer` where the row is a test; or a str that says why
-        there is no value.
+        (source, item, row, metric) -> `Ours`, or `claims.Answer` where the row is a test; or a str that says
+        why there is no value.
     comparable : bool
         Whether model rows may be scored (real data, the settings as printed).
     reason : str
@@ -147,23 +148,25 @@ def scorecard(published, ours, comparable, reason=""):
         No reason where one is needed, a key that is not published, or a table that is not of the form.
     """
     if not comparable and not reason:
-        raise StudyError("Say why this run is not comparable with the paper; the reason stands in the scorecard.")
+        raise StudyError("Say why this run is not comparable: the reason stands in the scorecard.")
     known = _by_key(published)
     unknown = [key for key in ours if key not in known]
     if unknown:
-        raise StudyError(f"The published numbers have no row {unknown[0]}. Use source, item, row and metric of a table.")
+        raise StudyError(f"The published numbers have no row {unknown[0]}. "
+                         "Use source, item, row and metric of a table.")
     rows = []
     for key, row in known.items():
         found = ours.get(key, "this run makes no such value")
         if row.kind == "duplicate":
             found = _repeated(row, known)
-        rows.append({**dict(zip(KEY, key, strict=True)), "unit": row.unit, "relation": row.relation.strip("="),
-                     "published": row.value, **_judged(row, found, "" if comparable else reason)})
+        judged = _judged(row, found, "" if comparable else reason)
+        rows.append(dict(zip(KEY, key, strict=True)) | judged | {
+            "unit": row.unit, "relation": row.relation.strip("="), "published": row.value})
     return table(rows)
 
 
 def table(rows):
-    """Rows, each a dict of some of `COLUMNS`, as a frame with typed columns; what is not given is undefined or empty."""
+    """Rows (dicts of some of `COLUMNS`) as a typed frame; what is not given is undefined or empty."""
     return pd.DataFrame([ABSENT | row for row in rows], columns=COLUMNS).astype({"runs": int, "model": bool})
 
 
@@ -199,8 +202,9 @@ def measured(item, row, results, fold):
     Returns
     -------
     dict
-        Key of the paper's row -> `Ours` in the published unit, for `scorecard`. Trainings are graded on the same
-        pictures, so their interval says nothing of others: the group bootstrap of the shown one stands beside it.
+        Key of the paper's row -> `Ours` in the published unit, for `scorecard`. Trainings are graded on the
+        same pictures, so their interval says nothing of others: the group bootstrap of the shown one stands
+        beside it.
     """
     runs = {tuple(where.values()): _drawn(item, row, run.graded(), results.draws, results.seed)
             for where, run in results.each("seed", "fold")}

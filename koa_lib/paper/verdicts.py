@@ -85,8 +85,8 @@ def scorecard(study, runs, others, systems):
             | _measured(study, paper, runs, others, models) | given)
     answers = [claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
                else _answer(row, systems) for row in said.itertuples()]
-    parts = [rules.scorecard(printed, ours, comparable, why), _claims(said, answers, why), _audit(findings(study)[0])]
-    whole = pd.concat(parts, ignore_index=True)
+    numbers = rules.scorecard(printed, ours, comparable, why)
+    whole = pd.concat([numbers, _claims(said, answers, why), _audit(findings(study)[0])], ignore_index=True)
     # Rows with a model first; then the paper's before those of others, and claims after numbers.
     order = np.lexsort([whole["metric"] == "claim", whole["source"] != MAIN, ~whole["model"]])
     return whole.iloc[order].reset_index(drop=True)
@@ -202,7 +202,8 @@ def _measured(study, published, runs, others, models):
     if "external" not in runs:
         return dict.fromkeys(keys, NO_EXTERNAL) | train
     external = runs.of(split="external")
-    ours = train | rules.measured("table_2", "test", external, fold) | rules.measured("table_3", "", external, fold)
+    ours = train | rules.measured("table_2", "test", external, fold)
+    ours |= rules.measured("table_3", "", external, fold)
     for key in [key for key in keys if key[1] == "table_4"]:
         name = key[2]
         if isinstance(models[name], str):
@@ -255,5 +256,6 @@ def _audit(found):
     # What is a published row of its own does not count twice.
     judged = found[(found["verdict"] != "reference") & ~found["published_row"]]
     names = {"check": "row", "expected": "published", "value": "ours", "note": "reason"}
-    judged = judged.rename(columns=names).assign(source="arithmetic", item="audit", metric="", model=False, rule=DERIVED)
+    said = {"source": "arithmetic", "item": "audit", "metric": "", "model": False, "rule": DERIVED}
+    judged = judged.rename(columns=names).assign(**said)
     return rules.table(judged.to_dict("records"))

@@ -34,12 +34,14 @@ class Classifier:
     trees: int = 0
 
     def fit(self, fit, select, seed):
-        """Try every setting on `fit`, keep the one with the best quadratic kappa on `select`, and fit it once more on both.
+        """Try every setting on `fit`, keep the one with the best quadratic kappa on `select`, and fit it once
+        more on both.
 
         Parameters
         ----------
         fit, select : sources.Features
-            Roles 'fit' and 'select'; unchanged pictures are used. Grades that the fitted part lacks do not choose.
+            Roles 'fit' and 'select'; unchanged pictures are used. Grades that the fitted part lacks do not
+            choose.
 
         Returns
         -------
@@ -54,7 +56,10 @@ class Classifier:
             check_role(part, role)
         levels = np.unique(fit.grades)
         if len(levels) < 2:
-            raise StudyError("All fitted pictures have the same grade: there is nothing to tell apart. Add pictures of other grades.")
+            raise StudyError(
+                "All fitted pictures have the same grade: there is nothing to tell apart. Add pictures of "
+                "other grades."
+            )
         known = np.isin(select.grades, levels)
         pictures = np.concatenate([fit.all(), select.all()[known]])
         numbers = np.searchsorted(levels, np.concatenate([fit.grades, select.grades[known]]))

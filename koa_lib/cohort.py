@@ -18,14 +18,16 @@ from koa_lib.store import digest, made_from, write_text
 
 @dataclass(frozen=True)
 class Cohort:
-    """A cohort of a study: its name and the manifest rows whose pictures are there (`file`, `file_sha256` and `as_listed` added)."""
+    """A cohort of a study: its name and the manifest rows whose pictures are there (`file`, `file_sha256` and
+    `as_listed` added)."""
 
     name: str
     rows: pd.DataFrame
 
     @property
     def facts(self):
-        """`cohorts.facts`, with groups of near-duplicates where patients are unknown, as `cohort` merges them."""
+        """`cohorts.facts`, with groups of near-duplicates where patients are unknown, as `cohort` merges
+        them."""
         known = cohorts.facts(self.name)
         return known if known.group == "patient" else replace(known, group="near-duplicates")
 
@@ -36,7 +38,8 @@ class Cohort:
 
     def __repr__(self):
         per_split = self.rows["split"].value_counts().to_dict()
-        return f"Cohort {self.name}: {len(self.rows)} pictures, {self.rows['group_id'].nunique()} groups, {per_split}"
+        groups = self.rows["group_id"].nunique()
+        return f"Cohort {self.name}: {len(self.rows)} pictures, {groups} groups, {per_split}"
 
 
 def cohort(study, role):
@@ -89,20 +92,31 @@ def inspected(study, role):
 
 def _inspect(study, members):
     key = {"files": _files(members.rows), "manifest": data_hash(members.rows)}
-    path = study.store.make(f"data/{members.name}__files.csv", key, partial(looks.write_inspected, members.rows))
+    path = study.store.make(
+        f"data/{members.name}__files.csv", key, partial(looks.write_inspected, members.rows)
+    )
     return looks.read(path, members.rows)
 
 
 def _phantom_folder(study, spec, role):
     from koa_lib.phantoms.cohorts import write_cohort_a, write_cohort_b
 
-    draw = {"training": partial(write_cohort_a, patients=spec.size), "external": partial(write_cohort_b, pictures=spec.size)}[role]
-    return study.store.make(f"data/{spec.name}", {"cohort": spec, "seed": study.seed}, partial(draw, seed=study.seed))
+    draw = {
+        "training": partial(write_cohort_a, patients=spec.size),
+        "external": partial(write_cohort_b, pictures=spec.size),
+    }[role]
+    return study.store.make(
+        f"data/{spec.name}", {"cohort": spec, "seed": study.seed}, partial(draw, seed=study.seed)
+    )
 
 
 def _as_found(study, name, rows, content):
-    # Each file as it is on disk; read again only when a name, size or time below the folder changes, or the manifest.
-    key = {"content": content, "files": digest(rows[["file", "sha256", "pixel_sha256"]].astype(str).to_numpy().tolist())}
+    # Each file as it is on disk; read again only when a name, size or time below the folder changes, or the
+    # manifest.
+    key = {
+        "content": content,
+        "files": digest(rows[["file", "sha256", "pixel_sha256"]].astype(str).to_numpy().tolist()),
+    }
     path = study.store.make(f"data/{name}__as_found.csv", key, partial(write_as_found, rows))
     return pd.read_csv(path)
 
@@ -112,7 +126,8 @@ def _files(rows):
 
 
 def _note_data(study, role, rows):
-    # The content of the pictures as they are on disk, so that a re-encoded copy has its own hash; whether it is as listed, its hash tells.
+    # The content of the pictures as they are on disk, so that a re-encoded copy has its own hash; whether it
+    # is as listed, its hash tells.
     whole = data_hash(rows.assign(pixel_sha256=rows["file_sha256"]))
     other = int((~rows["as_listed"]).sum())
     note = study.data_note()
@@ -137,17 +152,31 @@ def dataset(study, role, geometry, intensity, size):
     else:
         plain = dataset(study, role, geometry, "none", size)
         reference = training_histogram(study, size) if intensity == "match_train" else None
-        key |= {"pictures": plain.origin, "reference": None if reference is None else digest(reference.tobytes())}
-        build = partial(array.write_adjusted, plain.pixels, pd.factorize(plain.rows["image_id"])[0], intensity, reference)
-    folder = study.store.make(f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build)
+        key |= {
+            "pictures": plain.origin,
+            "reference": None if reference is None else digest(reference.tobytes()),
+        }
+        build = partial(
+            array.write_adjusted, plain.pixels, pd.factorize(plain.rows["image_id"])[0], intensity, reference
+        )
+    folder = study.store.make(
+        f"features/pictures__{members.name}__{geometry}-{intensity}__{size}", key, build
+    )
     owners = np.load(folder / "owners.npy")
     rows = members.rows.iloc[owners].reset_index(drop=True)
     name = f"{members.name}__{geometry}-{intensity}"
-    return KneeDataset(rows, np.load(folder / "pixels.npy", mmap_mode="r"), np.arange(len(owners)), origin=made_from(folder), name=name)
+    return KneeDataset(
+        rows,
+        np.load(folder / "pixels.npy", mmap_mode="r"),
+        np.arange(len(owners)),
+        origin=made_from(folder),
+        name=name,
+    )
 
 
 def training_histogram(study, size):
-    """Cumulative mean histogram of the training split as the model sees it; reads no label, no test and no external picture."""
+    """Cumulative mean histogram of the training split as the model sees it; reads no label, no test and no
+    external picture."""
     training = dataset(study, "training", study.profile.our_protocol.geometry, "none", size)
     fitted = training.images(np.flatnonzero(training.rows["split"] == "train"))
     return shape.mean_histogram(picture / np.float32(255) for picture in fitted)

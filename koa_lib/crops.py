@@ -10,15 +10,18 @@ from koa_lib.datasets import to_tensor
 
 STATISTICS = "imagenet"  # mean and standard deviation, as OrthoFoundation has them
 GLOBAL, LOCAL = (0.4, 1.0), (0.05, 0.4)  # areas of the crops, as shares of the picture
-JITTER, SOLARISE = (0.8, 0.4), 0.2  # (probability, strength) of brightness and contrast; probability on the second large crop
+# (probability, strength) of brightness and contrast; probability on the second large crop
+JITTER, SOLARISE = (0.8, 0.4), 0.2
 BLUR = (1.0, 0.1, 0.5)  # probability on the first large, the second large and the small crops
 
 
 def views(images, chosen, generator):
     """The crops of a batch of gray pictures: two large and `chosen.local_crops` small ones.
 
-    DINO's changes as far as they exist for gray pictures: crop, mirror, brightness and contrast, blur, solarise. The
-    radius of the blur is for 224 pixels and shrinks with the crop. All pictures of a batch are changed at once.
+    DINO's changes as far as they exist for gray pictures: crop, mirror, brightness and contrast, blur,
+    solarise. The
+    radius of the blur is for 224 pixels and shrinks with the crop. All pictures of a batch are changed at
+    once.
 
     Parameters
     ----------
@@ -30,7 +33,11 @@ def views(images, chosen, generator):
     list of float tensors (n, 3, h, h), normalised
     """
     pictures = torch.as_tensor(np.asarray(images))[:, None].float() / 255
-    plan = [(chosen.crop, GLOBAL, BLUR[0], 0.0), (chosen.crop, GLOBAL, BLUR[1], SOLARISE), *[(chosen.local_crop, LOCAL, BLUR[2], 0.0)] * chosen.local_crops]
+    plan = [
+        (chosen.crop, GLOBAL, BLUR[0], 0.0),
+        (chosen.crop, GLOBAL, BLUR[1], SOLARISE),
+        *[(chosen.local_crop, LOCAL, BLUR[2], 0.0)] * chosen.local_crops,
+    ]
     return [to_tensor(_view(pictures, *one, generator)[:, 0], STATISTICS) for one in plan]
 
 
@@ -40,7 +47,11 @@ def _view(pictures, size, scale, blur, solarise, generator):
 
     crops = _crop(pictures, size, scale, draw)
     chance, strength = JITTER
-    contrast, brightness, kept = draw(1 - strength, 1 + strength), draw(1 - strength, 1 + strength), draw() >= chance
+    contrast, brightness, kept = (
+        draw(1 - strength, 1 + strength),
+        draw(1 - strength, 1 + strength),
+        draw() >= chance,
+    )
     mean = crops.mean((2, 3), keepdim=True)
     crops = torch.where(kept, crops, ((crops - mean) * contrast + mean) * brightness).clamp(0, 1)
     crops = torch.where(draw() < blur, _blurred(crops, draw(0.1, 2.0)[:, 0, 0, 0] * size / 224), crops)
@@ -56,7 +67,9 @@ def _crop(pictures, size, scale, draw):
     zero = torch.zeros_like(width)
     matrix = torch.cat([torch.cat([width, zero, across], 3), torch.cat([zero, height, down], 3)], 2)[:, 0]
     grid = F.affine_grid(matrix, (len(pictures), 1, size, size), align_corners=False)
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(
+        0, 1
+    )
 
 
 def _blurred(crops, sigmas):
@@ -65,5 +78,7 @@ def _blurred(crops, sigmas):
     kernels = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigmas[:, None].clamp(min=0.05)) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True))[:, None]
     stacked = F.pad(crops.transpose(0, 1), (reach,) * 4, mode="replicate")
-    stacked = F.conv2d(F.conv2d(stacked, kernels[..., None, :], groups=len(crops)), kernels[..., None], groups=len(crops))
+    stacked = F.conv2d(
+        F.conv2d(stacked, kernels[..., None, :], groups=len(crops)), kernels[..., None], groups=len(crops)
+    )
     return stacked.transpose(0, 1)

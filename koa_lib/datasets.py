@@ -9,7 +9,8 @@ import pandas as pd
 from koa_lib.errors import StudyError
 from koa_lib.store import digest
 
-STATISTICS = {  # mean and standard deviation per channel: ImageNet as the paper prints, CLIP as its weights expect
+# mean and standard deviation per channel: ImageNet as the paper prints, CLIP as its weights expect
+STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
@@ -50,7 +51,8 @@ class KneeDataset:
 
     def __repr__(self):
         counts = self.rows["kl_grade"].value_counts().sort_index().to_dict()
-        return f"KneeDataset ({self.role}): {len(self)} pictures of {self.rows['group_id'].nunique()} groups, per KL grade {counts}"
+        groups = self.rows["group_id"].nunique()
+        return f"KneeDataset ({self.role}): {len(self)} pictures of {groups} groups, per KL grade {counts}"
 
     @property
     def grades(self):
@@ -59,13 +61,20 @@ class KneeDataset:
 
     @cached_property
     def shown(self):
-        """Digest of the pictures and of how they are shown, without any label: for keys of what reads no label."""
+        """Digest of the pictures and of how they are shown, without any label: for keys of what reads no
+        label."""
         return digest([self.origin, digest(self.index.tobytes()), self.mirrored])
 
     @cached_property
     def fingerprint(self):
-        """Digest of the pictures with their grades, groups and splits: for keys of what is fitted, chosen or reported on them."""
-        return digest([self.shown, self.rows[["image_id", "kl_grade", "group_id", "split"]].astype(str).to_numpy().tolist()])
+        """Digest of the pictures with their grades, groups and splits: for keys of what is fitted, chosen or
+        reported on them."""
+        return digest(
+            [
+                self.shown,
+                self.rows[["image_id", "kl_grade", "group_id", "split"]].astype(str).to_numpy().tolist(),
+            ]
+        )
 
     @property
     def whole(self):
@@ -80,7 +89,12 @@ class KneeDataset:
 
     def part(self, positions, role):
         """The rows at some positions, for one role."""
-        return replace(self, rows=self.rows.iloc[positions].reset_index(drop=True), index=self.index[positions], role=role)
+        return replace(
+            self,
+            rows=self.rows.iloc[positions].reset_index(drop=True),
+            index=self.index[positions],
+            role=role,
+        )
 
 
 def to_tensor(images, statistics):
@@ -96,7 +110,10 @@ def to_tensor(images, statistics):
     values = torch.as_tensor(np.asarray(images))
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if values.min() < -1e-3 or values.max() > 1 + 1e-3:
-        raise StudyError(f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. Read them with images.read_gray.")
+        raise StudyError(
+            f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. "
+            "Read them with images.read_gray."
+        )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in STATISTICS[statistics])
     return (values[:, None] - mean) / std
 
@@ -105,7 +122,8 @@ def augment(images, kind, generator):
     """Randomly changed copies of gray images (n, H, W), float in [0, 1].
 
     `as_printed`: horizontal flip with p = 0.5 and rotation within 10 degrees (section 3.5). `strong` (our
-    protocol without pre-trained weights): also scale 10 %, shift 3 % of the side, gamma, contrast, brightness.
+    protocol without pre-trained weights): also scale 10 %, shift 3 % of the side, gamma, contrast,
+    brightness.
     """
     import torch
     import torch.nn.functional as F
@@ -118,13 +136,21 @@ def augment(images, kind, generator):
         return torch.rand(n, generator=generator) * (high - low) + low
 
     angle, flip = uniform(-1, 1) * (np.pi / 18), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    scale, shift_x, shift_y = (uniform(0.9, 1.1), uniform(-0.06, 0.06), uniform(-0.06, 0.06)) if kind == "strong" else (torch.ones(n), torch.zeros(n), torch.zeros(n))
+    scale, shift_x, shift_y = (
+        (uniform(0.9, 1.1), uniform(-0.06, 0.06), uniform(-0.06, 0.06))
+        if kind == "strong"
+        else (torch.ones(n), torch.zeros(n), torch.zeros(n))
+    )
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    matrix = torch.stack([torch.stack([cos * flip, -sin, shift_x], 1), torch.stack([sin * flip, cos, shift_y], 1)], 1)
+    matrix = torch.stack(
+        [torch.stack([cos * flip, -sin, shift_x], 1), torch.stack([sin * flip, cos, shift_y], 1)], 1
+    )
     grid = F.affine_grid(matrix, (n, 1, size, size), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     if kind == "strong":
-        gamma, contrast, brightness = (uniform(*limits).view(n, 1, 1, 1) for limits in ((-0.3, 0.3), (0.75, 1.25), (-0.1, 0.1)))
+        gamma, contrast, brightness = (
+            uniform(*limits).view(n, 1, 1, 1) for limits in ((-0.3, 0.3), (0.75, 1.25), (-0.1, 0.1))
+        )
         images = images.clamp(1e-4, 1) ** torch.exp(gamma)
         mean = images.mean((2, 3), keepdim=True)
         images = (images - mean) * contrast + mean + brightness

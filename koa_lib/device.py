@@ -19,9 +19,11 @@ def device_of(module):
 
 
 def autocast(module):
-    """bf16 autocast on the module's device where its `low_precision` says that it pays; weights stay float32."""
+    """bf16 autocast on the module's device where its `low_precision` says that it pays; weights stay
+    float32."""
     device = device_of(module)
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)  # older GPUs refuse it
+    # older GPUs refuse it
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=module.low_precision and able)
 
 
@@ -35,9 +37,15 @@ def seeded(seed, build, *arguments):
 def machine():
     """Name-value pairs on processor, memory and system; no host name, no path."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
+    names = (
+        re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows = [("Processor", names[0] if names else platform.machine()), ("Cores", cores)]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         rows.append(("Memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"))
-    return [*rows, ("System", f"{platform.system()} {platform.machine()}"), ("Python", platform.python_version())]
+    return [
+        *rows,
+        ("System", f"{platform.system()} {platform.machine()}"),
+        ("Python", platform.python_version()),
+    ]

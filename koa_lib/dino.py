@@ -1,6 +1,8 @@
-"""DINO (Caron et al. 2021): a student is shown crops of a picture and must answer as its teacher does, who sees only large crops.
+"""DINO (Caron et al. 2021): a student is shown crops of a picture and must answer as its teacher does, who
+sees only large crops.
 
-The teacher is the running average of the student. Grades are never read, and only pictures of the training split are seen.
+The teacher is the running average of the student. Grades are never read, and only pictures of the training
+split are seen.
 """
 
 import copy
@@ -27,10 +29,13 @@ HEAD = {"hidden_dim": 2048, "bottleneck_dim": 256}  # at most, see `_head`
 
 
 def pretrain(folder, network, data, chosen, seed):
-    """Pre-train the tower that `network` makes, and write the teacher's weights and the history into a folder; the rest as `train`."""
+    """Pre-train the tower that `network` makes, and write the teacher's weights and the history into a
+    folder; the rest as `train`."""
     teacher, rows = train(network(), data, chosen, seed)
     folder.mkdir()
-    save_file({name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}, folder / STATE)
+    save_file(
+        {name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}, folder / STATE
+    )
     rows.to_csv(folder / HISTORY, index=False)
 
 
@@ -69,11 +74,26 @@ def train(network, data, chosen, seed):
         order, found = torch.randperm(len(data), generator=generator).numpy(), []
         for number in range(len(data) // batch):
             images = data.images(np.sort(order[number * batch : (number + 1) * batch]))
-            found.append(dino.update(crops.views(images, chosen, generator), optimiser, momentum(schedule.last_epoch, steps, chosen.momentum)))
+            found.append(
+                dino.update(
+                    crops.views(images, chosen, generator),
+                    optimiser,
+                    momentum(schedule.last_epoch, steps, chosen.momentum),
+                )
+            )
             schedule.step()
-        rows.append({"epoch": epoch, **dict(zip(("loss", "teacher_entropy"), np.mean(found, axis=0), strict=True)), "seconds": time.perf_counter() - start})
+        rows.append(
+            {
+                "epoch": epoch,
+                **dict(zip(("loss", "teacher_entropy"), np.mean(found, axis=0), strict=True)),
+                "seconds": time.perf_counter() - start,
+            }
+        )
         left = rows[-1]["seconds"] / epoch * (chosen.epochs - epoch)
-        print(f"self-supervised epoch {epoch}/{chosen.epochs}: loss {rows[-1]['loss']:.3f}; {left:.0f} s left", flush=True)
+        print(
+            f"self-supervised epoch {epoch}/{chosen.epochs}: loss {rows[-1]['loss']:.3f}; {left:.0f} s left",
+            flush=True,
+        )
     return dino.teacher[0].network, pd.DataFrame(rows)
 
 
@@ -84,10 +104,16 @@ def momentum(step, steps, first):
 
 def _check(data):
     if data.role != "fit":
-        raise StudyError(f"Pictures with the role '{data.role}' were given to the pre-training, which takes 'fit': nothing is learned from pictures that choose or are reported.")
+        raise StudyError(
+            f"Pictures with the role '{data.role}' were given to the pre-training, which takes 'fit': "
+            "nothing is learned from pictures that choose or are reported."
+        )
     others = sorted(set(data.rows["split"]) - {"train"})
     if others:
-        raise StudyError(f"The pre-training was given pictures of the split '{others[0]}'. It sees the split 'train' alone, without its grades.")
+        raise StudyError(
+            f"The pre-training was given pictures of the split '{others[0]}'. It sees the split 'train' "
+            "alone, without its grades."
+        )
 
 
 class Dino(nn.Module):
@@ -110,9 +136,13 @@ class Dino(nn.Module):
         # A CNN gains from bf16 on a CPU, a small ViT does not.
         self.low_precision = width >= 512
         self.student = nn.Sequential(AnySize(network), _head(width, chosen)).train()
-        self.teacher = nn.Sequential(AnySize(copy.deepcopy(network)), _head(width, chosen)).train().requires_grad_(False)
+        self.teacher = (
+            nn.Sequential(AnySize(copy.deepcopy(network)), _head(width, chosen)).train().requires_grad_(False)
+        )
         self.teacher[1].load_state_dict(self.student[1].state_dict())
-        self.loss = DINOLoss(chosen.prototypes, TEACHER, TEACHER, student_temp=STUDENT, center_momentum=CENTRE)
+        self.loss = DINOLoss(
+            chosen.prototypes, TEACHER, TEACHER, student_temp=STUDENT, center_momentum=CENTRE
+        )
 
     def update(self, views, optimiser, decay):
         """One step on the crops of a batch: the student learns, then the teacher follows.
@@ -127,13 +157,18 @@ class Dino(nn.Module):
         Returns
         -------
         (float, float)
-            The loss and the mean entropy of the teacher's answers, in nats; the latter is the least loss that any student can reach.
+            The loss and the mean entropy of the teacher's answers, in nats; the latter is the least loss that
+            any student can reach.
         """
         views = [view.to(self.loss.center.device) for view in views]
         with autocast(self):
             with torch.no_grad():
                 asked = self.teacher(torch.cat(views[:2])).float().chunk(2)
-            answered = [self.student(torch.cat(same)).float().chunk(len(same)) for same in (views[:2], views[2:]) if same]
+            answered = [
+                self.student(torch.cat(same)).float().chunk(len(same))
+                for same in (views[:2], views[2:])
+                if same
+            ]
         entropy = self._entropy(torch.stack(asked))
         loss = self.loss(list(asked), [view for same in answered for view in same])
         value = descend(loss, self.student, optimiser, CLIP)
@@ -152,7 +187,8 @@ class Dino(nn.Module):
 
 
 class AnySize(nn.Module):
-    """A tower that takes crops of any size: the position embedding of CLIP's own ViT is resampled to fewer patches."""
+    """A tower that takes crops of any size: the position embedding of CLIP's own ViT is resampled to fewer
+    patches."""
 
     def __init__(self, network):
         super().__init__()
@@ -165,15 +201,21 @@ class AnySize(nn.Module):
         side = images.shape[-1] // self.network.patch_size[0]
         grid = table[1:].T.reshape(1, table.shape[1], *self.network.grid_size)
         patches = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True).flatten(2)[0].T
-        return torch.func.functional_call(self.network, {"positional_embedding": torch.cat([table[:1], patches])}, images)
+        return torch.func.functional_call(
+            self.network, {"positional_embedding": torch.cat([table[:1], patches])}, images
+        )
 
 
 def _head(width, chosen):
-    # DINO's head; a narrow tower gets a narrower one, because the head would else be many times the tower. A random tower answers nearly alike to
-    # all pictures, and centring then leaves nothing: batch normalisation, as DINO has it for CNNs, keeps pictures apart.
+    # DINO's head; a narrow tower gets a narrower one, because the head would else be many times the tower. A
+    # random tower answers nearly alike to
+    # all pictures, and centring then leaves nothing: batch normalisation, as DINO has it for CNNs, keeps
+    # pictures apart.
     from lightly.models.modules import DINOProjectionHead
 
     hidden, bottleneck = min(HEAD["hidden_dim"], 4 * width), min(HEAD["bottleneck_dim"], width)
     with warnings.catch_warnings():  # lightly uses torch's older weight_norm
         warnings.simplefilter("ignore", FutureWarning)
-        return DINOProjectionHead(width, hidden, bottleneck, chosen.prototypes, batch_norm=not chosen.published)
+        return DINOProjectionHead(
+            width, hidden, bottleneck, chosen.prototypes, batch_norm=not chosen.published
+        )

@@ -1,4 +1,5 @@
-"""Frozen image encoders: published ones, and the stand-ins of the profiles that load no weights, as trunks of arms."""
+"""Frozen image encoders: published ones, and the stand-ins of the profiles that load no weights, as trunks of
+arms."""
 
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,8 @@ from koa_lib.errors import StudyError
 from koa_lib.experiment import Arm, Trunk
 from koa_lib.store import made_from
 
-STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}  # of the pictures that an encoder was trained on; CLIP's for the others
+# of the pictures that an encoder was trained on; CLIP's for the others
+STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}
 
 
 def arm(experiment, spec, name, build, key=None, seed=None, **more):
@@ -27,7 +29,13 @@ def arm(experiment, spec, name, build, key=None, seed=None, **more):
         The study's unless given.
     """
     study = experiment.study
-    recipe = replace(study.profile.our_protocol, normalisation=STATISTICS.get(spec.source, "clip"), views=1, folds=0, patience=0)
+    recipe = replace(
+        study.profile.our_protocol,
+        normalisation=STATISTICS.get(spec.source, "clip"),
+        views=1,
+        folds=0,
+        patience=0,
+    )
     seed = study.seed if seed is None else seed
     return Arm(name, recipe, spec.image_size, build, key or {}, seed, trunk=trunk(experiment, spec), **more)
 
@@ -54,7 +62,8 @@ def _build(experiment, spec):
         return partial(foundation.frozen, spec.source, place, study.seed, spec.name)
     if spec.architecture:
         return partial(networks.frozen, study.seed, spec.architecture, spec.image_size, spec.width, place)
-    return partial(model.frozen, lambda: selfsupervised.untrained(study))  # the tower of the self-supervised start
+    # the tower of the self-supervised start
+    return partial(model.frozen, lambda: selfsupervised.untrained(study))
 
 
 def _clip(experiment, spec):
@@ -65,7 +74,8 @@ def _clip(experiment, spec):
 
 
 def clip_of(experiment, spec, sentences):
-    """CLIP and tokenizer of which an encoder is the image tower; `sentences` are the vocabulary where no published one is loaded.
+    """CLIP and tokenizer of which an encoder is the image tower; `sentences` are the vocabulary where no
+    published one is loaded.
 
     Raises
     ------
@@ -76,7 +86,10 @@ def clip_of(experiment, spec, sentences):
     if spec.source == "biomedclip":
         return foundation.biomed_clip(_place(study, spec), study.seed, sentences)
     if spec.source not in ("start", "trained"):
-        raise StudyError(f"Encoder '{spec.name}' (source '{spec.source}') knows no texts. Use one of: start, trained, biomedclip.")
+        raise StudyError(
+            f"Encoder '{spec.name}' (source '{spec.source}') knows no texts. Use one of: start, trained, "
+            "biomedclip."
+        )
     return _clip(experiment, spec), open_clip.get_tokenizer(study.profile.model.name)
 
 
@@ -95,5 +108,9 @@ def _place(study, spec):
     # Where published weights lie; None for an encoder without them, and in a dry run.
     if study.dry or spec.source not in (*weights.FOUNDATIONS, "timm"):
         return None
-    find, name = (weights.network, spec.architecture) if spec.source == "timm" else (foundation.place_of, weights.FOUNDATIONS[spec.source])
+    find, name = (
+        (weights.network, spec.architecture)
+        if spec.source == "timm"
+        else (foundation.place_of, weights.FOUNDATIONS[spec.source])
+    )
     return find(name, study.inputs.weights)

@@ -1,7 +1,10 @@
-"""The experiment: arms are trained, what they report is graded once and written, and everything is read back as `Results`.
+"""The experiment: arms are trained, what they report is graded once and written, and everything is read back
+as `Results`.
 
-An arm is one way of making a grader; its jobs (arm, fold, seed) are independent of each other. What a job trains reaches
-neither this module nor results: it is `training.train`, `classifiers.train` and `sources.extract`, with what they are given.
+An arm is one way of making a grader; its jobs (arm, fold, seed) are independent of each other. What a job
+trains reaches
+neither this module nor results: it is `training.train`, `classifiers.train` and `sources.extract`, with what
+they are given.
 """
 
 from collections.abc import Callable
@@ -23,7 +26,8 @@ SHAPING = ("normalisation", "augmentation", "views")  # of a recipe: what change
 
 @dataclass(frozen=True)
 class Trunk:
-    """The frozen part of a grader: `build` makes the module whose features are cached, `key` says what its weights are."""
+    """The frozen part of a grader: `build` makes the module whose features are cached, `key` says what its
+    weights are."""
 
     name: str
     build: Callable
@@ -53,7 +57,8 @@ class Arm:
     loss : callable or None
         As in `losses`; None for the recipe's.
     seen : str
-        What a step sees: 'views' (a random one of each picture), or the picture with its mirror image: 'picture' or
+        What a step sees: 'views' (a random one of each picture), or the picture with its mirror image:
+        'picture' or
         'both', and 'either' where the first of the two is drawn.
     only : tuple of int
         Folds to train; all when empty.
@@ -86,7 +91,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Job:
-    """A trained fold of an arm; `grader` is loaded or fitted when first asked for and shared by its prediction files."""
+    """A trained fold of an arm; `grader` is loaded or fitted when first asked for and shared by its
+    prediction files."""
 
     arm: Arm
     fold: splits.Fold
@@ -96,7 +102,8 @@ class Job:
 
 
 class Experiment:
-    """Trains arms on a study's cohorts and grades what they report; everything is kept in the study's store."""
+    """Trains arms on a study's cohorts and grades what they report; everything is kept in the study's
+    store."""
 
     def __init__(self, study):
         self.study, self._open, self._parted = study, {}, {}
@@ -107,7 +114,8 @@ class Experiment:
         Parameters
         ----------
         splits : sequence of str, optional
-            What is graded: everything that the folds report and 'external' when None; 'unseen' stands for the test split,
+            What is graded: everything that the folds report and 'external' when None; 'unseen' stands for the
+            test split,
             else the held-out fold, else the validation split; 'inner' is the part that chooses.
         both_ways : bool
             Mirror images, too.
@@ -122,8 +130,12 @@ class Experiment:
         frames = []
         for arm in arms:
             jobs = list(self.jobs(arm))
-            graded = [self._graded(job, split, part, shown, way) for job in jobs
-                      for split, part, shown in self._reported(job, splits, view) for way in (False, True)[: 1 + both_ways]]
+            graded = [
+                self._graded(job, split, part, shown, way)
+                for job in jobs
+                for split, part, shown in self._reported(job, splits, view)
+                for way in (False, True)[: 1 + both_ways]
+            ]
             self._write_means(arm, graded)
             self._write_history(arm, jobs)
             frames += graded
@@ -133,7 +145,11 @@ class Experiment:
         """Each fold of an arm, trained now where it is missing."""
         for fold in self.folds(arm):
             if not arm.only or fold.number in arm.only:
-                yield self._classifier(arm, fold) if isinstance(arm.build, classifiers.Classifier) else self._trained(arm, fold)
+                yield (
+                    self._classifier(arm, fold)
+                    if isinstance(arm.build, classifiers.Classifier)
+                    else self._trained(arm, fold)
+                )
 
     def job(self, arm, fold=1):
         """One trained fold."""
@@ -148,19 +164,32 @@ class Experiment:
         return self.pictures(role, view or (arm.recipe.geometry, arm.recipe.intensity), arm.size)
 
     def pictures(self, role, view, size):
-        """A cohort in a geometry and intensity, `size` pixels a side, opened once; None when it is not given."""
+        """A cohort in a geometry and intensity, `size` pixels a side, opened once; None when it is not
+        given."""
         key = (role, *view, size)
         if key not in self._open:
             self._open[key] = cohort.dataset(self.study, *key)
         return self._open[key]
 
     def folds(self, arm):
-        """The folds of an arm, see `splits.folds`; arms that are parted alike share them, because parting patients takes a while."""
+        """The folds of an arm, see `splits.folds`; arms that are parted alike share them, because parting
+        patients takes a while."""
         recipe, seed = arm.recipe, self.study.seed if arm.split_seed is None else arm.split_seed
         stops = bool(recipe.patience)
-        key = (recipe.geometry, recipe.intensity, arm.size, arm.scheme, recipe.folds, stops, seed, arm.fraction)
+        key = (
+            recipe.geometry,
+            recipe.intensity,
+            arm.size,
+            arm.scheme,
+            recipe.folds,
+            stops,
+            seed,
+            arm.fraction,
+        )
         if key not in self._parted:
-            self._parted[key] = splits.folds(self.data("training", arm), arm.scheme, recipe.folds, seed, stops, arm.fraction)
+            self._parted[key] = splits.folds(
+                self.data("training", arm), arm.scheme, recipe.folds, seed, stops, arm.fraction
+            )
         return [self._of_task(fold, arm.task) for fold in self._parted[key]]
 
     @staticmethod
@@ -180,13 +209,15 @@ class Experiment:
         return self._history(arm, self.jobs(arm))
 
     def source(self, arm, part):
-        """What a trained grader of an arm reads of a `KneeDataset`: live pictures, or features of its trunk."""
+        """What a trained grader of an arm reads of a `KneeDataset`: live pictures, or features of its
+        trunk."""
         if arm.trunk is None:
             return sources.Pictures(part, arm.recipe)
         return sources.Features(part, self.features(arm, part))
 
     def features(self, arm, part):
-        """Features (views, N, ...) of all pictures of a part's cohort by an arm's trunk, memory-mapped; only training has augmented views."""
+        """Features (views, N, ...) of all pictures of a part's cohort by an arm's trunk, memory-mapped; only
+        training has augmented views."""
         # Only what shapes them is in the key: arms that differ elsewhere share the file.
         inside = part.name.split("__")[0] == self.study.profile.training.name and not part.mirrored
         recipe = arm.recipe if inside else replace(arm.recipe, views=1)
@@ -207,15 +238,30 @@ class Experiment:
         return fit, select, watch and self.source(arm, watch)
 
     def _key(self, arm, fold):
-        # All that a fold's weights depend on beside code: recipe, start, loss, seeds, and each part's pictures, grades and groups.
-        parts = {"fit": fold.fit, "select": fold.select, "watched": fold.reported.get("held_out") if arm.watch else None}
-        said = {name: getattr(arm, name) for name in ("recipe", "seed", "scheme", "seen", "task", "fraction", "size")}
+        # All that a fold's weights depend on beside code: recipe, start, loss, seeds, and each part's
+        # pictures, grades and groups.
+        parts = {
+            "fit": fold.fit,
+            "select": fold.select,
+            "watched": fold.reported.get("held_out") if arm.watch else None,
+        }
+        said = {
+            name: getattr(arm, name)
+            for name in ("recipe", "seed", "scheme", "seen", "task", "fraction", "size")
+        }
         if isinstance(arm.build, classifiers.Classifier):  # which reads no other setting of a recipe
             said |= {"recipe": {name: getattr(arm.recipe, name) for name in SHAPING}, "classifier": arm.build}
         loss = arm.loss and {"loss_of": type(arm.loss).__name__, "loss": arm.loss}
         trunk = arm.trunk and {"trunk": arm.trunk.name, "trunk_of": arm.trunk.key}
-        return {**said, **(loss or {}), **(trunk or {}), **arm.key, "study_seed": self.study.seed, "fold": fold.number,
-                **{name: part and part.fingerprint for name, part in parts.items()}}
+        return {
+            **said,
+            **(loss or {}),
+            **(trunk or {}),
+            **arm.key,
+            "study_seed": self.study.seed,
+            "fold": fold.number,
+            **{name: part and part.fingerprint for name, part in parts.items()},
+        }
 
     @staticmethod
     def _named(arm, fold):
@@ -233,15 +279,33 @@ class Experiment:
         state = self.study.shown_dir / "checkpoints" / f".{name}.{digest({**key, **code})}.resume"
         label = f"{arm.name} fold {fold.number}" * bool(arm.recipe.folds) or arm.name
         label += f" seed {arm.seed}" * (arm.seed != self.study.seed)
-        build = partial(training.train, build=arm.build, parts=lambda: self._parts(arm, fold), recipe=arm.recipe, seed=arm.seed,
-                        label=label, loss=arm.loss, resume=state)
+        build = partial(
+            training.train,
+            build=arm.build,
+            parts=lambda: self._parts(arm, fold),
+            recipe=arm.recipe,
+            seed=arm.seed,
+            label=label,
+            loss=arm.loss,
+            resume=state,
+        )
         folder = self.study.store.make(f"checkpoints/{name}", key, build, self._code(arm))
-        return Job(arm, fold, folder, key, cache(lambda: training.load_state(arm.build(), folder / training.STATE).eval()))
+        return Job(
+            arm,
+            fold,
+            folder,
+            key,
+            cache(lambda: training.load_state(arm.build(), folder / training.STATE).eval()),
+        )
 
     def _classifier(self, arm, fold):
         key, name = self._key(arm, fold), self._named(arm, fold)
-        fitted = cache(lambda: arm.build.fit(self.source(arm, fold.fit), self.source(arm, fold.select), arm.seed))
-        path = self.study.store.make(f"checkpoints/{name}.json", key, partial(classifiers.write, fitted=fitted), self._code(arm))
+        fitted = cache(
+            lambda: arm.build.fit(self.source(arm, fold.fit), self.source(arm, fold.select), arm.seed)
+        )
+        path = self.study.store.make(
+            f"checkpoints/{name}.json", key, partial(classifiers.write, fitted=fitted), self._code(arm)
+        )
         return Job(arm, fold, path, key, fitted)
 
     def _reported(self, job, names, view):
@@ -263,9 +327,28 @@ class Experiment:
         arm, part = job.arm, replace(part, mirrored=True) if mirrored else part
         name = self._file(arm, split, view, job.fold.number, MIRRORED * mirrored)
         levels = np.unique(job.fold.fit.grades).tolist()
-        build = partial(training.write_predictions, grader=job.grader, source=lambda: self.source(arm, part), levels=levels)
-        path = self.study.store.make(f"predictions/{name}", {**job.key, "graded": part.fingerprint, "levels": levels}, build, self._code(arm))
-        return self._joined(path, part, arm=arm.name, seed=arm.seed, fold=job.fold.number, split=split, view="-".join(view), mirrored=mirrored)
+        build = partial(
+            training.write_predictions,
+            grader=job.grader,
+            source=lambda: self.source(arm, part),
+            levels=levels,
+        )
+        path = self.study.store.make(
+            f"predictions/{name}",
+            {**job.key, "graded": part.fingerprint, "levels": levels},
+            build,
+            self._code(arm),
+        )
+        return self._joined(
+            path,
+            part,
+            arm=arm.name,
+            seed=arm.seed,
+            fold=job.fold.number,
+            split=split,
+            view="-".join(view),
+            mirrored=mirrored,
+        )
 
     @staticmethod
     def _joined(path, part, split, **said):
@@ -281,14 +364,21 @@ class Experiment:
         whole = Results(pd.concat(graded, ignore_index=True), 0, 0)
         for where, part in whole.each("split", "view", "mirrored"):
             if where["split"] not in ("train", "held_out", INNER) and part.frame["fold"].nunique() > 1:
-                file = self._file(arm, where["split"], where["view"].split("-"), "mean", MIRRORED * bool(where["mirrored"]))
+                file = self._file(
+                    arm, where["split"], where["view"].split("-"), "mean", MIRRORED * bool(where["mirrored"])
+                )
                 mean = part.graded(mirrored=where["mirrored"])[predictions.COLUMNS]
                 predictions.write(mean, self.study.shown_dir / "predictions" / file)
 
     def _history(self, arm, jobs):
         if isinstance(arm.build, classifiers.Classifier):
             return pd.DataFrame()
-        parts = [pd.read_csv(job.checkpoint / training.HISTORY).assign(model=arm.name, fold=job.fold.number, seed=arm.seed) for job in jobs]
+        parts = [
+            pd.read_csv(job.checkpoint / training.HISTORY).assign(
+                model=arm.name, fold=job.fold.number, seed=arm.seed
+            )
+            for job in jobs
+        ]
         history = pd.concat(parts)
         first = ["model", "fold", "seed"]
         return history[[*first, *history.columns.drop(first)]]

@@ -1,6 +1,8 @@
-"""Published foundation models: BiomedCLIP (Zhang et al. 2023, arXiv:2303.00915) and RAD-DINO (Pérez-García et al. 2025, doi:10.1038/s42256-024-00965-w).
+"""Published foundation models: BiomedCLIP and RAD-DINO.
 
-Their configurations are literals, so that a dry run builds the true architectures, with random weights, and asks no hub.
+Zhang et al. 2023, arXiv:2303.00915; Pérez-García et al. 2025, doi:10.1038/s42256-024-00965-w. Their
+configurations are literals, so that a dry run builds the true architectures, with random weights, and asks
+no hub.
 """
 
 import json
@@ -26,18 +28,40 @@ class Page:
 
 
 PAGES = {
-    "BiomedCLIP": Page("microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", ("open_clip_pytorch_model.bin", "vocab.txt")),
+    "BiomedCLIP": Page(
+        "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+        ("open_clip_pytorch_model.bin", "vocab.txt"),
+    ),
     "RAD-DINO": Page("microsoft/rad-dino", ("model.safetensors", "preprocessor_config.json")),
 }
 # As open_clip_config.json and config.json of these pages have them.
 EMBEDDING, CONTEXT, BERT = 512, 256, "PubMedBERT"
-VISION = {"timm_model_name": "vit_base_patch16_224", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear", "image_size": 224}
-TEXT = {"hf_model_pretrained": False, "hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": CONTEXT}
-DINO = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "mlp_ratio": 4, "patch_size": 14, "image_size": 518}
+VISION = {
+    "timm_model_name": "vit_base_patch16_224",
+    "timm_model_pretrained": False,
+    "timm_pool": "",
+    "timm_proj": "linear",
+    "image_size": 224,
+}
+TEXT = {
+    "hf_model_pretrained": False,
+    "hf_proj_type": "mlp",
+    "hf_pooler_type": "cls_last_hidden_state_pooler",
+    "context_length": CONTEXT,
+}
+DINO = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "mlp_ratio": 4,
+    "patch_size": 14,
+    "image_size": 518,
+}
 
 
 def place_of(name, given=""):
-    """The folder with the files of one of `PAGES`, from the folder WEIGHTS or the hub, see `weights.folder`."""
+    """The folder with the files of one of `PAGES`, from the folder WEIGHTS or the hub, see
+    `weights.folder`."""
     return weights.folder(name, PAGES[name].page, PAGES[name].files, given)
 
 
@@ -47,7 +71,8 @@ def biomed_clip(place=None, seed=0, sentences=()):
     Parameters
     ----------
     place : Path, optional
-        Folder with the files of its page; without it the weights are random, drawn with `seed`, and the vocabulary is made of `sentences`.
+        Folder with the files of its page; without it the weights are random, drawn with `seed`, and the
+        vocabulary is made of `sentences`.
 
     Returns
     -------
@@ -65,7 +90,8 @@ def biomed_clip(place=None, seed=0, sentences=()):
 
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        BertConfig(**BERTS[BERT].config).save_pretrained(folder)  # open_clip reads the text tower's configuration from a folder
+        # open_clip reads the text tower's configuration from a folder
+        BertConfig(**BERTS[BERT].config).save_pretrained(folder)
         clip = open_clip.CustomTextCLIP(EMBEDDING, VISION, {**TEXT, "hf_model_name": folder})
     if place is None:
         words = vocabulary(list(sentences), BERTS[BERT].config["vocab_size"], BERTS[BERT].cased)
@@ -84,7 +110,8 @@ class RadDino(nn.Module):
     Parameters
     ----------
     place : Path, optional
-        Folder with the files of its page: pictures are normalised anew as its `preprocessor_config.json` says. Without it the weights are
+        Folder with the files of its page: pictures are normalised anew as its `preprocessor_config.json`
+        says. Without it the weights are
         random, drawn with `seed`.
     """
 
@@ -110,7 +137,8 @@ class RadDino(nn.Module):
 
 
 def frozen(source, place, seed, name):
-    """The image tower of BiomedCLIP or RAD-DINO, not trained, on the device that is computed on; `source` as in a profile."""
+    """The image tower of BiomedCLIP or RAD-DINO, not trained, on the device that is computed on; `source` as
+    in a profile."""
     made = RadDino(place, seed) if source == "rad-dino" else biomed_clip(place, seed, [name])[0].visual
     return Frozen(made).to(compute_device())
 

@@ -17,7 +17,8 @@ ORDINAL_SIGMA = 0.5
 def target_matrix(kind):
     """Target distribution per grade, (5, 5) rows true grade.
 
-    `hard` is one-hot; `ordinal` gives neighbours ``exp(-|i - j| / 0.5)`` (LumbarCLIP, Le et al. 2025: the ordinal variant).
+    `hard` is one-hot; `ordinal` gives neighbours ``exp(-|i - j| / 0.5)`` (LumbarCLIP, Le et al. 2025: the
+    ordinal variant).
     """
     grades = torch.arange(len(GRADES)).float()
     if kind == "hard":
@@ -42,12 +43,17 @@ def symmetric_infonce(image_embeddings, text_embeddings, scale, same=None):
     same : bool tensor (n, n), optional
         Pairs that carry the same text: they share the target instead of being negatives (UniCL form).
     """
-    same = torch.eye(len(image_embeddings), dtype=torch.bool, device=image_embeddings.device) if same is None else same
+    same = (
+        torch.eye(len(image_embeddings), dtype=torch.bool, device=image_embeddings.device)
+        if same is None
+        else same
+    )
     return soft_clip(image_embeddings, text_embeddings, scale, same.float() / same.sum(dim=1, keepdim=True))
 
 
 def soft_clip(image_embeddings, text_embeddings, scale, targets):
-    """Soft CLIP loss (LumbarCLIP, Le et al. 2025), in nats: ``1/2 [CE(Q, L) + CE(Q^T, L^T)]`` with ``L = scale * I T^T``.
+    """Soft CLIP loss (LumbarCLIP, Le et al. 2025), in nats: ``1/2 [CE(Q, L) + CE(Q^T, L^T)]`` with ``L =
+    scale * I T^T``.
 
     Parameters
     ----------
@@ -64,13 +70,15 @@ def soft_clip(image_embeddings, text_embeddings, scale, targets):
 
 
 def batch_targets(grades, kind):
-    """Targets (n, n) of a batch from its grades (n,): equal shares for texts of the same grade ('hard'), or falling with distance ('ordinal')."""
+    """Targets (n, n) of a batch from its grades (n,): equal shares for texts of the same grade ('hard'), or
+    falling with distance ('ordinal')."""
     shares = target_matrix(kind).to(grades.device)[grades][:, grades]
     return shares / shares.sum(dim=1, keepdim=True)
 
 
 def similarity_targets(image_embeddings, text_embeddings, scale):
-    """Targets (n, n) from how alike the pictures, and the texts, of a batch are: ``softmax(scale / 2 * (I I^T + T T^T))``.
+    """Targets (n, n) from how alike the pictures, and the texts, of a batch are: ``softmax(scale / 2 * (I I^T
+    + T T^T))``.
 
     The logits' own temperature is used and no gradient flows through the targets (our reading).
     """
@@ -79,9 +87,11 @@ def similarity_targets(image_embeddings, text_embeddings, scale):
 
 
 def soft_clip_floor(targets, captions):
-    """What `soft_clip` cannot undercut for these targets, in nats, when pictures with equal captions share one text embedding.
+    """What `soft_clip` cannot undercut for these targets, in nats, when pictures with equal captions share
+    one text embedding.
 
-    Logits of equal texts are equal, so the best guess spreads a caption's share of the target evenly over its texts; the other way round the best
+    Logits of equal texts are equal, so the best guess spreads a caption's share of the target evenly over its
+    texts; the other way round the best
     guess for a caption is the mean of its texts' targets.
 
     Parameters
@@ -102,7 +112,8 @@ def soft_clip_floor(targets, captions):
 class Prototypes:
     """Cross-entropy over the five prototypes or outputs, the primary loss; `targets` as of `target_matrix`.
 
-    A loss is called with a grader, a batch of its trunk's features (n, ...) and grades (n,); it gives its named terms in
+    A loss is called with a grader, a batch of its trunk's features (n, ...) and grades (n,); it gives its
+    named terms in
     nats, 'loss' first, and the logits (n, 5).
     """
 
@@ -111,12 +122,15 @@ class Prototypes:
     def __call__(self, grader, features, grades):
         with autocast(grader):
             logits = grader.tail(features)
-        return {"loss": prototype_cross_entropy(logits, grades, target_matrix(self.targets).to(grades.device))}, logits
+        return {
+            "loss": prototype_cross_entropy(logits, grades, target_matrix(self.targets).to(grades.device))
+        }, logits
 
 
 @dataclass(frozen=True)
 class InfoNCE:
-    """Symmetric InfoNCE of each picture with its grade's prompt; other pictures of the batch, of the same grade too, are negatives."""
+    """Symmetric InfoNCE of each picture with its grade's prompt; other pictures of the batch, of the same
+    grade too, are negatives."""
 
     def __call__(self, grader, features, grades):
         with autocast(grader):
@@ -127,9 +141,11 @@ class InfoNCE:
 
 @dataclass(frozen=True)
 class MirrorPairs:
-    """``CE + symmetry * L_sym + consistency * L_cons`` of pictures and their mirror images, features (n, 2, ...) (CLIP-KOA; our reading).
+    """``CE + symmetry * L_sym + consistency * L_cons`` of pictures and their mirror images, features (n, 2,
+    ...) (CLIP-KOA; our reading).
 
-    The cross-entropy is that of the first of each pair, or of `both`. All three terms are told; a weight of 0 leaves no
+    The cross-entropy is that of the first of each pair, or of `both`. All three terms are told; a weight of 0
+    leaves no
     trace in the gradient.
     """
 
@@ -141,11 +157,15 @@ class MirrorPairs:
     def __call__(self, grader, features, grades):
         with autocast(grader):
             embeddings = grader.embed_features(features.flatten(0, 1))
-        logits, embeddings = (values.unflatten(0, (-1, 2)) for values in (grader.logits(embeddings), embeddings))
+        logits, embeddings = (
+            values.unflatten(0, (-1, 2)) for values in (grader.logits(embeddings), embeddings)
+        )
         seen = logits if self.both else logits[:, :1]
         repeated = grades.repeat_interleave(seen.shape[1])
         terms = {
-            "cross_entropy": prototype_cross_entropy(seen.flatten(0, 1), repeated, target_matrix(self.targets).to(grades.device)),
+            "cross_entropy": prototype_cross_entropy(
+                seen.flatten(0, 1), repeated, target_matrix(self.targets).to(grades.device)
+            ),
             "symmetry": symmetry_loss(embeddings[:, 0], embeddings[:, 1]),
             "consistency": consistency_loss(logits[:, 0], logits[:, 1]),
         }
@@ -169,7 +189,10 @@ class SoftClip:
             targets = similarity_targets(images, captions, grader.scale)
         else:
             targets = batch_targets(grades, {"label-aware": "hard", "ordinal": "ordinal"}[self.kind])
-        terms = {"loss": soft_clip(images, captions, grader.scale, targets), "floor": soft_clip_floor(targets, grades)}
+        terms = {
+            "loss": soft_clip(images, captions, grader.scale, targets),
+            "floor": soft_clip_floor(targets, grades),
+        }
         return terms, grader.scale * images @ prototypes.T
 
 
@@ -184,17 +207,21 @@ def chance_loss(classes):
 
 
 def symmetry_loss(embeddings, mirrored):
-    """How far pictures and their mirror images lie apart: mean of ``1 - cos``, in [0, 2] (CLIP-KOA; our reading).
+    """How far pictures and their mirror images lie apart: mean of ``1 - cos``, in [0, 2] (CLIP-KOA; our
+    reading).
 
-    Computed as half the squared distance of the unit vectors (n, d), the same number: 0 for equal embeddings whatever the rounding.
+    Computed as half the squared distance of the unit vectors (n, d), the same number: 0 for equal embeddings
+    whatever the rounding.
     """
     return ((embeddings - mirrored) ** 2).sum(dim=-1).mean() / 2
 
 
 def consistency_loss(logits, mirrored):
-    """How far the gradings of pictures and of their mirror images lie apart, from logits (n, 5), in nats (CLIP-KOA; our reading).
+    """How far the gradings of pictures and of their mirror images lie apart, from logits (n, 5), in nats
+    (CLIP-KOA; our reading).
 
-    Mean of the Kullback-Leibler divergences in both directions: at least 0, and 0 only for equal probabilities.
+    Mean of the Kullback-Leibler divergences in both directions: at least 0, and 0 only for equal
+    probabilities.
     """
     one, other = F.log_softmax(logits, dim=-1), F.log_softmax(mirrored, dim=-1)
     return ((one.exp() - other.exp()) * (one - other)).sum(dim=-1).mean() / 2

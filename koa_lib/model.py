@@ -1,4 +1,5 @@
-"""CLIP and the grader built on it: an image tower split into trunk and tail, scored against text prototypes."""
+"""CLIP and the grader built on it: an image tower split into trunk and tail, scored against text
+prototypes."""
 
 import copy
 import json
@@ -44,8 +45,10 @@ def load_clip(name, weights=None, seed=0):
     name : str
         An open_clip architecture, or `koa-tiny`, `koa-conv` (configurations in this package).
     weights : path, optional
-        A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights), of which `weights.file_of` is
-        loaded; or the bare weight file of open_clip's hub. Without it the weights are random, drawn with `seed`.
+        A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights), of which
+        `weights.file_of` is
+        loaded; or the bare weight file of open_clip's hub. Without it the weights are random, drawn with
+        `seed`.
 
     Returns
     -------
@@ -56,12 +59,16 @@ def load_clip(name, weights=None, seed=0):
     Raises
     ------
     StudyError
-        Unknown name, unreadable folder, weights made for another activation (QuickGELU against GELU), or weights of
+        Unknown name, unreadable folder, weights made for another activation (QuickGELU against GELU), or
+        weights of
         which one tensor is not in the model or one of the model's is not in the file.
     """
     known = open_clip.list_models()
     if name not in known:
-        raise StudyError(f"CLIP model '{name}' is unknown. Use koa-tiny, koa-conv or one of open_clip's {len(known) - 2}, e.g. ViT-B-32-quickgelu.")
+        raise StudyError(
+            f"CLIP model '{name}' is unknown. Use koa-tiny, koa-conv or one of open_clip's {len(known) - 2}, "
+            "e.g. ViT-B-32-quickgelu."
+        )
     with torch.random.fork_rng(devices=[], enabled=weights is None):
         if weights is None:
             torch.manual_seed(seed)
@@ -84,8 +91,10 @@ def _check_folder(name, folder):
         _check_card(name, {"name": name, "quick_gelu": bool(theirs.get("quick_gelu", False))}, folder)
         _check_architecture(name, theirs, folder)
     elif folder.is_dir():
-        raise StudyError(f"{folder} holds neither model.json nor open_clip_config.json. "
-                         "Give the folder that has the weights and their configuration.")
+        raise StudyError(
+            f"{folder} holds neither model.json nor open_clip_config.json. "
+            "Give the folder that has the weights and their configuration."
+        )
 
 
 def _check_architecture(name, theirs, folder):
@@ -94,18 +103,30 @@ def _check_architecture(name, theirs, folder):
         for key, value in ours[part].items():
             given = theirs.get(part, {}).get(key, value)
             if given != value:
-                raise StudyError(f"{folder} holds another architecture than '{name}': {part}.{key} is {given}, not {value}. Give the folder of '{name}'.")
+                raise StudyError(
+                    f"{folder} holds another architecture than '{name}': {part}.{key} is {given}, not "
+                    f"{value}. Give the folder of '{name}'."
+                )
     if theirs.get("embed_dim", ours["embed_dim"]) != ours["embed_dim"]:
-        raise StudyError(f"{folder} holds another architecture than '{name}': embed_dim is {theirs['embed_dim']}, not {ours['embed_dim']}.")
+        raise StudyError(
+            f"{folder} holds another architecture than '{name}': embed_dim is {theirs['embed_dim']}, not "
+            f"{ours['embed_dim']}."
+        )
 
 
 def _check_card(name, card, folder):
     wanted = activation(name)
     if card["name"] != name:
-        raise StudyError(f"{folder} holds weights of '{card['name']}', not of '{name}'. Change the profile's model.name or the folder.")
+        raise StudyError(
+            f"{folder} holds weights of '{card['name']}', not of '{name}'. Change the profile's model.name "
+            "or the folder."
+        )
     if card["quick_gelu"] != wanted:
-        raise StudyError(f"{folder} was made with quick_gelu={card['quick_gelu']} but '{name}' builds quick_gelu={wanted}: results would change silently. "
-                         "Use the '-quickgelu' architecture for OpenAI's weights.")
+        raise StudyError(
+            f"{folder} was made with quick_gelu={card['quick_gelu']} but '{name}' builds "
+            f"quick_gelu={wanted}: results would change silently. "
+            "Use the '-quickgelu' architecture for OpenAI's weights."
+        )
 
 
 def activation(name):
@@ -116,13 +137,16 @@ def activation(name):
 def save_clip(model, name, folder):
     """Save weights as safetensors with a JSON card (name, activation, preprocessing); never a pickle."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors"
+    )
     card = {"name": name, "quick_gelu": activation(name), "statistics": "clip", "grades": [0, 1, 2, 3, 4]}
     (folder / "model.json").write_text(json.dumps(card, indent=1))
 
 
 def stage(part):
-    """Where the trunk of a `ClipGrader` ends: 'embedding', 'pooled', 'tokens' or 'image' (nothing to cache)."""
+    """Where the trunk of a `ClipGrader` ends: 'embedding', 'pooled', 'tokens' or 'image' (nothing to
+    cache)."""
     return {"adapter": "embedding", "projection": "pooled", "last_blocks": "tokens"}.get(part, "image")
 
 
@@ -168,7 +192,10 @@ class Adapter(nn.Module):
 
     def __init__(self, width, residual):
         super().__init__()
-        self.down, self.up = nn.Linear(width, width // 4, bias=False), nn.Linear(width // 4, width, bias=False)
+        self.down, self.up = (
+            nn.Linear(width, width // 4, bias=False),
+            nn.Linear(width // 4, width, bias=False),
+        )
         self.residual = residual
 
     def forward(self, features):
@@ -179,7 +206,8 @@ class Adapter(nn.Module):
 class ClipGrader(nn.Module):
     """Grades pictures by similarity to five text prototypes.
 
-    The image tower is cut in two: `trunk` is frozen and its output can be cached, `tail` is trained. Where the
+    The image tower is cut in two: `trunk` is frozen and its output can be cached, `tail` is trained. Where
+    the
     cut lies is the tuning reading (`part`):
 
     adapter
@@ -245,7 +273,8 @@ class ClipGrader(nn.Module):
         return low_precision(self.clip.visual)
 
     def trunk(self, images):
-        """Frozen part: normalised images (n, 3, H, W) to features; the images themselves when all is trained."""
+        """Frozen part: normalised images (n, 3, H, W) to features; the images themselves when all is
+        trained."""
         return self.tower.until(images, self.stage)
 
     def tail(self, features):
@@ -272,7 +301,8 @@ class ClipGrader(nn.Module):
     def logits(self, embedding):
         """``exp(logit_scale) * cos`` between unit embeddings (n, d) and prototypes, (n, 5)."""
         prototypes = self.prototypes()
-        with torch.autocast(embedding.device.type, enabled=False):  # bf16 would round logits near 25 to steps of 0.125
+        # bf16 would round logits near 25 to steps of 0.125
+        with torch.autocast(embedding.device.type, enabled=False):
             return self.scale * embedding @ prototypes.T
 
     def forward(self, images):
@@ -294,7 +324,8 @@ class ClipGrader(nn.Module):
 
 
 def head(kind, width):
-    """A projection of features of some width into the common space: one linear layer, or two with a GELU between (our reading of 'non-linear').
+    """A projection of features of some width into the common space: one linear layer, or two with a GELU
+    between (our reading of 'non-linear').
 
     Raises
     ------
@@ -309,7 +340,8 @@ def head(kind, width):
 
 
 class ProjectionPair(nn.Module):
-    """Frozen features of pictures and of the five prompts, each with a trained head into a common space, and a learned temperature (LumbarCLIP).
+    """Frozen features of pictures and of the five prompts, each with a trained head into a common space, and
+    a learned temperature (LumbarCLIP).
 
     Parameters
     ----------
@@ -377,9 +409,19 @@ def facts(clip, name):
     config = open_clip.get_model_config(name)
     count = sum(value.numel() for value in clip.parameters())
     vision, text = config["vision_cfg"], config["text_cfg"]
-    image = vision.get("timm_model_name") or f"ViT, {vision['layers']} blocks, width {vision['width']}, patch {vision['patch_size']}"
-    return {"name": name, "image_tower": image, "image_size": vision["image_size"], "embed_dim": config["embed_dim"],
-            "text_tower": f"Transformer, {text['layers']} blocks, width {text['width']}", "context_length": text["context_length"], "parameters": count}
+    image = (
+        vision.get("timm_model_name")
+        or f"ViT, {vision['layers']} blocks, width {vision['width']}, patch {vision['patch_size']}"
+    )
+    return {
+        "name": name,
+        "image_tower": image,
+        "image_size": vision["image_size"],
+        "embed_dim": config["embed_dim"],
+        "text_tower": f"Transformer, {text['layers']} blocks, width {text['width']}",
+        "context_length": text["context_length"],
+        "parameters": count,
+    }
 
 
 def parts(grader):
@@ -400,4 +442,7 @@ def parts(grader):
         "text encoder": [p for p in grader.clip.parameters() if id(p) not in {id(v) for v in visual}],
         "adapter": list(grader.adapter.parameters()) if grader.adapter is not None else [],
     }
-    return [(name, sum(p.numel() for p in group), any(id(p) in trained for p in group)) for name, group in groups.items()]
+    return [
+        (name, sum(p.numel() for p in group), any(id(p) in trained for p in group))
+        for name, group in groups.items()
+    ]

@@ -52,12 +52,14 @@ class ImageGrader(nn.Module):
 
 
 def create(name, image_size, width, weights=None):
-    """A timm network with five outputs and scaled channels; its outputs are always new, all else is of the weight file where one is given.
+    """A timm network with five outputs and scaled channels; its outputs are always new, all else is of the
+    weight file where one is given.
 
     Raises
     ------
     StudyError
-        When the family has no reading of a reduced width here, or a tensor of the network is not in the weight file, or one of the file not in the network.
+        When the family has no reading of a reduced width here, or a tensor of the network is not in the
+        weight file, or one of the file not in the network.
     """
     if name == "vgg19_bn" and width != 1.0:  # timm's factory takes no width
         channels = [c if c == "M" else round(c * width) for c in vgg.cfgs["vgg19"]]
@@ -70,7 +72,8 @@ def create(name, image_size, width, weights=None):
 
 
 def _published(name, weights, options):
-    # With other outputs than the file's, timm takes any file: what does not fit stays random. With the file's own it refuses.
+    # With other outputs than the file's, timm takes any file: what does not fit stays random. With the file's
+    # own it refuses.
     file = {"file": str(weight_files.file_of(weights))}
     with weight_files.fitting(name, weights), torch.random.fork_rng(devices=[]):
         network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, **options)
@@ -90,13 +93,18 @@ def _width_options(name, width):
     if name.startswith("vit_base"):
         return {"embed_dim": round(768 * width), "num_heads": max(1, round(12 * width))}
     if name.startswith("swin_tiny"):
-        return {"embed_dim": round(96 * width), "num_heads": tuple(max(1, round(heads * width)) for heads in (3, 6, 12, 24))}
+        return {
+            "embed_dim": round(96 * width),
+            "num_heads": tuple(max(1, round(heads * width)) for heads in (3, 6, 12, 24)),
+        }
     if name.startswith("convnext_small"):
         return {"dims": tuple(round(c * width) for c in (96, 192, 384, 768))}
     if name.startswith("mobilenetv1"):
         return {"channel_multiplier": width}
-    raise StudyError(f"Baseline '{name}' can't be built with width {width}: "
-                     "use width 1.0, vgg19_bn, a ResNet, convnext_small, vit_base, swin_tiny or mobilenetv1.")
+    raise StudyError(
+        f"Baseline '{name}' can't be built with width {width}: "
+        "use width 1.0, vgg19_bn, a ResNet, convnext_small, vit_base, swin_tiny or mobilenetv1."
+    )
 
 
 def untrained(seed, spec, weights=None):

@@ -9,7 +9,10 @@ def adamw(module, learning_rate, weight_decay):
     """AdamW over the weights that are trained; vectors (biases, norms, scales) do not decay."""
     trained = [value for value in module.parameters() if value.requires_grad]
     decay, plain = [v for v in trained if v.ndim > 1], [v for v in trained if v.ndim <= 1]
-    return torch.optim.AdamW([{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate)
+    return torch.optim.AdamW(
+        [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=learning_rate,
+    )
 
 
 def descend(loss, module, optimiser, largest=1.0):
@@ -21,7 +24,9 @@ def descend(loss, module, optimiser, largest=1.0):
         When the loss is no number.
     """
     if not torch.isfinite(loss):
-        raise StudyError(f"The loss became {loss.item()}. Lower the profile's learning_rate of this training.")
+        raise StudyError(
+            f"The loss became {loss.item()}. Lower the profile's learning_rate of this training."
+        )
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_([value for value in module.parameters() if value.requires_grad], largest)

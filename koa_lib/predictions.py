@@ -30,22 +30,36 @@ class Name:
 
     @property
     def file(self):
-        """The file's name: ``<model>__<cohort>-<split>__<geometry>-<intensity>__fold<k>__seed<s>[__<adaptation>].csv``."""
-        parts = [self.model, f"{self.cohort}-{self.split}", f"{self.geometry}-{self.intensity}", f"fold{self.fold}", f"seed{self.seed}"]
+        """The file's name:
+        ``<model>__<cohort>-<split>__<geometry>-<intensity>__fold<k>__seed<s>[__<adaptation>].csv``."""
+        parts = [
+            self.model,
+            f"{self.cohort}-{self.split}",
+            f"{self.geometry}-{self.intensity}",
+            f"fold{self.fold}",
+            f"seed{self.seed}",
+        ]
         return "__".join(parts + [self.adaptation] * bool(self.adaptation)) + ".csv"
 
 
 def frame(image_ids, probabilities):
     """A predictions frame from ids (n,) and probabilities (n, 5).
 
-    An id that is there twice stands for the two knees of one picture, whose single grade is taken to be that of the
+    An id that is there twice stands for the two knees of one picture, whose single grade is taken to be that
+    of the
     worse knee (our reading): the row with the higher expected grade is kept.
     """
-    frame = pd.DataFrame(np.asarray(probabilities, dtype=float), columns=PROBABILITIES).assign(image_id=list(image_ids))[COLUMNS]
+    frame = pd.DataFrame(np.asarray(probabilities, dtype=float), columns=PROBABILITIES).assign(
+        image_id=list(image_ids)
+    )[COLUMNS]
     if frame["image_id"].is_unique:
         return frame
     expected = frame[PROBABILITIES].to_numpy() @ np.arange(len(PROBABILITIES))
-    worse = frame.assign(expected=expected).sort_values("expected", ascending=False, kind="stable").drop_duplicates("image_id")
+    worse = (
+        frame.assign(expected=expected)
+        .sort_values("expected", ascending=False, kind="stable")
+        .drop_duplicates("image_id")
+    )
     return frame.loc[worse.index.sort_values()].reset_index(drop=True)
 
 
@@ -66,9 +80,13 @@ def read(path):
     try:
         predictions = pd.read_csv(path, dtype={"image_id": str})
     except FileNotFoundError as error:
-        raise StudyError(f"The prediction file {path} does not exist. Run the notebook that makes it.") from error
+        raise StudyError(
+            f"The prediction file {path} does not exist. Run the notebook that makes it."
+        ) from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not a CSV table: {error}. Delete it and run the notebook that makes it.") from error
+        raise StudyError(
+            f"{path} is not a CSV table: {error}. Delete it and run the notebook that makes it."
+        ) from error
     validate(predictions, path)
     return predictions
 
@@ -76,7 +94,10 @@ def read(path):
 def validate(predictions, path="predictions"):
     """Check the contract; the error names the file, row and id."""
     if list(predictions.columns) != COLUMNS:
-        raise StudyError(f"{path} has the columns {', '.join(map(str, predictions.columns))}; needed: {', '.join(COLUMNS)}.")
+        raise StudyError(
+            f"{path} has the columns {', '.join(map(str, predictions.columns))}; needed: "
+            f"{', '.join(COLUMNS)}."
+        )
     values = predictions[PROBABILITIES].apply(pd.to_numeric, errors="coerce").to_numpy()
     checks = (
         (predictions["image_id"].duplicated().to_numpy(), "is there twice"),
@@ -87,7 +108,10 @@ def validate(predictions, path="predictions"):
     for bad, what in checks:
         if bad.any():
             row = int(bad.argmax())
-            raise StudyError(f"{path}, row {row + 2}: image_id '{predictions['image_id'].iloc[row]}' {what}. Make the file again.")
+            raise StudyError(
+                f"{path}, row {row + 2}: image_id '{predictions['image_id'].iloc[row]}' {what}. Make the "
+                "file again."
+            )
 
 
 def join(predictions, manifest):
@@ -98,11 +122,25 @@ def join(predictions, manifest):
     StudyError
         When a predicted picture is not in the manifest.
     """
-    columns = ["image_id", "kl_grade", "kl_grade_reader2", "group_id", "split", "pixel_sha256", "width", "height"]
-    graded = predictions.merge(manifest[columns].drop_duplicates("image_id"), on="image_id", how="left", validate="one_to_one")
+    columns = [
+        "image_id",
+        "kl_grade",
+        "kl_grade_reader2",
+        "group_id",
+        "split",
+        "pixel_sha256",
+        "width",
+        "height",
+    ]
+    graded = predictions.merge(
+        manifest[columns].drop_duplicates("image_id"), on="image_id", how="left", validate="one_to_one"
+    )
     unknown = graded["kl_grade"].isna()
     if unknown.any():
-        raise StudyError(f"Picture '{graded.loc[unknown, 'image_id'].iloc[0]}' is predicted but not in the manifest. Use the manifest of the same cohort.")
+        raise StudyError(
+            f"Picture '{graded.loc[unknown, 'image_id'].iloc[0]}' is predicted but not in the manifest. Use "
+            "the manifest of the same cohort."
+        )
     return graded.astype({"kl_grade": int})
 
 

@@ -1,4 +1,5 @@
-"""Before hours of work: all published weights that a profile starts from are found, downloaded where needed, and opened."""
+"""Before hours of work: all published weights that a profile starts from are found, downloaded where needed,
+and opened."""
 
 from koa_lib import foundation, model, networks, texts, weights
 
@@ -11,12 +12,18 @@ def needed(settings):
     encoders = [spec for spec in (*systems.heads.encoders, *systems.embeddings.encoders) if not spec.reason]
     pairs = [(weights.clip, settings.model.name)] if settings.model.start == "openai" else []
     pairs += [
-        (weights.network, spec.timm) for spec in _networks(settings) if spec.weights == "imagenet" and not spec.reason
+        (weights.network, spec.timm)
+        for spec in _networks(settings)
+        if spec.weights == "imagenet" and not spec.reason
     ]
     pairs += [(weights.network, spec.architecture) for spec in encoders if spec.source == "timm"]
     pairs += [(weights.network, systems.labels.architecture)] if systems.labels.published else []
     pairs += [(texts.place, systems.heads.text)] if systems.heads.text != STAND_IN else []
-    pairs += [(foundation.place_of, weights.FOUNDATIONS[spec.source]) for spec in encoders if spec.source in weights.FOUNDATIONS]
+    pairs += [
+        (foundation.place_of, weights.FOUNDATIONS[spec.source])
+        for spec in encoders
+        if spec.source in weights.FOUNDATIONS
+    ]
     return list(dict.fromkeys(pairs))
 
 

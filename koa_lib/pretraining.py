@@ -25,7 +25,9 @@ def start_weights(study):
         return None
     settings = study.profile.pretraining
     key = {"model": model, "settings": settings}
-    return study.store.make(f"checkpoints/{model.name}-pretrained", key, lambda path: _pretrain(model, settings, path))
+    return study.store.make(
+        f"checkpoints/{model.name}-pretrained", key, lambda path: _pretrain(model, settings, path)
+    )
 
 
 def _pretrain(model, settings, folder):
@@ -50,7 +52,9 @@ def train(clip, data, settings):
     torch.manual_seed(settings.seed)
     optimiser = adamw(clip, settings.learning_rate, WEIGHT_DECAY)
     steps = settings.epochs * (len(images) // settings.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=WARM_UP)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=steps, pct_start=WARM_UP
+    )
     clip.train()
     start = time.perf_counter()
     for epoch in range(1, settings.epochs + 1):
@@ -61,7 +65,9 @@ def train(clip, data, settings):
             if schedule.last_epoch < steps:
                 schedule.step()
         left = (time.perf_counter() - start) / epoch * (settings.epochs - epoch)
-        progress.epoch("pre-training", epoch, settings.epochs, {"contrastive loss": float(np.mean(losses))}, left)
+        progress.epoch(
+            "pre-training", epoch, settings.epochs, {"contrastive loss": float(np.mean(losses))}, left
+        )
     clip.eval()
 
 
@@ -69,8 +75,11 @@ def _update(clip, data, chosen, optimiser):
     images, numbers, tokens, statistics = data
     pictures = clip.encode_image(to_tensor(images[chosen], statistics))
     _, first, inverse = np.unique(numbers[chosen], return_index=True, return_inverse=True)
-    texts = clip.encode_text(tokens[chosen[first]])[torch.as_tensor(inverse)]  # equal captions are encoded once
+    # equal captions are encoded once
+    texts = clip.encode_text(tokens[chosen[first]])[torch.as_tensor(inverse)]
     same = torch.as_tensor(numbers[chosen][:, None] == numbers[chosen])
     scale = clip.logit_scale.exp().clamp(max=100)
-    loss = symmetric_infonce(F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1), scale, same)
+    loss = symmetric_infonce(
+        F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1), scale, same
+    )
     return descend(loss, clip, optimiser)

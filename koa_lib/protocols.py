@@ -1,6 +1,7 @@
 """The two protocols of the study, and the arms of the paper: what is trained how, on which parts.
 
-`as_printed` follows the paper where it is definite; `our_protocol` parts by patients and chooses on an inner part.
+`as_printed` follows the paper where it is definite; `our_protocol` parts by patients and chooses on an inner
+part.
 """
 
 import json
@@ -29,12 +30,25 @@ def clip_arm(study, name, recipe, scheme, only=(), seed=None, trained=None, **mo
     """
     start, settings, seed = start_weights(study), study.profile.model, study.seed if seed is None else seed
     key, sentences = {**start_key(study), **(trained.key if trained else {})}, prompts(recipe.prompts)
-    build = partial(model.untrained, settings.name, start and str(start), study.seed, fitted=trained and trained.build)
+    build = partial(
+        model.untrained, settings.name, start and str(start), study.seed, fitted=trained and trained.build
+    )
     stage = model.stage(recipe.part)
     # The trunk does not hang on the recipe that follows it, nor on its seed.
     trunk = Trunk(stage, partial(build, recipe, sentences, study.seed), key) if stage != "image" else None
     build = partial(build, recipe, sentences, seed)
-    return Arm(name, recipe, settings.image_size, build, {**key, "sentences": sentences}, seed, scheme, trunk, only=only, **more)
+    return Arm(
+        name,
+        recipe,
+        settings.image_size,
+        build,
+        {**key, "sentences": sentences},
+        seed,
+        scheme,
+        trunk,
+        only=only,
+        **more,
+    )
 
 
 def start_key(study):
@@ -50,7 +64,8 @@ def hashed(start):
 
 
 def main_arm(study, seed=None):
-    """The arm that the paper's figures and tables show: `as_printed`, or `our_protocol` where it can't run."""
+    """The arm that the paper's figures and tables show: `as_printed`, or `our_protocol` where it can't
+    run."""
     if study.profile.as_printed is None:
         return our_arm(study, seed)
     return clip_arm(study, "clip-as_printed", study.profile.as_printed, "images", seed=seed, watch=True)
@@ -62,9 +77,14 @@ def our_arm(study, seed=None):
 
 
 def official_arm(study):
-    """CLIP by our protocol on the official split alone: what takes its tower has an inner part and a test split that it has not seen."""
+    """CLIP by our protocol on the official split alone: what takes its tower has an inner part and a test
+    split that it has not seen."""
     ours = study.profile.our_protocol
-    return our_arm(study) if not ours.folds else clip_arm(study, "clip-official", replace(ours, folds=0), "official")
+    return (
+        our_arm(study)
+        if not ours.folds
+        else clip_arm(study, "clip-official", replace(ours, folds=0), "official")
+    )
 
 
 def patients_arm(study):
@@ -74,29 +94,43 @@ def patients_arm(study):
 
 
 def before_arm(study, arm):
-    """An arm of CLIP before any graded knee: an adapter is off, everything else has its start weights; on the main fold."""
+    """An arm of CLIP before any graded knee: an adapter is off, everything else has its start weights; on the
+    main fold."""
     recipe = replace(arm.recipe, epochs=0, residual=0.0, patience=0)
     return clip_arm(study, f"{arm.name}-before", recipe, arm.scheme, only=(main_fold(study),))
 
 
 def zero_shot_arm(study, prompt_set):
-    """CLIP without any training, with one of the prompt sets, on the official splits and CLIP's own statistics."""
+    """CLIP without any training, with one of the prompt sets, on the official splits and CLIP's own
+    statistics."""
     recipe = study.profile.as_printed or study.profile.our_protocol
-    untouched = {"part": "adapter", "residual": 0.0, "epochs": 0, "patience": 0, "folds": 0, "normalisation": "clip", "prompts": prompt_set}
+    untouched = {
+        "part": "adapter",
+        "residual": 0.0,
+        "epochs": 0,
+        "patience": 0,
+        "folds": 0,
+        "normalisation": "clip",
+        "prompts": prompt_set,
+    }
     return clip_arm(study, f"zero_shot-{prompt_set}", replace(recipe, **untouched), "official")
 
 
 def baseline_arm(study, spec):
-    """An arm of Table 4, on the protocol of the main arm; as many folds as the profile says, the paper's first."""
+    """An arm of Table 4, on the protocol of the main arm; as many folds as the profile says, the paper's
+    first."""
     main = study.profile.as_printed or study.profile.our_protocol
     scheme = "official" if study.profile.as_printed is None else "images"
-    return network_arm(study, spec, spec.name.lower().replace(" ", "_"), main, scheme, only=_baseline_folds(study, main))
+    return network_arm(
+        study, spec, spec.name.lower().replace(" ", "_"), main, scheme, only=_baseline_folds(study, main)
+    )
 
 
 def network_arm(study, spec, name, recipe, scheme, **more):
     """An image-only network, trained as a whole by a recipe with its own epochs, batch and learning rate.
 
-    Its pictures are normalised by ImageNet's statistics where it starts from ImageNet's weights, else as the recipe says.
+    Its pictures are normalised by ImageNet's statistics where it starts from ImageNet's weights, else as the
+    recipe says.
     """
     own = {key: getattr(spec, key) for key in ("learning_rate", "epochs", "batch")}
     imagenet = spec.weights == "imagenet"
@@ -104,7 +138,16 @@ def network_arm(study, spec, name, recipe, scheme, **more):
     start = weights.network(spec.timm, study.inputs.weights) if imagenet else None
     build = partial(networks.untrained, study.seed, spec, start)
     recipe = replace(recipe, part="full_image", normalisation=statistics, **own)
-    return Arm(name, recipe, spec.image_size, build, {"model": spec, "weights": hashed(start)}, study.seed, scheme, **more)
+    return Arm(
+        name,
+        recipe,
+        spec.image_size,
+        build,
+        {"model": spec, "weights": hashed(start)},
+        study.seed,
+        scheme,
+        **more,
+    )
 
 
 def _baseline_folds(study, recipe):
@@ -133,4 +176,5 @@ def write_primary(study, results):
 def described(arm, study):
     """How the CLIP row of a table was run, e.g. 'koa-tiny, 112 px, adapter, 30 epochs'."""
     clip = study.profile.model
-    return f"{clip.name}, {clip.image_size} px, {arm.recipe.part}, {arm.recipe.epochs} epochs, {START[clip.start]}"
+    size, epochs = f"{clip.image_size} px", f"{arm.recipe.epochs} epochs"
+    return ", ".join([clip.name, size, arm.recipe.part, epochs, START[clip.start]])

@@ -1,4 +1,5 @@
-"""What an experiment found: the predictions of arms as one long frame, and every table and interval made of it."""
+"""What an experiment found: the predictions of arms as one long frame, and every table and interval made of
+it."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,8 @@ from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.predictions import PROBABILITIES
 
-ONE_OF = ("arm", "split", "view", "mirrored")  # what may not be mixed in one graded frame; folds and seeds are averaged
+# what may not be mixed in one graded frame; folds and seeds are averaged
+ONE_OF = ("arm", "split", "view", "mirrored")
 _MIRRORED = [f"{name}_b" for name in PROBABILITIES]
 
 
@@ -22,7 +24,8 @@ class Results:
     Attributes
     ----------
     frame : DataFrame
-        arm, seed, fold, split, view ('<geometry>-<intensity>'), mirrored (bool), image_id, p0..p4, then kl_grade,
+        arm, seed, fold, split, view ('<geometry>-<intensity>'), mirrored (bool), image_id, p0..p4, then
+        kl_grade,
         kl_grade_reader2, group_id and more of the manifest; one row per prediction.
     draws, seed : int
         Of every bootstrap.
@@ -58,9 +61,11 @@ class Results:
             yield where, self.of(**where)
 
     def graded(self, **where):
-        """One row per picture: p0..p4 (means over folds and seeds where a picture has several), grades and groups.
+        """One row per picture: p0..p4 (means over folds and seeds where a picture has several), grades and
+        groups.
 
-        Folds that hold out other pictures stand one after the other. With predictions of mirror images beside those of
+        Folds that hold out other pictures stand one after the other. With predictions of mirror images beside
+        those of
         the pictures, theirs are p0_b..p4_b.
 
         Raises
@@ -71,13 +76,18 @@ class Results:
         found = self.of(**where)
         if not len(found.frame):
             raise StudyError(f"There are no predictions with {where}. Run the arm that makes them.")
-        both = {way: part for way, part in found.frame.groupby("mirrored", sort=False)} if "mirrored" not in where else {}
+        both = (
+            {way: part for way, part in found.frame.groupby("mirrored", sort=False)}
+            if "mirrored" not in where
+            else {}
+        )
         if len(both) == 2:
             return stats.paired(*(_mean(both[way]) for way in (False, True)))
         return _mean(found.frame)
 
     def table(self, names, by=("arm", "split"), level=0.95):
-        """Metrics with group-bootstrap intervals for each value of some columns: those, n, `<name>`, `<name>_low`, `<name>_high`."""
+        """Metrics with group-bootstrap intervals for each value of some columns: those, n, `<name>`,
+        `<name>_low`, `<name>_high`."""
         return pd.DataFrame([{**where, **part.measured(names, level)} for where, part in self.each(*by)])
 
     def measured(self, names, level=0.95, **where):
@@ -92,7 +102,8 @@ class Results:
         over : str
             Column that tells the trainings apart.
         like : DataFrame, optional
-            A graded frame whose order and groups the draws follow, so that two means can be held against each other.
+            A graded frame whose order and groups the draws follow, so that two means can be held against each
+            other.
 
         Returns
         -------
@@ -102,7 +113,9 @@ class Results:
         frames = [part.graded() for _, part in self.each(over)]
         like = frames[0] if like is None else like
         found = [stats.samples(stats.aligned(frame, like), names, self.draws, self.seed) for frame in frames]
-        return tuple({name: of([one[name] for one in found]) for name in names} for of in (_over_trainings, _of_each))
+        return tuple(
+            {name: of([one[name] for one in found]) for name in names} for of in (_over_trainings, _of_each)
+        )
 
     def deduplicated(self):
         """Without external pictures that repeat others or whose grades conflict."""
@@ -112,28 +125,41 @@ class Results:
         return replace(self, frame=self.frame[kept])
 
     def gaps(self, pairs, names, by=("split",), level=0.95):
-        """Paired differences of arms: first, second, the columns of `by`, then as `stats.gaps`; pairs that lack an arm are left out."""
+        """Paired differences of arms: first, second, the columns of `by`, then as `stats.gaps`; pairs that
+        lack an arm are left out."""
         rows = []
         for where, part in self.each(*by):
             held = set(part.frame["arm"])
-            rows += [{"first": a, "second": b, **where, **part.gap(a, b, names, level)} for a, b in pairs if {a, b} <= held]
+            rows += [
+                {"first": a, "second": b, **where, **part.gap(a, b, names, level)}
+                for a, b in pairs
+                if {a, b} <= held
+            ]
         return pd.DataFrame(rows)
 
     def gap(self, first, second, names, level=0.95):
         """`stats.gaps` of two arms."""
-        return stats.gaps(self.graded(arm=first), self.graded(arm=second), names, self.draws, self.seed, level)
+        return stats.gaps(
+            self.graded(arm=first), self.graded(arm=second), names, self.draws, self.seed, level
+        )
 
 
 def _mean(frame):
     mixed = [name for name in ONE_OF if frame[name].nunique() > 1]
     if mixed:
-        raise StudyError(f"Predictions of several values of '{mixed[0]}' ({', '.join(map(str, frame[mixed[0]].unique()))}) stand in one table: choose one.")
+        raise StudyError(
+            f"Predictions of several values of '{mixed[0]}' "
+            f"({', '.join(map(str, frame[mixed[0]].unique()))}) stand in one table: choose one."
+        )
     first = frame.drop_duplicates("image_id").reset_index(drop=True)
     if len(first) == len(frame):
         return first
     times = frame["image_id"].value_counts()
     if times.nunique() > 1:
-        raise StudyError(f"Trainings to be averaged list different pictures: '{times.idxmax()}' {times.max()} times, '{times.idxmin()}' {times.min()}. Choose folds and seeds that grade the same.")
+        raise StudyError(
+            f"Trainings to be averaged list different pictures: '{times.idxmax()}' {times.max()} times, "
+            f"'{times.idxmin()}' {times.min()}. Choose folds and seeds that grade the same."
+        )
     mean = frame.groupby("image_id", sort=False)[PROBABILITIES].mean().loc[first["image_id"]].to_numpy()
     return first.assign(**dict(zip(PROBABILITIES, (mean / mean.sum(1, keepdims=True)).T, strict=True)))
 

@@ -1,4 +1,5 @@
-"""Self-supervised pre-training of a study's tower on knees without labels, after the recipe of OrthoFoundation."""
+"""Self-supervised pre-training of a study's tower on knees without labels, after the recipe of
+OrthoFoundation."""
 
 import math
 from dataclasses import replace
@@ -15,12 +16,14 @@ LEAST_RANK, LEAST_SPREAD = 2, 0.01  # our reading: a tower that is not above bot
 
 
 def untrained(study):
-    """The tower before it has seen a knee: the study's own CLIP image tower or timm's network, at a random start."""
+    """The tower before it has seen a knee: the study's own CLIP image tower or timm's network, at a random
+    start."""
     return _network(study, published=False)
 
 
 def tower(experiment):
-    """The pre-trained tower (the teacher), pictures (n, 3, H, W) to embeddings (n, d); trained when it is missing."""
+    """The pre-trained tower (the teacher), pictures (n, 3, H, W) to embeddings (n, d); trained when it is
+    missing."""
     network = untrained(experiment.study)
     network.load_state_dict(load_file(pretrained(experiment) / dino.STATE))
     return network.eval()
@@ -34,16 +37,36 @@ def history(experiment):
 def pretrained(experiment):
     """The folder of the pre-trained weights (`state.safetensors`) and `history.csv`, made once."""
     study, chosen, data = experiment.study, experiment.study.profile.systems.labels, unlabelled(experiment)
-    key = {"settings": replace(chosen, fractions=(), seeds=1), "model": study.profile.model.name, "seed": study.seed,
-           "pictures": data.shown, "weights": hashed(_place(study, chosen.published))}
+    key = {
+        "settings": replace(chosen, fractions=(), seeds=1),
+        "model": study.profile.model.name,
+        "seed": study.seed,
+        "pictures": data.shown,
+        "weights": hashed(_place(study, chosen.published)),
+    }
 
-    build = partial(dino.pretrain, network=lambda: _network(study, chosen.published), data=data, chosen=chosen, seed=study.seed)
-    return study.store.make("checkpoints/self-supervised", key, build, [networks.create if chosen.architecture else model.load_clip])
+    build = partial(
+        dino.pretrain,
+        network=lambda: _network(study, chosen.published),
+        data=data,
+        chosen=chosen,
+        seed=study.seed,
+    )
+    return study.store.make(
+        "checkpoints/self-supervised",
+        key,
+        build,
+        [networks.create if chosen.architecture else model.load_clip],
+    )
 
 
 def unlabelled(experiment):
     """Pictures of the training split, at most as many as the profile says, for the role 'fit'."""
-    study, chosen, ours = experiment.study, experiment.study.profile.systems.labels, experiment.study.profile.our_protocol
+    study, chosen, ours = (
+        experiment.study,
+        experiment.study.profile.systems.labels,
+        experiment.study.profile.our_protocol,
+    )
     data = experiment.pictures("training", (ours.geometry, ours.intensity), chosen.image_size)
     order = np.random.default_rng(study.seed).permutation(np.flatnonzero(data.rows["split"] == "train"))
     return data.part(np.sort(order[: chosen.pictures]), "fit")
@@ -58,14 +81,20 @@ def training(experiment):
 
 def _place(study, published):
     chosen = study.profile.systems.labels
-    return weights.network(chosen.architecture, study.inputs.weights) if published and chosen.architecture else None
+    return (
+        weights.network(chosen.architecture, study.inputs.weights)
+        if published and chosen.architecture
+        else None
+    )
 
 
 def _network(study, published):
     chosen = study.profile.systems.labels
     if not chosen.architecture:
         return model.load_clip(study.profile.model.name, seed=study.seed)[0].visual
-    return networks.headless(study.seed, chosen.architecture, chosen.image_size, 1.0, _place(study, published))
+    return networks.headless(
+        study.seed, chosen.architecture, chosen.image_size, 1.0, _place(study, published)
+    )
 
 
 def spread(embeddings):
@@ -78,14 +107,19 @@ def spread(embeddings):
     Returns
     -------
     dict
-        `spread`, the standard deviation of the unit-length embeddings times sqrt(d): 0 when all are equal, 1 when they point everywhere
-        alike (Chen & He 2021); `effective_rank`, the exponential of the entropy of the singular values about the mean, 1 to d (Roy & Vetterli 2007).
+        `spread`, the standard deviation of the unit-length embeddings times sqrt(d): 0 when all are equal, 1
+        when they point everywhere
+        alike (Chen & He 2021); `effective_rank`, the exponential of the entropy of the singular values about
+        the mean, 1 to d (Roy & Vetterli 2007).
     """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     values = np.linalg.svd(unit - unit.mean(0), compute_uv=False)
     values = values / values.sum() if values.sum() > 1e-6 * len(unit) else np.ones(1)
     entropy = -(values[values > 0] * np.log(values[values > 0])).sum()
-    return {"spread": float(unit.std(0).mean() * math.sqrt(unit.shape[1])), "effective_rank": float(np.exp(entropy))}
+    return {
+        "spread": float(unit.std(0).mean() * math.sqrt(unit.shape[1])),
+        "effective_rank": float(np.exp(entropy)),
+    }
 
 
 def collapsed(found):

@@ -33,7 +33,8 @@ class Pictures:
 
 
 class Features:
-    """Cached trunk features (views, N, ...) of a cohort; view 0 is the unchanged picture, the others augmented."""
+    """Cached trunk features (views, N, ...) of a cohort; view 0 is the unchanged picture, the others
+    augmented."""
 
     def __init__(self, dataset, array):
         self.dataset, self.array, self.grades = dataset, array, dataset.grades
@@ -57,7 +58,8 @@ class Features:
 
 
 class Pairs:
-    """Features of pictures and of their mirror images; with `either`, the first of a pair is drawn at each step.
+    """Features of pictures and of their mirror images; with `either`, the first of a pair is drawn at each
+    step.
 
     Parameters
     ----------
@@ -104,6 +106,8 @@ def extract(path, build, dataset, recipe, seed):
             with autocast(grader):
                 features = grader.trunk(tensor.to(device_of(grader))).float().cpu().numpy()
             if out is None:
-                out = np.lib.format.open_memmap(path, "w+", np.float16, (recipe.views, len(dataset), *features.shape[1:]))
+                out = np.lib.format.open_memmap(
+                    path, "w+", np.float16, (recipe.views, len(dataset), *features.shape[1:])
+                )
             out[view, positions] = features
     out.flush()

@@ -11,7 +11,8 @@ from koa_lib.datasets import KneeDataset
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 
-UNSEEN = ("test", "held_out", "val")  # what a model inside the training cohort was not fitted on, the first that is there
+# what a model inside the training cohort was not fitted on, the first that is there
+UNSEEN = ("test", "held_out", "val")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,12 @@ def folds(data, scheme, number, seed, stops_early=False, fraction=1.0):
     data : KneeDataset
         The training cohort.
     scheme : {'images', 'patients', 'official'}
-        `images` (as printed): image-level folds over everything; `patients`: the same with both knees of a patient in
-        one fold. Neither has an inner part unless training stops early. `official` (our protocol): folds grouped by
-        patient over train + val, or the official split alone where there are none; an inner tenth of the training part
+        `images` (as printed): image-level folds over everything; `patients`: the same with both knees of a
+        patient in
+        one fold. Neither has an inner part unless training stops early. `official` (our protocol): folds
+        grouped by
+        patient over train + val, or the official split alone where there are none; an inner tenth of the
+        training part
         chooses the epoch; the test split is only reported.
     number : int
         Of folds; 0 for the official split alone.
@@ -57,27 +61,40 @@ def folds(data, scheme, number, seed, stops_early=False, fraction=1.0):
     """
     if scheme != "official":
         parts = {"images": image_folds, "patients": patient_folds}[scheme](data.rows, number, seed)
-        return [_fold(k, data, fit, {"train": fit, "held_out": out}, seed, choose=stops_early) for k, (fit, out) in enumerate(parts, 1)]
+        return [
+            _fold(k, data, fit, {"train": fit, "held_out": out}, seed, choose=stops_early)
+            for k, (fit, out) in enumerate(parts, 1)
+        ]
     official = {name: np.flatnonzero(data.rows["split"] == name) for name in ("train", "val", "test")}
     if not len(official["train"]):
-        raise StudyError("The training cohort has no picture of the split 'train' below the given folder. Point DATA to the folder that holds train/.")
+        raise StudyError(
+            "The training cohort has no picture of the split 'train' below the given folder. Point DATA to "
+            "the folder that holds train/."
+        )
     if not number:
         chosen = official["train"][draw(data.rows.iloc[official["train"]], fraction, seed)]
         return [_fold(1, data, chosen, {**official, "train": chosen}, seed)]
     pool = np.concatenate([official["train"], official["val"]])
     parts = patient_folds(data.rows.iloc[pool], number, seed)
-    return [_fold(k, data, pool[fit], {"train": pool[fit], "held_out": pool[out], "test": official["test"]}, seed)
-            for k, (fit, out) in enumerate(parts, 1)]
+    return [
+        _fold(k, data, pool[fit], {"train": pool[fit], "held_out": pool[out], "test": official["test"]}, seed)
+        for k, (fit, out) in enumerate(parts, 1)
+    ]
 
 
 def _fold(number, data, fit, reported, seed, choose=True):
     fitted = data.part(fit, "fit")
     parts = inner(fitted, seed) if choose else (fitted, None)
-    return Fold(number, *parts, {name: data.part(places, "report") for name, places in reported.items() if len(places)})
+    return Fold(
+        number,
+        *parts,
+        {name: data.part(places, "report") for name, places in reported.items() if len(places)},
+    )
 
 
 def for_task(part, task):
-    """The pictures of a `KneeDataset` that are graded for a task, with its grades in place of the KL grades; None when there is none."""
+    """The pictures of a `KneeDataset` that are graded for a task, with its grades in place of the KL grades;
+    None when there is none."""
     if task == "kl_grade":
         return part
     grades = part.rows.get(task, pd.Series(pd.NA, index=part.rows.index))
@@ -91,7 +108,8 @@ def for_task(part, task):
 def draw(rows, fraction, seed):
     """Positions of the pictures of a fraction of the patients, stratified by grade.
 
-    A patient's stratum is the higher grade of the two knees (our reading); each stratum gives its rounded share, at least one patient. Draws with
+    A patient's stratum is the higher grade of the two knees (our reading); each stratum gives its rounded
+    share, at least one patient. Draws with
     the same seed are nested: a larger fraction contains a smaller one.
 
     Parameters
@@ -109,7 +127,9 @@ def draw(rows, fraction, seed):
     if not 0 < fraction <= 1:
         raise StudyError(f"A label fraction is {fraction:g}; give more than 0 and at most 1.")
     if not len(rows):
-        raise StudyError("There is no training picture to draw from. Check the folder and the split of the manifest.")
+        raise StudyError(
+            "There is no training picture to draw from. Check the folder and the split of the manifest."
+        )
     generator, chosen = np.random.default_rng(seed), []
     worst = rows.groupby("group_id")["kl_grade"].max()
     for grade in GRADES:
@@ -146,7 +166,10 @@ def inner(dataset, seed, share=10):
     rows = dataset.rows
     share = min(share, int(rows["kl_grade"].value_counts().max()), rows["group_id"].nunique())
     if share < 2:
-        raise StudyError(f"{len(rows)} training picture(s) of {rows['group_id'].nunique()} patient(s) can't be parted into a fitting and a choosing part. Add patients.")
+        raise StudyError(
+            f"{len(rows)} training picture(s) of {rows['group_id'].nunique()} patient(s) can't be parted "
+            "into a fitting and a choosing part. Add patients."
+        )
     splitter = StratifiedGroupKFold(share, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a grade with fewer than ten groups is simply absent from some tenths
         warnings.simplefilter("ignore", UserWarning)
@@ -155,12 +178,17 @@ def inner(dataset, seed, share=10):
 
 
 def sample(rows, plan=(("train", 5), ("val", 1), ("test", 2), ("external", 8))):
-    """A few pictures of each grade and split for a dry run: 8 per grade in all, each of another group, in manifest order.
+    """A few pictures of each grade and split for a dry run: 8 per grade in all, each of another group, in
+    manifest order.
 
     Where a split is not there or too small, others fill up what is missing.
     """
     first = rows.drop_duplicates(["kl_grade", "group_id"])
-    parts = [part.head(number) for split, number in plan for _, part in first[first["split"] == split].groupby("kl_grade")]
+    parts = [
+        part.head(number)
+        for split, number in plan
+        for _, part in first[first["split"] == split].groupby("kl_grade")
+    ]
     planned = pd.concat(parts)
     filled = pd.concat([planned, first.drop(planned.index)]).groupby("kl_grade").head(8)
     return rows.loc[sorted(filled.index)].reset_index(drop=True)
@@ -170,11 +198,17 @@ def _checked(parts, rows, folds):
     counts = rows["kl_grade"].value_counts().reindex(GRADES, fill_value=0)
     if counts.min() < folds:
         grade = int(counts.idxmin())
-        raise StudyError(f"Grade {grade} has {counts.min()} picture(s), too few for {folds} folds. Use fewer folds or add pictures of that grade.")
+        raise StudyError(
+            f"Grade {grade} has {counts.min()} picture(s), too few for {folds} folds. Use fewer folds or add "
+            "pictures of that grade."
+        )
     parts = list(parts)
     for number, (fit, held_out) in enumerate(parts, start=1):
         for name, positions in (("training part", fit), ("held-out part", held_out)):
             absent = sorted(set(GRADES) - set(rows["kl_grade"].iloc[positions]))
             if absent:
-                raise StudyError(f"Fold {number}: its {name} has no picture of grade {absent[0]}. Use fewer folds, another seed or more patients.")
+                raise StudyError(
+                    f"Fold {number}: its {name} has no picture of grade {absent[0]}. Use fewer folds, "
+                    "another seed or more patients."
+                )
     return parts

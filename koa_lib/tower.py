@@ -79,5 +79,6 @@ class Frozen(nn.Module):
 
 
 def low_precision(visual):
-    """Whether bf16 autocast pays for an image tower: 3 times faster for a CNN on a CPU, slower for a narrow ViT's small products."""
+    """Whether bf16 autocast pays for an image tower: 3 times faster for a CNN on a CPU, slower for a narrow
+    ViT's small products."""
     return not Tower(visual).is_vit or visual.proj.shape[0] >= 512

@@ -31,7 +31,8 @@ def train(folder, build, parts, recipe, seed, label, loss=None, resume=None):
     build : callable
         Makes the untrained grader.
     parts : callable
-        Gives what `fit` is fed with: fit, select (or None) and watch (or None); asked for only when something is trained.
+        Gives what `fit` is fed with: fit, select (or None) and watch (or None); asked for only when something
+        is trained.
     """
     grader, (data, select, watch) = build(), parts()
     history = fit(grader, data, select, recipe, seed, label, resume, watch, loss)
@@ -52,7 +53,8 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None, loss
     data : Pictures, Features or Pairs
         Role 'fit'.
     select : Pictures or Features or None
-        Role 'select': the epoch with its best quadratic kappa is kept, and training stops when the recipe has a
+        Role 'select': the epoch with its best quadratic kappa is kept, and training stops when the recipe has
+        a
         patience and that many epochs brought no better one. None keeps the last epoch.
     recipe : settings.Recipe
     seed : int
@@ -68,7 +70,8 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None, loss
     Returns
     -------
     DataFrame
-        epoch, part ('train', 'inner', 'held_out'), loss, accuracy, qwk (of measured parts), further terms of the loss.
+        epoch, part ('train', 'inner', 'held_out'), loss, accuracy, qwk (of measured parts), further terms of
+        the loss.
 
     Raises
     ------
@@ -81,7 +84,9 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None, loss
     with _small(data):
         if hasattr(grader, "prepare"):
             grader.prepare(data.all())
-        loop = _Loop(grader, data, recipe, loss or losses.of_recipe(recipe), torch.Generator().manual_seed(seed))
+        loop = _Loop(
+            grader, data, recipe, loss or losses.of_recipe(recipe), torch.Generator().manual_seed(seed)
+        )
         loop.restore(resume)
         _epochs(loop, select, watch, _Clock(recipe.epochs, len(loop.done), label), resume)
     grader.load_state_dict(loop.best[1] or _copy(loop.averaged), strict=False)
@@ -134,7 +139,10 @@ class _Clock:
 def check_role(part, role):
     """StudyError when a part is given for what its role does not allow; None passes."""
     if part is not None and part.dataset.role != role:
-        raise StudyError(f"A part with the role '{part.dataset.role}' was given where '{role}' is needed: nothing is fitted or chosen on data that is reported.")
+        raise StudyError(
+            f"A part with the role '{part.dataset.role}' was given where '{role}' is needed: nothing is "
+            "fitted or chosen on data that is reported."
+        )
 
 
 def _copy(grader):
@@ -154,7 +162,8 @@ class _Loop:
         self.device, self.done, self.best = device_of(grader), [], (-2.0, None, 0)
         self.averaged = copy.deepcopy(grader) if recipe.averaging else grader
         self.optimiser = adamw(grader, recipe.learning_rate, recipe.weight_decay)
-        # What does not fill a batch waits for the next epoch's order; fewer pictures than a batch are one batch.
+        # What does not fill a batch waits for the next epoch's order; fewer pictures than a batch are one
+        # batch.
         self.batch, self.batches = min(recipe.batch, len(data)), max(1, len(data) // recipe.batch)
         self.steps, self.step = recipe.epochs * self.batches, 0
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._rate)
@@ -172,8 +181,15 @@ class _Loop:
         """Write all that a continuation needs."""
         if path is not None:
             state = {name: getattr(self, name).state_dict() for name in _STATEFUL}
-            state |= {"done": self.done, "best": self.best, "step": self.step, "draws": self.generator.get_state(), "torch": torch.get_rng_state()}
-            part = path.with_name(f".part-{os.getpid()}-{path.name}")  # killed while it writes, the last whole state stays
+            state |= {
+                "done": self.done,
+                "best": self.best,
+                "step": self.step,
+                "draws": self.generator.get_state(),
+                "torch": torch.get_rng_state(),
+            }
+            # killed while it writes, the last whole state stays
+            part = path.with_name(f".part-{os.getpid()}-{path.name}")
             torch.save(state, part)
             os.replace(part, path)
 
@@ -196,10 +212,13 @@ class _Loop:
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
 
     def epoch(self):
-        """One pass over the data; means over its steps of the loss's terms, and accuracy on the (augmented) batches."""
+        """One pass over the data; means over its steps of the loss's terms, and accuracy on the (augmented)
+        batches."""
         self.grader.train_tail()
         order = torch.randperm(len(self.data), generator=self.generator).numpy()
-        steps = [self._update(np.sort(order[k * self.batch : (k + 1) * self.batch])) for k in range(self.batches)]
+        steps = [
+            self._update(np.sort(order[k * self.batch : (k + 1) * self.batch])) for k in range(self.batches)
+        ]
         return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
 
     def _update(self, chosen):
@@ -234,7 +253,9 @@ def predict(grader, data):
     with _small(data):
         for positions in np.array_split(np.arange(len(data)), max(1, len(data) // BATCH)):
             with autocast(grader):
-                outputs.append(grader.tail(data.batch(positions).to(device_of(grader))).float().softmax(-1).cpu())
+                outputs.append(
+                    grader.tail(data.batch(positions).to(device_of(grader))).float().softmax(-1).cpu()
+                )
     return torch.cat(outputs).numpy()
 
 
@@ -260,8 +281,13 @@ def _measure(grader, data, epoch, part):
     probabilities = predict(grader, data)
     values = from_confusion(confusion(data.grades, probabilities.argmax(1)))
     likelihood = np.clip(probabilities[np.arange(len(data)), data.grades], 1e-9, 1)
-    return {"epoch": epoch, "part": part, "loss": float(-np.log(likelihood).mean()),
-            "accuracy": float(values["accuracy"]), "qwk": float(values["qwk"])}
+    return {
+        "epoch": epoch,
+        "part": part,
+        "loss": float(-np.log(likelihood).mean()),
+        "accuracy": float(values["accuracy"]),
+        "qwk": float(values["qwk"]),
+    }
 
 
 def save_state(grader, path):
@@ -278,8 +304,15 @@ def load_state(grader, path):
         When the file does not hold exactly the weights that this grader trains, or of another shape.
     """
     state, expected = load_file(path), grader.trained_state()
-    wrong = sorted(name for name in {*state, *expected} if name not in state or name not in expected or state[name].shape != expected[name].shape)
+    wrong = sorted(
+        name
+        for name in {*state, *expected}
+        if name not in state or name not in expected or state[name].shape != expected[name].shape
+    )
     if wrong:
-        raise StudyError(f"{path} does not fit the model: {wrong[0]} is missing, unknown or of another shape. Delete its folder and run the same command again.")
+        raise StudyError(
+            f"{path} does not fit the model: {wrong[0]} is missing, unknown or of another shape. Delete its "
+            "folder and run the same command again."
+        )
     grader.load_state_dict(state, strict=False)
     return grader

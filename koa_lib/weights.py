@@ -70,13 +70,16 @@ def network(name, given=""):
 
 
 def folder(name, page, files, given=""):
-    """The folder with the files of a model's hub page, likewise: its weights (`files[0]`, or any weight file) and the others."""
+    """The folder with the files of a model's hub page, likewise: its weights (`files[0]`, or any weight file)
+    and the others."""
     if given:
         place = Path(given) / name
         if _weight_files(place) and all((place / file).is_file() for file in files[1:]):
             return place
         raise StudyError(f"{given} holds no weights of {name}: {_advice(name, page, files)}")
-    return [_from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files][0]
+    return [
+        _from_hub(name, page, (file, *(other for other in files if other != file))).parent for file in files
+    ][0]
 
 
 def file_of(place):

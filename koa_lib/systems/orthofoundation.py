@@ -1,9 +1,11 @@
-"""OrthoFoundation (Yu et al. 2026): how many graded patients a frozen tower needs, for towers that were started in different ways.
+"""OrthoFoundation (Yu et al. 2026): how many graded patients a frozen tower needs, for towers that were
+started in different ways.
 
-A logistic regression on frozen embeddings learns from growing, nested fractions of the training patients and is held against
-CLIP that was fine-tuned with all grades. Towers: random, contrastive (the study's start weights) and self-supervised (DINO).
+A logistic regression on frozen embeddings learns from growing, nested fractions of the training patients and
+is held against
+CLIP that was fine-tuned with all grades. Towers: random, contrastive (the study's start weights) and
+self-supervised (DINO).
 """
-
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,9 @@ RANDOM, CONTRASTIVE, SELF_SUPERVISED, SUPERVISED = "random", "contrastive", "sel
 COUNTED = ("pictures", "dimensions", "unlabelled", "steps", "batch")
 METRICS = ("qwk", "accuracy")
 MEANINGS = ("within_margin", "not_below", "as_high")  # of being as good as the supervised result
-MARGIN = 0.03  # quadratic kappa that a start which equals the supervised result may lose; the scorecard's tolerance for ratios
+# quadratic kappa that a start which equals the supervised result may lose; the scorecard's tolerance for
+# ratios
+MARGIN = 0.03
 HALF = 0.5
 CHANCE = "the supervised result itself is not shown to be above chance, so being equal to it means little"
 
@@ -29,30 +33,54 @@ CHANCE = "the supervised result itself is not shown to be above chance, so being
 def starts(study):
     """The towers to compare, as `settings.Encoder`s; a reason where the profile has no such weights."""
     chosen, model = study.profile.systems.labels, study.profile.model
-    none = "this profile's CLIP starts from random weights: no contrastive weights are there before it is fine-tuned"
+    none = (
+        "this profile's CLIP starts from random weights: no contrastive weights are there before it is "
+        "fine-tuned"
+    )
     own = (chosen.architecture, chosen.image_size, 1.0, "")
-    return (Encoder(RANDOM, "random", *own),
-            Encoder(CONTRASTIVE, "start", "", model.image_size, 1.0, none * (model.start == "random" and not study.dry)),
-            Encoder(SELF_SUPERVISED, "dino", *own))
+    return (
+        Encoder(RANDOM, "random", *own),
+        Encoder(
+            CONTRASTIVE,
+            "start",
+            "",
+            model.image_size,
+            1.0,
+            none * (model.start == "random" and not study.dry),
+        ),
+        Encoder(SELF_SUPERVISED, "dino", *own),
+    )
 
 
 def arms(experiment, spec):
     """The arms of a start by (fraction, seed): each seed draws its own nested fractions of the patients."""
     study, chosen = experiment.study, experiment.study.profile.systems.labels
-    return {(fraction, seed): encoders.arm(experiment, spec, f"labels-{spec.name}-{100 * fraction:g}", Classifier("logistic regression"),
-                                           seed=seed, fraction=fraction, split_seed=seed)
-            for fraction in chosen.fractions for seed in range(study.seed, study.seed + chosen.seeds)}
+    return {
+        (fraction, seed): encoders.arm(
+            experiment,
+            spec,
+            f"labels-{spec.name}-{100 * fraction:g}",
+            Classifier("logistic regression"),
+            seed=seed,
+            fraction=fraction,
+            split_seed=seed,
+        )
+        for fraction in chosen.fractions
+        for seed in range(study.seed, study.seed + chosen.seeds)
+    }
 
 
 def supervised_arm(experiment):
-    """Our protocol's CLIP with all grades; on the official split alone where there is no test split, which folds would have seen."""
+    """Our protocol's CLIP with all grades; on the official split alone where there is no test split, which
+    folds would have seen."""
     study = experiment.study
     tested = "test" in set(experiment.data("training", protocols.our_arm(study)).rows["split"])
     return protocols.our_arm(study) if tested else protocols.official_arm(study)
 
 
 def graded(experiment, *arms):
-    """Unseen pictures of the training cohort, and the external ones in the confirmatory view without repeats and conflicts."""
+    """Unseen pictures of the training cohort, and the external ones in the confirmatory view without repeats
+    and conflicts."""
     return experiment.run(*arms, splits=("unseen", "external"), view=VIEWS[0]).deduplicated()
 
 
@@ -68,8 +96,16 @@ def towers(experiment):
         answers) and uniform_loss (the same answer for all prototypes), in nats.
     """
     study = experiment.study
-    rows = [{"start": spec.name, "tower": _tower(study, spec), "learned_from": learned_from(study, spec.name),
-             "not_run": spec.reason, **({} if spec.reason else _seen(experiment, spec))} for spec in starts(study)]
+    rows = [
+        {
+            "start": spec.name,
+            "tower": _tower(study, spec),
+            "learned_from": learned_from(study, spec.name),
+            "not_run": spec.reason,
+            **({} if spec.reason else _seen(experiment, spec)),
+        }
+        for spec in starts(study)
+    ]
     return pd.DataFrame(rows).astype(dict.fromkeys(COUNTED, "Int64"))
 
 
@@ -82,42 +118,65 @@ def _seen(experiment, spec):
     arm = encoders.arm(experiment, spec, f"labels-{spec.name}", Classifier("logistic regression"))
     values = experiment.source(arm, experiment.folds(arm)[0].reported["train"]).all()
     found = selfsupervised.spread(values)
-    row = {"pictures": len(values), "dimensions": values.shape[1], **found, "collapsed": selfsupervised.collapsed(found)}
+    row = {
+        "pictures": len(values),
+        "dimensions": values.shape[1],
+        **found,
+        "collapsed": selfsupervised.collapsed(found),
+    }
     if spec.source != "dino":
         return row
     last = selfsupervised.history(experiment).iloc[-1]
     uniform = chance_loss(experiment.study.profile.systems.labels.prototypes)
-    return {**row, **selfsupervised.training(experiment), "loss": last["loss"], "loss_floor": last["teacher_entropy"], "uniform_loss": uniform}
+    return {
+        **row,
+        **selfsupervised.training(experiment),
+        "loss": last["loss"],
+        "loss_floor": last["teacher_entropy"],
+        "uniform_loss": uniform,
+    }
 
 
 def learned_from(study, start):
-    """What a start has learnt from. On phantoms the sentences name findings, from which a grade follows: such a start knows more than pictures alone."""
+    """What a start has learnt from. On phantoms the sentences name findings, from which a grade follows: such
+    a start knows more than pictures alone."""
     clip, published = study.profile.model.start, study.profile.systems.labels.published
     dino = "the training split's pictures, without grades (DINO)"
-    contrastive = {"pretrain": "other phantoms with sentences about their findings (stand-in for OpenAI's weights)",
-                   "openai": "OpenAI's pairs of pictures and texts"}.get(clip, protocols.START[clip])
-    return {RANDOM: "nothing: random weights", CONTRASTIVE: contrastive,
-            SELF_SUPERVISED: f"timm's published weights, then {dino}" if published else dino}[start]
+    contrastive = {
+        "pretrain": "other phantoms with sentences about their findings (stand-in for OpenAI's weights)",
+        "openai": "OpenAI's pairs of pictures and texts",
+    }.get(clip, protocols.START[clip])
+    return {
+        RANDOM: "nothing: random weights",
+        CONTRASTIVE: contrastive,
+        SELF_SUPERVISED: f"timm's published weights, then {dino}" if published else dino,
+    }[start]
 
 
 def curve(experiment):
-    """The result for each start and fraction, held against the supervised result and against the random start on the same pictures.
+    """The result for each start and fraction, held against the supervised result and against the random start
+    on the same pictures.
 
-    A value is the mean over the seeds (over the folds, for the supervised result). Its interval resamples the patients of the
-    reported pictures, the same for all seeds, folds and starts, and holds neither the draw of the labels, which `sd_over_draws`
+    A value is the mean over the seeds (over the folds, for the supervised result). Its interval resamples the
+    patients of the
+    reported pictures, the same for all seeds, folds and starts, and holds neither the draw of the labels,
+    which `sd_over_draws`
     shows, nor the training of the towers.
 
     Returns
     -------
     DataFrame
-        cohort, start, fraction, patients, pictures (learned from; means over seeds or folds, rounded), n, qwk, qwk_low,
+        cohort, start, fraction, patients, pictures (learned from; means over seeds or folds, rounded), n,
+        qwk, qwk_low,
         qwk_high, accuracy, sd_over_draws; qwk_seed_<seed> (each draw of labels); against_supervised and
         against_random (differences of qwk, the latter at the same fraction), each with _low and _high. The
         supervised rows have the start 'supervised' and fraction 1.
     """
     full = supervised_arm(experiment)
     learned = _learned(experiment, [full])
-    found = {cohort: {(SUPERVISED, 1.0): (part, learned)} for cohort, part in _cohorts(graded(experiment, full))}
+    found = {
+        cohort: {(SUPERVISED, 1.0): (part, learned)} for cohort, part in _cohorts(graded(experiment, full))
+    }
     for spec in starts(experiment.study):
         if not spec.reason:
             made = arms(experiment, spec)
@@ -126,7 +185,9 @@ def curve(experiment):
                 learned = _learned(experiment, own)
                 for cohort, part in _cohorts(graded(experiment, *own)):
                     found[cohort][spec.name, fraction] = (part, learned)
-    return pd.concat([rows(cohort, lines) for cohort, lines in found.items()], ignore_index=True).astype({"patients": "Int64", "pictures": "Int64"})
+    return pd.concat([rows(cohort, lines) for cohort, lines in found.items()], ignore_index=True).astype(
+        {"patients": "Int64", "pictures": "Int64"}
+    )
 
 
 def _cohorts(results):
@@ -135,9 +196,13 @@ def _cohorts(results):
 
 def _learned(experiment, arms):
     # What is fitted and chosen on: means over the folds of some arms.
-    parts = [[part for part in (fold.fit, fold.select) if part] for arm in arms for fold in experiment.folds(arm)]
-    return {"patients": round(np.mean([sum(part.rows["group_id"].nunique() for part in both) for both in parts])),
-            "pictures": round(np.mean([sum(map(len, both)) for both in parts]))}
+    parts = [
+        [part for part in (fold.fit, fold.select) if part] for arm in arms for fold in experiment.folds(arm)
+    ]
+    return {
+        "patients": round(np.mean([sum(part.rows["group_id"].nunique() for part in both) for both in parts])),
+        "pictures": round(np.mean([sum(map(len, both)) for both in parts])),
+    }
 
 
 def rows(cohort, lines):
@@ -146,21 +211,39 @@ def rows(cohort, lines):
     Parameters
     ----------
     lines : dict of (str, float) to (Results, dict)
-        By start and fraction: the trainings' results, and patients and pictures learned from; `SUPERVISED` at fraction 1.
+        By start and fraction: the trainings' results, and patients and pictures learned from; `SUPERVISED` at
+        fraction 1.
     """
     first = lines[SUPERVISED, 1.0][0].graded()
-    made = {key: part.averaged(METRICS, over="fold" if key[0] == SUPERVISED else "seed", like=first) for key, (part, _) in lines.items()}
+    made = {
+        key: part.averaged(METRICS, over="fold" if key[0] == SUPERVISED else "seed", like=first)
+        for key, (part, _) in lines.items()
+    }
     table = []
     for (start, fraction), (drawn, each) in made.items():
         part, learned = lines[start, fraction]
         full, other = made[SUPERVISED, 1.0], made.get((RANDOM, fraction))
-        row = {"cohort": cohort, "start": start, "fraction": fraction, **learned, "n": len(first),
-               **stats.with_interval("qwk", drawn["qwk"]), "accuracy": drawn["accuracy"][0], "sd_over_draws": np.nan}
+        row = {
+            "cohort": cohort,
+            "start": start,
+            "fraction": fraction,
+            **learned,
+            "n": len(first),
+            **stats.with_interval("qwk", drawn["qwk"]),
+            "accuracy": drawn["accuracy"][0],
+            "sd_over_draws": np.nan,
+        }
         if start != SUPERVISED:
             row["sd_over_draws"] = each["qwk"].std(ddof=1) if len(each["qwk"]) > 1 else np.nan
-            row |= dict(zip((f"qwk_seed_{seed}" for seed in part.frame["seed"].unique()), each["qwk"], strict=True))
+            row |= dict(
+                zip((f"qwk_seed_{seed}" for seed in part.frame["seed"].unique()), each["qwk"], strict=True)
+            )
             row |= stats.with_interval("against_supervised", drawn["qwk"] - full[0]["qwk"])
-            row |= stats.with_interval("against_random", drawn["qwk"] - other[0]["qwk"]) if start != RANDOM and other else {}
+            row |= (
+                stats.with_interval("against_random", drawn["qwk"] - other[0]["qwk"])
+                if start != RANDOM and other
+                else {}
+            )
         table.append(row)
     last = [f"against_{one}{bound}" for one in (SUPERVISED, RANDOM) for bound in ("", "_low", "_high")]
     table = pd.DataFrame(table)
@@ -173,15 +256,19 @@ def since(table):
     Returns
     -------
     DataFrame
-        cohort, start, and fractions: within_margin (the interval of the difference stays above minus `MARGIN`: a larger loss can be
-        excluded), not_below (that interval reaches 0: a loss can't be shown), as_high (the value itself is as high); NaN where not
+        cohort, start, and fractions: within_margin (the interval of the difference stays above minus
+        `MARGIN`: a larger loss can be
+        excluded), not_below (that interval reaches 0: a loss can't be shown), as_high (the value itself is as
+        high); NaN where not
         even all labels suffice.
     """
     rows = []
     for (cohort, start), line in table[table["start"] != SUPERVISED].groupby(["cohort", "start"], sort=False):
         value, low, high = (line[f"against_supervised{bound}"] for bound in ("", "_low", "_high"))
         holds = dict(zip(MEANINGS, (low > -MARGIN, high >= 0, value >= 0), strict=True))
-        rows.append({"cohort": cohort, "start": start, **{name: _from(line, one) for name, one in holds.items()}})
+        rows.append(
+            {"cohort": cohort, "start": start, **{name: _from(line, one) for name, one in holds.items()}}
+        )
     return pd.DataFrame(rows)
 
 
@@ -223,12 +310,21 @@ def answers(table):
     reached = since(inside).iloc[0].within_margin
     low, high = half.against_supervised_low, half.against_supervised_high
     verdict = "replicated" if low > -MARGIN else "not replicated" if high < 0 else "inconclusive"
-    said = (f"with {half.fraction:.0%} of the labels quadratic kappa differs from that of CLIP fine-tuned "
-            f"with all by {half.against_supervised:+.3f} ({low:+.3f} to {high:+.3f})")
-    note = ("smallest share of the labels from which on the self-supervised start is shown to lose at most "
-            f"{MARGIN:g} of quadratic kappa to CLIP fine-tuned with all labels: {'none' if np.isnan(reached) else f'{reached:.0%}'}")
+    said = (
+        f"with {half.fraction:.0%} of the labels quadratic kappa differs from that of CLIP fine-tuned "
+        f"with all by {half.against_supervised:+.3f} ({low:+.3f} to {high:+.3f})"
+    )
+    note = (
+        "smallest share of the labels from which on the self-supervised start is shown to lose at most "
+        f"{MARGIN:g} of quadratic kappa to CLIP fine-tuned with all labels: "
+        f"{'none' if np.isnan(reached) else f'{reached:.0%}'}"
+    )
     if (full["qwk_low"] <= 0).any():
         verdict, said, note = "inconclusive", f"{said}; {CHANCE}", f"{note}; {CHANCE}"
     fraction = np.inf if np.isnan(reached) else reached
-    return {(*SYSTEM, "label efficiency", "label_fraction"): Ours(fraction, note=note),
-            (*SYSTEM, "half of the labels match the supervised full-label result"): Answer(fraction, np.nan, np.nan, "ratio", verdict, said)}
+    return {
+        (*SYSTEM, "label efficiency", "label_fraction"): Ours(fraction, note=note),
+        (*SYSTEM, "half of the labels match the supervised full-label result"): Answer(
+            fraction, np.nan, np.nan, "ratio", verdict, said
+        ),
+    }

@@ -51,8 +51,10 @@ class KneeDataset:
 
     def __repr__(self):
         counts = self.rows["kl_grade"].value_counts().sort_index().to_dict()
-        groups = self.rows["group_id"].nunique()
-        return f"KneeDataset ({self.role}): {len(self)} pictures of {groups} groups, per KL grade {counts}"
+        return (
+            f"KneeDataset ({self.role}): {len(self)} pictures of {self.rows['group_id'].nunique()} groups, "
+            f"per KL grade {counts}"
+        )
 
     @property
     def grades(self):

@@ -242,6 +242,6 @@ def test_the_scorecard_gets_a_number_or_a_reason(study, found, metrics):
     )
     answers.keep(study, jiim2025.SYSTEM[0], given)
     try:
-        assert answers.read(study).keys() == given.keys()
+        assert given.keys() <= answers.read(study).keys()
     finally:
         (study.run_dir / answers.FOLDER / "JIIM-2025.json").unlink()

@@ -8,6 +8,7 @@ import pytest
 
 from koa_lib import explain, metrics, protocols
 from koa_lib.errors import StudyError
+from koa_lib.experiment import Experiment
 from koa_lib.explain import CENTRE, RANDOM, SIDE
 from koa_lib.report import overlays
 from koa_lib.systems import localisation
@@ -47,10 +48,14 @@ def test_what_is_kept_comes_from_the_store_and_follows_the_model(easy_study, fou
 
 
 def test_models_that_share_no_unseen_picture_are_refused(easy_study, monkeypatch):
-    def folds(data, arm, seed):
-        return [protocols.Fold(number, data, None, {"train": data}) for number in range(1, 6)]
+    job = Experiment.job
 
-    monkeypatch.setattr(protocols, "folds", folds)
+    def trained_on_all(experiment, arm, fold=1):
+        made = job(experiment, arm, fold)
+        whole = {**made.fold.reported, "train": experiment.data("training", arm)}
+        return replace(made, fold=replace(made.fold, reported=whole))
+
+    monkeypatch.setattr(Experiment, "job", trained_on_all)
     with pytest.raises(StudyError, match="training of one of the models. Give more pictures"):
         localisation.explained(easy_study)
 

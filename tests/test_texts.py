@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from koa_lib import texts, weights
+from koa_lib import texts
 from koa_lib.errors import StudyError
 from koa_lib.prompts import PROMPT_SETS, TABLE_1
 
@@ -124,7 +124,7 @@ def test_embeddings_are_kept_and_a_dry_run_asks_no_hub(easy_study, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("a hub was asked")
 
-    monkeypatch.setattr(weights, "bert", refuse)
+    monkeypatch.setattr(texts, "place", refuse)
     monkeypatch.setitem(texts.BERTS, "Small", texts.Bert("somewhere/Small_BERT", True, {**texts.BERTS["tiny"].config, "hidden_size": 32}))
     dry = replace(easy_study, inputs=replace(easy_study.inputs, dry=True))
     assert texts.embed(dry, "Small", TABLE_1).shape == (5, 32)

@@ -1,4 +1,4 @@
-"""Uncertainty and comparison: predictions side by side or pooled, resampling of groups, paired tests.
+"""Uncertainty and comparison: resampling of groups, predictions side by side, paired tests.
 
 Groups (patients, duplicate groups) are resampled whole, because two knees of one patient are not independent.
 """
@@ -36,9 +36,8 @@ def group_bootstrap(grades, predicted, groups, draws=1000, seed=0):
     """
     grades, predicted = metrics.checked_grades(grades), metrics.checked_grades(predicted, "predicted grades")
     if len(grades) != len(predicted):
-        raise StudyError(
-            f"{len(grades)} grades stand against {len(predicted)} predictions. Join them by image_id."
-        )
+        counts = f"{len(grades)} grades stand against {len(predicted)} predictions"
+        raise StudyError(f"{counts}. Join them by image_id.")
     codes, number = group_codes(groups, len(grades))
     cells = _sums_by_group(codes, number, metrics.K * grades + predicted, metrics.K**2)
     matrices = np.concatenate([weights @ cells for weights in _weights(number, draws, seed)])
@@ -86,8 +85,7 @@ def mean_interval(values, groups, draws=1000, seed=0, level=0.95):
 
 
 def samples(graded, names, draws=1000, seed=0):
-    """Metrics of graded pictures as they are, then of each bootstrap draw of whole groups; the same groups
-    and seed give the same draws.
+    """Metrics of graded pictures, then of each bootstrap draw of whole groups; a seed gives the same draws.
 
     Parameters
     ----------
@@ -108,20 +106,14 @@ def samples(graded, names, draws=1000, seed=0):
         An unknown metric, or what `group_bootstrap` refuses.
     """
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
-    found = metrics.from_confusion(
-        _matrices(grades, probabilities.argmax(1), graded["group_id"], draws, seed)
-    )
+    found = metrics.from_confusion(resampled(graded, draws, seed))
     if set(names) & {"macro_auc", "ece"}:
         drawn = _probability_draws(grades, probabilities, graded["group_id"], draws, seed)
-        found |= {
-            name: np.r_[getattr(metrics, name)(grades, probabilities), values]
-            for name, values in drawn.items()
-        }
+        found |= {name: np.r_[getattr(metrics, name)(grades, probabilities), values]
+                  for name, values in drawn.items()}
     if FLIPS in names:  # the mirror image's grade against the picture's
-        same = metrics.from_confusion(_matrices(*predicted(graded), graded["group_id"], draws, seed))[
-            "accuracy"
-        ]
-        found[FLIPS] = 1 - same
+        same = _matrices(*predicted(graded), graded["group_id"], draws, seed)
+        found[FLIPS] = 1 - metrics.from_confusion(same)["accuracy"]
     unknown = [name for name in names if name not in found]
     if unknown:
         raise StudyError(f"The metric '{unknown[0]}' is unknown. Use one of: {', '.join(found)}.")
@@ -130,19 +122,16 @@ def samples(graded, names, draws=1000, seed=0):
 
 def _matrices(grades, predicted, groups, draws, seed):
     # As they are, then of each draw.
-    return np.concatenate(
-        [metrics.confusion(grades, predicted)[None], group_bootstrap(grades, predicted, groups, draws, seed)]
-    )
+    drawn = group_bootstrap(grades, predicted, groups, draws, seed)
+    return np.concatenate([metrics.confusion(grades, predicted)[None], drawn])
 
 
 def measured(graded, names, draws=1000, seed=0, level=0.95):
-    """n, then each metric of `samples` with its percentile interval: `<name>`, `<name>_low`, `<name>_high`; a
-    dict."""
-    found = samples(graded, names, draws, seed)
-    return {
-        "n": len(graded),
-        **{key: value for name in names for key, value in with_interval(name, found[name], level).items()},
-    }
+    """n, then each metric of `samples` with its percentile interval: `<name>`, `<name>_low`, `<name>_high`."""
+    found = {"n": len(graded)}
+    for name, values in samples(graded, names, draws, seed).items():
+        found |= with_interval(name, values, level)
+    return found
 
 
 def with_interval(name, values, level=0.95):
@@ -152,8 +141,7 @@ def with_interval(name, values, level=0.95):
 
 
 def gaps(a, b, names, draws=1000, seed=0, level=0.95):
-    """Metrics of A minus those of B on the same pictures, each with its paired group-bootstrap interval; as
-    `measured`.
+    """Metrics of A minus those of B, with paired group-bootstrap intervals; as `measured`.
 
     Parameters
     ----------
@@ -173,69 +161,15 @@ def gaps(a, b, names, draws=1000, seed=0, level=0.95):
 
 
 def aligned(b, a):
-    """The graded frame `b` with the rows in the order, and with the groups, of `a`; StudyError as
-    `paired`."""
+    """The graded frame `b` in the order, and with the groups, of `a`; StudyError as `paired`."""
     paired(a, b)
     return b.set_index("image_id").loc[a["image_id"]].reset_index().assign(group_id=a["group_id"].to_numpy())
 
 
 def resampled(graded, draws=1000, seed=0):
-    """Confusion matrices (1 + draws, 5, 5) of graded pictures (p0..p4, kl_grade, group_id): as they are, then
-    of each draw."""
+    """Confusion matrices (1 + draws, 5, 5) of graded pictures, see `samples`: as they are, then of each draw."""
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
     return _matrices(grades, probabilities.argmax(1), graded["group_id"], draws, seed)
-
-
-def confusion_summary(graded, draws=1000, seed=0, level=0.95):
-    """`bootstrap_summary` of the metrics that a confusion matrix has: many times quicker than with AUC and
-    calibration."""
-    found = metrics.from_confusion(resampled(graded, draws, seed))
-    rows = [(name, float(values[0]), *interval(values[1:], level)) for name, values in found.items()]
-    return pd.DataFrame(rows, columns=["metric", "value", "ci_low", "ci_high"])
-
-
-def bootstrap_summary(graded, draws=1000, seed=0, level=0.95):
-    """Each metric with its group-bootstrap percentile interval.
-
-    Parameters
-    ----------
-    graded : DataFrame
-        p0..p4, kl_grade, group_id; one row per picture.
-
-    Returns
-    -------
-    DataFrame
-        metric, value, ci_low, ci_high (ratios; mae in grades). Intervals are NaN with fewer than two groups.
-    """
-    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
-    values = {
-        "macro_auc": metrics.macro_auc(grades, probabilities),
-        "ece": metrics.ece(grades, probabilities),
-    }
-    samples = _probability_draws(grades, probabilities, graded["group_id"], draws, seed)
-    rows = [(name, float(value), *interval(samples[name], level)) for name, value in values.items()]
-    table = confusion_summary(graded, draws, seed, level)
-    return pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
-
-
-def paired_difference(grades, predicted_a, predicted_b, groups, metric, draws=1000, seed=0, level=0.95):
-    """Metric of A minus metric of B on the same pictures, with a paired group-bootstrap interval.
-
-    Returns
-    -------
-    dict
-        metric, a, b, difference, ci_low, ci_high.
-    """
-    both = (predicted_a, predicted_b)
-    observed = [metrics.from_confusion(metrics.confusion(grades, predicted)) for predicted in both]
-    if metric not in observed[0]:
-        raise StudyError(f"The metric '{metric}' is unknown. Use one of: {', '.join(observed[0])}.")
-    a, b = (float(values[metric]) for values in observed)
-    # The same seed and groups give both models the same resampled patients.
-    drawn = [group_bootstrap(grades, predicted, groups, draws, seed) for predicted in both]
-    samples = [metrics.from_confusion(matrices)[metric] for matrices in drawn]
-    low, high = interval(samples[0] - samples[1], level)
-    return {"metric": metric, "a": a, "b": b, "difference": a - b, "ci_low": low, "ci_high": high}
 
 
 def paired(a, b):
@@ -258,43 +192,32 @@ def paired(a, b):
     """
     for which, frame in (("first", a), ("second", b)):
         _refuse_repeats(frame["image_id"], f"in the {which} model's predictions; keep one row per picture")
-    only_a, only_b = (
-        one.loc[~one["image_id"].isin(two["image_id"]), "image_id"] for one, two in ((a, b), (b, a))
-    )
+    only_a, only_b = (one.loc[~one["image_id"].isin(two["image_id"]), "image_id"]
+                      for one, two in ((a, b), (b, a)))
     if len(only_a) or len(only_b):
         example = [*only_a, *only_b][0]
         counts = f"{len(only_a)} only the first, {len(only_b)} only the second"
-        raise StudyError(
-            f"The two models graded different pictures ({counts}, such as '{example}'): predict the same "
-            "pictures with both."
-        )
+        raise StudyError(f"The two models graded different pictures ({counts}, such as '{example}'): predict the "
+                         "same pictures with both.")
     other = b.set_index("image_id").loc[a["image_id"]]
     grades, others = (metrics.checked_grades(frame["kl_grade"].to_numpy()) for frame in (a, other))
     differ = np.flatnonzero(grades != others)
     if len(differ):
         example = f"'{a['image_id'].iloc[differ[0]]}', {grades[differ[0]]} against {others[differ[0]]}"
-        raise StudyError(
-            f"The reference grades differ for {len(differ)} of the pictures (such as {example}): join both "
-            "to one manifest."
-        )
+        raise StudyError(f"The reference grades differ for {len(differ)} of the pictures (such as {example}): join "
+                         "both to one manifest.")
     return a.assign(**{f"{name}_b": other[name].to_numpy() for name in metrics.PROBABILITIES})
 
 
 def paired_probabilities(both):
     """Probabilities of A and of B, each (n, 5), from a frame made by `paired`."""
-    return both[metrics.PROBABILITIES].to_numpy(), both[
-        [f"{name}_b" for name in metrics.PROBABILITIES]
-    ].to_numpy()
+    other = [f"{name}_b" for name in metrics.PROBABILITIES]
+    return both[metrics.PROBABILITIES].to_numpy(), both[other].to_numpy()
 
 
 def predicted(both):
     """Predicted grades of A and of B, each (n,), from a frame made by `paired`."""
     return tuple(probabilities.argmax(1) for probabilities in paired_probabilities(both))
-
-
-def difference(both, metric, draws=1000, seed=0, level=0.95):
-    """`paired_difference` of a frame made by `paired`, its groups resampled."""
-    return paired_difference(both["kl_grade"], *predicted(both), both["group_id"], metric, draws, seed, level)
 
 
 def against_constant(graded, draws=1000, seed=0):
@@ -348,9 +271,8 @@ def mcnemar(correct_a, correct_b):
 
     correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if correct_a.shape != correct_b.shape or correct_a.ndim != 1:
-        raise StudyError(
-            f"Paired outcomes differ in length: {correct_a.shape}, {correct_b.shape}. Join by image_id."
-        )
+        shapes = f"{correct_a.shape}, {correct_b.shape}"
+        raise StudyError(f"Paired outcomes differ in length: {shapes}. Join by image_id.")
     b, c = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
     if b + c == 0:
         p = 1.0 if len(correct_a) else float("nan")
@@ -391,8 +313,7 @@ def run_interval(values, level=0.95):
 
 
 def group_codes(groups, length):
-    """Groups numbered from 0 as an int array (length,), and how many there are; StudyError when one is
-    missing."""
+    """Groups numbered from 0, int array (length,), and how many there are; StudyError when one is missing."""
     codes, names = pd.factorize(np.asarray(groups))
     if len(codes) != length:
         raise StudyError(f"{length} pictures need {length} groups, not {len(codes)}.")

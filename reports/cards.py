@@ -66,8 +66,8 @@ def _parts(run, path):
 def _values(run, graded):
     from koa_lib import stats
 
-    summary = stats.bootstrap_summary(graded, run.settings.draws, run.seed).set_index("metric")
-    return {name: _with_interval(*summary.loc[name, ["value", "ci_low", "ci_high"]]) for name in SHOWN}
+    found = stats.measured(graded, SHOWN, run.settings.draws, run.seed)
+    return {name: _with_interval(found[name], found[f"{name}_low"], found[f"{name}_high"]) for name in SHOWN}
 
 
 def _with_interval(value, low, high):

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from pydicom import uid
 from scipy.special import expit
 
-from koa_lib import cohort, datasets, predictions, profile
+from koa_lib import cohort, predictions, profile
 from koa_lib.data.manifest import read_manifest, write_manifest
 from koa_lib.errors import StudyError
 from koa_lib.images import joint, shape, to_uint8
@@ -702,7 +702,7 @@ def mixed_study(easy_study, tmp_path, monkeypatch):
         for column, value in describe(path).items():
             rows.loc[k, column] = value
     write_manifest(rows, lists / "films.csv")
-    monkeypatch.setattr(datasets, "MANIFESTS", lists)
+    monkeypatch.setattr(cohort, "MANIFESTS", lists)
     settings = replace(easy_study.profile, external=Cohort("films", "folder", 0))
     return in_new_run(replace(easy_study, profile=settings), tmp_path / "run", external=str(films))
 

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, easy_dataset
 from torch import nn
 
-from koa_lib import datasets, losses, metrics, progress, sources, training
+from koa_lib import datasets, losses, metrics, optimisation, progress, sources, training
 from koa_lib import model as models
 from koa_lib.errors import StudyError
 from koa_lib.prompts import prompts
@@ -268,3 +268,19 @@ def test_who_watches_hears_of_every_epoch_and_a_person_of_the_last(capsys, monke
         training.fit(grader(), pictures(), None, LIVE, 0, "fold 1")
         lines = capsys.readouterr().out.split("\n")[:-1]
         assert [int(line.split("epoch ")[1].split("/")[0].lstrip('"')) for line in lines] == heard and all(line.startswith(progress.MARK) == watched for line in lines)
+
+
+def test_biases_and_norms_do_not_decay():
+    layer = nn.Linear(3, 2)
+    groups = optimisation.adamw(layer, 0.1, 0.5).param_groups
+    decay = {tuple(value.shape): group["weight_decay"] for group in groups for value in group["params"]}
+    assert decay == {(2, 3): 0.5, (2,): 0.0}
+
+
+def test_a_step_goes_down_and_is_no_longer_than_allowed():
+    layer = nn.Linear(3, 1, bias=False)
+    plain = torch.optim.SGD(layer.parameters(), lr=1.0)
+    before = layer.weight.detach().clone()
+    loss = 1000 * layer(torch.ones(4, 3)).square().mean()
+    told = optimisation.descend(loss, layer, plain, largest=0.5)
+    assert told == pytest.approx(loss.item()) and (layer.weight - before).norm().item() == pytest.approx(0.5, abs=1e-3)

@@ -19,9 +19,8 @@ def views(images, chosen, generator):
     """The crops of a batch of gray pictures: two large and `chosen.local_crops` small ones.
 
     DINO's changes as far as they exist for gray pictures: crop, mirror, brightness and contrast, blur,
-    solarise. The
-    radius of the blur is for 224 pixels and shrinks with the crop. All pictures of a batch are changed at
-    once.
+    solarise. The radius of the blur is for 224 pixels and shrinks with the crop. All pictures of a batch are
+    changed at once.
 
     Parameters
     ----------

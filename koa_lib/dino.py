@@ -208,9 +208,8 @@ class AnySize(nn.Module):
 
 def _head(width, chosen):
     # DINO's head; a narrow tower gets a narrower one, because the head would else be many times the tower. A
-    # random tower answers nearly alike to
-    # all pictures, and centring then leaves nothing: batch normalisation, as DINO has it for CNNs, keeps
-    # pictures apart.
+    # random tower answers nearly alike to all pictures, and centring then leaves nothing: batch
+    # normalisation, as DINO has it for CNNs, keeps pictures apart.
     from lightly.models.modules import DINOProjectionHead
 
     hidden, bottleneck = min(HEAD["hidden_dim"], 4 * width), min(HEAD["bottleneck_dim"], width)

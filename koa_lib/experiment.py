@@ -2,9 +2,8 @@
 as `Results`.
 
 An arm is one way of making a grader; its jobs (arm, fold, seed) are independent of each other. What a job
-trains reaches
-neither this module nor results: it is `training.train`, `classifiers.train` and `sources.extract`, with what
-they are given.
+trains reaches neither this module nor results: it is `training.train`, `classifiers.train` and
+`sources.extract`, with what they are given.
 """
 
 from collections.abc import Callable
@@ -58,8 +57,7 @@ class Arm:
         As in `losses`; None for the recipe's.
     seen : str
         What a step sees: 'views' (a random one of each picture), or the picture with its mirror image:
-        'picture' or
-        'both', and 'either' where the first of the two is drawn.
+        'picture' or 'both', and 'either' where the first of the two is drawn.
     only : tuple of int
         Folds to train; all when empty.
     watch : bool
@@ -115,8 +113,7 @@ class Experiment:
         ----------
         splits : sequence of str, optional
             What is graded: everything that the folds report and 'external' when None; 'unseen' stands for the
-            test split,
-            else the held-out fold, else the validation split; 'inner' is the part that chooses.
+            test split, else the held-out fold, else the validation split; 'inner' is the part that chooses.
         both_ways : bool
             Mirror images, too.
         view : (str, str), optional

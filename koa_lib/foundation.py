@@ -111,8 +111,7 @@ class RadDino(nn.Module):
     ----------
     place : Path, optional
         Folder with the files of its page: pictures are normalised anew as its `preprocessor_config.json`
-        says. Without it the weights are
-        random, drawn with `seed`.
+        says. Without it the weights are random, drawn with `seed`.
     """
 
     def __init__(self, place=None, seed=0):

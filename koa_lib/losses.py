@@ -91,8 +91,7 @@ def soft_clip_floor(targets, captions):
     one text embedding.
 
     Logits of equal texts are equal, so the best guess spreads a caption's share of the target evenly over its
-    texts; the other way round the best
-    guess for a caption is the mean of its texts' targets.
+    texts; the other way round the best guess for a caption is the mean of its texts' targets.
 
     Parameters
     ----------
@@ -113,8 +112,7 @@ class Prototypes:
     """Cross-entropy over the five prototypes or outputs, the primary loss; `targets` as of `target_matrix`.
 
     A loss is called with a grader, a batch of its trunk's features (n, ...) and grades (n,); it gives its
-    named terms in
-    nats, 'loss' first, and the logits (n, 5).
+    named terms in nats, 'loss' first, and the logits (n, 5).
     """
 
     targets: str = "hard"
@@ -145,8 +143,7 @@ class MirrorPairs:
     ...) (CLIP-KOA; our reading).
 
     The cross-entropy is that of the first of each pair, or of `both`. All three terms are told; a weight of 0
-    leaves no
-    trace in the gradient.
+    leaves no trace in the gradient.
     """
 
     both: bool

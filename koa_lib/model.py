@@ -46,9 +46,8 @@ def load_clip(name, weights=None, seed=0):
         An open_clip architecture, or `koa-tiny`, `koa-conv` (configurations in this package).
     weights : path, optional
         A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights), of which
-        `weights.file_of` is
-        loaded; or the bare weight file of open_clip's hub. Without it the weights are random, drawn with
-        `seed`.
+        `weights.file_of` is loaded; or the bare weight file of open_clip's hub. Without it the weights are
+        random, drawn with `seed`.
 
     Returns
     -------
@@ -60,8 +59,7 @@ def load_clip(name, weights=None, seed=0):
     ------
     StudyError
         Unknown name, unreadable folder, weights made for another activation (QuickGELU against GELU), or
-        weights of
-        which one tensor is not in the model or one of the model's is not in the file.
+        weights of which one tensor is not in the model or one of the model's is not in the file.
     """
     known = open_clip.list_models()
     if name not in known:
@@ -207,8 +205,7 @@ class ClipGrader(nn.Module):
     """Grades pictures by similarity to five text prototypes.
 
     The image tower is cut in two: `trunk` is frozen and its output can be cached, `tail` is trained. Where
-    the
-    cut lies is the tuning reading (`part`):
+    the cut lies is the tuning reading (`part`):
 
     adapter
         both encoders frozen, a down-and-up adapter on the embedding is trained (`as_printed`)

@@ -46,8 +46,7 @@ def frame(image_ids, probabilities):
     """A predictions frame from ids (n,) and probabilities (n, 5).
 
     An id that is there twice stands for the two knees of one picture, whose single grade is taken to be that
-    of the
-    worse knee (our reading): the row with the higher expected grade is kept.
+    of the worse knee (our reading): the row with the higher expected grade is kept.
     """
     frame = pd.DataFrame(np.asarray(probabilities, dtype=float), columns=PROBABILITIES).assign(
         image_id=list(image_ids)

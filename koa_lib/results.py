@@ -25,8 +25,7 @@ class Results:
     ----------
     frame : DataFrame
         arm, seed, fold, split, view ('<geometry>-<intensity>'), mirrored (bool), image_id, p0..p4, then
-        kl_grade,
-        kl_grade_reader2, group_id and more of the manifest; one row per prediction.
+        kl_grade, kl_grade_reader2, group_id and more of the manifest; one row per prediction.
     draws, seed : int
         Of every bootstrap.
     """
@@ -65,8 +64,7 @@ class Results:
         groups.
 
         Folds that hold out other pictures stand one after the other. With predictions of mirror images beside
-        those of
-        the pictures, theirs are p0_b..p4_b.
+        those of the pictures, theirs are p0_b..p4_b.
 
         Raises
         ------

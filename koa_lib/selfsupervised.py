@@ -108,9 +108,8 @@ def spread(embeddings):
     -------
     dict
         `spread`, the standard deviation of the unit-length embeddings times sqrt(d): 0 when all are equal, 1
-        when they point everywhere
-        alike (Chen & He 2021); `effective_rank`, the exponential of the entropy of the singular values about
-        the mean, 1 to d (Roy & Vetterli 2007).
+        when they point everywhere alike (Chen & He 2021); `effective_rank`, the exponential of the entropy of
+        the singular values about the mean, 1 to d (Roy & Vetterli 2007).
     """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     values = np.linalg.svd(unit - unit.mean(0), compute_uv=False)

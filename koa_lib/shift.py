@@ -74,8 +74,8 @@ def decomposition(internal, external, draws=1000, seed=0):
 def prior_correction(probabilities, priors, iterations=1000, tolerance=1e-6):
     """Probabilities adapted to a cohort's unknown mix of grades, which is estimated without any grade.
 
-    Expectation maximisation of Saerens, Latinne and Decaestecker 2002. It presumes calibrated
-    probabilities and that pictures of one grade look alike in both cohorts.
+    Expectation maximisation of Saerens, Latinne and Decaestecker 2002. It presumes calibrated probabilities
+    and that pictures of one grade look alike in both cohorts.
 
     Parameters
     ----------

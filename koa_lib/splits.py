@@ -44,12 +44,9 @@ def folds(data, scheme, number, seed, stops_early=False, fraction=1.0):
         The training cohort.
     scheme : {'images', 'patients', 'official'}
         `images` (as printed): image-level folds over everything; `patients`: the same with both knees of a
-        patient in
-        one fold. Neither has an inner part unless training stops early. `official` (our protocol): folds
-        grouped by
-        patient over train + val, or the official split alone where there are none; an inner tenth of the
-        training part
-        chooses the epoch; the test split is only reported.
+        patient in one fold. Neither has an inner part unless training stops early. `official` (our protocol):
+        folds grouped by patient over train + val, or the official split alone where there are none; an inner
+        tenth of the training part chooses the epoch; the test split is only reported.
     number : int
         Of folds; 0 for the official split alone.
     fraction : float
@@ -109,8 +106,8 @@ def draw(rows, fraction, seed):
     """Positions of the pictures of a fraction of the patients, stratified by grade.
 
     A patient's stratum is the higher grade of the two knees (our reading); each stratum gives its rounded
-    share, at least one patient. Draws with
-    the same seed are nested: a larger fraction contains a smaller one.
+    share, at least one patient. Draws with the same seed are nested: a larger fraction contains a smaller
+    one.
 
     Parameters
     ----------

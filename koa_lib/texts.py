@@ -1,9 +1,8 @@
 """Frozen BERT text encoders: sentences to embeddings.
 
 Published ones have their configuration as a literal, so that a dry run builds the true architecture without a
-hub; its weights are random then and
-its vocabulary is made of the study's own texts. `tiny` is such an encoder of reduced size, the stand-in of
-profiles that load no weights.
+hub; its weights are random then and its vocabulary is made of the study's own texts. `tiny` is such an
+encoder of reduced size, the stand-in of profiles that load no weights.
 """
 
 from collections import Counter

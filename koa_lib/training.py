@@ -54,8 +54,7 @@ def fit(grader, data, select, recipe, seed, label, resume=None, watch=None, loss
         Role 'fit'.
     select : Pictures or Features or None
         Role 'select': the epoch with its best quadratic kappa is kept, and training stops when the recipe has
-        a
-        patience and that many epochs brought no better one. None keeps the last epoch.
+        a patience and that many epochs brought no better one. None keeps the last epoch.
     recipe : settings.Recipe
     seed : int
     label : str

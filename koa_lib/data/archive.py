@@ -1,7 +1,7 @@
 """One published zip, unpacked so that no member can do harm.
 
-A published archive is somebody else's file: every member is judged before it is written, and the folder
-gets its own name only when it is complete.
+A published archive is somebody else's file: every member is judged before it is written, and the folder gets
+its own name only when it is complete.
 """
 
 import os

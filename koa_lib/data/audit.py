@@ -302,8 +302,8 @@ def two_readers(inspected):
     Returns
     -------
     DataFrame
-        cohort, reader_1, "reader II: KL 0" to 4 (pictures), and of the whole cohort n, accuracy,
-        kappa, linear_kappa, qwk; empty when no cohort has a second reader.
+        cohort, reader_1, "reader II: KL 0" to 4 (pictures), and of the whole cohort n, accuracy, kappa,
+        linear_kappa, qwk; empty when no cohort has a second reader.
     """
     agreed = {name: reader_agreement(rows) for name, rows in inspected.items()}
     columns, tables = [f"reader II: KL {grade}" for grade in GRADES], []

@@ -97,8 +97,8 @@ def build(name, folder, readers=None):
     Returns
     -------
     DataFrame
-        Manifest rows in natural order of their paths; `attrs["left_out"]` lists pictures whose path does
-        not fit.
+        Manifest rows in natural order of their paths; `attrs["left_out"]` lists pictures whose path does not
+        fit.
 
     Raises
     ------
@@ -278,8 +278,8 @@ def verify(manifest, folder, layouts=(), beside=()):
 
 
 def _find_elsewhere(rows, looked):
-    # By id and pixels, then by pixels: a name alone proves nothing, and another picture must not be moved
-    # to this place. Each file stands for one row only.
+    # By id and pixels, then by pixels: a name alone proves nothing, and another picture must not be moved to
+    # this place. Each file stands for one row only.
     for keys in (["image_id", "pixel_sha256"], ["pixel_sha256"]):
         lost, spare = rows[rows["found"].isna()], looked[~looked["found"].isin(rows["found"])]
         lost, spare = (
@@ -337,8 +337,8 @@ def _difference(row, file):
 
 
 def _judge_spare(file, wanted):
-    """Status and detail of a picture without a row; `wanted`: listed paths without a file in place, by
-    image id.
+    """Status and detail of a picture without a row; `wanted`: listed paths without a file in place, by image
+    id.
     """
     if file["problem"]:
         foreign = "the system says" not in file["problem"]

@@ -84,8 +84,8 @@ def place(name):
 
 
 def in_place(paths, names):
-    """For each listed path the file that stands for it: this one, or else the picture of its name in
-    another container.
+    """For each listed path the file that stands for it: this one, or else the picture of its name in another
+    container.
 
     Parameters
     ----------

@@ -129,8 +129,8 @@ def tail(path):
 
 
 def data_hash(manifest):
-    """SHA-256 (first 12 hex digits) over ids, grades, splits and pixel hashes: names a data set in keys
-    and reports.
+    """SHA-256 (first 12 hex digits) over ids, grades, splits and pixel hashes: names a data set in keys and
+    reports.
     """
     columns = ("image_id", "split", "kl_grade", "pixel_sha256")
     text = map("|".join, zip(*(manifest[name].astype(str) for name in columns), strict=True))

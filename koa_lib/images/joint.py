@@ -20,8 +20,8 @@ HALF_HEIGHT, HALF_WIDTH = 10, 13  # pixels of the template around the joint's ce
 LINE, PLATEAU, CENTRE = 0.375, 0.42, (0.5, 0.57)
 # Rows above and below the joint line, in plateau heights, where bone ends sideways.
 BANDS = ((-0.5, -0.15), (0.05, 0.35))
-# Loss of correlation where the joint lies a quarter of the picture off its middle, is stretched by 1.65 (e
-# to the 0.5) or is that much larger or smaller than in an OAI crop: ties go to what is usual.
+# Loss of correlation where the joint lies a quarter of the picture off its middle, is stretched by 1.65 (e to
+# the 0.5) or is that much larger or smaller than in an OAI crop: ties go to what is usual.
 PRIOR = 0.05
 ASPECTS = (0.9, 1.3, 1.9)
 # Half the plateau's width, measured down, as shares of the picture's height.
@@ -93,8 +93,8 @@ def search(image, aspects, template):
 
 
 def _bone_edges(image, joint):
-    # Where brightness falls most outwards, a little more or less than a joint line away; above and below
-    # the line the nearer fall counts, because the other may be the skin.
+    # Where brightness falls most outwards, a little more or less than a joint line away; above and below the
+    # line the nearer fall counts, because the other may be the skin.
     x, edges = np.arange(image.shape[1]), []
     for top, bottom in BANDS:
         rows = joint.y + np.array((top, bottom)) * joint.down

@@ -1,7 +1,7 @@
 """The joint template, learnt from OAI training pictures: `python -m koa_lib.images.learn_joint FOLDER`.
 
-Takes the pictures below the folder, at most `MOST` of them evenly, and writes joint_template.npy where it
-is run; moved beside this file it is the one that `joint.find` uses.
+Takes the pictures below the folder, at most `MOST` of them evenly, and writes joint_template.npy where it is
+run; moved beside this file it is the one that `joint.find` uses.
 """
 
 import sys
@@ -29,8 +29,8 @@ MOST = 400
 
 
 def learn(images):
-    """The template from undistorted square crops: their mean around the joint, found again with the
-    template so far.
+    """The template from undistorted square crops: their mean around the joint, found again with the template
+    so far.
 
     Parameters
     ----------

@@ -110,8 +110,8 @@ def header(path):
 
 
 def decode(path):
-    """The stored pixels of a picture file and the name of its mode: what the hash is taken from, not what
-    is seen.
+    """The stored pixels of a picture file and the name of its mode: what the hash is taken from, not what is
+    seen.
 
     Equal RGB channels become one, alpha is dropped, a palette is expanded, CMYK becomes RGB; 16-bit gray
     stays 16-bit and float gray in [0, 1] becomes 16-bit. Polarity and window of 16-bit TIFF and DICOM are
@@ -144,9 +144,9 @@ def read(path):
     Eight and 16 bits are divided by 255 and 65,535, and by less where the file says that it uses fewer bits
     (12-bit TIFF, `MaxSampleValue`, `sBIT`); colour is averaged; TIFF in which zero is white is inverted; an
     orientation tag is obeyed. DICOM is shown as its header says: modality table or rescale, then the first
-    table or window of interest, whose range becomes [0, 1], then MONOCHROME1 or PresentationLUTShape
-    INVERSE inverted. Without a window it runs from the lowest (0) to the highest (1) value of the picture.
-    Padding is black and part of no range.
+    table or window of interest, whose range becomes [0, 1], then MONOCHROME1 or PresentationLUTShape INVERSE
+    inverted. Without a window it runs from the lowest (0) to the highest (1) value of the picture. Padding is
+    black and part of no range.
 
     Returns
     -------

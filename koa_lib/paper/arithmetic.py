@@ -81,8 +81,7 @@ def largest_share(sensitivity, specificity, grades=(0, 3, 4), slack=0.0):
     """Largest share (percent) of `grades`, over all grade mixes w, with as many false positives as negatives.
 
     Balance needs sum_k w_k (2 - sens_k - spec_k) = sum_k (1 - spec_k), a linear programme in w. NaN when no
-    mix
-    balances.
+    mix balances.
 
     Parameters
     ----------

@@ -30,9 +30,9 @@ KNEE_CORRELATION = 0.7  # of severity within a person; gives labels that correla
 LIKENESS = 0.9  # share of anatomy that the two knees of a person have in common
 INVERTED = 0.015
 SPLIT_CYCLE = "train train test train train val train test train train".split()  # 70 : 10 : 20
-# Defects of cohort B in known number, as shares of its pictures: Gornale's, a little more colour, and some
-# of the audit's other findings; at least one each. `near_copies` show another picture brighter and
-# compressed, `disputed` is a copy under another grade.
+# Defects of cohort B in known number, as shares of its pictures: Gornale's, a little more colour, and some of
+# the audit's other findings; at least one each. `near_copies` show another picture brighter and compressed,
+# `disputed` is a copy under another grade.
 SHARES_B = {
     "two_knees": 0.11,
     "sixteen_bit": 0.05,

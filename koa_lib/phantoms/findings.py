@@ -47,8 +47,8 @@ class Findings:
 def kl_grade(findings):
     """KL grade 0-4 by rules that are nested, so that no finding can lower the grade when it grows.
 
-    1: doubtful narrowing or possible lipping; 2: definite osteophytes; 3: with definite narrowing;
-    4: with marked narrowing and severe sclerosis or deformed bone ends (Kellgren and Lawrence 1957).
+    1: doubtful narrowing or possible lipping; 2: definite osteophytes; 3: with definite narrowing; 4: with
+    marked narrowing and severe sclerosis or deformed bone ends (Kellgren and Lawrence 1957).
     """
     lipping, osteophytes, _ = LIMITS["osteophytes"]
     doubtful, narrowing, marked = LIMITS["jsn"]

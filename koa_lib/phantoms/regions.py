@@ -15,8 +15,8 @@ from koa_lib.phantoms import draw
 from koa_lib.phantoms.findings import Findings
 
 NAMES = ("joint line", "margins", "subchondral bone")
-# In units of half the plateau's width: a compartment lies between the spines and the bone's edge; spurs
-# count with their surroundings.
+# In units of half the plateau's width: a compartment lies between the spines and the bone's edge; spurs count
+# with their surroundings.
 COMPARTMENT, EDGE, AROUND = (0.2, 0.92), 0.8, 0.06
 SLIVER = 4  # pixels: what is thinner is the spur's long tail along the bone
 NARROWER = 1e-6  # makes a compartment the worse one without moving a bone

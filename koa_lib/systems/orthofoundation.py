@@ -2,9 +2,8 @@
 started in different ways.
 
 A logistic regression on frozen embeddings learns from growing, nested fractions of the training patients and
-is held against
-CLIP that was fine-tuned with all grades. Towers: random, contrastive (the study's start weights) and
-self-supervised (DINO).
+is held against CLIP that was fine-tuned with all grades. Towers: random, contrastive (the study's start
+weights) and self-supervised (DINO).
 """
 
 import numpy as np
@@ -158,19 +157,16 @@ def curve(experiment):
     on the same pictures.
 
     A value is the mean over the seeds (over the folds, for the supervised result). Its interval resamples the
-    patients of the
-    reported pictures, the same for all seeds, folds and starts, and holds neither the draw of the labels,
-    which `sd_over_draws`
-    shows, nor the training of the towers.
+    patients of the reported pictures, the same for all seeds, folds and starts, and holds neither the draw of
+    the labels, which `sd_over_draws` shows, nor the training of the towers.
 
     Returns
     -------
     DataFrame
         cohort, start, fraction, patients, pictures (learned from; means over seeds or folds, rounded), n,
-        qwk, qwk_low,
-        qwk_high, accuracy, sd_over_draws; qwk_seed_<seed> (each draw of labels); against_supervised and
-        against_random (differences of qwk, the latter at the same fraction), each with _low and _high. The
-        supervised rows have the start 'supervised' and fraction 1.
+        qwk, qwk_low, qwk_high, accuracy, sd_over_draws; qwk_seed_<seed> (each draw of labels);
+        against_supervised and against_random (differences of qwk, the latter at the same fraction), each with
+        _low and _high. The supervised rows have the start 'supervised' and fraction 1.
     """
     full = supervised_arm(experiment)
     learned = _learned(experiment, [full])
@@ -257,10 +253,8 @@ def since(table):
     -------
     DataFrame
         cohort, start, and fractions: within_margin (the interval of the difference stays above minus
-        `MARGIN`: a larger loss can be
-        excluded), not_below (that interval reaches 0: a loss can't be shown), as_high (the value itself is as
-        high); NaN where not
-        even all labels suffice.
+        `MARGIN`: a larger loss can be excluded), not_below (that interval reaches 0: a loss can't be shown),
+        as_high (the value itself is as high); NaN where not even all labels suffice.
     """
     rows = []
     for (cohort, start), line in table[table["start"] != SUPERVISED].groupby(["cohort", "start"], sort=False):

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,15 +23,21 @@ def autocast(module):
     """bf16 autocast on the module's device where its `low_precision` says that it pays; weights stay
     float32."""
     device = device_of(module)
-    # older GPUs refuse it
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)  # older GPUs refuse
     return torch.autocast(device.type, torch.bfloat16, enabled=module.low_precision and able)
+
+
+@contextmanager
+def random_state(seed):
+    """torch's random numbers begin at a seed, and go on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def seeded(seed, build, *arguments):
     """What a builder makes with torch's random numbers of a seed, on the device that is computed on."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_state(seed):
         return build(*arguments).to(compute_device())
 
 

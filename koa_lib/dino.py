@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from koa_lib import crops
-from koa_lib.device import autocast, compute_device
+from koa_lib import crops, progress
+from koa_lib.device import autocast, seeded
 from koa_lib.errors import StudyError
 from koa_lib.optimisation import adamw, descend
 
@@ -61,10 +61,7 @@ def train(network, data, chosen, seed):
         Pictures of another role or split, or a loss that is no number.
     """
     _check(data)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        dino = Dino(network, chosen).to(compute_device())
+    dino, generator = seeded(seed, Dino, network, chosen), torch.Generator().manual_seed(seed)
     batch = min(chosen.batch, len(data))
     steps = chosen.epochs * (len(data) // batch)
     optimiser = adamw(dino.student, chosen.learning_rate, WEIGHT_DECAY)
@@ -74,26 +71,15 @@ def train(network, data, chosen, seed):
         order, found = torch.randperm(len(data), generator=generator).numpy(), []
         for number in range(len(data) // batch):
             images = data.images(np.sort(order[number * batch : (number + 1) * batch]))
-            found.append(
-                dino.update(
-                    crops.views(images, chosen, generator),
-                    optimiser,
-                    momentum(schedule.last_epoch, steps, chosen.momentum),
-                )
-            )
+            views = crops.views(images, chosen, generator)
+            decay = momentum(schedule.last_epoch, steps, chosen.momentum)
+            found.append(dino.update(views, optimiser, decay))
             schedule.step()
-        rows.append(
-            {
-                "epoch": epoch,
-                **dict(zip(("loss", "teacher_entropy"), np.mean(found, axis=0), strict=True)),
-                "seconds": time.perf_counter() - start,
-            }
-        )
-        left = rows[-1]["seconds"] / epoch * (chosen.epochs - epoch)
-        print(
-            f"self-supervised epoch {epoch}/{chosen.epochs}: loss {rows[-1]['loss']:.3f}; {left:.0f} s left",
-            flush=True,
-        )
+        means = dict(zip(("loss", "teacher_entropy"), np.mean(found, axis=0).tolist(), strict=True))
+        seconds = time.perf_counter() - start
+        rows.append({"epoch": epoch, **means, "seconds": seconds})
+        left = seconds / epoch * (chosen.epochs - epoch)
+        progress.epoch("self-supervised", epoch, chosen.epochs, {"loss": means["loss"]}, left)
     return dino.teacher[0].network, pd.DataFrame(rows)
 
 
@@ -136,9 +122,8 @@ class Dino(nn.Module):
         # A CNN gains from bf16 on a CPU, a small ViT does not.
         self.low_precision = width >= 512
         self.student = nn.Sequential(AnySize(network), _head(width, chosen)).train()
-        self.teacher = (
-            nn.Sequential(AnySize(copy.deepcopy(network)), _head(width, chosen)).train().requires_grad_(False)
-        )
+        teacher = nn.Sequential(AnySize(copy.deepcopy(network)), _head(width, chosen))
+        self.teacher = teacher.train().requires_grad_(False)
         self.teacher[1].load_state_dict(self.student[1].state_dict())
         self.loss = DINOLoss(
             chosen.prototypes, TEACHER, TEACHER, student_temp=STUDENT, center_momentum=CENTRE
@@ -164,11 +149,8 @@ class Dino(nn.Module):
         with autocast(self):
             with torch.no_grad():
                 asked = self.teacher(torch.cat(views[:2])).float().chunk(2)
-            answered = [
-                self.student(torch.cat(same)).float().chunk(len(same))
-                for same in (views[:2], views[2:])
-                if same
-            ]
+            sizes = filter(None, (views[:2], views[2:]))
+            answered = [self.student(torch.cat(same)).float().chunk(len(same)) for same in sizes]
         entropy = self._entropy(torch.stack(asked))
         loss = self.loss(list(asked), [view for same in answered for view in same])
         value = descend(loss, self.student, optimiser, CLIP)

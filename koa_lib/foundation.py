@@ -14,7 +14,7 @@ from torch import nn
 
 from koa_lib import weights
 from koa_lib.datasets import STATISTICS
-from koa_lib.device import compute_device
+from koa_lib.device import compute_device, random_state
 from koa_lib.texts import BERTS, vocabulary
 from koa_lib.tower import Frozen
 
@@ -88,8 +88,7 @@ def biomed_clip(place=None, seed=0, sentences=()):
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig
 
-    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with TemporaryDirectory() as folder, random_state(seed):
         # open_clip reads the text tower's configuration from a folder
         BertConfig(**BERTS[BERT].config).save_pretrained(folder)
         clip = open_clip.CustomTextCLIP(EMBEDDING, VISION, {**TEXT, "hf_model_name": folder})
@@ -118,8 +117,7 @@ class RadDino(nn.Module):
         from transformers import Dinov2Config, Dinov2Model
 
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with random_state(seed):
             self.network = Dinov2Model(Dinov2Config(**DINO))
         mean, std = own = STATISTICS["clip"]
         if place is not None:

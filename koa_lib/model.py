@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from koa_lib import weights as weight_files
-from koa_lib.device import compute_device, seeded
+from koa_lib.device import compute_device, random_state, seeded
 from koa_lib.errors import StudyError
 from koa_lib.tower import Frozen, Tower, low_precision
 
@@ -67,9 +67,7 @@ def load_clip(name, weights=None, seed=0):
             f"CLIP model '{name}' is unknown. Use koa-tiny, koa-conv or one of open_clip's {len(known) - 2}, "
             "e.g. ViT-B-32-quickgelu."
         )
-    with torch.random.fork_rng(devices=[], enabled=weights is None):
-        if weights is None:
-            torch.manual_seed(seed)
+    with random_state(seed):
         model = open_clip.create_model(name)
     if weights is not None:
         with weight_files.fitting(name, weights):

@@ -45,28 +45,18 @@ def pretrained(experiment):
         "weights": hashed(_place(study, chosen.published)),
     }
 
-    build = partial(
-        dino.pretrain,
-        network=lambda: _network(study, chosen.published),
-        data=data,
-        chosen=chosen,
-        seed=study.seed,
-    )
-    return study.store.make(
-        "checkpoints/self-supervised",
-        key,
-        build,
-        [networks.create if chosen.architecture else model.load_clip],
-    )
+    def network():
+        return _network(study, chosen.published)
+
+    build = partial(dino.pretrain, network=network, data=data, chosen=chosen, seed=study.seed)
+    code = [networks.create if chosen.architecture else model.load_clip]
+    return study.store.make("checkpoints/self-supervised", key, build, code)
 
 
 def unlabelled(experiment):
     """Pictures of the training split, at most as many as the profile says, for the role 'fit'."""
-    study, chosen, ours = (
-        experiment.study,
-        experiment.study.profile.systems.labels,
-        experiment.study.profile.our_protocol,
-    )
+    study = experiment.study
+    chosen, ours = study.profile.systems.labels, study.profile.our_protocol
     data = experiment.pictures("training", (ours.geometry, ours.intensity), chosen.image_size)
     order = np.random.default_rng(study.seed).permutation(np.flatnonzero(data.rows["split"] == "train"))
     return data.part(np.sort(order[: chosen.pictures]), "fit")
@@ -80,21 +70,16 @@ def training(experiment):
 
 
 def _place(study, published):
-    chosen = study.profile.systems.labels
-    return (
-        weights.network(chosen.architecture, study.inputs.weights)
-        if published and chosen.architecture
-        else None
-    )
+    architecture = published and study.profile.systems.labels.architecture
+    return weights.network(architecture, study.inputs.weights) if architecture else None
 
 
 def _network(study, published):
     chosen = study.profile.systems.labels
     if not chosen.architecture:
         return model.load_clip(study.profile.model.name, seed=study.seed)[0].visual
-    return networks.headless(
-        study.seed, chosen.architecture, chosen.image_size, 1.0, _place(study, published)
-    )
+    place = _place(study, published)
+    return networks.headless(study.seed, chosen.architecture, chosen.image_size, 1.0, place)
 
 
 def spread(embeddings):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from koa_lib import weights
-from koa_lib.device import compute_device
+from koa_lib.device import compute_device, random_state
 from koa_lib.errors import StudyError
 from koa_lib.prompts import PROMPT_SETS
 
@@ -108,8 +108,7 @@ def create(name, place=None, seed=0):
     if place is not None:
         tokenizer = BertWordPieceTokenizer(str(place / "vocab.txt"), lowercase=not bert.cased)
         return TextEncoder(_published(name, place, config, tokenizer).to(compute_device()), tokenizer)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_state(seed):
         model = BertModel(config, add_pooling_layer=False)
     return TextEncoder(
         model.to(compute_device()), vocabulary(_own_texts(), bert.config["vocab_size"], bert.cased)

@@ -11,7 +11,7 @@ from koa_lib.errors import StudyError
 from koa_lib.experiment import Arm, Trunk
 from koa_lib.store import made_from
 
-# of the pictures that an encoder was trained on; CLIP's for the others
+# Of the pictures that an encoder was trained on; CLIP's for the others.
 STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}
 
 
@@ -29,13 +29,8 @@ def arm(experiment, spec, name, build, key=None, seed=None, **more):
         The study's unless given.
     """
     study = experiment.study
-    recipe = replace(
-        study.profile.our_protocol,
-        normalisation=STATISTICS.get(spec.source, "clip"),
-        views=1,
-        folds=0,
-        patience=0,
-    )
+    statistics = STATISTICS.get(spec.source, "clip")
+    recipe = replace(study.profile.our_protocol, normalisation=statistics, views=1, folds=0, patience=0)
     seed = study.seed if seed is None else seed
     return Arm(name, recipe, spec.image_size, build, key or {}, seed, trunk=trunk(experiment, spec), **more)
 
@@ -96,7 +91,7 @@ def clip_of(experiment, spec, sentences):
 def _weights(experiment, spec):
     # What the weights are, without building the encoder. Random ones follow from seed and code.
     if spec.source == "start":
-        return protocols.start_key(experiment.study)
+        return protocols.start(experiment.study)[1]
     if spec.source == "trained":
         return made_from(experiment.job(protocols.official_arm(experiment.study)).checkpoint)
     if spec.source == "dino":
@@ -108,9 +103,6 @@ def _place(study, spec):
     # Where published weights lie; None for an encoder without them, and in a dry run.
     if study.dry or spec.source not in (*weights.FOUNDATIONS, "timm"):
         return None
-    find, name = (
-        (weights.network, spec.architecture)
-        if spec.source == "timm"
-        else (foundation.place_of, weights.FOUNDATIONS[spec.source])
-    )
-    return find(name, study.inputs.weights)
+    if spec.source == "timm":
+        return weights.network(spec.architecture, study.inputs.weights)
+    return foundation.place_of(weights.FOUNDATIONS[spec.source], study.inputs.weights)

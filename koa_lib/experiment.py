@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import classifiers, cohort, predictions, sources, splits, training
+from koa_lib.images.shape import VIEWS
 from koa_lib.reach import reached
 from koa_lib.results import Results
 from koa_lib.store import digest, write_text
 
 MIRRORED, INNER = "mirrored", "inner"
+SAID = ["arm", "seed", "fold", "split", "view", "mirrored"]  # of each prediction, see `Results`
 SHAPING = ("normalisation", "augmentation", "views")  # of a recipe: what changes a trunk's features
 
 
@@ -99,6 +101,15 @@ class Job:
     grader: Callable
 
 
+def prediction_file(study, arm, split, fold, view=None, adaptation=""):
+    """Path of a prediction file of an arm below the run folder, see `predictions.file_name`; `view` is the
+    arm's own unless given."""
+    cohort = study.profile.external if split == "external" else study.profile.training
+    view = view or (arm.recipe.geometry, arm.recipe.intensity)
+    name = predictions.file_name(arm.name, cohort.name, split, view, fold, arm.seed, adaptation)
+    return f"predictions/{name}"
+
+
 class Experiment:
     """Trains arms on a study's cohorts and grades what they report; everything is kept in the study's
     store."""
@@ -136,17 +147,20 @@ class Experiment:
             self._write_means(arm, graded)
             self._write_history(arm, jobs)
             frames += graded
+        frames = frames or [pd.DataFrame(columns=[*SAID, *predictions.COLUMNS, "kl_grade", "group_id"])]
         return Results(pd.concat(frames, ignore_index=True), self.study.profile.draws, self.study.seed)
+
+    def confirmatory(self, *arms):
+        """`run`: unseen pictures of the training cohort, and the external ones in the confirmatory view,
+        without repeats and conflicts."""
+        return self.run(*arms, splits=("unseen", "external"), view=VIEWS[0]).deduplicated()
 
     def jobs(self, arm):
         """Each fold of an arm, trained now where it is missing."""
         for fold in self.folds(arm):
             if not arm.only or fold.number in arm.only:
-                yield (
-                    self._classifier(arm, fold)
-                    if isinstance(arm.build, classifiers.Classifier)
-                    else self._trained(arm, fold)
-                )
+                fits = isinstance(arm.build, classifiers.Classifier)
+                yield self._classifier(arm, fold) if fits else self._trained(arm, fold)
 
     def job(self, arm, fold=1):
         """One trained fold."""
@@ -172,21 +186,10 @@ class Experiment:
         """The folds of an arm, see `splits.folds`; arms that are parted alike share them, because parting
         patients takes a while."""
         recipe, seed = arm.recipe, self.study.seed if arm.split_seed is None else arm.split_seed
-        stops = bool(recipe.patience)
-        key = (
-            recipe.geometry,
-            recipe.intensity,
-            arm.size,
-            arm.scheme,
-            recipe.folds,
-            stops,
-            seed,
-            arm.fraction,
-        )
+        how = (arm.scheme, recipe.folds, seed, bool(recipe.patience), arm.fraction)
+        key = (recipe.geometry, recipe.intensity, arm.size, how)
         if key not in self._parted:
-            self._parted[key] = splits.folds(
-                self.data("training", arm), arm.scheme, recipe.folds, seed, stops, arm.fraction
-            )
+            self._parted[key] = splits.folds(self.data("training", arm), *how)
         return [self._of_task(fold, arm.task) for fold in self._parted[key]]
 
     @staticmethod
@@ -237,15 +240,10 @@ class Experiment:
     def _key(self, arm, fold):
         # All that a fold's weights depend on beside code: recipe, start, loss, seeds, and each part's
         # pictures, grades and groups.
-        parts = {
-            "fit": fold.fit,
-            "select": fold.select,
-            "watched": fold.reported.get("held_out") if arm.watch else None,
-        }
-        said = {
-            name: getattr(arm, name)
-            for name in ("recipe", "seed", "scheme", "seen", "task", "fraction", "size")
-        }
+        watched = fold.reported.get("held_out") if arm.watch else None
+        parts = {"fit": fold.fit, "select": fold.select, "watched": watched}
+        own = ("recipe", "seed", "scheme", "seen", "task", "fraction", "size")
+        said = {name: getattr(arm, name) for name in own}
         if isinstance(arm.build, classifiers.Classifier):  # which reads no other setting of a recipe
             said |= {"recipe": {name: getattr(arm.recipe, name) for name in SHAPING}, "classifier": arm.build}
         loss = arm.loss and {"loss_of": type(arm.loss).__name__, "loss": arm.loss}
@@ -287,22 +285,16 @@ class Experiment:
             resume=state,
         )
         folder = self.study.store.make(f"checkpoints/{name}", key, build, self._code(arm))
-        return Job(
-            arm,
-            fold,
-            folder,
-            key,
-            cache(lambda: training.load_state(arm.build(), folder / training.STATE).eval()),
-        )
+        grader = cache(lambda: training.load_state(arm.build(), folder / training.STATE).eval())
+        return Job(arm, fold, folder, key, grader)
 
     def _classifier(self, arm, fold):
         key, name = self._key(arm, fold), self._named(arm, fold)
         fitted = cache(
             lambda: arm.build.fit(self.source(arm, fold.fit), self.source(arm, fold.select), arm.seed)
         )
-        path = self.study.store.make(
-            f"checkpoints/{name}.json", key, partial(classifiers.write, fitted=fitted), self._code(arm)
-        )
+        build = partial(classifiers.write, fitted=fitted)
+        path = self.study.store.make(f"checkpoints/{name}.json", key, build, self._code(arm))
         return Job(arm, fold, path, key, fitted)
 
     def _reported(self, job, names, view):
@@ -322,62 +314,38 @@ class Experiment:
 
     def _graded(self, job, split, part, view, mirrored):
         arm, part = job.arm, replace(part, mirrored=True) if mirrored else part
-        name = self._file(arm, split, view, job.fold.number, MIRRORED * mirrored)
+        file = prediction_file(self.study, arm, split, job.fold.number, view, MIRRORED * mirrored)
         levels = np.unique(job.fold.fit.grades).tolist()
         build = partial(
-            training.write_predictions,
-            grader=job.grader,
-            source=lambda: self.source(arm, part),
-            levels=levels,
+            training.write_predictions, grader=job.grader, source=lambda: self.source(arm, part), levels=levels
         )
-        path = self.study.store.make(
-            f"predictions/{name}",
-            {**job.key, "graded": part.fingerprint, "levels": levels},
-            build,
-            self._code(arm),
-        )
-        return self._joined(
-            path,
-            part,
-            arm=arm.name,
-            seed=arm.seed,
-            fold=job.fold.number,
-            split=split,
-            view="-".join(view),
-            mirrored=mirrored,
-        )
-
-    @staticmethod
-    def _joined(path, part, split, **said):
+        key = {**job.key, "graded": part.fingerprint, "levels": levels}
+        path = self.study.store.make(file, key, build, self._code(arm))
         graded = predictions.join(predictions.read(path), part.rows).drop(columns="split")
-        return pd.concat([pd.DataFrame({**said, "split": split}, index=graded.index), graded], axis=1)
-
-    def _file(self, arm, split, view, fold, adaptation=""):
-        spec = getattr(self.study.profile, "external" if split == "external" else "training")
-        return predictions.Name(arm.name, spec.name, split, *view, str(fold), arm.seed, adaptation).file
+        values = arm.name, arm.seed, job.fold.number, split, "-".join(view), mirrored
+        said = dict(zip(SAID, values, strict=True))
+        return pd.concat([pd.DataFrame(said, index=graded.index), graded], axis=1)
 
     def _write_means(self, arm, graded):
         # What every fold has graded also has a file with the mean of all folds.
         whole = Results(pd.concat(graded, ignore_index=True), 0, 0)
         for where, part in whole.each("split", "view", "mirrored"):
             if where["split"] not in ("train", "held_out", INNER) and part.frame["fold"].nunique() > 1:
-                file = self._file(
-                    arm, where["split"], where["view"].split("-"), "mean", MIRRORED * bool(where["mirrored"])
-                )
+                adaptation, view = MIRRORED * bool(where["mirrored"]), where["view"].split("-")
+                file = prediction_file(self.study, arm, where["split"], "mean", view, adaptation)
                 mean = part.graded(mirrored=where["mirrored"])[predictions.COLUMNS]
-                predictions.write(mean, self.study.shown_dir / "predictions" / file)
+                predictions.write(mean, self.study.shown_dir / file)
 
     def _history(self, arm, jobs):
         if isinstance(arm.build, classifiers.Classifier):
             return pd.DataFrame()
-        parts = [
+        first = ["model", "fold", "seed"]
+        history = pd.concat([
             pd.read_csv(job.checkpoint / training.HISTORY).assign(
                 model=arm.name, fold=job.fold.number, seed=arm.seed
             )
             for job in jobs
-        ]
-        history = pd.concat(parts)
-        first = ["model", "fold", "seed"]
+        ])
         return history[[*first, *history.columns.drop(first)]]
 
     def _write_history(self, arm, jobs):

@@ -12,6 +12,7 @@ from koa_lib.classifiers import linear
 from koa_lib.comparison import NO_EXTERNAL, accuracy_row, shown_fold
 from koa_lib.data import sets
 from koa_lib.errors import StudyError
+from koa_lib.experiment import prediction_file
 from koa_lib.grades import GRADES
 from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES, arrays
@@ -193,10 +194,8 @@ def _few_shot_rows(experiment, arm):
 
 
 def _kept(study, arm, frame, rows, adaptation):
-    cohort, recipe, fold = study.profile.external.name, arm.recipe, str(main_fold(study))
-    shown = ("external", recipe.geometry, recipe.intensity, fold)
-    name = predictions.Name(arm.name, cohort, *shown, arm.seed, adaptation)
-    path = study.shown_dir / "predictions" / name.file
+    file = prediction_file(study, arm, "external", main_fold(study), adaptation=adaptation)
+    path = study.shown_dir / file
     predictions.write(frame, path)
     return predictions.join(predictions.read(path), rows)
 

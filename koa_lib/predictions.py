@@ -3,8 +3,6 @@
 A file holds `image_id, p0..p4`; grades, groups and splits are joined from the manifest, never stored twice.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
@@ -15,31 +13,17 @@ COLUMNS = ["image_id", "p0", "p1", "p2", "p3", "p4"]
 PROBABILITIES = COLUMNS[1:]
 
 
-@dataclass(frozen=True)
-class Name:
-    """What a prediction file is of; `fold` is a number or 'mean'."""
+def file_name(model, cohort, split, view, fold, seed, adaptation=""):
+    """``<model>__<cohort>-<split>__<geometry>-<intensity>__fold<k>__seed<s>[__<adaptation>].csv``.
 
-    model: str
-    cohort: str
-    split: str
-    geometry: str
-    intensity: str
-    fold: str
-    seed: int
-    adaptation: str = ""
-
-    @property
-    def file(self):
-        """The file's name:
-        ``<model>__<cohort>-<split>__<geometry>-<intensity>__fold<k>__seed<s>[__<adaptation>].csv``."""
-        parts = [
-            self.model,
-            f"{self.cohort}-{self.split}",
-            f"{self.geometry}-{self.intensity}",
-            f"fold{self.fold}",
-            f"seed{self.seed}",
-        ]
-        return "__".join(parts + [self.adaptation] * bool(self.adaptation)) + ".csv"
+    Parameters
+    ----------
+    view : (str, str)
+        Geometry and intensity.
+    fold : int or 'mean'
+    """
+    parts = [model, f"{cohort}-{split}", "-".join(view), f"fold{fold}", f"seed{seed}", adaptation]
+    return "__".join(filter(None, parts)) + ".csv"
 
 
 def frame(image_ids, probabilities):

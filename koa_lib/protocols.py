@@ -8,13 +8,14 @@ import json
 from dataclasses import replace
 from functools import lru_cache, partial
 
-from koa_lib import model, networks, predictions, weights
-from koa_lib.experiment import Arm, Trunk
+from koa_lib import model, networks, weights
+from koa_lib.experiment import Arm, Trunk, prediction_file
 from koa_lib.pretraining import start_weights
 from koa_lib.prompts import prompts
 from koa_lib.store import write_text
 
 PRINTED_FOLD = 3  # "the optimal fold (K = 3)", section 4.1
+OUR_FOLD = 1  # of our protocol's none is better than another, and nothing is chosen by what is reported
 START = {"pretrain": "pre-trained on phantoms", "random": "random start", "openai": "OpenAI weights"}
 
 
@@ -28,39 +29,29 @@ def clip_arm(study, name, recipe, scheme, only=(), seed=None, trained=None, **mo
     trained : Trunk, optional
         Makes the CLIP to start from, instead of the study's start weights.
     """
-    start, settings, seed = start_weights(study), study.profile.model, study.seed if seed is None else seed
-    key, sentences = {**start_key(study), **(trained.key if trained else {})}, prompts(recipe.prompts)
-    build = partial(
-        model.untrained, settings.name, start and str(start), study.seed, fitted=trained and trained.build
-    )
+    (place, key), settings, seed = start(study), study.profile.model, study.seed if seed is None else seed
+    key, sentences = {**key, **(trained.key if trained else {})}, prompts(recipe.prompts)
+    fitted = trained and trained.build
+    build = partial(model.untrained, settings.name, place and str(place), study.seed, fitted=fitted)
     stage = model.stage(recipe.part)
     # The trunk does not hang on the recipe that follows it, nor on its seed.
     trunk = Trunk(stage, partial(build, recipe, sentences, study.seed), key) if stage != "image" else None
     build = partial(build, recipe, sentences, seed)
-    return Arm(
-        name,
-        recipe,
-        settings.image_size,
-        build,
-        {**key, "sentences": sentences},
-        seed,
-        scheme,
-        trunk,
-        only=only,
-        **more,
-    )
+    key = {**key, "sentences": sentences}
+    return Arm(name, recipe, settings.image_size, build, key, seed, scheme, trunk, only=only, **more)
 
 
-def start_key(study):
-    """What says which CLIP fine-tuning starts from."""
-    return {"model": study.profile.model, "weights": hashed(start_weights(study))}
+def start(study):
+    """Where the weights lie that fine-tuning starts from (None when they are random), and a key of them."""
+    place = start_weights(study)
+    return place, {"model": study.profile.model, "weights": hashed(place)}
 
 
 @lru_cache
-def hashed(start):
+def hashed(place):
     """`weights.weights_hash`, read once for each place."""
     # Weights do not change during a run, and hundreds of megabytes are not read again for every arm.
-    return weights.weights_hash(start)
+    return weights.weights_hash(place)
 
 
 def main_arm(study, seed=None):
@@ -80,11 +71,9 @@ def official_arm(study):
     """CLIP by our protocol on the official split alone: what takes its tower has an inner part and a test
     split that it has not seen."""
     ours = study.profile.our_protocol
-    return (
-        our_arm(study)
-        if not ours.folds
-        else clip_arm(study, "clip-official", replace(ours, folds=0), "official")
-    )
+    if not ours.folds:
+        return our_arm(study)
+    return clip_arm(study, "clip-official", replace(ours, folds=0), "official")
 
 
 def patients_arm(study):
@@ -104,15 +93,8 @@ def zero_shot_arm(study, prompt_set):
     """CLIP without any training, with one of the prompt sets, on the official splits and CLIP's own
     statistics."""
     recipe = study.profile.as_printed or study.profile.our_protocol
-    untouched = {
-        "part": "adapter",
-        "residual": 0.0,
-        "epochs": 0,
-        "patience": 0,
-        "folds": 0,
-        "normalisation": "clip",
-        "prompts": prompt_set,
-    }
+    untouched = {"part": "adapter", "residual": 0.0, "epochs": 0, "patience": 0, "folds": 0}
+    untouched |= {"normalisation": "clip", "prompts": prompt_set}
     return clip_arm(study, f"zero_shot-{prompt_set}", replace(recipe, **untouched), "official")
 
 
@@ -121,9 +103,8 @@ def baseline_arm(study, spec):
     first."""
     main = study.profile.as_printed or study.profile.our_protocol
     scheme = "official" if study.profile.as_printed is None else "images"
-    return network_arm(
-        study, spec, spec.name.lower().replace(" ", "_"), main, scheme, only=_baseline_folds(study, main)
-    )
+    name = spec.name.lower().replace(" ", "_")
+    return network_arm(study, spec, name, main, scheme, only=_baseline_folds(study, main))
 
 
 def network_arm(study, spec, name, recipe, scheme, **more):
@@ -135,19 +116,10 @@ def network_arm(study, spec, name, recipe, scheme, **more):
     own = {key: getattr(spec, key) for key in ("learning_rate", "epochs", "batch")}
     imagenet = spec.weights == "imagenet"
     statistics = "imagenet" if imagenet else recipe.normalisation
-    start = weights.network(spec.timm, study.inputs.weights) if imagenet else None
-    build = partial(networks.untrained, study.seed, spec, start)
+    place = weights.network(spec.timm, study.inputs.weights) if imagenet else None
+    build, key = partial(networks.untrained, study.seed, spec, place), {"model": spec, "weights": hashed(place)}
     recipe = replace(recipe, part="full_image", normalisation=statistics, **own)
-    return Arm(
-        name,
-        recipe,
-        spec.image_size,
-        build,
-        {"model": spec, "weights": hashed(start)},
-        study.seed,
-        scheme,
-        **more,
-    )
+    return Arm(name, recipe, spec.image_size, build, key, study.seed, scheme, **more)
 
 
 def _baseline_folds(study, recipe):
@@ -167,9 +139,8 @@ def write_primary(study, results):
     arm, content = main_arm(study), {}
     for split in results.splits:
         cohort = study.profile.external if split == "external" else study.profile.training
-        view = (arm.recipe.geometry, arm.recipe.intensity)
-        file = predictions.Name(arm.name, cohort.name, split, *view, str(main_fold(study)), arm.seed).file
-        content[f"{cohort.name}-{split}"] = file
+        file = prediction_file(study, arm, split, main_fold(study))
+        content[f"{cohort.name}-{split}"] = file.removeprefix("predictions/")
     write_text(study.shown_dir / "primary.json", json.dumps(content, indent=1))
 
 

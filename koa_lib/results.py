@@ -7,14 +7,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from koa_lib import stats
+from koa_lib import metrics, stats
 from koa_lib.data import sets
 from koa_lib.errors import StudyError
-from koa_lib.predictions import PROBABILITIES
+from koa_lib.predictions import PROBABILITIES, arrays
+from koa_lib.verdict import agreement, over_runs
 
-# what may not be mixed in one graded frame; folds and seeds are averaged
+# What may not be mixed in one graded frame; folds and seeds are averaged.
 ONE_OF = ("arm", "split", "view", "mirrored")
-_MIRRORED = [f"{name}_b" for name in PROBABILITIES]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ class Results:
 
     def each(self, *names):
         """Pairs (dict of the values of some columns, `Results` with them), in order of appearance."""
-        for values, _ in self.frame.groupby(list(names), sort=False):
-            where = dict(zip(names, values, strict=True))
-            yield where, self.of(**where)
+        for values, part in self.frame.groupby(list(names), sort=False):
+            yield dict(zip(names, values, strict=True)), replace(self, frame=part)
 
     def graded(self, **where):
         """One row per picture: p0..p4 (means over folds and seeds where a picture has several), grades and
@@ -74,19 +73,16 @@ class Results:
         found = self.of(**where)
         if not len(found.frame):
             raise StudyError(f"There are no predictions with {where}. Run the arm that makes them.")
-        both = (
-            {way: part for way, part in found.frame.groupby("mirrored", sort=False)}
-            if "mirrored" not in where
-            else {}
-        )
-        if len(both) == 2:
-            return stats.paired(*(_mean(both[way]) for way in (False, True)))
+        if "mirrored" not in where and found.frame["mirrored"].nunique() == 2:
+            return stats.paired(*(found.graded(mirrored=way) for way in (False, True)))
         return _mean(found.frame)
 
     def table(self, names, by=("arm", "split"), level=0.95):
         """Metrics with group-bootstrap intervals for each value of some columns: those, n, `<name>`,
         `<name>_low`, `<name>_high`."""
-        return pd.DataFrame([{**where, **part.measured(names, level)} for where, part in self.each(*by)])
+        rows = [{**where, **part.measured(names, level)} for where, part in self.each(*by)]
+        ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+        return pd.DataFrame(rows, columns=[*by, "n", *ends])
 
     def measured(self, names, level=0.95, **where):
         """`stats.measured` of `graded`."""
@@ -111,9 +107,9 @@ class Results:
         frames = [part.graded() for _, part in self.each(over)]
         like = frames[0] if like is None else like
         found = [stats.samples(stats.aligned(frame, like), names, self.draws, self.seed) for frame in frames]
-        return tuple(
-            {name: of([one[name] for one in found]) for name in names} for of in (_over_trainings, _of_each)
-        )
+        values = {name: np.array([one[name] for one in found]) for name in names}
+        means = {name: drawn.mean(axis=0) for name, drawn in values.items()}
+        return means, {name: drawn[:, 0] for name, drawn in values.items()}
 
     def deduplicated(self):
         """Without external pictures that repeat others or whose grades conflict."""
@@ -141,6 +137,21 @@ class Results:
             self.graded(arm=first), self.graded(arm=second), names, self.draws, self.seed, level
         )
 
+    def verdict(self, name, published, margin, **where):
+        """Whether trainings (folds x seeds) replicate a published value of a metric, see `verdict.agreement`.
+
+        Parameters
+        ----------
+        published, margin : float
+            In the metric's own unit, e.g. ``verdict("accuracy", 0.7594, 0.03, split="external")``.
+
+        Returns
+        -------
+        (verdict, reason) : str
+        """
+        runs = [part.graded() for _, part in self.of(**where).each("seed", "fold")]
+        return agreement(over_runs([metrics.summary(*arrays(run))[name] for run in runs]), published, margin)
+
 
 def _mean(frame):
     mixed = [name for name in ONE_OF if frame[name].nunique() > 1]
@@ -160,11 +171,3 @@ def _mean(frame):
         )
     mean = frame.groupby("image_id", sort=False)[PROBABILITIES].mean().loc[first["image_id"]].to_numpy()
     return first.assign(**dict(zip(PROBABILITIES, (mean / mean.sum(1, keepdims=True)).T, strict=True)))
-
-
-def _over_trainings(values):
-    return np.mean(values, axis=0)
-
-
-def _of_each(values):
-    return np.array([drawn[0] for drawn in values])

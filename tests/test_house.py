@@ -16,7 +16,7 @@ ALLOWED = {
     "phantoms": {TOP, "images", "data"},
     "grading": {TOP, "images", "data"},  # lists of files are walked as cohorts are
     "paper": {TOP, "data"},
-    "systems": {TOP, "images", "data", "paper", "phantoms"},
+    "systems": {TOP, "images", "data", "phantoms"},
     "report": {TOP, "images", "data", "paper", "phantoms", "systems"},
 }
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from koa_lib import predictions
 from koa_lib.errors import StudyError
-from koa_lib.predictions import COLUMNS, PROBABILITIES, Name
+from koa_lib.predictions import COLUMNS, PROBABILITIES
 
 
 def made(n=8, seed=0):
@@ -92,6 +92,6 @@ def test_arrays_line_up(manifest):
 
 
 def test_name_follows_the_contract():
-    name = Name("clip-as_printed", "gornale2020", "external", "stretch", "none", "mean", 42)
-    assert name.file == "clip-as_printed__gornale2020-external__stretch-none__foldmean__seed42.csv"
-    assert Name("m", "c", "val", "pad", "none", "3", 1, "em").file == "m__c-val__pad-none__fold3__seed1__em.csv"
+    name = predictions.file_name("clip-as_printed", "gornale2020", "external", ("stretch", "none"), "mean", 42)
+    assert name == "clip-as_printed__gornale2020-external__stretch-none__foldmean__seed42.csv"
+    assert predictions.file_name("m", "c", "val", ("pad", "none"), 3, 1, "em") == "m__c-val__pad-none__fold3__seed1__em.csv"

@@ -3,9 +3,8 @@
 import json
 import math
 
-from koa_lib.paper.claims import Answer
-from koa_lib.paper.scorecard import Ours
 from koa_lib.store import write_text
+from koa_lib.verdict import Answer, Ours
 
 FOLDER = "answers"
 _KINDS = {"number": Ours, "claim": Answer}
@@ -19,8 +18,8 @@ def keep(study, system, answers):
     system : str
         As `published/other_systems.csv` and `claims.csv` name it, e.g. 'CLIP-KOA'.
     answers : dict
-        (system, item, row, metric) -> `scorecard.Ours` or a str that says why there is none, (system, item,
-        claim) -> `claims.Answer`.
+        (system, item, row, metric) -> `verdict.Ours` or a str that says why there is none, (system, item,
+        claim) -> `verdict.Answer`.
     """
     rows = [{"key": list(key), **_plain(value)} for key, value in answers.items()]
     folder = study.shown_dir / FOLDER
@@ -31,11 +30,8 @@ def keep(study, system, answers):
 def read(study):
     """All kept answers of a run, as `verdicts.scorecard` takes them; empty when there are none."""
     # What a session in JupyterLab has answered comes after, and so instead of, what the run has.
-    paths = [
-        path
-        for base in dict.fromkeys((study.run_dir, study.shown_dir))
-        for path in sorted((base / FOLDER).glob("*.json"))
-    ]
+    folders = [base / FOLDER for base in dict.fromkeys((study.run_dir, study.shown_dir))]
+    paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     rows = [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
     return {tuple(row["key"]): _back(row["kind"], row["value"]) for row in rows}
 
@@ -43,16 +39,11 @@ def read(study):
 def _plain(value):
     if isinstance(value, str):
         return {"kind": "reason", "value": value}
-    values = {
-        name: None if isinstance(number, float) and math.isnan(number) else number
-        for name, number in value._asdict().items()
-    }
+    values = {name: None if number != number else number for name, number in value._asdict().items()}
     return {"kind": "claim" if isinstance(value, Answer) else "number", "value": values}
 
 
 def _back(kind, value):
-    return (
-        value
-        if kind == "reason"
-        else _KINDS[kind](**{name: math.nan if number is None else number for name, number in value.items()})
-    )
+    if kind == "reason":
+        return value
+    return _KINDS[kind](**{name: math.nan if number is None else number for name, number in value.items()})

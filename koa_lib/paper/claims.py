@@ -3,34 +3,19 @@
 import math
 from functools import partial
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 
 from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
-from koa_lib.paper.scorecard import over_runs
 from koa_lib.predictions import arrays
+from koa_lib.verdict import Answer, not_run, over_runs
 
 ORDER = ("Fine-tuned CLIP", "ViT", "ResNet50", "MobileNet", "VGG19")
 TESTED = "Wide ResNet"
 SIGNIFICANT = 0.05
 NEARLY = 0.95  # share of one answer from which on a model is said to give nearly one grade
 DISTANCE = np.abs(np.subtract.outer(np.arange(metrics.K), np.arange(metrics.K)))
-
-
-class Answer(NamedTuple):
-    """Our number for a claim, the verdict where the run is comparable, and why.
-
-    Its 95 % interval is of groups of pictures, not of trainings.
-    """
-
-    ours: float
-    ci_low: float
-    ci_high: float
-    unit: str
-    verdict: str
-    reason: str
 
 
 def decide(test, models, draws, seed):
@@ -61,11 +46,6 @@ def decide(test, models, draws, seed):
         known = "; ".join(decided)
         raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {known}.")
     return decided[test]()
-
-
-def not_run(reason):
-    """The answer where something needed is absent."""
-    return Answer(math.nan, math.nan, math.nan, "", "not run", reason)
 
 
 def order(models, draws, seed):

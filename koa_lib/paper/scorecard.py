@@ -2,7 +2,6 @@
 
 import math
 from decimal import Decimal
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.predictions import arrays
+from koa_lib.verdict import Ours, agreement, over_runs
 
 COLUMNS = (
     "source item row metric unit relation published ours runs ci_low ci_high prediction_low prediction_high "
@@ -40,83 +40,6 @@ OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 
 
-class Ours(NamedTuple):
-    """A value of ours in the published unit.
-
-    Attributes
-    ----------
-    value : float
-        A mean where there are several trainings; infinite where it was measured but nothing that was tried
-        reaches it.
-    ci_low, ci_high : float
-        95 % t interval of the mean over the trainings; NaN below five.
-    note : str
-        What to say about it.
-    runs : int
-        Trainings (folds x seeds).
-    boot_low, boot_high : float
-        95 % group bootstrap of the training that is shown.
-    """
-
-    value: float
-    ci_low: float = math.nan
-    ci_high: float = math.nan
-    note: str = ""
-    runs: int = 0
-    boot_low: float = math.nan
-    boot_high: float = math.nan
-
-    @property
-    def half(self):
-        """Half the width of the t interval: to within what the mean is known."""
-        return (self.ci_high - self.ci_low) / 2
-
-    @property
-    def prediction(self):
-        """(low, high) of the 95 % interval of one further training; NaN below five."""
-        # mean ± t s sqrt(1 + 1/k), from the t interval's half-width t s / sqrt(k)
-        reach = self.half * math.sqrt(self.runs + 1)
-        return self.value - reach, self.value + reach
-
-
-def over_runs(values, note="", boot=(math.nan, math.nan)):
-    """`Ours` from the values of several trainings; `boot` is the group bootstrap of the one that is shown."""
-    values = np.asarray(values, dtype=float)
-    return Ours(*stats.run_interval(values), note, int((~np.isnan(values)).sum()), *boot)
-
-
-def agreement(ours, published, margin):
-    """The verdict on a mean over trainings, and why.
-
-    With d the difference to the published value: *not replicated* when |d| exceeds the margin and the
-    published value lies outside the 95 % prediction interval of one further training; *replicated* when |d|
-    is within the margin and the mean is known to within the margin (half-width of its t interval); else, and
-    below five trainings, *inconclusive*.
-
-    Parameters
-    ----------
-    ours : Ours
-    published, margin : float
-        In the same unit.
-
-    Returns
-    -------
-    (verdict, reason) : str
-    """
-    off = ours.value - published
-    said = f"off by {off:+.3g}"
-    if ours.runs < stats.FEWEST_RUNS:
-        return "inconclusive", f"{said}; fewer than {stats.FEWEST_RUNS} trainings"
-    low, high = ours.prediction
-    if abs(off) > margin and not low <= published <= high:
-        return "not replicated", said
-    if abs(off) > margin:
-        return "inconclusive", f"{said}; a further training may give the published value"
-    if ours.half > margin:
-        return "inconclusive", f"{said}; the mean is known to within {ours.half:.2g} only"
-    return "replicated", said
-
-
 def scorecard(published, ours, comparable, reason=""):
     """Hold published numbers against ours: one row for each published row, in their order.
 
@@ -130,7 +53,7 @@ def scorecard(published, ours, comparable, reason=""):
     published : DataFrame
         Tables like `published/jpm2026.csv` with a column `source`, which names the paper.
     ours : dict
-        (source, item, row, metric) -> `Ours`, or `claims.Answer` where the row is a test; or a str that says
+        (source, item, row, metric) -> `Ours`, or `Answer` where the row is a test; or a str that says
         why there is no value.
     comparable : bool
         Whether model rows may be scored (real data, the settings as printed).
@@ -175,7 +98,7 @@ def answered(answer, rule, reason=""):
 
     Parameters
     ----------
-    answer : claims.Answer
+    answer : verdict.Answer
     reason : str
         Why the run is not comparable, when it is not.
     """
@@ -248,12 +171,17 @@ def _unit(printed, count):
     return step if count and printed >= LARGE_COUNT else min(step, 1)
 
 
+def keys(rows):
+    """(source, item, row, metric) of each row of a table."""
+    return list(rows[KEY].astype(str).itertuples(index=False, name=None))
+
+
 def _by_key(published):
-    keys = list(published[KEY].astype(str).itertuples(index=False, name=None))
-    twice = [key for number, key in enumerate(keys) if key in keys[:number]]
-    if twice:
-        raise StudyError(f"The published numbers hold {twice[0]} twice. Keep one row.")
-    return dict(zip(keys, published.itertuples(), strict=True))
+    known = dict(zip(keys(published), published.itertuples(), strict=True))
+    if len(known) < len(published):
+        twice = published.loc[published[KEY].astype(str).duplicated(), KEY]
+        raise StudyError(f"The published numbers hold {keys(twice)[0]} twice. Keep one row.")
+    return known
 
 
 def _judged(row, found, reason):

@@ -13,9 +13,10 @@ from koa_lib.paper import claims, consistency
 from koa_lib.paper import scorecard as rules
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.paper.published import read as read_published
-from koa_lib.paper.scorecard import DERIVED, KEY, MAIN, Ours
+from koa_lib.paper.scorecard import DERIVED, KEY, MAIN, keys
 from koa_lib.protocols import main_fold
 from koa_lib.study import MANIFESTS
+from koa_lib.verdict import Ours, not_run
 
 COHORTS = ("oai_chen2018", "gornale2020")
 DROP = (MAIN, "text", "discussion", "train_test_drop")
@@ -60,8 +61,8 @@ def scorecard(study, runs, others, systems):
     others : dict of str to Results
         Baselines by their printed names.
     systems : dict
-        Results for other systems, as from `answers.read`: (system, item, row, metric) -> `Ours`, (system,
-        item, claim) -> `claims.Answer`.
+        Results for other systems, as from `answers.read`: (system, item, row, metric) -> `verdict.Ours`, (system,
+        item, claim) -> `verdict.Answer`.
 
     Returns
     -------
@@ -176,13 +177,9 @@ def _absent(printed):
 def _cited(printed, literature):
     # What was found in the cited source, for the rows that repeat another study or describe another system.
     found = literature.rename(columns={"source_table": "source"})
-    known = dict(zip(_keys(found), found.itertuples(), strict=True))
+    known = dict(zip(keys(found), found.itertuples(), strict=True))
     facts = (printed["kind"] == "fact") & (printed["source"] != MAIN)
-    return {key: _found(known.get(key)) for key in _keys(printed[facts | (printed["kind"] == "citation")])}
-
-
-def _keys(rows):
-    return list(rows[KEY].astype(str).itertuples(index=False, name=None))
+    return {key: _found(known.get(key)) for key in keys(printed[facts | (printed["kind"] == "citation")])}
 
 
 def _found(line):
@@ -197,14 +194,14 @@ def _found(line):
 def _measured(study, published, runs, others, models):
     # Values of the model rows, or for each why there is none.
     fold = main_fold(study)
-    keys = _keys(published[published["kind"].isin(["model", "test"])].assign(source=MAIN))
+    asked = keys(published[published["kind"].isin(["model", "test"])].assign(source=MAIN))
     train = rules.measured("table_2", "train", runs.of(split="train"), fold)
     if "external" not in runs:
-        return dict.fromkeys(keys, NO_EXTERNAL) | train
+        return dict.fromkeys(asked, NO_EXTERNAL) | train
     external = runs.of(split="external")
     ours = train | rules.measured("table_2", "test", external, fold)
     ours |= rules.measured("table_3", "", external, fold)
-    for key in [key for key in keys if key[1] == "table_4"]:
+    for key in [key for key in asked if key[1] == "table_4"]:
         name = key[2]
         if isinstance(models[name], str):
             ours[key] = models[name]
@@ -242,8 +239,8 @@ def _claims(said, answers, why):
 
 def _answer(row, systems):
     if row.test.startswith("not run:"):
-        return claims.not_run(row.test.removeprefix("not run:").strip())
-    return systems.get((row.source, row.item, row.claim)) or claims.not_run(_notebook(row.source))
+        return not_run(row.test.removeprefix("not run:").strip())
+    return systems.get((row.source, row.item, row.claim)) or not_run(_notebook(row.source))
 
 
 def _notebook(system):

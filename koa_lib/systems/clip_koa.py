@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import losses, predictions, protocols, stats
-from koa_lib.experiment import INNER, Trunk
+from koa_lib.experiment import INNER, Trunk, prediction_file
 from koa_lib.images.shape import VIEWS
-from koa_lib.paper.claims import Answer
-from koa_lib.paper.scorecard import over_runs
 from koa_lib.store import made_from
+from koa_lib.verdict import Answer, over_runs
 
 SYSTEM = "CLIP-KOA"
 STANDARD, FLIPPED, AT_TEST = "standard CLIP", "flip augmentation", "flip at test time"
@@ -90,12 +89,13 @@ def run(experiment, weights):
     """
     study = experiment.study
     seeds = range(study.seed, study.seed + study.profile.systems.symmetry.seeds)
-    made = [(name, one) for seed in seeds for name, one in arms(experiment, weights, seed).items()]
+    made = [pair for seed in seeds for pair in arms(experiment, weights, seed).items()]
     trained = [one for _, one in made]
     found = experiment.run(*trained, splits=("unseen", "external"), both_ways=True, view=VIEWS[0])
     found = replace(found, frame=found.frame.replace({"arm": {one.name: name for name, one in made}}))
     averaged = at_test(found.of(arm=STANDARD))
-    _write(study, averaged)
+    for one in (one for name, one in made if name == STANDARD):
+        _write(study, replace(one, name="koa-at_test"), averaged.of(seed=one.seed, mirrored=False))
     return (found + averaged).deduplicated()
 
 
@@ -105,13 +105,10 @@ def at_test(standard):
     return replace(standard, frame=standard.frame.assign(arm=AT_TEST, **each.transform("mean")))
 
 
-def _write(study, averaged):
-    for where, part in averaged.each("split", "view", "seed"):
-        split, view, seed = where.values()
-        cohort = study.profile.external if split == "external" else study.profile.training
-        name = predictions.Name("koa-at_test", cohort.name, split, *view.split("-"), "1", seed)
-        graded = part.graded(mirrored=False)[predictions.COLUMNS]
-        predictions.write(graded, study.shown_dir / "predictions" / name.file)
+def _write(study, arm, averaged):
+    for where, part in averaged.each("split", "view"):
+        file = prediction_file(study, arm, where["split"], 1, where["view"].split("-"))
+        predictions.write(part.graded()[predictions.COLUMNS], study.shown_dir / file)
 
 
 def overview(results, weights):
@@ -132,15 +129,22 @@ def overview(results, weights):
         over the seeds (..._sd; NaN with one).
     """
     rows = []
-    for part, name in product(results.splits, ARMS):
+    for (part, name), (drawn, each) in _averaged(results).items():
         symmetry, consistency = weights.get(name, (0.0, 0.0))
-        found = results.of(split=part, arm=name)
-        drawn, each = found.averaged(METRICS)
         rows.append({"arm": name, "part": part, "symmetry_weight": symmetry,
-                     "consistency_weight": consistency, "n": len(found.graded()), "seeds": len(each["qwk"]),
-                     **_cells(drawn),
-                     **{f"{metric}_sd": pd.Series(each[metric]).std() for metric in METRICS}})
+                     "consistency_weight": consistency, "n": _pictures(results, part), "seeds": len(each),
+                     **_cells(drawn), **each.std().add_suffix("_sd")})
     return pd.DataFrame(rows)
+
+
+def _averaged(results):
+    # (part, arm) -> draws of the mean over the seeds (1 + draws rows), and the values of each seed.
+    return {(part, name): tuple(map(pd.DataFrame, results.of(split=part, arm=name).averaged(METRICS)))
+            for part, name in product(results.splits, ARMS)}
+
+
+def _pictures(results, part):
+    return results.of(split=part).frame["image_id"].nunique()
 
 
 def _cells(drawn):
@@ -158,40 +162,39 @@ def differences(results):
         all seeds); the difference with each seed of what the claims are about (<metric>_seed_<seed>), and
         seeds_agree, whether those of accuracy have one sign (None with one seed).
     """
-    rows, seeds = [], results.frame["seed"].unique()
+    rows, seeds, averaged = [], results.frame["seed"].unique(), _averaged(results)
     for part, (name, less) in product(results.splits, COMPARED):
-        found = results.of(split=part)
-        drawn, each = _gaps(found, name, less)
+        drawn, each = _gaps(averaged[part, name], averaged[part, less])
         signs = set(np.sign(each["accuracy"]))
         rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part,
-                     "n": len(found.graded(arm=name)), **_cells(drawn),
+                     "n": _pictures(results, part), **_cells(drawn),
                      **{f"{metric}_seed_{seed}": each[metric][k]
                         for metric in CLAIMED for k, seed in enumerate(seeds)},
                      "seeds_agree": signs in ({1.0}, {-1.0}) if len(seeds) > 1 else None})
     return pd.DataFrame(rows)
 
 
-def _gaps(results, name, less):
-    (drawn, each), (other, others) = (results.of(arm=one).averaged(METRICS) for one in (name, less))
-    return pd.DataFrame(drawn) - pd.DataFrame(other), pd.DataFrame(each) - pd.DataFrame(others)
+def _gaps(first, second):
+    return [a - b for a, b in zip(first, second, strict=True)]
 
 
 def answers(results):
-    """What CLIP-KOA's rows of the scorecard take, for `paper.answers.keep`.
+    """What CLIP-KOA's rows of the scorecard take, for `answers.keep`.
 
     Numbers are means over the seeds, their interval Student's t over them. The claims are decided by the
     paired differences of both losses to standard CLIP, means over all seeds: *replicated* when the whole
     interval (groups resampled) lies on the claimed side of 0, *not replicated* when it lies on the other,
     else *inconclusive*.
     """
-    part = results.of(split=results.splits[0])
-    (before, _), both = (part.of(arm=name).averaged(METRICS) for name in (STANDARD, BOTH))
-    gain = _gaps(part, BOTH, STANDARD)
-    sample = f"{part.splits[0]} split, n = {len(part.graded(arm=BOTH)):,}, seeds: {len(gain[1])}"
+    part = results.splits[0]
+    averaged = _averaged(results.of(split=part))
+    standard, both = averaged[part, STANDARD], averaged[part, BOTH]
+    gain, before = _gaps(both, standard), standard[0]
+    sample = f"{part} split, n = {_pictures(results, part):,}, seeds: {len(gain[1])}"
     relative = gain[0]["accuracy"][0] / before["accuracy"][0]
 
     def number(found, note):
-        drawn, each = (100 * np.asarray(values["accuracy"]) for values in found)
+        drawn, each = (100 * values["accuracy"].to_numpy() for values in found)
         return over_runs(each, f"{note}; {sample}", stats.interval(drawn[1:]))
 
     def claim(metric, wanted):

@@ -11,9 +11,9 @@ from koa_lib.device import seeded
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Experiment
 from koa_lib.explain import CENTRE, RANDOM, SIDE
-from koa_lib.metrics import PROBABILITIES
 from koa_lib.model import ClipGrader, load_clip
 from koa_lib.phantoms import regions
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.prompts import prompts
 from koa_lib.store import made_from
 
@@ -21,7 +21,7 @@ CLIPS = {"clip-as_printed": "CLIP as printed", "clip-our_protocol": "CLIP by our
 NO_MODEL, BLOB = "no model", "bright in the middle"
 CURVES = {"deletion": -1, "insertion": 1}  # whether a good map's area is low or high
 LEVEL = 0.05  # of the family of tests against each control
-FLIPS = 10_000  # of signs, for a p-value
+SIGN_FLIPS = 10_000  # for a p-value
 # Verdicts on a map that is held against two controls; none for a model that has not learnt to grade.
 BETTER, WORSE, UNCLEAR, NONE = "better than both", "worse than one", "unclear", "none"
 
@@ -92,8 +92,7 @@ def explained(study):
 
 
 def _fold(study, arm):
-    # The fold that the paper shows; of our protocol's none is better than another.
-    return protocols.main_fold(study) if arm.scheme == "images" else 1
+    return protocols.main_fold(study) if arm.scheme == "images" else protocols.OUR_FOLD
 
 
 def _models(study):
@@ -108,8 +107,9 @@ def _models(study):
 
 def _random_clip(study, recipe):
     # Another seed than that of the trainings: their start is no random network of its own.
-    clip, _, tokenizer = load_clip(study.profile.model.name, None, study.seed + 1)
-    return seeded(study.seed + 1, ClipGrader, clip, tokenizer, recipe.part, prompts(recipe.prompts), recipe.residual)
+    seed, sentences = study.seed + 1, prompts(recipe.prompts)
+    clip, _, tokenizer = load_clip(study.profile.model.name, None, seed)
+    return seeded(seed, ClipGrader, clip, tokenizer, recipe.part, sentences, recipe.residual)
 
 
 def _explained(experiment, name, arm, as_run, untrained, job, seen):
@@ -257,7 +257,7 @@ def _gains(values, controls, groups, draws, seed):
 
 
 def flip_p(values, groups, seed):
-    """Two-sided p-value of a mean of 0: signs of whole groups are flipped, `FLIPS` times or in every way.
+    """Two-sided p-value of a mean of 0: signs of whole groups are flipped, `SIGN_FLIPS` times or in every way.
 
     NaN is left out; the p-value is NaN with fewer than two groups.
     """
@@ -266,7 +266,8 @@ def flip_p(values, groups, seed):
     sums = pd.Series(values).groupby(np.asarray(groups)).sum()
     if len(sums) < 2:
         return np.nan
-    return permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=FLIPS, rng=seed).pvalue
+    how = {"permutation_type": "samples", "n_resamples": SIGN_FLIPS, "rng": seed}
+    return permutation_test((sums,), np.sum, **how).pvalue
 
 
 def _judged(rows, *controls):

@@ -11,12 +11,10 @@ import pandas as pd
 from koa_lib import encoders, losses, model, stats, texts
 from koa_lib.metrics import best_constant
 from koa_lib.model import HEADS
-from koa_lib.paper.claims import Answer, not_run
-from koa_lib.paper.scorecard import Ours, over_runs
 from koa_lib.prompts import prompts
 from koa_lib.protocols import START
-from koa_lib.results import Results
 from koa_lib.store import digest
+from koa_lib.verdict import Answer, Ours, not_run, over_runs
 
 SYSTEM = "LumbarCLIP"
 TARGETS = ("similarity", "label-aware", "ordinal")  # of the losses, see `losses.SoftClip`
@@ -69,20 +67,22 @@ def run(experiment):
         equally likely). The part 'train' has the loss and its floor on the same batches.
     """
     study = experiment.study
-    settings, frames, histories = study.profile.systems.heads, [], []
+    settings = study.profile.systems.heads
     specs = [spec for spec in settings.encoders if not spec.reason]
     seeds = range(study.seed, study.seed + settings.seeds)
-    for spec, head, target, seed in product(specs, HEADS, TARGETS, seeds):
-        made = arm(experiment, spec, head, target, seed)
-        cell = {"encoder": shown(study, spec), "head": head, "target": target}
-        frames.append(experiment.run(made, splits=("unseen",)).frame.assign(**cell))
-        batch = min(settings.batch, len(experiment.folds(made)[0].fit))
-        history = experiment.history(made).assign(**cell, batch=batch, uniform=losses.chance_loss(batch))
-        histories.append(history)
-    columns = [*CELL, "seed", "epoch", "part", "qwk", "loss", "floor", "batch", "uniform"]
-    frame, history = (pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
-                      for found in (frames, histories))
-    return Results(frame, study.profile.draws, study.seed), history
+    made = [((shown(study, spec), head, target), arm(experiment, spec, head, target, seed))
+            for spec, head, target, seed in product(specs, HEADS, TARGETS, seeds)]
+    cells = pd.DataFrame([(*cell, one.name) for cell, one in made], columns=[*CELL, "arm"]).drop_duplicates()
+    results = experiment.run(*(one for _, one in made), splits=("unseen",))
+    results = replace(results, frame=results.frame.merge(cells, on="arm"))
+    none = pd.DataFrame(columns="model seed epoch part qwk loss floor batch uniform".split())
+    history = pd.concat([_history(experiment, one) for _, one in made] or [none], ignore_index=True)
+    return results, history.merge(cells.rename(columns={"arm": "model"}), on="model")
+
+
+def _history(experiment, made):
+    batch = min(made.recipe.batch, len(experiment.folds(made)[0].fit))
+    return experiment.history(made).assign(batch=batch, uniform=losses.chance_loss(batch))
 
 
 def overview(study, results, history):

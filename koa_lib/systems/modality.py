@@ -13,8 +13,6 @@ from koa_lib.data.sets import subset
 from koa_lib.datasets import KneeDataset
 from koa_lib.images import to_uint8
 from koa_lib.images.shape import VIEWS
-from koa_lib.paper.claims import Answer, not_run
-from koa_lib.paper.scorecard import Ours
 from koa_lib.phantoms.captions import caption
 from koa_lib.phantoms.cohorts import BROAD_MIX
 from koa_lib.phantoms.findings import draw_findings
@@ -22,6 +20,7 @@ from koa_lib.phantoms.other import KINDS as OTHERS
 from koa_lib.phantoms.other import render as render_other
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.store import digest
+from koa_lib.verdict import Answer, Ours, not_run
 
 KNEE, LOW_QUALITY = "knee", "share of low quality"
 FAILED, RECOGNISED = "knees not recognised", "knees recognised"

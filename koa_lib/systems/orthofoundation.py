@@ -6,24 +6,25 @@ is held against CLIP that was fine-tuned with all grades. Towers: random, contra
 weights) and self-supervised (DINO).
 """
 
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pandas as pd
 
 from koa_lib import encoders, protocols, selfsupervised, stats
-from koa_lib.classifiers import Classifier
-from koa_lib.images.shape import VIEWS
+from koa_lib.classifiers import LOGISTIC, Classifier
 from koa_lib.losses import chance_loss
-from koa_lib.paper.claims import Answer
-from koa_lib.paper.scorecard import Ours
 from koa_lib.settings import Encoder
+from koa_lib.verdict import Answer, Ours
 
 SYSTEM = ("OrthoFoundation", "abstract")
 RANDOM, CONTRASTIVE, SELF_SUPERVISED, SUPERVISED = "random", "contrastive", "self-supervised", "supervised"
 COUNTED = ("pictures", "dimensions", "unlabelled", "steps", "batch")
 METRICS = ("qwk", "accuracy")
 MEANINGS = ("within_margin", "not_below", "as_high")  # of being as good as the supervised result
-# quadratic kappa that a start which equals the supervised result may lose; the scorecard's tolerance for
-# ratios
+# Of quadratic kappa, that a start which equals the supervised result may lose; the scorecard's tolerance for
+# ratios.
 MARGIN = 0.03
 HALF = 0.5
 CHANCE = "the supervised result itself is not shown to be above chance, so being equal to it means little"
@@ -36,17 +37,11 @@ def starts(study):
         "this profile's CLIP starts from random weights: no contrastive weights are there before it is "
         "fine-tuned"
     )
+    none *= model.start == "random" and not study.dry
     own = (chosen.architecture, chosen.image_size, 1.0, "")
     return (
         Encoder(RANDOM, "random", *own),
-        Encoder(
-            CONTRASTIVE,
-            "start",
-            "",
-            model.image_size,
-            1.0,
-            none * (model.start == "random" and not study.dry),
-        ),
+        Encoder(CONTRASTIVE, "start", "", model.image_size, 1.0, none),
         Encoder(SELF_SUPERVISED, "dino", *own),
     )
 
@@ -54,19 +49,17 @@ def starts(study):
 def arms(experiment, spec):
     """The arms of a start by (fraction, seed): each seed draws its own nested fractions of the patients."""
     study, chosen = experiment.study, experiment.study.profile.systems.labels
+    arm, seeds = _arm(experiment, spec), range(study.seed, study.seed + chosen.seeds)
     return {
-        (fraction, seed): encoders.arm(
-            experiment,
-            spec,
-            f"labels-{spec.name}-{100 * fraction:g}",
-            Classifier("logistic regression"),
-            seed=seed,
-            fraction=fraction,
-            split_seed=seed,
+        (fraction, seed): replace(
+            arm, name=f"{arm.name}-{100 * fraction:g}", seed=seed, fraction=fraction, split_seed=seed
         )
-        for fraction in chosen.fractions
-        for seed in range(study.seed, study.seed + chosen.seeds)
+        for fraction, seed in product(chosen.fractions, seeds)
     }
+
+
+def _arm(experiment, spec):
+    return encoders.arm(experiment, spec, f"labels-{spec.name}", Classifier(LOGISTIC))
 
 
 def supervised_arm(experiment):
@@ -75,12 +68,6 @@ def supervised_arm(experiment):
     study = experiment.study
     tested = "test" in set(experiment.data("training", protocols.our_arm(study)).rows["split"])
     return protocols.our_arm(study) if tested else protocols.official_arm(study)
-
-
-def graded(experiment, *arms):
-    """Unseen pictures of the training cohort, and the external ones in the confirmatory view without repeats
-    and conflicts."""
-    return experiment.run(*arms, splits=("unseen", "external"), view=VIEWS[0]).deduplicated()
 
 
 def towers(experiment):
@@ -96,13 +83,8 @@ def towers(experiment):
     """
     study = experiment.study
     rows = [
-        {
-            "start": spec.name,
-            "tower": _tower(study, spec),
-            "learned_from": learned_from(study, spec.name),
-            "not_run": spec.reason,
-            **({} if spec.reason else _seen(experiment, spec)),
-        }
+        {"start": spec.name, "tower": _tower(study, spec), "learned_from": learned_from(study, spec.name),
+         "not_run": spec.reason, **({} if spec.reason else _seen(experiment, spec))}
         for spec in starts(study)
     ]
     return pd.DataFrame(rows).astype(dict.fromkeys(COUNTED, "Int64"))
@@ -114,26 +96,17 @@ def _tower(study, spec):
 
 
 def _seen(experiment, spec):
-    arm = encoders.arm(experiment, spec, f"labels-{spec.name}", Classifier("logistic regression"))
+    arm = _arm(experiment, spec)
     values = experiment.source(arm, experiment.folds(arm)[0].reported["train"]).all()
     found = selfsupervised.spread(values)
-    row = {
-        "pictures": len(values),
-        "dimensions": values.shape[1],
-        **found,
-        "collapsed": selfsupervised.collapsed(found),
-    }
+    row = {"pictures": len(values), "dimensions": values.shape[1], **found}
+    row["collapsed"] = selfsupervised.collapsed(found)
     if spec.source != "dino":
         return row
     last = selfsupervised.history(experiment).iloc[-1]
     uniform = chance_loss(experiment.study.profile.systems.labels.prototypes)
-    return {
-        **row,
-        **selfsupervised.training(experiment),
-        "loss": last["loss"],
-        "loss_floor": last["teacher_entropy"],
-        "uniform_loss": uniform,
-    }
+    losses = {"loss": last["loss"], "loss_floor": last["teacher_entropy"], "uniform_loss": uniform}
+    return {**row, **selfsupervised.training(experiment), **losses}
 
 
 def learned_from(study, start):
@@ -168,37 +141,27 @@ def curve(experiment):
         against_supervised and against_random (differences of qwk, the latter at the same fraction), each with
         _low and _high. The supervised rows have the start 'supervised' and fraction 1.
     """
-    full = supervised_arm(experiment)
-    learned = _learned(experiment, [full])
-    found = {
-        cohort: {(SUPERVISED, 1.0): (part, learned)} for cohort, part in _cohorts(graded(experiment, full))
-    }
+    lines = {(SUPERVISED, 1.0): [supervised_arm(experiment)]}
     for spec in starts(experiment.study):
         if not spec.reason:
-            made = arms(experiment, spec)
-            for fraction in dict.fromkeys(fraction for fraction, _ in made):
-                own = [arm for (share, _), arm in made.items() if share == fraction]
-                learned = _learned(experiment, own)
-                for cohort, part in _cohorts(graded(experiment, *own)):
-                    found[cohort][spec.name, fraction] = (part, learned)
-    return pd.concat([rows(cohort, lines) for cohort, lines in found.items()], ignore_index=True).astype(
-        {"patients": "Int64", "pictures": "Int64"}
-    )
-
-
-def _cohorts(results):
-    return [(where["split"], part) for where, part in results.each("split")]
+            for (fraction, _), arm in arms(experiment, spec).items():
+                lines.setdefault((spec.name, fraction), []).append(arm)
+    found = {}
+    for line, own in lines.items():
+        learned = _learned(experiment, own)
+        for where, part in experiment.confirmatory(*own).each("split"):
+            found.setdefault(where["split"], {})[line] = (part, learned)
+    table = pd.concat([rows(cohort, lines) for cohort, lines in found.items()], ignore_index=True)
+    return table.astype({"patients": "Int64", "pictures": "Int64"})
 
 
 def _learned(experiment, arms):
     # What is fitted and chosen on: means over the folds of some arms.
-    parts = [
-        [part for part in (fold.fit, fold.select) if part] for arm in arms for fold in experiment.folds(arm)
-    ]
-    return {
-        "patients": round(np.mean([sum(part.rows["group_id"].nunique() for part in both) for both in parts])),
-        "pictures": round(np.mean([sum(map(len, both)) for both in parts])),
-    }
+    folds = [fold for arm in arms for fold in experiment.folds(arm)]
+    parts = [[part for part in (fold.fit, fold.select) if part] for fold in folds]
+    patients = [sum(part.rows["group_id"].nunique() for part in both) for both in parts]
+    pictures = [sum(map(len, both)) for both in parts]
+    return {"patients": round(np.mean(patients)), "pictures": round(np.mean(pictures))}
 
 
 def rows(cohort, lines):
@@ -211,35 +174,21 @@ def rows(cohort, lines):
         fraction 1.
     """
     first = lines[SUPERVISED, 1.0][0].graded()
-    made = {
-        key: part.averaged(METRICS, over="fold" if key[0] == SUPERVISED else "seed", like=first)
-        for key, (part, _) in lines.items()
-    }
+    over = {key: "fold" if key[0] == SUPERVISED else "seed" for key in lines}
+    made = {key: part.averaged(METRICS, over[key], first) for key, (part, _) in lines.items()}
     table = []
     for (start, fraction), (drawn, each) in made.items():
         part, learned = lines[start, fraction]
-        full, other = made[SUPERVISED, 1.0], made.get((RANDOM, fraction))
-        row = {
-            "cohort": cohort,
-            "start": start,
-            "fraction": fraction,
-            **learned,
-            "n": len(first),
-            **stats.with_interval("qwk", drawn["qwk"]),
-            "accuracy": drawn["accuracy"][0],
-            "sd_over_draws": np.nan,
-        }
+        row = {"cohort": cohort, "start": start, "fraction": fraction, **learned, "n": len(first)}
+        row |= stats.with_interval("qwk", drawn["qwk"]) | {"accuracy": drawn["accuracy"][0]}
         if start != SUPERVISED:
-            row["sd_over_draws"] = each["qwk"].std(ddof=1) if len(each["qwk"]) > 1 else np.nan
-            row |= dict(
-                zip((f"qwk_seed_{seed}" for seed in part.frame["seed"].unique()), each["qwk"], strict=True)
-            )
-            row |= stats.with_interval("against_supervised", drawn["qwk"] - full[0]["qwk"])
-            row |= (
-                stats.with_interval("against_random", drawn["qwk"] - other[0]["qwk"])
-                if start != RANDOM and other
-                else {}
-            )
+            row["sd_over_draws"] = pd.Series(each["qwk"]).std()  # NaN for a single one
+            seeds = part.frame["seed"].unique()
+            row |= {f"qwk_seed_{seed}": value for seed, value in zip(seeds, each["qwk"], strict=True)}
+        for other in [(SUPERVISED, 1.0), (RANDOM, fraction)]:
+            if start not in (SUPERVISED, other[0]) and other in made:
+                gap = drawn["qwk"] - made[other][0]["qwk"]
+                row |= stats.with_interval(f"against_{other[0]}", gap)
         table.append(row)
     last = [f"against_{one}{bound}" for one in (SUPERVISED, RANDOM) for bound in ("", "_low", "_high")]
     table = pd.DataFrame(table)
@@ -260,9 +209,8 @@ def since(table):
     for (cohort, start), line in table[table["start"] != SUPERVISED].groupby(["cohort", "start"], sort=False):
         value, low, high = (line[f"against_supervised{bound}"] for bound in ("", "_low", "_high"))
         holds = dict(zip(MEANINGS, (low > -MARGIN, high >= 0, value >= 0), strict=True))
-        rows.append(
-            {"cohort": cohort, "start": start, **{name: _from(line, one) for name, one in holds.items()}}
-        )
+        found = {name: _from(line, one) for name, one in holds.items()}
+        rows.append({"cohort": cohort, "start": start, **found})
     return pd.DataFrame(rows)
 
 
@@ -316,9 +264,8 @@ def answers(table):
     if (full["qwk_low"] <= 0).any():
         verdict, said, note = "inconclusive", f"{said}; {CHANCE}", f"{note}; {CHANCE}"
     fraction = np.inf if np.isnan(reached) else reached
+    claim = (*SYSTEM, "half of the labels match the supervised full-label result")
     return {
         (*SYSTEM, "label efficiency", "label_fraction"): Ours(fraction, note=note),
-        (*SYSTEM, "half of the labels match the supervised full-label result"): Answer(
-            fraction, np.nan, np.nan, "ratio", verdict, said
-        ),
+        claim: Answer(fraction, np.nan, np.nan, "ratio", verdict, said),
     }

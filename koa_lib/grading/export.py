@@ -1,5 +1,6 @@
 """Weights for use outside the study: what grading needs of a run's model, in one file with its card."""
 
+import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -10,13 +11,11 @@ from koa_lib.experiment import Experiment
 from koa_lib.grades import NAMES
 from koa_lib.grading import predict, weights
 from koa_lib.prompts import prompts
-from koa_lib.protocols import our_arm
+from koa_lib.protocols import OUR_FOLD, our_arm
 from koa_lib.reach import versions
 from koa_lib.store import made_from
 
 FOLDER = "weights"
-FOLD = 1  # of our protocol's folds: none is better than another, and nothing is chosen by what is reported
-MOST_FITTED = 2000  # pictures that teach what is usual; more change little
 SHOWN = ["accuracy", "qwk", "mae", "macro_f1"]
 
 
@@ -34,8 +33,8 @@ def export(of):
     Path
         Folder with `grader.safetensors`.
     """
-    experiment, arm = Experiment(of), replace(our_arm(of), only=(FOLD,))
-    job = experiment.job(arm, FOLD)
+    experiment, arm = Experiment(of), replace(our_arm(of), only=(OUR_FOLD,))
+    job = experiment.job(arm, OUR_FOLD)
     performance = _performance(experiment, arm)
     key = {
         "checkpoint": made_from(job.checkpoint),
@@ -43,8 +42,8 @@ def export(of):
         "performance": performance,
         "parts": {name: part.fingerprint for name, part in job.fold.reported.items()},
     }
-
-    card = {**architecture(of.profile.model.name, arm.recipe), **_origin(of, arm, job.fold), "performance": performance}
+    built, origin = architecture(of.profile.model.name, arm.recipe), _origin(of, arm, job.fold)
+    card = {**built, **origin, "performance": performance}
     make = partial(weights.make, grader=job.grader, card=card, fold=job.fold)
     return of.store.make(FOLDER, key, make, [arm.build])
 
@@ -88,15 +87,22 @@ def _performance(experiment, arm):
     """Metrics, with intervals, of the run's own predictions on the part that was only reported."""
     results = experiment.run(arm, splits=("unseen",))
     graded, found = results.graded(), results.measured(SHOWN)
-    rows = [[name, *(found[name + end] for end in ("", "_low", "_high"))] for name in SHOWN]
-    rows = [[None if value != value else value if isinstance(value, str) else round(value, 4) for value in row] for row in rows]
+    ends = {"value": "", "ci_low": "_low", "ci_high": "_high"}
     return {
         "split": results.splits[0],
         "pictures": len(graded),
         "groups": graded["group_id"].nunique(),
         "interval": "95 % group bootstrap",
-        "metrics": [dict(zip(("metric", "value", "ci_low", "ci_high"), row, strict=True)) for row in rows],
+        "metrics": [
+            {"metric": name, **{key: _rounded(found[name + end]) for key, end in ends.items()}}
+            for name in SHOWN
+        ],
     }
+
+
+def _rounded(value):
+    # What is undefined is null in the card.
+    return None if math.isnan(value) else round(value, 4)
 
 
 def newest():

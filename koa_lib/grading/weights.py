@@ -14,7 +14,8 @@ MOST_FITTED = 2000  # pictures that teach what is usual; more change little
 
 
 def make(folder, grader, card, fold):
-    """Write a trained grader (made by `grader`) with its card, and with what is usual for the pictures of its fold."""
+    """Write a trained grader (made by `grader`) with its card, and with what is usual for the pictures of its
+    fold."""
     made = grader()
     usual, known = _usual(made, card["statistics"], fold)
     write(folder, made, {**card, "novelty": known}, usual)
@@ -61,5 +62,3 @@ def _traits(grader, part, statistics):
     chosen = np.unique(np.linspace(0, len(part) - 1, min(len(part), MOST_FITTED)).astype(int))
     batches = map(part.images, np.array_split(chosen, max(1, len(chosen) // predict.BATCH)))
     return np.vstack([predict.forward(grader, images, statistics)[2] for images in batches])
-
-

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from koa_lib import readings
 from koa_lib.errors import StudyError
+from koa_lib.paper import readings
 from koa_lib.profile import ROOT
 from reports import checklists, places
 

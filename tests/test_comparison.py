@@ -10,8 +10,9 @@ from conftest import knees, predicted, results
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from koa_lib import comparison, predictions, protocols, readings
+from koa_lib import comparison, predictions, protocols
 from koa_lib.data import sets
+from koa_lib.paper import readings
 from koa_lib.profile import load
 
 ROWS, OUTSIDE = knees(120, "a"), knees(80, "b", 1)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from koa_lib import encoders
 from koa_lib.datasets import KneeDataset, to_tensor
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Experiment
 from koa_lib.settings import Encoder
 from koa_lib.store import digest
+from koa_lib.systems import encoders
 
 START = Encoder("Start", "start", "", 112, 1.0, "")
 RANDOM = Encoder("Random", "random", "resnet18", 32, 0.25, "")

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from conftest import with_systems
 
-from koa_lib import cohort, encoders, predictions, protocols, training
+from koa_lib import cohort, predictions, protocols, training
 from koa_lib.classifiers import Classifier
 from koa_lib.data.manifest import read_manifest, write_manifest
 from koa_lib.experiment import Experiment
 from koa_lib.profile import load
 from koa_lib.settings import Encoder
 from koa_lib.study import FOLDERS
+from koa_lib.systems import encoders
 
 START = Encoder("start", "start", "", 112, 1.0, "")
 

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from conftest import knees, predicted, results
 
-from koa_lib import metrics, tables
+from koa_lib import metrics
 from koa_lib.errors import StudyError
+from koa_lib.paper import tables
 from koa_lib.profile import ROOT
 
 PUBLISHED = ROOT / "data_manifests/published"

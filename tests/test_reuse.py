@@ -11,7 +11,7 @@ import torch
 from conftest import with_systems
 from PIL import Image
 
-from koa_lib import cohort, encoders, model, prompts, protocols, reach, training
+from koa_lib import cohort, model, prompts, protocols, reach, training
 from koa_lib.classifiers import Classifier
 from koa_lib.data.manifest import read_manifest, write_manifest
 from koa_lib.errors import StudyError
@@ -22,6 +22,7 @@ from koa_lib.phantoms.cohorts import write_cohort_a
 from koa_lib.settings import Encoder, Model
 from koa_lib.store import Store
 from koa_lib.study import FOLDERS
+from koa_lib.systems import encoders
 
 NOTHING = "(?!)"
 MAIN, OURS = "clip-as_printed", "clip-our_protocol"

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from koa_lib import comparison, metrics, profile, speed, stats
+from koa_lib import comparison, metrics, profile, stats
 from koa_lib.errors import StudyError
-from koa_lib.paper import claims, scorecard, verdicts
+from koa_lib.paper import claims, scorecard, speed, verdicts
 from koa_lib.paper.scorecard import COLUMNS, FOUND, VERDICTS, Ours, over_runs
 from koa_lib.profile import ROOT
 

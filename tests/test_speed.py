@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koa_lib import profile, speed
+from koa_lib import profile
+from koa_lib.paper import speed
 from koa_lib.store import Store
 from koa_lib.study import MANIFESTS
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import knees, predicted, results
 from sklearn import metrics as sk
 
-from koa_lib import metrics, tables
+from koa_lib import metrics
+from koa_lib.paper import tables
 from koa_lib.profile import ROOT, load
 
 PUBLISHED = pd.read_csv(ROOT / "data_manifests/published/jpm2026.csv")

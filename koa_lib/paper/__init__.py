@@ -1,4 +1,5 @@
-"""The paper under study: its published numbers, what follows from them, its claims and the scorecard.
+"""The paper under study: its published numbers and what follows from them, the readings of its training, its
+tables and times, its claims and the scorecard.
 
 May import the top level only.
 """

@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from koa_lib import speed
 from koa_lib.comparison import NO_EXTERNAL, paired_tests, shown_fold
 from koa_lib.data import cohorts
 from koa_lib.data.manifest import read_manifest
-from koa_lib.paper import claims, consistency
+from koa_lib.paper import claims, consistency, speed
 from koa_lib.paper import scorecard as rules
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.paper.published import read as read_published

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.ndimage import laplace
 from scipy.special import ndtri
 
-from koa_lib import encoders, stats
+from koa_lib import stats
 from koa_lib.data.sets import subset
 from koa_lib.datasets import KneeDataset
 from koa_lib.images import to_uint8
@@ -20,6 +20,7 @@ from koa_lib.phantoms.other import KINDS as OTHERS
 from koa_lib.phantoms.other import render as render_other
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.store import digest
+from koa_lib.systems import encoders
 from koa_lib.verdict import Answer, Ours, not_run
 
 KNEE, LOW_QUALITY = "knee", "share of low quality"

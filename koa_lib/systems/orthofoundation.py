@@ -12,10 +12,11 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from koa_lib import encoders, protocols, selfsupervised, stats
+from koa_lib import protocols, selfsupervised, stats
 from koa_lib.classifiers import LOGISTIC, Classifier
 from koa_lib.losses import chance_loss
 from koa_lib.settings import Encoder
+from koa_lib.systems import encoders
 from koa_lib.verdict import Answer, Ours
 
 SYSTEM = ("OrthoFoundation", "abstract")

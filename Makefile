@@ -22,10 +22,15 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export KOA_DRY := $(filter-out 0,$(DRY))
 RUN := $(PROFILE)$(if $(KOA_DRY),-dry)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
 OUT := reports/_build/$(RUN)
+PAGE := $(OUT)/html/index.html
 RUN_ARGS := --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
 # The options that name the run, for the commands that may follow it.
 NAMED := $(strip $(if $(filter-out demo,$(PROFILE)),PROFILE=$(PROFILE)) $(if $(SEED),SEED=$(SEED)) $(if $(KOA_DRY),DRY=1))
+ifndef KOA_STARTED
 export KOA_STARTED := $(shell date +%s)
+endif
+# Notebooks at once: two where each computes in one thread. Numbers do not depend on it.
+JOBS ?= $(if $(filter 1,$(shell sed -n 's/^threads: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)),2,1)
 
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
@@ -39,7 +44,7 @@ SOURCES := $(shell find reports -path reports/_build -prune -o -path reports/ref
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder> DRY=1"
+	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> JOBS=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder> DRY=1"
 
 setup: $(READY)  ## make the environment (.venv, or the activated one) from requirements.lock
 
@@ -55,8 +60,9 @@ data: $(READY)  ## download both public sets to data/ and check every picture (D
 	@$(KOA) data fetch oai_chen2018 "$(DATA_DIR)/oai_chen2018"
 	@$(KOA) data fetch gornale2020 "$(DATA_DIR)/gornale2020"
 
-reproduce: $(OUT)/html/index.html  ## run a profile end to end and say where the report is (default: demo)
-	@if [ ! -e $(OUT)/.told ] || [ $< -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) --options "$(NAMED)" && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$<"; fi
+reproduce: $(READY)  ## run a profile end to end and say where the report is (default: demo)
+	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) $(PAGE)
+	@if [ ! -e $(OUT)/.told ] || [ $(PAGE) -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) --options "$(NAMED)" && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$(PAGE)"; fi
 
 dry:  ## show that the `paper` profile runs: true architectures, random weights, a few pictures, one epoch, offline
 	@$(MAKE) --no-print-directory reproduce PROFILE=paper DRY=1
@@ -69,20 +75,20 @@ $(OUT)/nb/%.ipynb: notebooks/%.ipynb reports/exhibits/%.yaml reports/exhibits/co
 
 # Order: who reads whose results.
 $(OUT)/nb/00_start_here.ipynb: $(OUT)/nb/03_fine_tune.ipynb
-$(OUT)/nb/02_zero_shot_baseline.ipynb: $(OUT)/nb/01_data_audit.ipynb
 $(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
-$(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
+$(OUT)/nb/04_baselines.ipynb: $(OUT)/nb/01_data_audit.ipynb
+$(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/08_symmetry_consistency.ipynb $(OUT)/nb/09_projection_heads.ipynb $(OUT)/nb/10_label_efficiency.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/11_foundation_embeddings.ipynb: $(OUT)/nb/10_label_efficiency.ipynb
-$(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/04_baselines.ipynb
-$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
+$(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb
+$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
 # The scorecard reads what all others answered.
 $(OUT)/nb/13_scorecard.ipynb: $(filter-out $(OUT)/nb/13_scorecard.ipynb,$(EXECUTED))
 
-$(OUT)/html/index.html: $(EXECUTED) $(SOURCES)
+$(PAGE): $(EXECUTED) $(SOURCES)
 	@$(PY) -m reports build $(RUN_ARGS)
 
-pdf: $(OUT)/html/index.html  ## print the report to one PDF with bookmarks (needs Chromium)
+pdf: $(PAGE)  ## print the report to one PDF with bookmarks (needs Chromium)
 	@$(PY) -m reports pdf $(RUN_ARGS)
 
 test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 15 minutes)

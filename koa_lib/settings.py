@@ -186,11 +186,13 @@ class Profile:
 
     `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that train blocks
     of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds each baseline trains.
+    A notebook computes in so many `threads`, however many run at once.
     """
 
     name: str
     purpose: str
     seed: int
+    threads: int
     training: Cohort
     external: Cohort
     model: Model

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -25,10 +26,12 @@ class Store:
         Who asks, e.g. the notebook; written to `run.jsonl`.
     out : Path, optional
         Where what is missing is made, by default the run folder: a session in JupyterLab reads the run and never writes to it.
+    threads : int, optional
+        In which torch computes whatever is made, so that numbers depend on no machine; as many as it likes by default.
     """
 
-    def __init__(self, folder, step, out=None):
-        self.folder, self.step, self.out = Path(folder), step, Path(out or folder)
+    def __init__(self, folder, step, out=None, threads=None):
+        self.folder, self.step, self.out, self.threads = Path(folder), step, Path(out or folder), threads
         self._told, self._building = set(), 0
 
     def make(self, name, key, build, code=()):
@@ -82,13 +85,21 @@ class Store:
         start = time.perf_counter()
         self._building += 1
         try:
-            build(part)
+            with self._computing():
+                build(part)
         finally:
             self._building -= 1
         _note_path(path).unlink(missing_ok=True)
         _remove(path)
         os.replace(part, path)
         return time.perf_counter() - start
+
+    def _computing(self):
+        if self.threads is None:
+            return nullcontext()
+        from koa_lib.threads import threads  # torch is slow to import, and not every store computes
+
+        return threads(self.threads)
 
     def log(self, step, status, seconds, reason):
         """Add a step to the journal and tell of it; a person at a notebook hears of what takes, or saved, a second or more."""

@@ -78,7 +78,7 @@ class Study:
     @cached_property
     def store(self):
         """The artefact store of this run; in a session that make did not start it reads the run and makes what is missing beside it."""
-        return Store(self.run_dir, self.step, self.shown_dir)
+        return Store(self.run_dir, self.step, self.shown_dir, self.profile.threads)
 
     @property
     def shown_dir(self):

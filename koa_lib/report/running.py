@@ -129,12 +129,15 @@ def _run(running, parameters, name, terminal):
 def _papermill(source, running, parameters, name, watch):
     import papermill
 
-    os.environ[WATCHED] = name
+    # The kernel inherits both; what is computed outside the store takes no more threads than what is made by it.
+    told = {WATCHED: name, "OMP_NUM_THREADS": str(profiles.load(parameters["profile"]).threads)}
+    os.environ.update(told)
     try:
         papermill.execute_notebook(source, running, parameters, kernel_name="python3", progress_bar=False, cwd=FOLDER, stdout_file=watch.stdout,
                                    stderr_file=watch.stderr, on_cell_execute=watch.start_cell, extra_arguments=["--IPKernelApp.log_level=40"])
     finally:
-        del os.environ[WATCHED]
+        for name in told:
+            del os.environ[name]
 
 
 def _read(path):

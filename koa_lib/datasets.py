@@ -36,6 +36,15 @@ class KneeDataset:
         Digest of what `pixels` were made from.
     name : str
         '<cohort>__<geometry>-<intensity>', for files.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"image_id": ["a", "b"], "kl_grade": [0, 4], "group_id": ["p", "q"]})
+    >>> data = KneeDataset(rows, np.zeros((2, 112, 112), np.uint8), np.arange(2), role="fit")
+    >>> data
+    KneeDataset (fit): 2 pictures of 2 groups, per KL grade {0: 1, 4: 1}
+    >>> to_tensor(data.images([1]), "clip").shape
+    torch.Size([1, 3, 112, 112])
     """
 
     rows: pd.DataFrame

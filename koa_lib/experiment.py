@@ -70,6 +70,14 @@ class Arm:
         Of the training patients whose grades are used.
     split_seed : int or None
         Of folds and inner part; None for the study's.
+
+    Examples
+    --------
+    >>> from koa_lib import protocols
+    >>> arm = protocols.our_arm(study)
+    >>> slower = replace(arm, name="slower", recipe=replace(arm.recipe, learning_rate=1e-5))
+    >>> slower.recipe.part == arm.recipe.part
+    True
     """
 
     name: str
@@ -111,8 +119,16 @@ def prediction_file(study, arm, split, fold, view=None, adaptation=""):
 
 
 class Experiment:
-    """Trains arms on a study's cohorts and grades what they report; everything is kept in the study's
-    store."""
+    """Trains arms on a study's cohorts and grades what they report; everything is kept in the study's store.
+
+    Examples
+    --------
+    >>> from koa_lib import protocols
+    >>> experiment = Experiment(study)
+    >>> results = experiment.run(protocols.our_arm(study), splits=["unseen", "external"])
+    >>> results.table(["accuracy", "qwk"])["split"].tolist()
+    ['test', 'external']
+    """
 
     def __init__(self, study):
         self.study, self._open, self._parted = study, {}, {}

@@ -60,6 +60,12 @@ def load_clip(name, weights=None, seed=0):
     StudyError
         Unknown name, unreadable folder, weights made for another activation (QuickGELU against GELU), or
         weights of which one tensor is not in the model or one of the model's is not in the file.
+
+    Examples
+    --------
+    >>> clip, preprocess, tokenizer = load_clip("koa-tiny", seed=1)
+    >>> clip.encode_text(tokenizer(["a knee", "another knee"])).shape[0]
+    2
     """
     known = open_clip.list_models()
     if name not in known:
@@ -225,6 +231,14 @@ class ClipGrader(nn.Module):
         Five prompts, grade 0 first, e.g. of `prompts.prompts`.
     residual : float in [0, 1]
         The adapter's ratio.
+
+    Examples
+    --------
+    >>> from koa_lib.prompts import prompts
+    >>> clip, _, tokenizer = load_clip("koa-tiny")
+    >>> grader = ClipGrader(clip, tokenizer, "adapter", prompts("as_printed")).eval()
+    >>> grader(torch.zeros(2, 3, 112, 112)).shape  # logits of the five grades
+    torch.Size([2, 5])
     """
 
     def __init__(self, clip, tokenizer, part, sentences, residual=0.2):

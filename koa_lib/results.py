@@ -28,6 +28,13 @@ class Results:
         kl_grade, kl_grade_reader2, group_id and more of the manifest; one row per prediction.
     draws, seed : int
         Of every bootstrap.
+
+    Examples
+    --------
+    >>> results.table(["qwk"], by=["split"]).columns.tolist()
+    ['split', 'n', 'qwk', 'qwk_low', 'qwk_high']
+    >>> len(results.of(split="external").graded()) == len(results.graded(split="external"))
+    True
     """
 
     frame: pd.DataFrame

@@ -38,7 +38,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Study:
-    """A profile, a seed and the folder of its results. Open one with `Study.open`."""
+    """A profile, a seed and the folder of its results. Open one with `Study.open`.
+
+    Examples
+    --------
+    >>> study = Study.open("demo")
+    >>> study.profile.model.name, study.seeds
+    ('koa-tiny', (42, 43, 44))
+    """
 
     profile: Profile
     seed: int

@@ -163,7 +163,19 @@ def read(path):
 
 
 def read_gray(path):
-    """The gray of `read`, float32 (H, W) in [0, 1]; a doubtful picture is named in a warning."""
+    """The gray of `read`, float32 (H, W) in [0, 1]; a doubtful picture is named in a warning.
+
+    Raises
+    ------
+    StudyError
+        As `read`: no picture, or one that can't be read rightly.
+
+    Examples
+    --------
+    >>> picture = read_gray("knee.png")
+    >>> picture.shape, bool(0 <= picture.min() <= picture.max() <= 1)
+    ((40, 40), True)
+    """
     picture = read(path)
     for doubt in picture.doubts:
         warnings.warn(f"{Path(path).name}: {doubt}", stacklevel=2)

@@ -36,7 +36,12 @@ def inputs(profile: str = Profile, seed: int = Seed, data: str = "", external: s
     from koa_lib.report.running import run_dir
     from koa_lib.study import is_dry, prepare_inputs
 
-    prepare_inputs(profile, seed, data, external, weights, is_dry())
+    def check(*given):
+        from koa_lib.systems import preflight  # slow to import, and seldom needed
+
+        preflight.check(*given)
+
+    prepare_inputs(profile, seed, data, external, weights, is_dry(), check)
     journal.compact(run_dir(profile, seed))
 
 

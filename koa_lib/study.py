@@ -163,10 +163,10 @@ def run_name(settings, seed, dry=False):
     return settings.name + "-dry" * dry + f"-seed{seed}" * (seed != settings.seed)
 
 
-def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=False):
+def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=False, check=None):
     """Check the inputs of a run and write `inputs.yaml`, only when something changed.
 
-    Published weights that the profile starts from are looked for, downloaded and opened here: not after hours of work, and not again for the same inputs.
+    Published weights that the profile starts from are looked for, downloaded and opened here by `check`, as `systems.preflight.check`: not after hours of work, and not again for the same inputs.
 
     Returns
     -------
@@ -182,10 +182,8 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
     text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
-        if not dry:
-            from koa_lib import preflight  # slow to import
-
-            preflight.check(settings, inputs.weights)
+        if check and not dry:
+            check(settings, inputs.weights)
         write_text(path, text)
     return inputs
 

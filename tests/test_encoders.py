@@ -51,7 +51,7 @@ def test_nothing_of_an_encoder_is_trained(easy_study):
 
 
 def test_published_encoders_are_the_true_architectures():
-    from koa_lib import foundation
+    from koa_lib.systems import foundation
 
     with torch.device("meta"):
         counts = [
@@ -64,7 +64,7 @@ def test_published_encoders_are_the_true_architectures():
 @pytest.fixture
 def small(monkeypatch):
     """The published encoders with fewer and narrower blocks."""
-    from koa_lib import foundation, texts
+    from koa_lib.systems import foundation, texts
 
     bert = replace(texts.BERTS["PubMedBERT"], config={**texts.BERTS["tiny"].config, "vocab_size": 40})
     monkeypatch.setitem(texts.BERTS, "PubMedBERT", bert)
@@ -136,7 +136,7 @@ def test_other_weights_are_refused_with_advice(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["BiomedCLIP", "RAD-DINO"])
 def test_missing_weights_are_named_with_their_files(name, tmp_path):
-    from koa_lib import foundation
+    from koa_lib.systems import foundation
 
     with pytest.raises(StudyError, match=f"holds no weights of {name}.*{foundation.PAGES[name].files[0]}"):
         foundation.place_of(name, tmp_path)

@@ -115,8 +115,7 @@ def test_stamp_and_headline(build):
 
 def test_a_dry_run_needs_neither_data_nor_weights_and_has_its_own_place(build, monkeypatch):
     monkeypatch.setenv("KOA_DRY", "1")
-    monkeypatch.setattr("koa_lib.preflight.check", None)
-    inputs = prepare_inputs("paper", dry=True)
+    inputs = prepare_inputs("paper", dry=True, check=lambda *given: pytest.fail("weights are looked for"))
     study = Study.open("paper")
     assert inputs.dry and study.dry and study.run_dir.name == "paper-dry" and study.synthetic and study.stamp().startswith("DRY RUN")
     assert run_name(study.profile, 7, dry=True) == "paper-dry-seed7"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from koa_lib import texts
 from koa_lib.errors import StudyError
 from koa_lib.prompts import PROMPT_SETS, TABLE_1
+from koa_lib.systems import texts
 
 
 def test_the_published_ones_are_bert_base_with_their_own_vocabulary():

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from koa_lib import model as models
-from koa_lib import networks, preflight, weights
+from koa_lib import networks, weights
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.images.read import file_sha256
+from koa_lib.systems import preflight
 
 MOBILE = "mobilenetv1_100.ra4_e3600_r224_in1k"
 
@@ -283,7 +284,7 @@ def test_damaged_weights_are_found_before_the_run_and_named(tmp_path, hub_file, 
 def test_a_bert_is_opened_before_the_run_and_a_damaged_one_named(tmp_path, monkeypatch, damage, said):
     from transformers import BertConfig, BertModel
 
-    from koa_lib import texts
+    from koa_lib.systems import texts
 
     config = {
         **texts.BERTS["tiny"].config,

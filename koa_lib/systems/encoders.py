@@ -6,10 +6,11 @@ from functools import partial
 
 import open_clip
 
-from koa_lib import crops, foundation, model, networks, protocols, selfsupervised, weights
+from koa_lib import crops, model, networks, protocols, selfsupervised, weights
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Arm, Trunk
 from koa_lib.store import made_from
+from koa_lib.systems import foundation
 
 # Of the pictures that an encoder was trained on; CLIP's for the others.
 STATISTICS = {"timm": "imagenet", "dino": crops.STATISTICS}

@@ -8,13 +8,13 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from koa_lib import losses, model, stats, texts
+from koa_lib import losses, model, stats
 from koa_lib.metrics import best_constant
 from koa_lib.model import HEADS
 from koa_lib.prompts import prompts
 from koa_lib.protocols import START
 from koa_lib.store import digest
-from koa_lib.systems import encoders
+from koa_lib.systems import encoders, texts
 from koa_lib.verdict import Answer, Ours, not_run, over_runs
 
 SYSTEM = "LumbarCLIP"

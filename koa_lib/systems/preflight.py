@@ -1,7 +1,8 @@
 """Before hours of work: all published weights that a profile starts from are found, downloaded where needed,
 and opened."""
 
-from koa_lib import foundation, model, networks, texts, weights
+from koa_lib import model, networks, weights
+from koa_lib.systems import foundation, texts
 
 STAND_IN = "tiny"  # the one text encoder of `texts.BERTS` without published weights
 

@@ -15,7 +15,7 @@ from torch import nn
 from koa_lib import weights
 from koa_lib.datasets import STATISTICS
 from koa_lib.device import compute_device, random_state
-from koa_lib.texts import BERTS, vocabulary
+from koa_lib.systems.texts import BERTS, vocabulary
 from koa_lib.tower import Frozen
 
 

@@ -9,6 +9,7 @@ import yaml
 from koa_lib import profile, study
 from koa_lib.errors import StudyError
 from koa_lib.study import Study, prepare_inputs, run_name
+from koa_lib.systems import preflight
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_relative_folder_means_the_same_from_anywhere(build, data, monkeypatch):
     ("demo", {"data": "."}, ["phantoms", "PROFILE=oai"]), ("paper", {"data": "."}, ["WEIGHTS=<folder"]), ("nope", {}, ["'nope'", "demo"])])
 def test_mistake_is_one_sentence_and_writes_nothing(build, profile_name, given, words):
     with pytest.raises(StudyError) as error:
-        prepare_inputs(profile_name, **given)
+        prepare_inputs(profile_name, **given, check=preflight.check)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
     assert not list(build.rglob("inputs.yaml"))
 

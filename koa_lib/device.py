@@ -23,7 +23,8 @@ def autocast(module):
     """bf16 autocast on the module's device where its `low_precision` says that it pays; weights stay
     float32."""
     device = device_of(module)
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)  # older GPUs refuse
+    # Older GPUs refuse.
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=module.low_precision and able)
 
 

@@ -332,9 +332,8 @@ class Experiment:
         arm, part = job.arm, replace(part, mirrored=True) if mirrored else part
         file = prediction_file(self.study, arm, split, job.fold.number, view, MIRRORED * mirrored)
         levels = np.unique(job.fold.fit.grades).tolist()
-        build = partial(
-            training.write_predictions, grader=job.grader, source=lambda: self.source(arm, part), levels=levels
-        )
+        build = partial(training.write_predictions, grader=job.grader,
+                        source=lambda: self.source(arm, part), levels=levels)
         key = {**job.key, "graded": part.fingerprint, "levels": levels}
         path = self.study.store.make(file, key, build, self._code(arm))
         graded = predictions.join(predictions.read(path), part.rows).drop(columns="split")

@@ -16,8 +16,8 @@ STARTED = "KOA_STARTED"  # set by make: when it began, in seconds since 1970
 
 def append(folder, step, status, seconds, reason, notebook, children=False, **more):
     """Add one step, with the peak memory of this process so far (or of its children) in MiB."""
-    line = {"step": step, "status": status, "seconds": round(seconds, 2), "reason": reason, "notebook": notebook,
-            "time": time.strftime(TIME), "peak_mib": peak_mib(children), **more}
+    line = {"step": step, "status": status, "seconds": round(seconds, 2), "reason": reason,
+            "notebook": notebook, "time": time.strftime(TIME), "peak_mib": peak_mib(children), **more}
     with _lock(folder), open(folder / FILE, "ab+") as file:
         if file.tell():  # a killed run may have left half a line
             file.seek(-1, os.SEEK_END)
@@ -45,21 +45,24 @@ def read(folder):
 
 
 def compact(folder):
-    """Keep each notebook's last execution and, marked as earlier, the last building of each other step: the journal does not grow from run to run."""
+    """Keep each notebook's last execution and, marked as earlier, the last building of each other step: the
+    journal does not grow from run to run."""
     if not (folder / FILE).is_file():
         return
     with _lock(folder):
         lines = read(folder)
         current = set().union(*executions(lines).values())
         built = {line["step"]: place for place, line in enumerate(lines) if line["status"] == "built"}
-        kept = [lines[place] | ({} if place in current else {"earlier": True}) for place in sorted({*current, *built.values()})]
+        kept = [lines[place] | ({} if place in current else {"earlier": True})
+                for place in sorted({*current, *built.values()})]
         part = folder / f".part-{FILE}"
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(part, folder / FILE)
 
 
 def executions(lines):
-    """Where the lines of each notebook's last execution stand: name -> places. A notebook's own line closes an execution."""
+    """Where the lines of each notebook's last execution stand:
+    name -> places. A notebook's own line closes an execution."""
     found, closed = {}, set()
     for place, line in enumerate(lines):
         name = line["notebook"]

@@ -1,7 +1,7 @@
 """Metrics of five-grade predictions: pure functions of grades and probabilities.
 
-Everything that depends on grade pairs alone is computed from confusion matrices (rows true, columns predicted),
-vectorised over leading axes, so that thousands of bootstrap draws cost one call.
+Everything that depends on grade pairs alone is computed from confusion matrices (rows true, columns
+predicted), vectorised over leading axes, so that thousands of bootstrap draws cost one call.
 """
 
 import numpy as np
@@ -11,8 +11,10 @@ from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.predictions import PROBABILITIES
 
-__all__ = ["PROBABILITIES", "best_constant", "calibration_bins", "checked", "checked_grades", "checked_probabilities"]
-__all__ += ["confusion", "ece", "flip_disagreement", "from_confusion", "macro_auc", "mean_defined", "per_grade", "rates", "summary"]
+__all__ = ["PROBABILITIES", "best_constant", "calibration_bins", "checked", "checked_grades",
+           "checked_probabilities"]
+__all__ += ["confusion", "ece", "flip_disagreement", "from_confusion", "macro_auc", "mean_defined",
+            "per_grade", "rates", "summary"]
 
 K = len(GRADES)
 SUM_TOLERANCE = 1e-3
@@ -36,7 +38,8 @@ def confusion(grades, predicted):
     """
     grades, predicted = checked_grades(grades), checked_grades(predicted, "predicted grades")
     if len(grades) != len(predicted):
-        raise StudyError(f"{len(grades)} grades stand against {len(predicted)} predictions. Join them by image_id.")
+        raise StudyError(f"{len(grades)} grades stand against {len(predicted)} predictions. "
+                         "Join them by image_id.")
     return np.bincount(K * grades + predicted, minlength=K * K).reshape(K, K)
 
 
@@ -84,7 +87,8 @@ def best_constant(grades):
     Returns
     -------
     dict
-        accuracy, accuracy_grade, within_one, within_one_grade (lowest grade on ties; NaN and None without pictures).
+        accuracy, accuracy_grade, within_one, within_one_grade (lowest grade on ties; NaN and None without
+        pictures).
     """
     counts = np.bincount(checked_grades(grades), minlength=K)
     near = np.convolve(counts, [1, 1, 1], mode="same")
@@ -96,7 +100,8 @@ def best_constant(grades):
 
 
 def rates(cm):
-    """Sensitivity and specificity of each grade, arrays (..., 5), from confusion matrices (..., 5, 5); NaN where undefined."""
+    """Sensitivity and specificity of each grade, arrays (..., 5), from confusion matrices (..., 5, 5);
+    NaN where undefined."""
     cm = np.asarray(cm, dtype=float)
     truth, guess, hits = cm.sum(-1), cm.sum(-2), np.diagonal(cm, axis1=-2, axis2=-1)
     rest = cm.sum((-2, -1))[..., None] - truth
@@ -165,7 +170,8 @@ def flip_disagreement(probabilities, mirrored):
     """
     plain, mirrored = checked_probabilities(probabilities), checked_probabilities(mirrored)
     if plain.shape != mirrored.shape:
-        raise StudyError(f"{len(plain)} pictures stand against {len(mirrored)} mirrored ones. Predict the same pictures both ways.")
+        raise StudyError(f"{len(plain)} pictures stand against {len(mirrored)} mirrored ones. "
+                         "Predict the same pictures both ways.")
     return float(_ratio((plain.argmax(1) != mirrored.argmax(1)).sum(), len(plain)))
 
 
@@ -188,7 +194,8 @@ def checked_grades(values, what="grades"):
     """The grades as an int array (n,); StudyError when one is missing or outside 0-4."""
     values = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(float, na_value=np.nan)
     if not np.isin(values, GRADES).all():
-        raise StudyError(f"The {what} must be one row of whole numbers 0-4. Drop the pictures without a grade.")
+        raise StudyError(f"The {what} must be one row of whole numbers 0-4. "
+                         "Drop the pictures without a grade.")
     return values.astype(int)
 
 
@@ -196,7 +203,8 @@ def checked(grades, probabilities):
     """Grades (n,) and probabilities (n, 5) as arrays; StudyError when they do not fit together."""
     grades, probabilities = checked_grades(grades), checked_probabilities(probabilities)
     if len(probabilities) != len(grades):
-        raise StudyError(f"{len(grades)} grades need probabilities (n, {K}), not {probabilities.shape}. Join them.")
+        raise StudyError(f"{len(grades)} grades need probabilities (n, {K}), not {probabilities.shape}. "
+                         "Join them.")
     return grades, probabilities
 
 
@@ -209,13 +217,15 @@ def checked_probabilities(values):
     if values.shape[:1] == (0,):
         return np.zeros((0, K))
     if values.ndim != 2 or values.shape[1] != K:
-        raise StudyError(f"Probabilities have the shape (n, {K}), not {values.shape}. Give one column per grade.")
+        raise StudyError(f"Probabilities have the shape (n, {K}), not {values.shape}. "
+                         "Give one column per grade.")
     outside = ~((values >= 0) & (values <= 1)).all(1)
     sums = np.where(outside[:, None], 0, values).sum(1)
     wrong = outside | (np.abs(sums - 1) > SUM_TOLERANCE)
     if wrong.any():
         row = int(wrong.argmax())
-        what = "a probability that is missing or outside [0, 1]" if outside[row] else "probabilities that do not sum to one"
+        what = ("a probability that is missing or outside [0, 1]" if outside[row]
+                else "probabilities that do not sum to one")
         numbers = ", ".join(f"{value:.4g}" for value in values[row])
         raise StudyError(f"Row {row + 1} of {len(values)} has {what} ({numbers}): predict the cohort again.")
     return values

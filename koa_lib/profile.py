@@ -35,9 +35,11 @@ ALLOWED = {
 SOURCES = ("start", "trained", "random", "timm", "biomedclip", "rad-dino", "dino")  # of a frozen encoder
 
 # Smallest and largest allowed value of a number, wherever its key stands.
-RANGES = {"seeds": (1, 100), "epochs": (0, 10_000), "tower_epochs": (0, 10_000), "patience": (0, 10_000), "batch": (1, 100_000), "views": (1, 1_000), "residual": (0, 1),
-          "baseline_folds": (1, 100), "learning_rate": (1e-12, 10), "weight_decay": (0, 10), "warm_up": (0, 1), "averaging": (0, 0.99999), "draws": (1, 10**7), "image_size": (16, 4096), "width": (0.01, 10),
-          "pictures": (1, 10**7), "seed": (0, 2**31), "threads": (1, 64)}
+RANGES = {"seeds": (1, 100), "epochs": (0, 10_000), "tower_epochs": (0, 10_000), "patience": (0, 10_000),
+          "batch": (1, 100_000), "views": (1, 1_000), "residual": (0, 1), "baseline_folds": (1, 100),
+          "learning_rate": (1e-12, 10), "weight_decay": (0, 10), "warm_up": (0, 1), "averaging": (0, 0.99999),
+          "draws": (1, 10**7), "image_size": (16, 4096), "width": (0.01, 10), "pictures": (1, 10**7),
+          "seed": (0, 2**31), "threads": (1, 64)}
 
 
 def names():
@@ -63,12 +65,14 @@ def load(name, folder=FOLDER):
         raise StudyError(f"{path} is not valid YAML: {error}") from error
     profile = build(Profile, content, path.name)
     if profile.name != name:
-        raise StudyError(f"{path.name}: key 'name' is '{profile.name}' but the file is called '{name}.yaml'. Make them equal.")
+        raise StudyError(f"{path.name}: key 'name' is '{profile.name}' but the file is called '{name}.yaml'. "
+                         "Make them equal.")
     return profile
 
 
 def dry(settings, real):
-    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one epoch, few and smaller pictures for frozen encoders.
+    """The same profile for a dry run: random weights of the true architectures, two folds, one seed, one
+    epoch, few and smaller pictures for frozen encoders.
 
     Parameters
     ----------
@@ -82,15 +86,20 @@ def dry(settings, real):
     def untrained(specs):
         return tuple(replace(spec, epochs=1, weights="random") for spec in specs)
 
-    cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400), "external": Cohort("phantom_b", "phantoms", 420)}
+    cohorts = {} if real else {"training": Cohort("phantom_a", "phantoms", 400),
+                               "external": Cohort("phantom_b", "phantoms", 420)}
     own, labels, symmetry = settings.systems.embeddings, settings.systems.labels, settings.systems.symmetry
-    encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)  # 518 pixels take minutes on a CPU
+    # Pictures of 518 pixels take minutes on a CPU.
+    encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)
     own = replace(own, encoders=encoders, networks=untrained(own.networks), others=21)
     labels = replace(labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
     symmetry = replace(symmetry, epochs=1, weights=symmetry.weights[:1], seeds=1)
-    return replace(settings, model=replace(settings.model, start="random"), as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
-                   seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds), baselines=untrained(settings.baselines),
-                   systems=replace(settings.systems, symmetry=symmetry, embeddings=own, labels=labels), **cohorts)
+    return replace(settings, model=replace(settings.model, start="random"),
+                   as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
+                   seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds),
+                   baselines=untrained(settings.baselines),
+                   systems=replace(settings.systems, symmetry=symmetry, embeddings=own, labels=labels),
+                   **cohorts)
 
 
 def build(cls, content, file, prefix=""):
@@ -106,7 +115,8 @@ def build(cls, content, file, prefix=""):
         The keys that lead to `content`, with a dot at the end, for errors.
     """
     if not isinstance(content, dict):
-        raise StudyError(f"{file}: '{prefix.rstrip('.') or 'the file'}' must be a mapping with the keys {_keys(cls)}.")
+        raise StudyError(f"{file}: '{prefix.rstrip('.') or 'the file'}' must be a mapping with the keys "
+                         f"{_keys(cls)}.")
     known = [field.name for field in fields(cls)]
     for key in content:
         if key not in known:
@@ -131,7 +141,8 @@ def _value(hint, value, file, key):
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:
-        wanted = {tuple: "a list", dict: "a mapping"}.get(origin, f"a value of type {getattr(hint, '__name__', hint)}")
+        wanted = {tuple: "a list", dict: "a mapping"}.get(
+            origin, f"a value of type {getattr(hint, '__name__', hint)}")
         raise StudyError(f"{file}: key '{key}' is {value!r} ({type(value).__name__}); allowed: {wanted}.")
     _check_choice(value, file, key)
     return value
@@ -143,7 +154,8 @@ def _check_choice(value, file, key):
     if low is not None and type(value) in (int, float) and not low <= value <= high:
         raise StudyError(f"{file}: key '{key}' is {value}; allowed: {low:g} to {high:g}.")
     if name == "folds" and (value < 0 or value == 1):
-        raise StudyError(f"{file}: key '{key}' is {value}; allowed: 0 (the official split alone) or 2 and more.")
+        raise StudyError(f"{file}: key '{key}' is {value}; "
+                         "allowed: 0 (the official split alone) or 2 and more.")
     choices = SOURCES if name == "source" and "encoders" in key else ALLOWED.get(name)
     if choices and not key.startswith("not_run") and type(value) is str and value not in choices:
         raise StudyError(f"{file}: key '{key}' is '{value}'; allowed: {', '.join(choices)}.")

@@ -1,4 +1,5 @@
-"""What the library tells while it works: plain lines for a person at a notebook, events for who runs it by `make`."""
+"""What the library tells while it works: plain lines for a person at a notebook,
+events for who runs it by `make`."""
 
 import json
 import os
@@ -42,7 +43,8 @@ def epoch(label, number, epochs, metrics, left, due=True):
         See `tell`.
     """
     measured = in_words(metrics)
-    tell(f"{label} epoch {number}/{epochs}: {measured}; {duration(left)} left", due, event="epoch", label=label, metrics=metrics)
+    tell(f"{label} epoch {number}/{epochs}: {measured}; {duration(left)} left", due, event="epoch",
+         label=label, metrics=metrics)
 
 
 def in_words(metrics):
@@ -68,5 +70,6 @@ def without_events(notebook):
                 lines = "".join(output.text).split("\n")  # not splitlines, for which the mark ends a line
                 output.text = "\n".join(line for line in lines if not line.startswith(MARK))
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stdout" or output.text]
+            cell.outputs = [output for output in cell.outputs
+                            if output.get("name") != "stdout" or output.text]
     return notebook

@@ -1,4 +1,5 @@
-"""What the grades are called in words: Table 1 and the prompt sets, worded as in Table 1 and section 4.4 of the paper (doi:10.3390/jpm16060314)."""
+"""What the grades are called in words: Table 1 and the prompt sets,
+worded as in Table 1 and section 4.4 of the paper (doi:10.3390/jpm16060314)."""
 
 from koa_lib.grades import GRADES, NAMES
 
@@ -7,8 +8,10 @@ _FINDINGS = (
     "definite absence of X-ray changes of osteoarthritis",
     "doubtful joint space narrowing and possible osteophytic lipping",
     "definite osteophytes and possible joint space narrowing",
-    "moderate multiple osteophytes, definite narrowing of joint space, some sclerosis, and possible deformity of bone ends",
-    "large osteophytes, marked narrowing of joint space, severe sclerosis, and definite deformity of bone ends",
+    "moderate multiple osteophytes, definite narrowing of joint space, some sclerosis, "
+    "and possible deformity of bone ends",
+    "large osteophytes, marked narrowing of joint space, severe sclerosis, "
+    "and definite deformity of bone ends",
 )
 
 # Table 1 numbers its rows 1-5 although KL grades run 0-4: kept as printed, and corrected beside it.
@@ -18,7 +21,8 @@ PROMPT_SETS = {
     "no_digits": tuple(f"{_WORDS[g]}: {_FINDINGS[g]}" for g in GRADES),
     # Section 3.3 prints only "this is Mild OA"; the other four are our reading.
     "template": tuple(f"this is {name} OA" for name in NAMES),
-    "queries": ("Normal knee", "Doubtful osteoarthritis", "Mild osteoarthritis", "Moderate osteoarthritis", "Severe knee"),
+    "queries": ("Normal knee", "Doubtful osteoarthritis", "Mild osteoarthritis", "Moderate osteoarthritis",
+                "Severe knee"),
 }
 TABLE_1 = PROMPT_SETS["as_printed"]
 

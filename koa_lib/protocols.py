@@ -117,7 +117,8 @@ def network_arm(study, spec, name, recipe, scheme, **more):
     imagenet = spec.weights == "imagenet"
     statistics = "imagenet" if imagenet else recipe.normalisation
     place = weights.network(spec.timm, study.inputs.weights) if imagenet else None
-    build, key = partial(networks.untrained, study.seed, spec, place), {"model": spec, "weights": hashed(place)}
+    build, key = (partial(networks.untrained, study.seed, spec, place),
+                  {"model": spec, "weights": hashed(place)})
     recipe = replace(recipe, part="full_image", normalisation=statistics, **own)
     return Arm(name, recipe, spec.image_size, build, key, study.seed, scheme, **more)
 

@@ -1,7 +1,8 @@
-"""What a result depends on beside its inputs: the code that a function reaches, and the libraries which that code uses.
+"""What a result depends on beside its inputs: the code that a function reaches, and the libraries which that
+code uses.
 
-Found from the import graph, never listed by hand: a module counts with all that it imports, also inside functions. Docstrings,
-comments and layout do not count.
+Found from the import graph, never listed by hand: a module counts with all that it imports, also inside
+functions. Docstrings, comments and layout do not count.
 """
 
 import ast
@@ -14,10 +15,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 # Libraries whose version can change a number, by the name that code imports.
-LIBRARIES = {"PIL": "pillow", "imagehash": "imagehash", "lightly": "lightly", "numpy": "numpy", "open_clip": "open_clip_torch",
-             "pandas": "pandas", "pydicom": "pydicom", "scipy": "scipy", "skimage": "scikit-image", "sklearn": "scikit-learn",
-             "statsmodels": "statsmodels", "timm": "timm", "tokenizers": "tokenizers", "torch": "torch",
-             "torchvision": "torchvision", "transformers": "transformers", "xgboost": "xgboost"}
+LIBRARIES = {"PIL": "pillow", "imagehash": "imagehash", "lightly": "lightly", "numpy": "numpy",
+             "open_clip": "open_clip_torch", "pandas": "pandas", "pydicom": "pydicom", "scipy": "scipy",
+             "skimage": "scikit-image", "sklearn": "scikit-learn", "statsmodels": "statsmodels",
+             "timm": "timm", "tokenizers": "tokenizers", "torch": "torch", "torchvision": "torchvision",
+             "transformers": "transformers", "xgboost": "xgboost"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ def reached(*functions):
     Returns
     -------
     dict
-        `code`, 12 hex digits over the syntax trees of all reached modules and the files of the package that they name;
-        `libraries`, name to version of those that can change a number. A function from outside the package reaches nothing.
+        `code`, 12 hex digits over the syntax trees of all reached modules and the files of the package that
+        they name; `libraries`, name to version of those that can change a number. A function from outside the
+        package reaches nothing.
     """
     names = frozenset(name for name in map(_home, functions) if _file(PACKAGE, name))
     digest, libraries = _closure(PACKAGE, names)
@@ -86,7 +89,8 @@ def _read(path, package):
     for file in _named_files(tree, path.parent):
         digest.update(file.name.encode() + file.read_bytes())
     libraries = {LIBRARIES[name.split(".")[0]] for name in imported if name.split(".")[0] in LIBRARIES}
-    return _Module(digest.hexdigest(), frozenset(name for name in imported if _file(package, name)), frozenset(libraries))
+    return _Module(digest.hexdigest(), frozenset(name for name in imported if _file(package, name)),
+                   frozenset(libraries))
 
 
 def _imported(tree, package):
@@ -94,8 +98,10 @@ def _imported(tree, package):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # `from koa_lib import stats` means a module, `from koa_lib.stats import interval` something in one.
-            within = [f"{node.module}.{alias.name}" for alias in node.names if _file(package, f"{node.module}.{alias.name}")]
+            # `from koa_lib import stats` means a module, `from koa_lib.stats import interval` something
+            # in one.
+            within = [f"{node.module}.{alias.name}" for alias in node.names
+                      if _file(package, f"{node.module}.{alias.name}")]
             yield from [node.module, *within]
 
 
@@ -108,10 +114,13 @@ def _without_docstrings(tree):
 
 
 def _named_files(tree, folder):
-    # Files, and folders of files, that lie beside a module and are named in it: weights, templates, configurations.
-    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    # Files, and folders of files, that lie beside a module and are named in it: weights, templates,
+    # configurations.
+    names = {node.value for node in ast.walk(tree)
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     there = {entry.name: entry for entry in folder.iterdir()}
     for name in sorted(names & there.keys()):
         place = there[name]
-        files = sorted(place.iterdir()) if place.is_dir() and not (place / "__init__.py").exists() else [place]
+        files = (sorted(place.iterdir()) if place.is_dir() and not (place / "__init__.py").exists()
+                 else [place])
         yield from (file for file in files if file.is_file() and file.suffix != ".py")

@@ -36,9 +36,10 @@ class Pretraining:
 class Recipe:
     """One way of fine-tuning CLIP.
 
-    `folds` 0 means the official split only; `views` counts cached augmentations; `patience` is the number of epochs
-    without gain on an inner part after which training stops, 0 for never. `warm_up` is the share of the steps with a
-    rising learning rate, `averaging` the decay of a running average of the weights, which is then what is kept (0: none).
+    `folds` 0 means the official split only; `views` counts cached augmentations; `patience` is the number of
+    epochs without gain on an inner part after which training stops, 0 for never. `warm_up` is the share of
+    the steps with a rising learning rate, `averaging` the decay of a running average of the weights, which is
+    then what is kept (0: none).
     """
 
     part: str
@@ -63,7 +64,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Baseline:
-    """An image-only model of Table 4, from timm's `weights`; a `reason` means that this profile does not run it."""
+    """An image-only model of Table 4, from timm's `weights`;
+    a `reason` means that this profile does not run it."""
 
     name: str
     timm: str
@@ -80,8 +82,9 @@ class Baseline:
 class Symmetry:
     """Notebook 08: CLIP-KOA's losses on a picture and its mirror image.
 
-    `trunk` is what stays frozen: 'start' (of the start weights) or 'trained' (of our protocol's CLIP, where the start is random); `part` is what is
-    trained after it; `weights` are the values that each loss may get, chosen on the inner part.
+    `trunk` is what stays frozen: 'start' (of the start weights) or 'trained' (of our protocol's CLIP, where
+    the start is random); `part` is what is trained after it; `weights` are the values that each loss may get,
+    chosen on the inner part.
     """
 
     trunk: str
@@ -94,10 +97,12 @@ class Symmetry:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen image encoder: where its weights come from and what it reads; a `reason` means that this profile does not run it.
+    """A frozen image encoder: where its weights come from and what it reads; a `reason` means that this
+    profile does not run it.
 
-    `source` is 'start' (the image tower that fine-tuning starts from), 'trained' (the tower of our protocol's CLIP), 'random', 'timm' (timm's
-    published weights), or a published model by name; `architecture` is timm's name where the source leaves it open, and `width` scales it.
+    `source` is 'start' (the image tower that fine-tuning starts from), 'trained' (the tower of our protocol's
+    CLIP), 'random', 'timm' (timm's published weights), or a published model by name; `architecture` is timm's
+    name where the source leaves it open, and `width` scales it.
     """
 
     name: str
@@ -110,7 +115,8 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Heads:
-    """Notebook 09: LumbarCLIP's grid of frozen encoders, projection heads and losses; `text` is a BERT of `texts.BERTS`."""
+    """Notebook 09: LumbarCLIP's grid of frozen encoders, projection heads and losses;
+    `text` is a BERT of `texts.BERTS`."""
 
     encoders: tuple[Encoder, ...]
     text: str
@@ -124,8 +130,8 @@ class Heads:
 class Embeddings:
     """Notebook 11: frozen embeddings with boosted trees and logistic regression against supervised networks.
 
-    `per_task` trains a network for each task; otherwise one is trained on KL grades and its frozen features serve the findings. `others` is the
-    number of pictures of other anatomies.
+    `per_task` trains a network for each task; otherwise one is trained on KL grades and its frozen features
+    serve the findings. `others` is the number of pictures of other anatomies.
     """
 
     encoders: tuple[Encoder, ...]
@@ -137,11 +143,14 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Labels:
-    """Notebook 10: self-supervised pre-training without labels, then growing fractions of labels for each start.
+    """Notebook 10: self-supervised pre-training without labels, then growing fractions of labels for each
+    start.
 
-    The tower is timm's `architecture`, or the image tower of the profile's CLIP where it is empty; `published` says whether it starts from
-    timm's weights. It is shown two crops of `crop` pixels and `local_crops` of `local_crop`, cut from pictures of `image_size`, at which
-    embeddings are taken. `prototypes` is the length of an answer, `momentum` the share of its weights that the teacher keeps at first.
+    The tower is timm's `architecture`, or the image tower of the profile's CLIP where it is empty;
+    `published` says whether it starts from timm's weights. It is shown two crops of `crop` pixels and
+    `local_crops` of `local_crop`, cut from pictures of `image_size`, at which embeddings are taken.
+    `prototypes` is the length of an answer, `momentum` the share of its weights that the teacher keeps at
+    first.
     """
 
     architecture: str
@@ -162,7 +171,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class Attention:
-    """Notebook 12: how many pictures are explained, in how many steps a picture is deleted or inserted, and in how many the weights are lost."""
+    """Notebook 12: how many pictures are explained, in how many steps a picture is deleted or inserted,
+    and in how many the weights are lost."""
 
     pictures: int
     steps: int
@@ -184,9 +194,9 @@ class Systems:
 class Profile:
     """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why.
 
-    `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that train blocks
-    of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds each baseline trains.
-    A notebook computes in so many `threads`, however many run at once.
+    `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that
+    train blocks of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds
+    each baseline trains. A notebook computes in so many `threads`, however many run at once.
     """
 
     name: str

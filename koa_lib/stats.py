@@ -127,7 +127,8 @@ def _matrices(grades, predicted, groups, draws, seed):
 
 
 def measured(graded, names, draws=1000, seed=0, level=0.95):
-    """n, then each metric of `samples` with its percentile interval: `<name>`, `<name>_low`, `<name>_high`."""
+    """n, then each metric of `samples` with its percentile interval: `<name>`, `<name>_low`,
+    `<name>_high`."""
     found = {"n": len(graded)}
     for name, values in samples(graded, names, draws, seed).items():
         found |= with_interval(name, values, level)
@@ -167,7 +168,8 @@ def aligned(b, a):
 
 
 def resampled(graded, draws=1000, seed=0):
-    """Confusion matrices (1 + draws, 5, 5) of graded pictures, see `samples`: as they are, then of each draw."""
+    """Confusion matrices (1 + draws, 5, 5) of graded pictures, see `samples`: as they are,
+    then of each draw."""
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
     return _matrices(grades, probabilities.argmax(1), graded["group_id"], draws, seed)
 
@@ -197,15 +199,15 @@ def paired(a, b):
     if len(only_a) or len(only_b):
         example = [*only_a, *only_b][0]
         counts = f"{len(only_a)} only the first, {len(only_b)} only the second"
-        raise StudyError(f"The two models graded different pictures ({counts}, such as '{example}'): predict the "
-                         "same pictures with both.")
+        raise StudyError(f"The two models graded different pictures ({counts}, such as '{example}'): "
+                         "predict the same pictures with both.")
     other = b.set_index("image_id").loc[a["image_id"]]
     grades, others = (metrics.checked_grades(frame["kl_grade"].to_numpy()) for frame in (a, other))
     differ = np.flatnonzero(grades != others)
     if len(differ):
         example = f"'{a['image_id'].iloc[differ[0]]}', {grades[differ[0]]} against {others[differ[0]]}"
-        raise StudyError(f"The reference grades differ for {len(differ)} of the pictures (such as {example}): join "
-                         "both to one manifest.")
+        raise StudyError(f"The reference grades differ for {len(differ)} of the pictures "
+                         f"(such as {example}): join both to one manifest.")
     return a.assign(**{f"{name}_b": other[name].to_numpy() for name in metrics.PROBABILITIES})
 
 

@@ -25,9 +25,11 @@ class Store:
     step : str
         Who asks, e.g. the notebook; written to `run.jsonl`.
     out : Path, optional
-        Where what is missing is made, by default the run folder: a session in JupyterLab reads the run and never writes to it.
+        Where what is missing is made, by default the run folder: a session in JupyterLab reads the run and
+        never writes to it.
     threads : int, optional
-        In which torch computes whatever is made, so that numbers depend on no machine; as many as it likes by default.
+        In which torch computes whatever is made, so that numbers depend on no machine; as many as it likes by
+        default.
     """
 
     def __init__(self, folder, step, out=None, threads=None):
@@ -42,8 +44,8 @@ class Store:
         name : str
             Path below the run folder.
         key : dict
-            Everything that the result depends on, JSON-able or dataclasses. The code that `build` reaches and the versions of its
-            libraries are added here, see `reach`.
+            Everything that the result depends on, JSON-able or dataclasses. The code that `build` reaches and
+            the versions of its libraries are added here, see `reach`.
         build : callable
             ``build(path)`` writes the artefact to a temporary path, renamed on success.
         code : sequence of callables
@@ -63,7 +65,8 @@ class Store:
                 return self._reused(name, path)
             progress.tell(f"{name}: being built because {reason}", due=False, event="building", step=name)
             seconds = self._build(path, build)
-            write_text(_note_path(path), json.dumps({"key": key, "seconds": round(seconds, 2)}, indent=1, sort_keys=True))
+            write_text(_note_path(path), json.dumps({"key": key, "seconds": round(seconds, 2)},
+                                                    indent=1, sort_keys=True))
             self.log(name, "built", seconds, reason)
         return path
 
@@ -102,14 +105,16 @@ class Store:
         return threads(self.threads)
 
     def log(self, step, status, seconds, reason):
-        """Add a step to the journal and tell of it; a person at a notebook hears of what takes, or saved, a second or more."""
+        """Add a step to the journal and tell of it; a person at a notebook hears of what takes, or saved,
+        a second or more."""
         nested = {"nested": True} if self._building else {}  # its seconds are part of another step's
         journal.append(self.out, step, status, seconds, reason, self.step, **nested)
         due = seconds >= 1 and (status == "built" or step not in self._told)
         if due:
             self._told.add(step)
         took = progress.duration(seconds)
-        text = f"{step}: built in {took} because {reason}" if status == "built" else f"{step}: reused ({took} saved)"
+        text = (f"{step}: built in {took} because {reason}" if status == "built"
+                else f"{step}: reused ({took} saved)")
         progress.tell(text, due, event=status, step=step, seconds=round(seconds, 2), reason=reason, **nested)
 
 
@@ -126,7 +131,8 @@ def _note(path):
 
 
 def made_from(path):
-    """First 12 hex digits of SHA-256 over an artefact's key: what else is made from it has this in its own key."""
+    """First 12 hex digits of SHA-256 over an artefact's key:
+    what else is made from it has this in its own key."""
     return digest(_note(path)["key"])
 
 

@@ -84,21 +84,25 @@ class Study:
 
     @cached_property
     def store(self):
-        """The artefact store of this run; in a session that make did not start it reads the run and makes what is missing beside it."""
+        """The artefact store of this run; in a session that make did not start it reads the run and makes
+        what is missing beside it."""
         return Store(self.run_dir, self.step, self.shown_dir, self.profile.threads)
 
     @property
     def shown_dir(self):
-        """Where this session writes: the run folder, or its `interactive` folder in a session that make did not start, so that trying things out never changes the study's own."""
+        """Where this session writes: the run folder, or its `interactive` folder in a session that make did
+        not start, so that trying things out never changes the study's own."""
         return self.run_dir / INTERACTIVE if self.step == INTERACTIVE else self.run_dir
 
     def file(self, name):
-        """Where a file of the run is read: what this session has written, or else what the run has; `name` is its path below the run folder."""
+        """Where a file of the run is read: what this session has written, or else what the run has;
+        `name` is its path below the run folder."""
         own = self.shown_dir / name
         return own if own.exists() else self.run_dir / name
 
     def data_note(self):
-        """What was noted of the pictures when they were read (`data.json`): hash, and per role hash, pictures and how many are not as listed; {} before."""
+        """What was noted of the pictures when they were read (`data.json`): hash, and per role hash, pictures
+        and how many are not as listed; {} before."""
         path = self.file("data.json")
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -126,8 +130,9 @@ class Study:
     def commit(self):
         """Short commit of the code, with '+' when files differ from it; 'unknown' outside git."""
         try:
-            return subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"], cwd=ROOT,
-                                  capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            return subprocess.run(
+                ["git", "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"], cwd=ROOT,
+                capture_output=True, text=True, check=True, timeout=10).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return "unknown"
 
@@ -135,7 +140,8 @@ class Study:
         """One line for captions: which step, commit, data and seed made a figure."""
         data = {"hash": "not read yet", **self.data_note()}
         copies = sum(data[role]["not_as_listed"] for role in ("training", "external") if role in data)
-        return f"{'DRY RUN · ' if self.dry else ''}{self.step} · commit {self.commit} · data {data['hash']}{f' ({copies:,} files not as listed)' if copies else ''} · seed {self.seed}"
+        return (f"{'DRY RUN · ' if self.dry else ''}{self.step} · commit {self.commit} · data {data['hash']}"
+                f"{f' ({copies:,} files not as listed)' if copies else ''} · seed {self.seed}")
 
     def headline(self, text):
         """Note the sentence that closes the run in the terminal."""
@@ -149,7 +155,8 @@ class Study:
 
 def _whole(seed):
     if type(seed) is not int or seed < 0:
-        raise StudyError(f"The seed {seed!r} is no whole number from 0. Write for instance seed = 42 in the cell of parameters.")
+        raise StudyError(f"The seed {seed!r} is no whole number from 0. "
+                         "Write for instance seed = 42 in the cell of parameters.")
     return seed
 
 
@@ -159,14 +166,16 @@ def is_dry():
 
 
 def run_name(settings, seed, dry=False):
-    """Name of the run folder: the profile, with '-dry' for a dry run and '-seed<s>' for another seed than the profile's."""
+    """Name of the run folder: the profile, with '-dry' for a dry run and '-seed<s>' for another seed than the
+    profile's."""
     return settings.name + "-dry" * dry + f"-seed{seed}" * (seed != settings.seed)
 
 
 def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=False, check=None):
     """Check the inputs of a run and write `inputs.yaml`, only when something changed.
 
-    Published weights that the profile starts from are looked for, downloaded and opened here by `check`, as `systems.preflight.check`: not after hours of work, and not again for the same inputs.
+    Published weights that the profile starts from are looked for, downloaded and opened here by `check`, as
+    `systems.preflight.check`: not after hours of work, and not again for the same inputs.
 
     Returns
     -------
@@ -175,7 +184,8 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
     Raises
     ------
     StudyError
-        A folder that is missing, real data needed and not given, or weights that are neither there nor on the hub.
+        A folder that is missing, real data needed and not given, or weights that are neither there nor on the
+        hub.
     """
     inputs, settings = _checked_inputs(profile, seed, data, external, weights, dry)
     path = BUILD / run_name(settings, inputs.seed, dry) / "inputs.yaml"
@@ -193,10 +203,12 @@ def _checked_inputs(profile, seed, data, external, weights, dry):
     seed = settings.seed if seed is None else seed
     settings = profiles.dry(settings, real=bool(data)) if dry else settings
     if settings.training.source == "folder" and not data:
-        raise StudyError(f"Profile '{profile}' needs real radiographs: make reproduce PROFILE={profile} DATA=<folder of kneeKL224>. "
-                         "The set is Mendeley Data doi:10.17632/56rmx5bjcr.1 (CC BY 4.0).")
+        raise StudyError(
+            f"Profile '{profile}' needs real radiographs: make reproduce PROFILE={profile} "
+            "DATA=<folder of kneeKL224>. The set is Mendeley Data doi:10.17632/56rmx5bjcr.1 (CC BY 4.0).")
     if settings.training.source == "phantoms" and (data or external):
-        raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. Use PROFILE=oai or PROFILE=paper.")
+        raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. "
+                         "Use PROFILE=oai or PROFILE=paper.")
     given = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
     places = (_absolute(name, value) for name, value in given.items())
     return Inputs(profile, seed, *places, content=_content(given.values()), dry=dry), settings
@@ -207,7 +219,8 @@ def stored_inputs(path):
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is damaged: no YAML can be read from it. Delete it and run make again.") from error
+        raise StudyError(f"{path} is damaged: no YAML can be read from it. "
+                         "Delete it and run make again.") from error
     if not isinstance(content, dict):
         raise StudyError(f"{path} is no list of 'key: value' lines. Delete it and run make again.")
     return content

@@ -1,1 +1,2 @@
-"""Building the report: pages, front page, cards, checklists, reference tables and PDF, from the files of a run."""
+"""Building the report: pages, front page, cards, checklists, reference tables and PDF,
+from the files of a run."""

@@ -14,25 +14,31 @@ from reports import provenance
 
 __all__ = ["data_cards", "measured", "model_card"]
 
-SHOWN = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1", "qwk": "QWK", "within_one": "Within one", "ece": "ECE"}
-SPLITS = {"train": "training part", "held_out": "held-out fold", "val": "validation part", "test": "internal test", "external": "external"}
+SHOWN = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
+         "qwk": "QWK", "within_one": "Within one", "ece": "ECE"}
+SPLITS = {"train": "training part", "held_out": "held-out fold", "val": "validation part",
+          "test": "internal test", "external": "external"}
 USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "evaluation"}
-STARTS = {"pretrain": "pre-trained in this run on captioned phantoms", "random": "random weights", "openai": "OpenAI's published weights"}
-PARTS = {"adapter": "an adapter after frozen encoders", "projection": "final norm and projection of the image encoder",
+STARTS = {"pretrain": "pre-trained in this run on captioned phantoms", "random": "random weights",
+          "openai": "OpenAI's published weights"}
+PARTS = {"adapter": "an adapter after frozen encoders",
+         "projection": "final norm and projection of the image encoder",
          "last_blocks": "the last two blocks, final norm and projection of the image encoder",
          "full_image": "the whole image encoder", "both_encoders": "both encoders"}
 PUBLISHED = ("oai_chen2018", "gornale2020")  # behind the paper, whatever a run reads
 
 
 def measured(run):
-    """The main model on each part that `primary.json` names; external parts also without repeats and on single knees.
+    """The main model on each part that `primary.json` names; external parts also without repeats and on
+    single knees.
 
     Returns
     -------
     list of dict
-        model, cohort, role ('fitted', 'unseen' or 'external'), part (in words), pictures, groups, constant (accuracy of the best
-        constant answer), shared (how many of the groups are patients with another knee in the fitted part; None where unknown), and
-        values: metric -> ('0.612', '0.580 to 0.644'), the latter the 95 % group-bootstrap interval. Empty without predictions.
+        model, cohort, role ('fitted', 'unseen' or 'external'), part (in words), pictures, groups, constant
+        (accuracy of the best constant answer), shared (how many of the groups are patients with another knee
+        in the fitted part; None where unknown), and values: metric -> ('0.612', '0.580 to 0.644'), the latter
+        the 95 % group-bootstrap interval. Empty without predictions.
     """
     rows = []
     for file in provenance.note(run.folder / "primary.json", {}).values():
@@ -43,9 +49,11 @@ def measured(run):
 
 
 def _without_ids(row, rows):
-    fitted = [other["ids"] for other in rows if other["role"] == "fitted" and other["cohort"] == row["cohort"]]
+    fitted = [other["ids"] for other in rows
+              if other["role"] == "fitted" and other["cohort"] == row["cohort"]]
     known = row["role"] == "unseen" and fitted and cohorts.facts(row["cohort"]).group == "patient"
-    return {name: value for name, value in row.items() if name != "ids"} | {"shared": len(row["ids"] & fitted[0]) if known else None}
+    return {name: value for name, value in row.items() if name != "ids"} | {
+        "shared": len(row["ids"] & fitted[0]) if known else None}
 
 
 def _parts(run, path):
@@ -56,9 +64,12 @@ def _parts(run, path):
     shown = {"": graded}
     if role == "external":
         graded = _near_groups(run, cohort, graded)
-        shown = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(sets.subset(graded, name))] for name in sets.SUBSETS}
-    told = f"{SPLITS.get(split, split)}" + (f", {fold.replace('fold', 'fold ')}" if split in ("train", "external") and fold != "foldmean" else "")
-    return [{"model": model, "cohort": cohort, "role": role, "part": told + name, "pictures": len(part), "groups": part["group_id"].nunique(), "values": _values(run, part),
+        shown = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(sets.subset(graded, name))]
+                 for name in sets.SUBSETS}
+    told = f"{SPLITS.get(split, split)}" + (
+        f", {fold.replace('fold', 'fold ')}" if split in ("train", "external") and fold != "foldmean" else "")
+    return [{"model": model, "cohort": cohort, "role": role, "part": told + name, "pictures": len(part),
+             "groups": part["group_id"].nunique(), "values": _values(run, part),
              "constant": metrics.best_constant(part["kl_grade"])["accuracy"], "ids": set(part["group_id"])}
             for name, part in shown.items() if len(part)]
 
@@ -91,7 +102,8 @@ def _manifest(run, cohort):
 
 
 def model_card(run, results):
-    """Everything on the model card: name, details, recipe (name-value pairs), results, grades, weights, licences.
+    """Everything on the model card: name, details, recipe (name-value pairs), results, grades, weights,
+    licences.
 
     Parameters
     ----------
@@ -104,25 +116,31 @@ def model_card(run, results):
     model = settings.model
     start = cohorts.facts(settings.training.name)
     details = [
-        ("Model", f"{words.people(results[0]['model']) if results else 'CLIP'}: {model.name}, pictures of {model.image_size} × {model.image_size} pixels"),
+        ("Model", f"{words.people(results[0]['model']) if results else 'CLIP'}: {model.name}, "
+                  f"pictures of {model.image_size} × {model.image_size} pixels"),
         ("Starts from", STARTS[model.start]),
         ("Trained part", PARTS[recipe.part]),
-        ("Protocol", "as printed in the paper" if settings.as_printed else "our protocol: official split, patients kept apart"),
+        ("Protocol", "as printed in the paper" if settings.as_printed
+         else "our protocol: official split, patients kept apart"),
         ("Output", "a probability for each of the five KL grades; the grade is the most probable one"),
         ("Commit", dict(provenance.facts(run))["Commit"]),
         ("Licence of the code", "MIT"),
         ("Licence of the training pictures", start.licence),
     ]
     weights = [row for row in provenance.hashes(run) if "weights" in row[0].lower()]
-    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results), "results": [row | {"cohort": words.people(row["cohort"])} for row in results], "metrics": SHOWN, "grades": _per_grade(run), "weights": weights}
+    return {"details": details, "recipe": _recipe(recipe), "training": _training(run, results),
+            "results": [row | {"cohort": words.people(row["cohort"])} for row in results],
+            "metrics": SHOWN, "grades": _per_grade(run), "weights": weights}
 
 
 def _recipe(recipe):
     intensity = "unchanged" if recipe.intensity == "none" else words.people(recipe.intensity)
     rows = [
-        ("Loss", {"prototypes": "cross-entropy over five text prototypes", "infonce": "symmetric InfoNCE"}[recipe.loss]),
+        ("Loss", {"prototypes": "cross-entropy over five text prototypes",
+                  "infonce": "symmetric InfoNCE"}[recipe.loss]),
         ("Prompts", words.people(recipe.prompts).replace("_", " ")),
-        ("Normalisation", {"imagenet": "ImageNet statistics", "clip": "CLIP statistics"}[recipe.normalisation]),
+        ("Normalisation", {"imagenet": "ImageNet statistics",
+                           "clip": "CLIP statistics"}[recipe.normalisation]),
         ("Geometry and intensity", f"{words.people(recipe.geometry)}, {intensity}"),
         ("Augmentation", recipe.augmentation.replace("_", " ")),
         ("Epochs", recipe.epochs),
@@ -131,7 +149,8 @@ def _recipe(recipe):
         ("Weight decay", _plain(recipe.weight_decay)),
         ("Folds", recipe.folds or "official split only"),
     ]
-    return rows + ([("Early stopping", f"after {recipe.patience} epochs without gain")] if recipe.patience else [])
+    return rows + ([("Early stopping", f"after {recipe.patience} epochs without gain")]
+                   if recipe.patience else [])
 
 
 def _plain(value):
@@ -146,7 +165,8 @@ def _training(run, results):
     rows += _history(run, results[0]["model"]) if results else []
     for folder in provenance.main_checkpoints(run):
         seconds = provenance.note(folder.with_name(f"{folder.name}.json"), {}).get("seconds")
-        rows += [("Time to train this fold, embeddings apart", f"{seconds:,.0f} s")] if seconds is not None else []
+        rows += ([("Time to train this fold, embeddings apart", f"{seconds:,.0f} s")]
+                 if seconds is not None else [])
     return rows
 
 
@@ -157,15 +177,19 @@ def _history(run, model):
     history = pd.read_csv(path).query("part == 'train'")
     last = history[history["epoch"] == history.groupby("fold")["epoch"].transform("max")]
     ends = " to ".join(dict.fromkeys(f"{value:.3f}" for value in (last["loss"].min(), last["loss"].max())))
-    return [("Trainings", f"{len(last)} folds of {last['epoch'].max()} epochs" if len(last) > 1 else f"one, {last['epoch'].max()} epochs"), ("Training loss at the end", ends)]
+    return [("Trainings", f"{len(last)} folds of {last['epoch'].max()} epochs" if len(last) > 1
+             else f"one, {last['epoch'].max()} epochs"), ("Training loss at the end", ends)]
 
 
 def _per_grade(run):
-    # Table 3 of this run without the published columns: number, grade name, n, sensitivity with interval, specificity, AUC.
+    # Table 3 of this run without the published columns: number, grade name, n, sensitivity with interval,
+    # specificity, AUC.
     rows = _read_table(run, "table_3")
     if not rows or "kl_grade" not in rows[0]:
         return []
-    return [(row["kl_grade"], row["name"], row["n"], _percent(row["sensitivity"], row["ci_low"], row["ci_high"]), _percent(row["specificity"]), _number(row["auc"])) for row in rows]
+    return [(row["kl_grade"], row["name"], row["n"],
+             _percent(row["sensitivity"], row["ci_low"], row["ci_high"]), _percent(row["specificity"]),
+             _number(row["auc"])) for row in rows]
 
 
 def _read_table(run, name):
@@ -177,7 +201,8 @@ def _read_table(run, name):
 
 
 def _percent(value, low="", high=""):
-    return "–" if not value else f"{float(value):.1f}" + (f" ({float(low):.1f} to {float(high):.1f})" if low and high else "")
+    return "–" if not value else f"{float(value):.1f}" + (
+        f" ({float(low):.1f} to {float(high):.1f})" if low and high else "")
 
 
 def _number(value):
@@ -190,9 +215,11 @@ def data_cards(run):
     Returns
     -------
     list of dict
-        name, title, read (was it), drawn (is it phantoms), facts (name-value pairs), counts (rows of split and pictures per grade), sets, problems, clean.
+        name, title, read (was it), drawn (is it phantoms), facts (name-value pairs), counts (rows of split
+        and pictures per grade), sets, problems, clean.
     """
-    read = [getattr(run.settings, role).name for role in ("training", "external") if role in provenance.note(run.folder / "data.json", {})]
+    read = [getattr(run.settings, role).name for role in ("training", "external")
+            if role in provenance.note(run.folder / "data.json", {})]
     return [_data_card(run, name, name in read) for name in dict.fromkeys([*read, *PUBLISHED])]
 
 
@@ -201,23 +228,31 @@ def _data_card(run, name, read):
     findings = _found(run, name) if read else _listed_problems(rows)
     seen = provenance.note(run.folder / "data.json", {})
     role = next((role for role in ("training", "external") if getattr(run.settings, role).name == name), None)
-    facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"), ("Licence", known.licence),
-             ("Used for", "; ".join(f"{SPLITS[split]}: {USES[use]}" for split, use in known.roles.items())), *_amounts(rows, known), ("Readers", _readers(rows))]
+    facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"),
+             ("Licence", known.licence),
+             ("Used for", "; ".join(f"{SPLITS[split]}: {USES[use]}" for split, use in known.roles.items())),
+             *_amounts(rows, known), ("Readers", _readers(rows))]
     if read:
-        facts += [("Read in this run", f"{seen[role]['pictures']:,} pictures, data hash {seen[role]['hash']}"), ("Files not as listed", f"{seen[role]['not_as_listed']:,}")]
+        facts += [("Read in this run",
+                   f"{seen[role]['pictures']:,} pictures, data hash {seen[role]['hash']}"),
+                  ("Files not as listed", f"{seen[role]['not_as_listed']:,}")]
     found = [bool(int(row["files"] or 0)) for row in findings]
     return {
-        "name": name, "title": known.title, "doi": known.doi, "read": read, "drawn": "phantoms" in known.layouts, "facts": facts, "beside": list(known.beside.items()),
-        "grades": [f"KL {grade} {word}" for grade, word in zip(GRADES, NAMES, strict=True)], "counts": _counts(rows), "sets": _sets(rows),
+        "name": name, "title": known.title, "doi": known.doi, "read": read,
+        "drawn": "phantoms" in known.layouts, "facts": facts, "beside": list(known.beside.items()),
+        "grades": [f"KL {grade} {word}" for grade, word in zip(GRADES, NAMES, strict=True)],
+        "counts": _counts(rows), "sets": _sets(rows),
         "problems": [row for row, there in zip(findings, found, strict=True) if there],
         "clean": [row["finding"] for row, there in zip(findings, found, strict=True) if not there],
     }
 
 
 def _found(run, name):
-    # Of the audit's table that has a cohort's columns beside those of the others; an empty cell is none of its checks.
+    # Of the audit's table that has a cohort's columns beside those of the others; an empty cell is none of
+    # its checks.
     table = _read_table(run, "findings")
-    return [{"finding": row["finding"]} | {part: row[f"{name} {part}"] for part in ("groups", "files", "detail")}
+    return [{"finding": row["finding"]}
+            | {part: row[f"{name} {part}"] for part in ("groups", "files", "detail")}
             for row in table if row.get(f"{name} files")]
 
 
@@ -235,21 +270,24 @@ def _amounts(rows, known):
         return []
     patients = known.group == "patient"
     groups = f"{rows['group_id'].nunique():,}"
-    return [("Listed pictures", f"{len(rows):,}"), ("Patients", groups if patients else f"not known; {groups} groups of equal pixels")]
+    return [("Listed pictures", f"{len(rows):,}"),
+            ("Patients", groups if patients else f"not known; {groups} groups of equal pixels")]
 
 
 def _readers(rows):
     if rows is None or rows["kl_grade_reader2"].isna().all():
         return "one; the reference"
     both = rows.dropna(subset=["kl_grade_reader2"])
-    return f"two; the first is the reference; they differ on {(both['kl_grade'] != both['kl_grade_reader2']).sum():,} of {len(both):,} pictures"
+    return ("two; the first is the reference; they differ on "
+            f"{(both['kl_grade'] != both['kl_grade_reader2']).sum():,} of {len(both):,} pictures")
 
 
 def _counts(rows):
     if rows is None:
         return []
     parts = sets.counts(rows, "").groupby("split", sort=False)["n"]
-    return [(SPLITS.get(split, split.replace("_", " ")), [f"{n:,}" for n in counts], f"{counts.sum():,}") for split, counts in parts]
+    return [(SPLITS.get(split, split.replace("_", " ")), [f"{n:,}" for n in counts], f"{counts.sum():,}")
+            for split, counts in parts]
 
 
 def _listed_problems(rows):
@@ -258,14 +296,18 @@ def _listed_problems(rows):
         return []
     equal, conflict = rows[rows.duplicated("pixel_sha256", keep=False)], rows[sets.conflicting(rows)]
     both = rows.dropna(subset=["kl_grade_reader2"])
-    found = {"equal pixels": (equal, "pixel_sha256", f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"),
-             "equal pixels under different grades": (conflict, "pixel_sha256", "left out of the deduplicated set"),
-             "readers disagree": (both[both["kl_grade"] != both["kl_grade_reader2"]], "image_id", f"of {len(both):,} pictures with two grades"),
+    found = {"equal pixels": (equal, "pixel_sha256",
+                              f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"),
+             "equal pixels under different grades": (conflict, "pixel_sha256",
+                                                     "left out of the deduplicated set"),
+             "readers disagree": (both[both["kl_grade"] != both["kl_grade_reader2"]], "image_id",
+                                  f"of {len(both):,} pictures with two grades"),
              "two knees in one picture": (rows[sets.two_knees(rows)], "image_id", "told by their width"),
              "16-bit pictures": (rows[rows["bit_depth"] == 16], "image_id", "rescaled when read")}
-    return [{"finding": finding, "groups": f"{part[group].nunique():,}", "files": str(len(part)), "detail": detail}
-            for finding, (part, group, detail) in found.items()]
+    return [{"finding": finding, "groups": f"{part[group].nunique():,}", "files": str(len(part)),
+             "detail": detail} for finding, (part, group, detail) in found.items()]
 
 
 def _sets(rows):
-    return [] if rows is None else [(name.replace("_", " "), f"{len(sets.subset(rows, name)):,}") for name in sets.SUBSETS]
+    return [] if rows is None else [(name.replace("_", " "), f"{len(sets.subset(rows, name)):,}")
+                                    for name in sets.SUBSETS]

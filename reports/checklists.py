@@ -1,4 +1,5 @@
-"""Reporting checklists and the index of readings: lists kept as YAML, whose entries are linked to their places in a report."""
+"""Reporting checklists and the index of readings: lists kept as YAML,
+whose entries are linked to their places in a report."""
 
 from collections import Counter
 
@@ -21,7 +22,8 @@ def read(name, folder=FOLDER):
     Returns
     -------
     dict
-        title, citation, about, sections: each with name and items; an item has number, item, status, where (targets), note.
+        title, citation, about, sections: each with name and items; an item has number, item, status, where
+        (targets), note.
 
     Raises
     ------
@@ -55,9 +57,14 @@ def _problem(item, seen):
 
 def linked(content, run):
     """The checklist with each target of `where` as a link, and the numbers of items per status."""
-    sections = [section | {"items": [item | {"where": [places.link(target, run) for target in item["where"]]} for item in section["items"]]} for section in content["sections"]]
+    sections = [section | {"items": [
+        item | {"where": [places.link(target, run) for target in item["where"]]}
+        for item in section["items"]]} for section in content["sections"]]
     counts = Counter(item["status"] for section in sections for item in section["items"])
-    return content | {"sections": sections, "counts": [(status, counts[status]) for status in STATUSES if counts[status]], "total": counts.total()}
+    return content | {
+        "sections": sections,
+        "counts": [(status, counts[status]) for status in STATUSES if counts[status]],
+        "total": counts.total()}
 
 
 def readings(run):

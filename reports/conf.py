@@ -1,4 +1,5 @@
-"""Sphinx settings of the report. `reports.build` copies this folder beside the notebooks and writes run.json."""
+"""Sphinx settings of the report. `reports.build` copies this folder beside the notebooks and writes
+run.json."""
 
 import json
 import sys
@@ -16,7 +17,8 @@ html_short_title = "koa-clip"
 
 extensions = ["myst_nb", "sphinxcontrib.bibtex", "mathml", "roles", "typography"]
 exclude_patterns = ["jupyter_execute"]
-suppress_warnings = ["myst.xref_missing"]  # of anchors in other pages it knows headings only; dead links are looked for in the built pages
+# Of anchors in other pages it knows headings only; dead links are looked for in the built pages.
+suppress_warnings = ["myst.xref_missing"]
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
@@ -51,7 +53,8 @@ html_theme_options = {
     "search_bar_text": "Search the report",
     "use_fullscreen_button": False,
     "use_download_button": False,
-    "navbar_persistent": [],  # the search stands in the navigation; a second menu button in an empty top bar would break the first
+    # The search stands in the navigation; a second menu button in an empty top bar would break the first.
+    "navbar_persistent": [],
     "primary_sidebar_end": [],
     "secondary_sidebar_items": [],  # tables need the width; the page's sections are a menu in its header
     "back_to_top_button": False,

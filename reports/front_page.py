@@ -26,12 +26,16 @@ def front(run, measured, readings):
     Returns
     -------
     dict
-        sentences (3), pictures (exhibits), items (of the paper), verdicts (columns and rows of counts), papers (other systems).
+        sentences (3), pictures (exhibits), items (of the paper), verdicts (columns and rows of counts),
+        papers (other systems).
     """
     score = scores(run.folder)
-    return {"sentences": sentences(run, score, measured), "pictures": [_exhibit(run, key) for key in PICTURES if not run.exhibits[key]["reason"]],
+    return {"sentences": sentences(run, score, measured),
+            "pictures": [_exhibit(run, key) for key in PICTURES if not run.exhibits[key]["reason"]],
             "items": [_exhibit(run, key) | {"shows": shows} for key, shows in places.PAPER_ITEMS.items()],
-            "verdicts": verdicts(score), "scorecard": places.page("scorecard", run.exhibits["scorecard"]["notebook"]), "papers": _papers(run, score, readings)}
+            "verdicts": verdicts(score),
+            "scorecard": places.page("scorecard", run.exhibits["scorecard"]["notebook"]),
+            "papers": _papers(run, score, readings)}
 
 
 def scores(run_dir):
@@ -40,18 +44,22 @@ def scores(run_dir):
     path = run_dir / "tables" / "scorecard.csv"
     try:
         score = pd.read_csv(path, dtype=texts).fillna(dict.fromkeys(texts, ""))
-        whole = score["verdict"].isin(scorecard.VERDICTS + scorecard.FOUND).all() and score["model"].isin([True, False]).all() and len(score)
+        whole = (score["verdict"].isin(scorecard.VERDICTS + scorecard.FOUND).all()
+                 and score["model"].isin([True, False]).all() and len(score))
     except (ValueError, KeyError):
         whole = False
     if not whole:
-        raise StudyError(f"{path} is damaged. Delete the executed notebook 13_scorecard in the folder nb and run make again.")
+        raise StudyError(f"{path} is damaged. Delete the executed notebook 13_scorecard in the folder nb "
+                         "and run make again.")
     return score
 
 
 def verdicts(score):
     """Counts of verdicts; a row that follows from another one is counted there."""
-    kinds = (("The paper: results and claims that need a trained model", score["model"] & (score["source"] == PAPER)),
-             ("Other systems: results and claims that need a trained model", score["model"] & (score["source"] != PAPER)),
+    kinds = (("The paper: results and claims that need a trained model",
+              score["model"] & (score["source"] == PAPER)),
+             ("Other systems: results and claims that need a trained model",
+              score["model"] & (score["source"] != PAPER)),
              ("Counts, repeated and cited numbers, times, arithmetic", ~score["model"]))
     return [(name, tally(score[chosen])) for name, chosen in kinds if chosen.any()]
 
@@ -59,7 +67,8 @@ def verdicts(score):
 def tally(rows):
     """'3 replicated, 1 not run' for some rows of the scorecard, each contradiction counted once."""
     counts = rows.loc[rows["follows_from"] == "", "verdict"].value_counts()
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in dict.fromkeys(scorecard.VERDICTS + scorecard.FOUND) if verdict in counts) or "none"
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict
+                     in dict.fromkeys(scorecard.VERDICTS + scorecard.FOUND) if verdict in counts) or "none"
 
 
 def sentences(run, score, measured):
@@ -67,31 +76,46 @@ def sentences(run, score, measured):
     ours = score[score["model"] & (score["source"] == PAPER)]
     pictures = "drawn knees (synthetic phantoms)" if run.synthetic else "real radiographs"
     made = sum(not run.exhibits[key]["reason"] for key in places.PAPER_ITEMS)
-    ran = f"Run: the whole study, from {pictures} to this report; {made} of the paper's {len(places.PAPER_ITEMS)} tables and figures have their counterpart in it."
+    ran = (f"Run: the whole study, from {pictures} to this report; {made} of the paper's "
+           f"{len(places.PAPER_ITEMS)} tables and figures have their counterpart in it.")
     if ours["verdict"].isin(["not comparable", "not run"]).all():
         reason = ours["reason"].str.split(";").str[0].mode()[0]
-        return [ran, _came_out(measured), f"Not shown: how the paper's model grades patients. {len(ours)} of its results and claims are not scored ({tally(ours)}; {reason})."]
-    return [ran, f"Came out: {_main(ours)} Of {len(ours)} results and claims of the paper that need a trained model: {tally(ours)}.",
-            f"Not shown by this run: {tally(ours[ours['verdict'].isin(['not comparable', 'not run', 'inconclusive'])])}; the reasons stand in the scorecard."]
+        return [ran, _came_out(measured),
+                f"Not shown: how the paper's model grades patients. {len(ours)} of its results and claims "
+                f"are not scored ({tally(ours)}; {reason})."]
+    return [ran,
+            f"Came out: {_main(ours)} Of {len(ours)} results and claims of the paper that need a trained "
+            f"model: {tally(ours)}.",
+            "Not shown by this run: "
+            f"{tally(ours[ours['verdict'].isin(['not comparable', 'not run', 'inconclusive'])])}; "
+            "the reasons stand in the scorecard."]
 
 
 def _main(ours):
     row = ours[(ours["item"] == MAIN[0]) & (ours["row"] == MAIN[1]) & (ours["metric"] == MAIN[2])].iloc[0]
     if pd.isna(row.ours):
         return "the paper's main number, the external accuracy, was not measured."
-    return f"external accuracy {row.ours:.1f} % ({row.ci_low:.1f} to {row.ci_high:.1f}) beside {row.published:.2f} % published: {row.verdict}."
+    return (f"external accuracy {row.ours:.1f} % ({row.ci_low:.1f} to {row.ci_high:.1f}) "
+            f"beside {row.published:.2f} % published: {row.verdict}.")
 
 
 def _came_out(measured):
     unseen = [part for part in measured if part["role"] == "unseen"][-1:]
     outside = [part for part in measured if part["role"] == "external"][:1]
-    told = [f"{place} (n = {part['pictures']:,}{_shared(part)}) it reaches accuracy {_value(part, 'accuracy')}, where one grade for every knee reaches {part['constant']:.3f}, and quadratic kappa {_value(part, 'qwk')}"
-            for place, parts in (("on unseen knees of its own cohort", unseen), ("on the external cohort", outside)) for part in parts]
-    return f"Came out: the main model is {words.people(measured[0]['model'])}; {'; '.join(told)} (95 % intervals, group bootstrap)." if told else "Came out: no predictions of a main model are kept."
+    told = [f"{place} (n = {part['pictures']:,}{_shared(part)}) "
+            f"it reaches accuracy {_value(part, 'accuracy')}, "
+            f"where one grade for every knee reaches {part['constant']:.3f}, "
+            f"and quadratic kappa {_value(part, 'qwk')}"
+            for place, parts in (("on unseen knees of its own cohort", unseen),
+                                 ("on the external cohort", outside)) for part in parts]
+    return (f"Came out: the main model is {words.people(measured[0]['model'])}; {'; '.join(told)} "
+            "(95 % intervals, group bootstrap)."
+            if told else "Came out: no predictions of a main model are kept.")
 
 
 def _shared(part):
-    return f"; {part['shared']:,} of {part['groups']:,} patients have their other knee in training" if part["shared"] else ""
+    return (f"; {part['shared']:,} of {part['groups']:,} patients have their other knee in training"
+            if part["shared"] else "")
 
 
 def _value(part, metric):
@@ -102,14 +126,16 @@ def _value(part, metric):
 def _exhibit(run, key):
     found = run.exhibits[key]
     notebook = found["notebook"]
-    return found | {"key": key, "page": places.page(key, notebook), "heading": places.title(run.notebooks[notebook], notebook)}
+    return found | {"key": key, "page": places.page(key, notebook),
+                    "heading": places.title(run.notebooks[notebook], notebook)}
 
 
 def _papers(run, score, readings):
     found = []
     for name, system in SYSTEMS.items():
         rows = score[score["model"] & (score["source"] == name)]
-        found.append({"system": name, "reference": system.reference, "page": f"notebooks/{system.notebook}.html",
-                      "heading": places.title(run.notebooks[system.notebook], system.notebook), "tally": tally(rows),
-                      "readings": [row["number"] for row in readings if name in row.get("system", "").split(", ")]})
+        found.append({
+            "system": name, "reference": system.reference, "page": f"notebooks/{system.notebook}.html",
+            "heading": places.title(run.notebooks[system.notebook], system.notebook), "tally": tally(rows),
+            "readings": [row["number"] for row in readings if name in row.get("system", "").split(", ")]})
     return found

@@ -27,7 +27,8 @@ class _Page(HTMLParser):
         loaded = [attrs[name] for name in _LOADING if name in attrs]
         if tag != "a" and not (tag == "link" and attrs.get("rel") in _NAMING):
             loaded += [attrs[name] for name in ("href", "xlink:href") if name in attrs]
-        self.remote += [address[:120] for value in loaded for address in value.split(", ") if _REMOTE.match(address)]
+        self.remote += [address[:120] for value in loaded for address in value.split(", ")
+                        if _REMOTE.match(address)]
 
     def handle_data(self, data):
         if self._style:
@@ -35,11 +36,13 @@ class _Page(HTMLParser):
 
 
 def _read(html):
-    return {path: _Page(path) for path in sorted(html.rglob("*.html")) if "_static" not in path.relative_to(html).parts}
+    return {path: _Page(path) for path in sorted(html.rglob("*.html"))
+            if "_static" not in path.relative_to(html).parts}
 
 
 def remote_resources(html):
-    """Sentences on everything that a page or style sheet would fetch from a network (plain links are free)."""
+    """Sentences on everything that a page or style sheet would fetch from a network (plain links are
+    free)."""
     loads = [(path, address) for path, page in _read(html).items() for address in page.remote]
     for path in sorted(html.rglob("*.css")):
         loads += [(path, address) for address in _CSS_ADDRESS.findall(path.read_text(encoding="utf-8"))]

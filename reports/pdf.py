@@ -1,4 +1,5 @@
-"""The report as one PDF: all pages joined into one document, printed by headless Chromium with bookmarks and page numbers."""
+"""The report as one PDF: all pages joined into one document,
+printed by headless Chromium with bookmarks and page numbers."""
 
 import logging
 import os
@@ -19,15 +20,18 @@ MINUTES = 8
 FOOT = 120  # points from the lower edge of a sheet, where a heading may have been meant for the next
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 # The margins carry the banner and the page number.
-_HEAD = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{title}</title>
+_HEAD = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8">\
+<title>{title}</title>
 {styles}<style>
-@page {{ @top-center {{ content: {banner}; font: 8pt sans-serif; color: #5c4400; }} @bottom-left {{ content: {title_text}; font: 8pt sans-serif; }}
+@page {{ @top-center {{ content: {banner}; font: 8pt sans-serif; color: #5c4400; }}\
+ @bottom-left {{ content: {title_text}; font: 8pt sans-serif; }}
   @bottom-right {{ content: counter(page) " / " counter(pages); font: 8pt sans-serif; }} }}
 .koa-page {{ break-before: page; }} .koa-page:first-of-type {{ break-before: auto; }}
 .koa-mark, .koa-mark:hover {{ color: inherit; text-decoration: none; }}
 </style></head><body><main class="bd-main"><div class="bd-content"><div class="bd-article-container">"""
-_NOTE = ("<p>Printed from the pages of this report. The code of the notebooks is left out; it stands, folded, in the HTML pages. "
-         "Tables are also in the folder <code>tables</code> as CSV, figures in <code>figures</code> as PNG and SVG.</p>")
+_NOTE = ("<p>Printed from the pages of this report. The code of the notebooks is left out; "
+         "it stands, folded, in the HTML pages. Tables are also in the folder <code>tables</code> as CSV, "
+         "figures in <code>figures</code> as PNG and SVG.</p>")
 
 
 def print_report(run_dir):
@@ -41,7 +45,8 @@ def print_report(run_dir):
     Returns
     -------
     Path
-        `run_dir/koa-clip-<run>.pdf`: A4, tagged, one bookmark for each heading, links between pages kept inside.
+        `run_dir/koa-clip-<run>.pdf`: A4, tagged, one bookmark for each heading, links between pages kept
+        inside.
 
     Raises
     ------
@@ -71,14 +76,17 @@ def chromium():
     """The path of the browser; StudyError when there is none."""
     found = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if not found:
-        raise StudyError("The PDF is printed by Chromium, which is not installed. On Debian: apt-get install chromium.")
+        raise StudyError("The PDF is printed by Chromium, which is not installed. "
+                         "On Debian: apt-get install chromium.")
     return found
 
 
 def join(html):
-    """All pages of a folder as one HTML document, in the order of the navigation; the first gets the run's banner.
+    """All pages of a folder as one HTML document, in the order of the navigation; the first gets the run's
+    banner.
 
-    Ids get the page's name in front, links between pages become links to these ids, links to other files become plain text.
+    Ids get the page's name in front, links between pages become links to these ids, links to other files
+    become plain text.
 
     Returns
     -------
@@ -94,7 +102,8 @@ def join(html):
     title = index.title.get_text(strip=True).split(" — ")[-1]
     styles = "".join(str(link) for link in index.select('link[rel="stylesheet"]'))
     pages = [html / "index.html", *_in_order(index, html)]
-    parts = [_HEAD.format(title=escape(title), title_text=_quoted(title), banner=_quoted(banner), styles=styles)]
+    parts = [_HEAD.format(title=escape(title), title_text=_quoted(title), banner=_quoted(banner),
+                          styles=styles)]
     headings = []
     for path in pages:
         article = _article(path, pages, html)
@@ -136,13 +145,15 @@ def _article(path, pages, html):
 
 
 def _mark_headings(article, name):
-    # A browser notes where in the PDF an id lies only when a link leads there: each heading gets one to itself.
+    # A browser notes where in the PDF an id lies only when a link leads there: each heading gets one to
+    # itself.
     from bs4 import BeautifulSoup
 
     marked = []
     for number, heading in enumerate(article.find_all(HEADINGS)):
         mark = f"{name}--heading-{number}"
-        link = BeautifulSoup("", "html.parser").new_tag("a", href=f"#{mark}", id=mark, attrs={"class": "koa-mark"})
+        link = BeautifulSoup("", "html.parser").new_tag(
+            "a", href=f"#{mark}", id=mark, attrs={"class": "koa-mark"})
         link.extend(list(heading.contents))
         heading.append(link)
         marked.append((int(heading.name[1]), mark, " ".join(heading.get_text().split())))
@@ -165,36 +176,43 @@ def _redirect(link, path, pages, html):
 
 
 def _print(program, page, target):
-    options = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
+    options = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage",
+               "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
                "--export-tagged-pdf", "--no-pdf-header-footer", f"--print-to-pdf={target}"]
     with tempfile.TemporaryDirectory() as profile:
         # As root, as in a container, Chromium starts only without its sandbox; the pages are our own.
-        command = [program, *options, *["--no-sandbox"] * (os.geteuid() == 0), f"--user-data-dir={profile}", page.as_uri()]
+        command = [program, *options, *["--no-sandbox"] * (os.geteuid() == 0),
+                   f"--user-data-dir={profile}", page.as_uri()]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
         except subprocess.TimeoutExpired:
-            raise StudyError(f"Chromium did not print the report within {MINUTES} minutes. Close other programs and try again.") from None
+            raise StudyError(f"Chromium did not print the report within {MINUTES} minutes. "
+                             "Close other programs and try again.") from None
     if not target.is_file() or not target.stat().st_size:
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise StudyError(f"Chromium could not print the report (exit code {done.returncode}): {last}")
 
 
 def _finish(partial, target, headings):
-    """Open with the bookmarks in sight, folded to one per page; name the author, not the machine's program."""
+    """Open with the bookmarks in sight, folded to one per page; name the author,
+    not the machine's program."""
     from pypdf import PdfWriter
     from pypdf.generic import NameObject
 
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it counts the objects of Chromium's files otherwise, and says so
+    # It counts the objects of Chromium's files otherwise, and says so.
+    logging.getLogger("pypdf").setLevel(logging.ERROR)
     writer = PdfWriter(clone_from=partial)
     _bookmark(writer, headings)
     writer.root_object[NameObject("/PageMode")] = NameObject("/UseOutlines")
-    writer.add_metadata({"/Author": "the koa-clip authors", "/Subject": "Knee osteoarthritis graded with CLIP: the report of a run"})
+    writer.add_metadata({"/Author": "the koa-clip authors",
+                         "/Subject": "Knee osteoarthritis graded with CLIP: the report of a run"})
     writer.write(partial)
     os.replace(partial, target)
 
 
 def _bookmark(writer, headings):
-    # The pages' own headings: what a browser takes for them differs between versions, e.g. where a heading wraps.
+    # The pages' own headings: what a browser takes for them differs between versions, e.g. where a heading
+    # wraps.
     from pypdf.generic import Fit
 
     places = {name.lstrip("/"): place for name, place in writer.named_destinations.items()}
@@ -207,7 +225,8 @@ def _bookmark(writer, headings):
         if top < FOOT and _squeezed(title) not in _squeezed(writer.pages[page].extract_text()):
             page, top = page + 1, writer.pages[page + 1].mediabox.top
         above = {higher: item for higher, item in above.items() if higher < level}
-        above[level] = writer.add_outline_item(title, page_number=page, parent=parent, fit=Fit.xyz(top=top), is_open=False)
+        above[level] = writer.add_outline_item(title, page_number=page, parent=parent, fit=Fit.xyz(top=top),
+                                               is_open=False)
 
 
 def _squeezed(text):

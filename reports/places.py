@@ -34,7 +34,8 @@ PAGES = {
 
 def title(notebook, stem):
     """The first heading of a notebook without its number, e.g. 'Does it hold elsewhere?'."""
-    heading = re.search(r"^# (?:\d+ · )?(.+)$", notebook.cells[0].source, re.MULTILINE) if notebook.cells else None
+    heading = (re.search(r"^# (?:\d+ · )?(.+)$", notebook.cells[0].source, re.MULTILINE)
+               if notebook.cells else None)
     return heading[1].strip() if heading else stem
 
 
@@ -44,7 +45,8 @@ def page(key, notebook):
 
 
 def link(target, run):
-    """Label and address, from a page in `reports/`, of an exhibit ('table_3'), notebook ('05_external_evaluation') or page ('deviations#d4').
+    """Label and address, from a page in `reports/`, of an exhibit ('table_3'), notebook
+    ('05_external_evaluation') or page ('deviations#d4').
 
     Raises
     ------
@@ -57,5 +59,6 @@ def link(target, run):
     if target in run.notebooks:
         return {"label": f"Notebook {int(target[:2])}", "href": f"../notebooks/{target}.html"}
     name, _, anchor = target.partition("#")
-    told = f"Deviation {anchor.upper()}" if re.fullmatch(r"d\d+", anchor) else PAGES[name] + f": {anchor.replace('-', ' ')}" * bool(anchor)
+    told = (f"Deviation {anchor.upper()}" if re.fullmatch(r"d\d+", anchor)
+            else PAGES[name] + f": {anchor.replace('-', ' ')}" * bool(anchor))
     return {"label": told, "href": f"{name}.html" + f"#{anchor}" * bool(anchor)}

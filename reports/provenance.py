@@ -19,9 +19,11 @@ from koa_lib.study import stored_inputs
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as the report sees it: its folder, inputs, profile, executed notebooks by stem, and exhibits by key.
+    """A finished run as the report sees it: its folder, inputs, profile, executed notebooks by stem, and
+    exhibits by key.
 
-    An exhibit has name ('Table S3'), kind, number, title, notebook, caption, alt, files, reason (why it is empty), commit and data.
+    An exhibit has name ('Table S3'), kind, number, title, notebook, caption, alt, files, reason (why it is
+    empty), commit and data.
     """
 
     folder: Path
@@ -68,14 +70,16 @@ def is_synthetic(content):
 
 
 def _notebooks(folder):
-    return {name: _notebook(folder / "nb" / f"{name}.ipynb") for name in running.names() if (folder / "nb" / f"{name}.ipynb").is_file()}
+    return {name: _notebook(folder / "nb" / f"{name}.ipynb") for name in running.names()
+            if (folder / "nb" / f"{name}.ipynb").is_file()}
 
 
 def _notebook(path):
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat and json have several
-        raise StudyError(f"{path} is not a notebook ({type(error).__name__}). Delete it and run make again.") from error
+        raise StudyError(f"{path} is not a notebook ({type(error).__name__}). "
+                         "Delete it and run make again.") from error
 
 
 def note(path, default):
@@ -85,31 +89,37 @@ def note(path, default):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StudyError(f"{path} is damaged. Delete it and the folder nb beside it, and run make again.") from error
+        raise StudyError(f"{path} is damaged. "
+                         "Delete it and the folder nb beside it, and run make again.") from error
 
 
 def facts(run):
     """Name-value pairs that say what was run; folders by their last name only."""
     # More than one value means that parts of the run were made from different code or data: show them all.
-    commits, data = (", ".join(sorted({exhibit[name] for exhibit in run.exhibits.values()})) or "unknown" for name in ("commit", "data"))
+    commits, data = (", ".join(sorted({exhibit[name] for exhibit in run.exhibits.values()})) or "unknown"
+                     for name in ("commit", "data"))
     content = run.inputs
     return [
         ("Profile", run.settings.name + " (dry run)" * run.dry),
         ("Training data", "synthetic phantoms, cohort A" if run.synthetic else _folder(content["data"])),
-        ("External data", "synthetic phantoms, cohort B" if run.synthetic else _folder(content.get("external"))),
+        ("External data",
+         "synthetic phantoms, cohort B" if run.synthetic else _folder(content.get("external"))),
         ("Data hash", data),
         ("Seed", run.seed),
         ("Commit", _commits(commits)),
         ("Finished", _finished(run.notebooks.values())),
         ("Time in notebooks", _time(run.folder)),
         *_trainings(run.settings),
-        ("Machine", ", ".join(str(value) + " cores" * (name == "Cores") for name, value in device.machine() if name != "Python")),
+        ("Machine", ", ".join(str(value) + " cores" * (name == "Cores")
+                              for name, value in device.machine() if name != "Python")),
     ]
 
 
 def _commits(told):
-    # The stamps of all exhibits; notebooks are executed only when they or their inputs changed, so a run may carry several.
-    notes = ["several: notebooks were executed at different times"] * (", " in told) + ["+: with changes that were not committed"] * ("+" in told)
+    # The stamps of all exhibits; notebooks are executed only when they or their inputs changed, so a run may
+    # carry several.
+    notes = (["several: notebooks were executed at different times"] * (", " in told)
+             + ["+: with changes that were not committed"] * ("+" in told))
     return told + f" ({'; '.join(notes)})" * bool(notes)
 
 
@@ -124,14 +134,17 @@ def _time(folder):
     if done["seconds"] is None:
         return "unknown"
     count = done["built"] + done["reused"]
-    return f"{done['seconds'] / 60:.1f} minutes" + f", {done['reused']:,} of {count:,} steps reused" * bool(count)
+    return (f"{done['seconds'] / 60:.1f} minutes"
+            + f", {done['reused']:,} of {count:,} steps reused" * bool(count))
 
 
 def _trainings(settings):
     recipe = settings.as_printed
     if recipe is None or not recipe.folds:
         return []
-    return [("Trainings of the main model", f"{recipe.folds * settings.seeds} ({recipe.folds} folds, {settings.seeds} seed{'s' * (settings.seeds > 1)})")]
+    return [("Trainings of the main model",
+             f"{recipe.folds * settings.seeds} ({recipe.folds} folds, "
+             f"{settings.seeds} seed{'s' * (settings.seeds > 1)})")]
 
 
 def _folder(path):
@@ -144,19 +157,22 @@ def steps(run_dir):
     Returns
     -------
     list of dict
-        notebook, seconds, peak_mib (None where not recorded), built, reused (numbers of steps), steps; each step has
-        step, status, time, reason, seconds (of its building) and peak_mib.
+        notebook, seconds, peak_mib (None where not recorded), built, reused (numbers of steps), steps; each
+        step has step, status, time, reason, seconds (of its building) and peak_mib.
     """
     lines = journal.read(run_dir)
     # Other names are the pages, a notebook that is no more, or somebody's own work in this run's store.
     executions = journal.executions(lines)
-    return [_execution(name, [lines[place] for place in executions[name]]) for name in running.names() if name in executions]
+    return [_execution(name, [lines[place] for place in executions[name]])
+            for name in running.names() if name in executions]
 
 
 def total(executions):
     """Sums of time and steps over all notebooks, and the largest peak of memory."""
-    seconds, peaks = ([row[key] for row in executions if row[key] is not None] for key in ("seconds", "peak_mib"))
-    return {"seconds": sum(seconds) if seconds else None, "peak_mib": max(peaks, default=None), **{key: sum(row[key] for row in executions) for key in ("built", "reused")}}
+    seconds, peaks = ([row[key] for row in executions if row[key] is not None]
+                      for key in ("seconds", "peak_mib"))
+    return {"seconds": sum(seconds) if seconds else None, "peak_mib": max(peaks, default=None),
+            **{key: sum(row[key] for row in executions) for key in ("built", "reused")}}
 
 
 def _execution(name, lines):
@@ -164,14 +180,16 @@ def _execution(name, lines):
     for line in lines:
         if line["step"] == name:
             continue
-        row = rows.setdefault(line["step"], {"step": line["step"], "status": "", "seconds": None, "reason": "", "peak_mib": None})
+        row = rows.setdefault(line["step"], {"step": line["step"], "status": "", "seconds": None,
+                                             "reason": "", "peak_mib": None})
         first, built = row["seconds"] is None, line["status"] == "built"
         row |= {"time": line["time"].replace("T", " "), "peak_mib": _largest(row, line)}
         if first or built:  # what was built keeps the reason and the time of its building
             row |= {"status": line["status"], "seconds": line["seconds"], "reason": line.get("reason", "")}
     built = sum(row["status"] == "built" for row in rows.values())
-    return {"notebook": name, "seconds": closing[-1]["seconds"] if closing else None, "peak_mib": _largest(*lines),
-            "time": lines[-1]["time"].replace("T", " "), "built": built, "reused": len(rows) - built, "steps": list(rows.values())}
+    return {"notebook": name, "seconds": closing[-1]["seconds"] if closing else None,
+            "peak_mib": _largest(*lines), "time": lines[-1]["time"].replace("T", " "),
+            "built": built, "reused": len(rows) - built, "steps": list(rows.values())}
 
 
 def _largest(*lines):
@@ -182,18 +200,22 @@ def seeds(run):
     """Name-value pairs of everything random."""
     pretraining = run.settings.pretraining
     last = run.seed + run.settings.seeds - 1
-    rows = [("Study: folds, first training, bootstrap", run.seed), ("Trainings of the main model", f"{run.seed} to {last}" if last > run.seed else run.seed)]
+    rows = [("Study: folds, first training, bootstrap", run.seed),
+            ("Trainings of the main model", f"{run.seed} to {last}" if last > run.seed else run.seed)]
     return rows + ([("Pre-training on captioned phantoms", pretraining.seed)] if pretraining else [])
 
 
 def hashes(run):
-    """Rows (what, file or folder, SHA-256 or its beginning): the cohorts as read, and the weights of the main model."""
+    """Rows (what, file or folder, SHA-256 or its beginning): the cohorts as read,
+    and the weights of the main model."""
     data = note(run.folder / "data.json", {})
-    rows = [(f"{role.capitalize()} cohort: pictures and grades", getattr(run.settings, role).name, data[role]["hash"]) for role in ("training", "external") if role in data]
+    rows = [(f"{role.capitalize()} cohort: pictures and grades", getattr(run.settings, role).name,
+             data[role]["hash"]) for role in ("training", "external") if role in data]
     for checkpoint in main_checkpoints(run):
         key = note(checkpoint.with_name(f"{checkpoint.name}.json"), {}).get("key", {})
         rows += [("Start weights", run.settings.model.name, key["weights"])] if "weights" in key else []
-        rows += [("Trained weights of the main model", f"{checkpoint.name}/{path.name}", _sha256(path)) for path in sorted(checkpoint.glob("*.safetensors"))]
+        rows += [("Trained weights of the main model", f"{checkpoint.name}/{path.name}", _sha256(path))
+                 for path in sorted(checkpoint.glob("*.safetensors"))]
     return rows
 
 

@@ -1,4 +1,5 @@
-"""The file of exported weights: a grader without its text tower, its card, and what is usual for its training pictures."""
+"""The file of exported weights: a grader without its text tower, its card,
+and what is usual for its training pictures."""
 
 import json
 

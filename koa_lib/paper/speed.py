@@ -142,7 +142,8 @@ def table(found, published):
         ("", "Frozen tower, one second", "pictures", found.embed_per_second, np.nan, np.nan, fastest),
         ("", "One step of the adapter", "milliseconds", found.adapter_step_ms, np.nan, np.nan, fastest),
     ]
-    frame = pd.DataFrame(rows, columns=["metric", "what", "unit", "ours", "repeats_low", "repeats_high", "how"])
+    frame = pd.DataFrame(
+        rows, columns=["metric", "what", "unit", "ours", "repeats_low", "repeats_high", "how"])
     printed = published[published["row"] == "runtime"].set_index("metric").reindex(frame["metric"])
     frame.insert(3, "relation", printed["relation"].fillna("").to_numpy())
     frame.insert(4, "published", printed["value"].to_numpy())
@@ -191,7 +192,8 @@ def _embedding(grader, data, recipe):
     batch, twice = data.part(np.arange(EMBEDDED), "fit"), replace(recipe, views=2)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
-        seconds = min(_seconds(lambda: extract(path, lambda: grader, batch, twice, 0)) for _ in range(REPEATS))
+        seconds = min(_seconds(lambda: extract(path, lambda: grader, batch, twice, 0))
+                      for _ in range(REPEATS))
     return 2 * EMBEDDED / seconds
 
 

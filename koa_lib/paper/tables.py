@@ -276,8 +276,8 @@ def _cited(published, literature):
     cited = cited.merge(found, on=["item", "row", "metric"], how="left")
     wrong = cited.loc[cited["protocol"].isna() | cited["row"].duplicated(), "row"]
     if len(wrong):
-        raise StudyError(f"literature.csv does not hold one row with a protocol for table_5, {wrong.iloc[0]}. Give "
-                         "the comparable protocol, as in peers.csv.")
+        raise StudyError("literature.csv does not hold one row with a protocol for table_5, "
+                         f"{wrong.iloc[0]}. Give the comparable protocol, as in peers.csv.")
     test_set = cited["note"].str.split(";").str[0]
     cited = cited.rename(columns={"row": "system", "value": "accuracy", "found": "corrected"})
     same = (cited["corrected"] - cited["accuracy"]).abs() <= 0.005

@@ -60,8 +60,8 @@ def scorecard(study, runs, others, systems):
     others : dict of str to Results
         Baselines by their printed names.
     systems : dict
-        Results for other systems, as from `answers.read`: (system, item, row, metric) -> `verdict.Ours`, (system,
-        item, claim) -> `verdict.Answer`.
+        Results for other systems, as from `answers.read`: (system, item, row, metric) -> `verdict.Ours`,
+        (system, item, claim) -> `verdict.Answer`.
 
     Returns
     -------

@@ -30,8 +30,12 @@ def summarise(folder, options=""):
     path = folder / "headline.txt"
     headline = path.read_text(encoding="utf-8").strip() if path.exists() else "no headline was written"
     kinds = [exhibit["kind"] for exhibit in entries.shown(folder).values()]
-    return "\n".join([f"result: {words.people(headline)}", f"made: {kinds.count('table')} tables, {kinds.count('figure')} figures in {folder}", f"time: {_time(lines)}",
-                      f"next: {_next(folder, options)}", f"report: {(folder / 'html' / 'index.html').as_uri()}"])
+    return "\n".join([
+        f"result: {words.people(headline)}",
+        f"made: {kinds.count('table')} tables, {kinds.count('figure')} figures in {folder}",
+        f"time: {_time(lines)}",
+        f"next: {_next(folder, options)}",
+        f"report: {(folder / 'html' / 'index.html').as_uri()}"])
 
 
 def _time(lines):
@@ -43,12 +47,15 @@ def _time(lines):
     for line in journal.since(lines, started):
         if line["step"] != line["notebook"]:
             steps[line["status"]][line["step"]] = 0 if line.get("nested") else line["seconds"]
-    built, reused = steps["built"], {step: seconds for step, seconds in steps["reused"].items() if step not in steps["built"]}
-    return (f"{duration(time.time() - started)} in all; {len(built)} step{'s' * (len(built) != 1)} built in {duration(sum(built.values()))}, "
+    built, reused = steps["built"], {step: seconds for step, seconds in steps["reused"].items()
+                                     if step not in steps["built"]}
+    return (f"{duration(time.time() - started)} in all; "
+            f"{len(built)} step{'s' * (len(built) != 1)} built in {duration(sum(built.values()))}, "
             f"{len(reused)} reused ({duration(sum(reused.values()))} saved)")
 
 
 def _next(folder, options):
     kept = any((ROOT / "reports" / "reference" / folder.name).glob("*.csv"))
     options = f" {options}" * bool(options)
-    return f"'make verify{options}' holds the tables against the reference; " * kept + f"'make pdf{options}' prints the report to one PDF"
+    return (f"'make verify{options}' holds the tables against the reference; " * kept
+            + f"'make pdf{options}' prints the report to one PDF")

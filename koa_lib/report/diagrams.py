@@ -66,7 +66,8 @@ def figure_1(facts):
         ((2.7, 3.1), (3.15, 3.1)),
     ):
         arrow(axis, tail, head)
-    text = f"N x N cosines of embeddings with {facts['embed_dim']} numbers; training raises the diagonal (matching pairs)"
+    text = (f"N x N cosines of embeddings with {facts['embed_dim']} numbers; "
+            "training raises the diagonal (matching pairs)")
     axis.text(BOARD / 2, 0.8, textwrap.fill(text, 60), ha="center", va="center", linespacing=1.4)
     return figure
 

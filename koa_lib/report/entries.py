@@ -1,4 +1,5 @@
-"""What surrounds an exhibit: its entry in `reports/exhibits/<notebook>.yaml`, with templates filled from the exhibit's own frame."""
+"""What surrounds an exhibit: its entry in `reports/exhibits/<notebook>.yaml`,
+with templates filled from the exhibit's own frame."""
 
 import json
 import re
@@ -35,7 +36,8 @@ class Entry:
     columns : dict
         Column (with `*` for a part of its name) to a format, or to head, format and hint.
     needs : list of str
-        What some profiles lack: keys of a profile's `not_run`, or "external", "regions" (known places of the findings).
+        What some profiles lack: keys of a profile's `not_run`, or "external", "regions" (known places of the
+        findings).
     undefined : str
         Why a number may be undefined.
     plot : str or dict
@@ -64,7 +66,8 @@ class Entry:
     @property
     def number(self):
         """The paper's number of its item ('6'), or ours by the order of the files ('S3')."""
-        return self.key.split("_")[1] if is_paper_item(self.key) else f"S{_own(self.kind).index(self.key) + 1}"
+        return (self.key.split("_")[1] if is_paper_item(self.key)
+                else f"S{_own(self.kind).index(self.key) + 1}")
 
     @property
     def name(self):
@@ -75,7 +78,8 @@ class Entry:
         """A template with facts; StudyError names the exhibit, the template and what is unknown in it."""
         try:
             text = _templates().from_string(getattr(self, template)).render(**facts)
-        except (TemplateError, ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (TemplateError, ArithmeticError, AttributeError, KeyError, IndexError, TypeError,
+                ValueError) as error:
             raise StudyError(f"{self.notebook}.yaml: {template} of '{self.key}' cannot be filled: {error}. "
                              f"Known: {', '.join(sorted(facts))}.") from error
         text = words.typeset(words.people(" ".join(text.split())))
@@ -94,7 +98,8 @@ def label(key):
 
 
 def shown(run_dir):
-    """What the notebooks of a run have shown, by key, as `show` noted it; StudyError when the list is damaged."""
+    """What the notebooks of a run have shown, by key, as `show` noted it;
+    StudyError when the list is damaged."""
     path = run_dir / LISTED
     try:
         listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -116,7 +121,8 @@ def read(notebook):
 
 def every():
     """All entries by key, in the order of the notebooks."""
-    return {key: entry for path in sorted(FOLDER.glob("[0-9]*.yaml")) for key, entry in read(path.stem).items()}
+    return {key: entry for path in sorted(FOLDER.glob("[0-9]*.yaml"))
+            for key, entry in read(path.stem).items()}
 
 
 @cache
@@ -132,7 +138,8 @@ class _Once(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
-            raise yaml.YAMLError(f"the key '{twice[0]}' stands twice in line {node.start_mark.line + 1} and below")
+            raise yaml.YAMLError(f"the key '{twice[0]}' stands twice in line {node.start_mark.line + 1} "
+                                 "and below")
         return super().construct_mapping(node, deep)
 
 
@@ -142,7 +149,8 @@ def _mapping(path):
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is no valid YAML: {' '.join(str(error).split())}. Correct it.") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise StudyError(f"{path} must declare something under names. Restore it, e.g. with 'git checkout {path.name}'.")
+        raise StudyError(f"{path} must declare something under names. "
+                         f"Restore it, e.g. with 'git checkout {path.name}'.")
     return content
 
 
@@ -154,11 +162,13 @@ def _entry(key, notebook, settings):
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{notebook}.yaml: '{key}' has an unknown, missing or wrong setting ({where}: {first['msg']}).") from None
+        raise StudyError(f"{notebook}.yaml: '{key}' has an unknown, missing or wrong setting "
+                         f"({where}: {first['msg']}).") from None
     if entry.plot and not entry.alt:
         raise StudyError(f"{notebook}.yaml: '{key}' has a chart and no alternative text (alt).")
     if is_paper_item(key) and not key.startswith(entry.kind):
-        raise StudyError(f"{notebook}.yaml: '{key}' is a {entry.kind}, because it has {'an' if entry.alt else 'no'} alternative text.")
+        raise StudyError(f"{notebook}.yaml: '{key}' is a {entry.kind}, "
+                         f"because it has {'an' if entry.alt else 'no'} alternative text.")
     return entry
 
 
@@ -219,4 +229,5 @@ def signed(number, decimals=1):
     return "–" if pd.isna(number) else f"{number:+,.{decimals}f}"
 
 
-FILTERS = {function.__name__: function for function in (excluding_zero, best, lowest, where, plural, listed, tally, fixed, signed)}
+FILTERS = {function.__name__: function for function in
+           (excluding_zero, best, lowest, where, plural, listed, tally, fixed, signed)}

@@ -29,7 +29,8 @@ def figure_2(counts):
     cohorts = list(counts.groupby("cohort", sort=False))
     figure, axes = narrow(2.6 * len(cohorts) + 0.1, nrows=len(cohorts), squeeze=False)
     for axis, (cohort, rows) in zip(axes[:, 0], cohorts, strict=True):
-        table = rows.pivot_table(index="split", columns="grade", values="n", aggfunc="sum", fill_value=0, sort=False)
+        table = rows.pivot_table(index="split", columns="grade", values="n", aggfunc="sum", fill_value=0,
+                                 sort=False)
         _stacked(axis, table.reindex(columns=GRADES, fill_value=0), cohort)
     return figure
 
@@ -38,14 +39,16 @@ def _stacked(axis, table, cohort):
     bottom, total = np.zeros(len(GRADES)), max(1, table.to_numpy().sum())
     for split, hatch in zip(table.index, ("", "///", "xxx", "---", "|||"), strict=False):
         heights = table.loc[split].to_numpy(float)
-        axis.bar(GRADES, heights, bottom=bottom, color=GRADE_COLOURS, edgecolor="white", linewidth=0.6, hatch=hatch)
+        axis.bar(GRADES, heights, bottom=bottom, color=GRADE_COLOURS, edgecolor="white", linewidth=0.6,
+                 hatch=hatch)
         if len(table) > 1:
             axis.bar([0], [0], color="#999999", edgecolor="white", hatch=hatch, label=words.people(split))
         bottom += heights
     for grade, height in zip(GRADES, bottom, strict=True):
         label = f"{height:,.0f}\n{100 * height / total:.0f} %"
         axis.annotate(label, (grade, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-    axis.set(title=f"{words.people(cohort)} (n = {table.to_numpy().sum():,.0f})", xlabel="KL grade", xticks=GRADES)
+    axis.set(title=f"{words.people(cohort)} (n = {table.to_numpy().sum():,.0f})", xlabel="KL grade",
+             xticks=GRADES)
     axis.margins(y=0.18)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axis.yaxis.set_major_formatter("{x:,.0f}")
@@ -148,8 +151,9 @@ def reliability(table):
 
 
 # The parts of `shift.decomposition` from top to bottom; a change starts at the end of another part.
-_PARTS = {"internal accuracy": None, "label shift": "internal accuracy", "expected at the external grade mix": None,
-          "rest": "expected at the external grade mix", "external accuracy": None}
+_PARTS = {"internal accuracy": None, "label shift": "internal accuracy",
+          "expected at the external grade mix": None, "rest": "expected at the external grade mix",
+          "external accuracy": None}
 
 
 @styled
@@ -171,7 +175,8 @@ def shift(table):
     if missing:
         raise StudyError(f"The decomposition has no row '{missing[0]}'. Its parts are: {', '.join(_PARTS)}.")
     figure, axis = narrow(2.7)
-    ends = [rows.loc[[part, base] if base else [part], "value"].sum(skipna=False) for part, base in _PARTS.items()]
+    ends = [rows.loc[[part, base] if base else [part], "value"].sum(skipna=False)
+            for part, base in _PARTS.items()]
     for place, (part, base) in enumerate(_PARTS.items()):
         start = rows.loc[base, "value"] if base else 0
         value, low, high = rows.loc[part, ["value", "ci_low", "ci_high"]].astype(float)
@@ -199,9 +204,11 @@ def _whisker(axis, place, value, low, high, absent, color=PLAIN_COLOURS[0], **lo
 def _with_interval(value, low, high, digits, sign=""):
     if np.isnan(value):
         return "–"
-    text = f"{value:{sign}.{digits}f}" + (f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]" if np.isfinite([low, high]).all() else "")
+    text = f"{value:{sign}.{digits}f}" + (
+        f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]" if np.isfinite([low, high]).all() else "")
     return text.replace("-", "−")
 
 
 def _beside(axis, place, text):
-    axis.annotate(text, (1, place), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8.5, annotation_clip=False)
+    axis.annotate(text, (1, place), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  va="center", fontsize=8.5, annotation_clip=False)

@@ -109,7 +109,8 @@ def _count(rows, uses, stage, kind, label):
 
 @styled
 def participant_flow(table):
-    """Draw the flow of the training cohorts beside that of the external ones, this run and published in each box.
+    """Draw the flow of the training cohorts beside that of the external ones, this run and published in each
+    box.
 
     Parameters
     ----------

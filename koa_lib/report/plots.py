@@ -1,4 +1,5 @@
-"""The standard charts, drawn from the frame of their exhibit: forest, curves, confusion. An entry's `plot` names one with its options."""
+"""The standard charts, drawn from the frame of their exhibit: forest, curves, confusion.
+An entry's `plot` names one with its options."""
 
 import textwrap
 
@@ -15,11 +16,13 @@ TICKS = [f"{grade}\n{name}" for grade, name in zip(GRADES, NAMES, strict=True)]
 
 
 def draw(plot, frame):
-    """The chart that an entry's `plot` asks for: a name, or a mapping of `kind` and the options of that function."""
+    """The chart that an entry's `plot` asks for: a name,
+    or a mapping of `kind` and the options of that function."""
     options = {"kind": plot} if isinstance(plot, str) else dict(plot)
     kind = options.pop("kind", "")
     if kind not in KINDS:
-        raise StudyError(f"There is no chart '{kind}'. Known: {', '.join(KINDS)}; or give a function that draws.")
+        raise StudyError(f"There is no chart '{kind}'. Known: {', '.join(KINDS)}; "
+                         "or give a function that draws.")
     return KINDS[kind](frame, **options)
 
 
@@ -50,7 +53,8 @@ def forest(frame, value, label, group="", series="", panel="", line=None, axis_l
     panels = list(frame.groupby(panel, sort=False)) if panel else [("", frame)]
     lines = [_lines(rows, label, group) for _, rows in panels]
     names = list(dict.fromkeys(frame[series])) if series else [""]
-    figure, axes = narrow(1.0 + sum(0.3 + 0.22 * len(found) for found in lines) + 0.2 * bool(series), nrows=len(panels), sharex=True, squeeze=False,
+    figure, axes = narrow(1.0 + sum(0.3 + 0.22 * len(found) for found in lines) + 0.2 * bool(series),
+                          nrows=len(panels), sharex=True, squeeze=False,
                           height_ratios=[len(found) + 1 for found in lines])
     for axis, (title, rows), places in zip(axes[:, 0], panels, lines, strict=True):
         _reference(axis, rows, label, value, line, factor)
@@ -70,7 +74,8 @@ def forest(frame, value, label, group="", series="", panel="", line=None, axis_l
 def _check(frame, *columns):
     absent = [column for column in columns if column and column not in frame]
     if absent:
-        raise StudyError(f"The chart needs the column '{absent[0]}'; the frame has {', '.join(map(str, frame.columns))}.")
+        raise StudyError(f"The chart needs the column '{absent[0]}'; "
+                         f"the frame has {', '.join(map(str, frame.columns))}.")
 
 
 def _lines(rows, label, group):
@@ -93,13 +98,16 @@ def _whiskers(axis, rows, places, columns, factor, series):
     number, count, name = series
     aside = 0.5 * ((number + 0.5) / count - 0.5)
     for row in rows.to_dict("records"):
-        middle, low, high = (factor * row.get(column, np.nan) for column in (value, f"{value}_low", f"{value}_high"))
+        middle, low, high = (factor * row.get(column, np.nan)
+                             for column in (value, f"{value}_low", f"{value}_high"))
         place = _place(row, places, label, group) + aside
         if np.isnan(middle):
-            axis.annotate("not run", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+            axis.annotate("not run", (0.01, place), xycoords=("axes fraction", "data"), va="center",
+                          fontsize=8)
             continue
         reach = np.nan_to_num(np.maximum([[middle - low], [high - middle]], 0))
-        axis.errorbar([middle], [place], xerr=reach, color=PLAIN_COLOURS[number % 6], fmt=MARKS[number % 7], capsize=3, markersize=5, label=words.people(str(name)))
+        axis.errorbar([middle], [place], xerr=reach, color=PLAIN_COLOURS[number % 6], fmt=MARKS[number % 7],
+                      capsize=3, markersize=5, label=words.people(str(name)))
 
 
 def _numbers(axis, rows, places, columns, factor, digits):
@@ -109,7 +117,8 @@ def _numbers(axis, rows, places, columns, factor, digits):
         numbers = [factor * row.get(column, np.nan) for column in (value, f"{value}_low", f"{value}_high")]
         if np.isfinite(numbers).all():
             text = "{0:.{3}f} [{1:.{3}f}, {2:.{3}f}]".format(*numbers, digits).replace("-", "−")
-            axis.annotate(text, (1, _place(row, places, label, group)), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            axis.annotate(text, (1, _place(row, places, label, group)), (6, 0),
+                          xycoords=("axes fraction", "data"), textcoords="offset points",
                           va="center", fontsize=8.5, annotation_clip=False)
 
 
@@ -124,7 +133,8 @@ def _reference(axis, rows, label, value, line, factor):
 
 
 def _name_lines(axis, places):
-    texts = [textwrap.shorten(words.people(str(group if name is None else name)), 26, placeholder=" …") for group, name in places]
+    texts = [textwrap.shorten(words.people(str(group if name is None else name)), 26, placeholder=" …")
+             for group, name in places]
     axis.set_yticks(range(len(places)), texts)
     for tick, (_, name) in zip(axis.get_yticklabels(), places, strict=True):
         tick.set_fontweight("bold" if name is None else "normal")
@@ -140,7 +150,8 @@ def curves(frame, x, y, series="", style="", panel="", levels=None, log=False, a
     Parameters
     ----------
     frame : DataFrame
-        `x`, each of `y` (with `<y>_low` and `<y>_high` where there are intervals), and the columns named by the others.
+        `x`, each of `y` (with `<y>_low` and `<y>_high` where there are intervals), and the columns named by
+        the others.
     y : str or list of str
         What is drawn; each gets a panel of its own.
     series, style : str
@@ -157,7 +168,8 @@ def curves(frame, x, y, series="", style="", panel="", levels=None, log=False, a
         return message("Nothing has been recorded.")
     names = [y] if isinstance(y, str) else list(y)
     _check(frame, x, *names, series, style, panel)
-    parts = [(title, rows, names[0]) for title, rows in frame.groupby(panel, sort=False)] if panel else [("", frame, name) for name in names]
+    parts = ([(title, rows, names[0]) for title, rows in frame.groupby(panel, sort=False)] if panel
+             else [("", frame, name) for name in names])
     figure, axes = narrow(0.9 + 2.1 * len(parts), nrows=len(parts), sharex=True, squeeze=False)
     for axis, (title, rows, name) in zip(axes[:, 0], parts, strict=True):
         _draw_lines(axis, rows, frame, (x, name, series, style))
@@ -176,15 +188,20 @@ def curves(frame, x, y, series="", style="", panel="", levels=None, log=False, a
 def _draw_lines(axis, rows, whole, columns):
     x, y, series, style = columns
     colours, dashes = (list(dict.fromkeys(whole[column])) if column else [""] for column in (series, style))
-    for key, line in rows.groupby([column for column in (series, style) if column], sort=False) if series or style else [((), rows)]:
-        key = dict(zip([column for column in (series, style) if column], key if isinstance(key, tuple) else (key,), strict=True))
+    for key, line in (rows.groupby([column for column in (series, style) if column], sort=False)
+                      if series or style else [((), rows)]):
+        key = dict(zip([column for column in (series, style) if column],
+                       key if isinstance(key, tuple) else (key,), strict=True))
         colour, dash = colours.index(key.get(series, "")), dashes.index(key.get(style, ""))
-        name = ", ".join(words.people(f"{column} {value}" if isinstance(value, (int, np.integer)) else str(value)) for column, value in key.items())
+        name = ", ".join(
+            words.people(f"{column} {value}" if isinstance(value, (int, np.integer)) else str(value))
+            for column, value in key.items())
         look = {"color": PLAIN_COLOURS[colour % 6], "ls": DASHES[dash % 4], "lw": 1.3, "label": name or None}
         line = line.sort_values(x)
         if f"{y}_low" in line and line[f"{y}_low"].notna().any():
             reach = np.abs(line[[f"{y}_low", f"{y}_high"]].to_numpy(float).T - line[y].to_numpy(float))
-            axis.errorbar(line[x] * 1.05 ** (colour - (len(colours) - 1) / 2), line[y], yerr=reach, marker=MARKS[colour % 7], capsize=3, markersize=5, **look)
+            axis.errorbar(line[x] * 1.05 ** (colour - (len(colours) - 1) / 2), line[y], yerr=reach,
+                          marker=MARKS[colour % 7], capsize=3, markersize=5, **look)
         else:
             axis.plot(line[x], line[y], marker="o" if len(line) < 4 else None, markersize=3, **look)
 
@@ -211,24 +228,30 @@ def _across(axis, values, log, label):
 
 @styled
 def confusion(frame, title=""):
-    """Confusion matrix: counts, and the share of each true grade (row) as colour and per cent; `frame` is 5 x 5, rows true."""
+    """Confusion matrix: counts, and the share of each true grade (row) as colour and per cent;
+    `frame` is 5 x 5, rows true."""
     import seaborn
 
     counts = frame[[column for column in frame.columns if str(column).startswith("graded")]].to_numpy(int)
     rows = counts.sum(1, keepdims=True)
     share = np.divide(100 * counts, rows, out=np.zeros(counts.shape), where=rows > 0)
-    cells = [[f"{n:,}\n{p:.0f} %" for n, p in zip(*line, strict=True)] for line in zip(counts, share, strict=True)]
+    cells = [[f"{n:,}\n{p:.0f} %" for n, p in zip(*line, strict=True)]
+             for line in zip(counts, share, strict=True)]
     figure, axis = narrow(4.3)
-    seaborn.heatmap(share, annot=np.array(cells), fmt="", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, linewidths=1, annot_kws={"fontsize": 9})
-    axis.set(title=words.people(title), xlabel="predicted KL grade (per cent: share of the true grade)", ylabel="true KL grade")
+    seaborn.heatmap(share, annot=np.array(cells), fmt="", cmap="Blues", vmin=0, vmax=100, cbar=False,
+                    ax=axis, linewidths=1, annot_kws={"fontsize": 9})
+    axis.set(title=words.people(title), xlabel="predicted KL grade (per cent: share of the true grade)",
+             ylabel="true KL grade")
     axis.set_xticks(np.arange(5) + 0.5, TICKS, rotation=0)
-    axis.set_yticks(np.arange(5) + 0.5, [f"{grade} {NAMES[grade]}\nn = {n:,}" for grade, n in zip(GRADES, rows[:, 0], strict=True)], rotation=0)
+    axis.set_yticks(np.arange(5) + 0.5, [f"{grade} {NAMES[grade]}\nn = {n:,}"
+                                         for grade, n in zip(GRADES, rows[:, 0], strict=True)], rotation=0)
     return figure
 
 
 def _legend(figure, axes):
     # Each name once, over all panels.
-    keys = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True) if name}
+    keys = {name: handle for axis in axes
+            for handle, name in zip(*axis.get_legend_handles_labels(), strict=True) if name}
     if keys:
         # Two columns of long names are wider than the figure.
         columns = 1 if max(map(len, keys)) > 30 else 2

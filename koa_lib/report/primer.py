@@ -1,4 +1,5 @@
-"""What the first notebook shows: the scale on one phantom knee, what training changes, who learns from what."""
+"""What the first notebook shows: the scale on one phantom knee, what training changes,
+who learns from what."""
 
 import textwrap
 
@@ -18,7 +19,8 @@ from koa_lib.report.style import GRADE_COLOURS, INK, PLAIN_COLOURS, canvas, styl
 
 VIEW = View(height=200, width=200, unit=84.0, centre=(100.0, 108.0), rotation=0.0, side="L")
 MARK = PLAIN_COLOURS[1]
-# What to look at: letter, name, its place and that of the letter, in units of half the plateau (outwards, down).
+# What to look at: letter, name, its place and that of the letter, in units of half the plateau (outwards,
+# down).
 MARKS = (
     ("a", "joint space", (-0.62, -0.07), (-0.75, -0.55)),
     ("b", "margin of the bone, where osteophytes grow", (-1.0, 0.06), (-1.08, 0.55)),
@@ -27,7 +29,8 @@ MARKS = (
 
 
 def typical_findings():
-    """`findings.Findings` of a typical knee of each grade, grade 0 first: narrowed at the inner side, no reader noise."""
+    """`findings.Findings` of a typical knee of each grade, grade 0 first: narrowed at the inner side,
+    no reader noise."""
     from scipy.special import ndtri
 
     rng, typical = np.random.default_rng(0), {}
@@ -41,7 +44,8 @@ def typical_findings():
 
 
 def draw(findings, seed=3):
-    """One phantom knee with these findings: float array (200, 200) in [0, 1]; a seed is a person and a film."""
+    """One phantom knee with these findings: float array (200, 200) in [0, 1];
+    a seed is a person and a film."""
     return render(
         [(findings, VIEW, 0.4 * np.random.default_rng(seed).normal(size=TRAITS))], np.random.default_rng(seed)
     )
@@ -212,7 +216,8 @@ def change(table):
 
 @styled
 def roles(sizes, folds, held_out):
-    """Who learns from what: the folds of the training cohort, one held out, and the external cohort that only reports.
+    """Who learns from what: the folds of the training cohort, one held out, and the external cohort that only
+    reports.
 
     Parameters
     ----------

@@ -17,8 +17,10 @@ from koa_lib.study import BUILD, is_dry, run_name
 FOLDER = ROOT / "notebooks"
 LONGEST = 100  # letters of a question or an error in one line
 # What an error's text holds, and what it means.
-_MEANINGS = {"No space left on device": "The disk is full: free some space.", "PytorchStreamWriter failed": "The disk may be full: free some space.",
-             "not enough memory": "Memory ran out: close other programs.", "MemoryError": "Memory ran out: close other programs."}
+_MEANINGS = {"No space left on device": "The disk is full: free some space.",
+             "PytorchStreamWriter failed": "The disk may be full: free some space.",
+             "not enough memory": "Memory ran out: close other programs.",
+             "MemoryError": "Memory ran out: close other programs."}
 
 
 def run_dir(profile, seed=None):
@@ -42,7 +44,8 @@ def execute(name, profile, seed=None):
     Raises
     ------
     StudyError
-        Unknown notebook, a cell failed or the kernel died: five lines with cell, error, log, notebook and how to go on.
+        Unknown notebook, a cell failed or the kernel died: five lines with cell, error, log, notebook and how
+        to go on.
     """
     if name not in names():
         raise StudyError(f"There is no notebook '{name}'. Known: {', '.join(names())}.")
@@ -61,7 +64,8 @@ def execute(name, profile, seed=None):
     target.with_name(f"{name}.failed.ipynb").unlink(missing_ok=True)
     seconds = time.perf_counter() - clock
     journal.append(folder, name, "built", seconds, "executed", name, children=True)
-    terminal.line(f"{_place(name)}: done in {duration(seconds)}; {_steps(watch.counts, watch.seconds)}", "head")
+    terminal.line(f"{_place(name)}: done in {duration(seconds)}; {_steps(watch.counts, watch.seconds)}",
+                  "head")
     return target
 
 
@@ -73,7 +77,8 @@ def _alone(folder, name):
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        raise StudyError(f"{name} of {folder.name} is being executed by another process. Wait for it, or stop it, and start again.") from None
+        raise StudyError(f"{name} of {folder.name} is being executed by another process. "
+                         "Wait for it, or stop it, and start again.") from None
 
 
 # What is told before and after
@@ -85,7 +90,8 @@ def _place(name):
 
 
 def _announce(terminal, name):
-    question = re.search(r"\*\*Question\.\*\* (.*)", "\n".join(cell.source for cell in _read(FOLDER / f"{name}.ipynb").cells))
+    question = re.search(r"\*\*Question\.\*\* (.*)",
+                         "\n".join(cell.source for cell in _read(FOLDER / f"{name}.ipynb").cells))
     terminal.line(_place(name) + (f": {_short(question[1])}" if question else ""), "head")
 
 
@@ -94,7 +100,8 @@ def _short(text):
 
 
 def _steps(counts, seconds):
-    parts = [f"{counts[status]} step{'s' * (counts[status] != 1)} {status}" for status in ("built", "reused") if counts[status]]
+    parts = [f"{counts[status]} step{'s' * (counts[status] != 1)} {status}"
+             for status in ("built", "reused") if counts[status]]
     saved = f" ({duration(seconds['reused'])} saved)" if counts["reused"] else ""
     return (", ".join(parts) or "no expensive step") + saved
 
@@ -114,10 +121,13 @@ def _run(running, parameters, name, terminal):
             _papermill(source, running, parameters, name, watch)
         except PapermillExecutionError as error:
             watch.write("\n".join(error.traceback))
-            raise _failure(name, watch, running, f"{error.ename}: " * (error.ename != "StudyError") + error.evalue) from None
+            raise _failure(name, watch, running,
+                           f"{error.ename}: " * (error.ename != "StudyError") + error.evalue) from None
         except DeadKernelError:
-            raise _failure(name, watch, running, f"The kernel died (peak memory so far {journal.peak_mib(True):,} MiB). Most often memory ran out: close other "
-                                                 "programs, run without -j, or take a smaller profile.") from None
+            raise _failure(name, watch, running,
+                           f"The kernel died (peak memory so far {journal.peak_mib(True):,} MiB). "
+                           "Most often memory ran out: close other programs, run without -j, "
+                           "or take a smaller profile.") from None
         except KeyboardInterrupt:
             running.unlink(missing_ok=True)
             raise
@@ -133,8 +143,10 @@ def _papermill(source, running, parameters, name, watch):
     told = {WATCHED: name, "OMP_NUM_THREADS": str(profiles.load(parameters["profile"]).threads)}
     os.environ.update(told)
     try:
-        papermill.execute_notebook(source, running, parameters, kernel_name="python3", progress_bar=False, cwd=FOLDER, stdout_file=watch.stdout,
-                                   stderr_file=watch.stderr, on_cell_execute=watch.start_cell, extra_arguments=["--IPKernelApp.log_level=40"])
+        papermill.execute_notebook(
+            source, running, parameters, kernel_name="python3", progress_bar=False, cwd=FOLDER,
+            stdout_file=watch.stdout, stderr_file=watch.stderr, on_cell_execute=watch.start_cell,
+            extra_arguments=["--IPKernelApp.log_level=40"])
     finally:
         for name in told:
             del os.environ[name]
@@ -146,7 +158,8 @@ def _read(path):
     try:
         return nbformat.read(path, 4)
     except Exception as error:  # nbformat and json have several
-        raise StudyError(f"{path} is not a notebook ({type(error).__name__}). Restore it, e.g. with 'git checkout {path}'.") from None
+        raise StudyError(f"{path} is not a notebook ({type(error).__name__}). "
+                         f"Restore it, e.g. with 'git checkout {path}'.") from None
 
 
 def _clean(running, stamp=None):
@@ -166,8 +179,11 @@ def _failure(name, watch, running, error):
     first, *more = error.strip().splitlines() or ["no message"]
     meaning = next((f" {meaning}" for text, meaning in _MEANINGS.items() if text in error), "")
     number, source = watch.cell
-    return StudyError(f"{name} failed in code cell {number}: {_short(source)}\n  {first}{' …' * bool(more)}{meaning}\n  full log: {watch.log.name}\n"
-                      f"  the notebook as far as it came: {failed}\n  {GOES_ON}")
+    return StudyError(f"{name} failed in code cell {number}: {_short(source)}\n"
+                      f"  {first}{' …' * bool(more)}{meaning}\n"
+                      f"  full log: {watch.log.name}\n"
+                      f"  the notebook as far as it came: {failed}\n"
+                      f"  {GOES_ON}")
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def worst_errors(graded, pictures):
         return message("No picture is graded wrongly.")
     names, rows = [textwrap.fill(str(name), 18) for name in graded["image_id"]], -(-len(graded) // ACROSS)
     title = 0.51 + 0.14 * max(name.count("\n") + 1 for name in names)
-    figure, axes = narrow(rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS, squeeze=False)
+    figure, axes = narrow(rows * (title + 1.5 * tallest(pictures, 1.2)), nrows=rows, ncols=ACROSS,
+                          squeeze=False)
     for axis in axes.flat[len(graded):]:
         axis.set_axis_off()
     for axis, picture, grade, chances, name in zip(axes.flat, pictures, *arrays(graded), names, strict=False):

@@ -1,4 +1,5 @@
-"""`show("key", frame)`: a table or figure is saved as files and shown with what its YAML entry makes of the frame."""
+"""`show("key", frame)`: a table or figure is saved as files and shown with what its YAML entry makes of the
+frame."""
 
 import base64
 import io
@@ -50,7 +51,8 @@ class Show:
 
     def __init__(self, study, notebook):
         self.study, self.notebook, self.entries = study, notebook, entries.read(notebook)
-        self._note(lambda listed: {key: entry for key, entry in listed.items() if entry["notebook"] != notebook})
+        self._note(lambda listed: {key: entry for key, entry in listed.items()
+                                   if entry["notebook"] != notebook})
 
     def __call__(self, key, data=None, draw=None, pictures=None, **facts):
         """Save and show an exhibit.
@@ -60,8 +62,9 @@ class Show:
         key : str
             Of the notebook's YAML.
         data : DataFrame, callable or any
-            The table, or what the figure is drawn from; a function is called only when the run has what the entry needs.
-            A frame is kept as CSV in full precision, also that of a figure; a str says why there is none.
+            The table, or what the figure is drawn from; a function is called only when the run has what the
+            entry needs. A frame is kept as CSV in full precision, also that of a figure; a str says why there
+            is none.
         draw : callable, optional
             From data to a matplotlib figure, for figures that are no chart of `plots`.
         pictures : dict of str to list of arrays (H, W), optional
@@ -79,7 +82,8 @@ class Show:
             An unknown key, an unknown name in a template, numbers without a format.
         """
         if key not in self.entries:
-            raise StudyError(f"{self.notebook}.yaml declares no exhibit '{key}'. Known: {', '.join(self.entries)}.")
+            raise StudyError(f"{self.notebook}.yaml declares no exhibit '{key}'. "
+                             f"Known: {', '.join(self.entries)}.")
         entry = self.entries[key]
         reason = next(filter(None, (self._absent(need) for need in entry.needs)), "")
         if reason:
@@ -114,9 +118,10 @@ class Show:
     def _facts(self):
         study = self.study
         training, external = study.profile.training.name, study.profile.external.name
-        return {"training": training, "external": external, "model": study.profile.model.name, "draws": f"{study.profile.draws:,}",
-                "seed": study.seed, "synthetic": study.synthetic, "interval": interval(study, training),
-                "interval_external": interval(study, external), "interval_both": interval(study, training, external)}
+        return {"training": training, "external": external, "model": study.profile.model.name,
+                "draws": f"{study.profile.draws:,}", "seed": study.seed, "synthetic": study.synthetic,
+                "interval": interval(study, training), "interval_external": interval(study, external),
+                "interval_both": interval(study, training, external)}
 
     def _placeholder(self, entry, reason):
         if entry.kind == "table":
@@ -156,13 +161,15 @@ class Show:
         # A page lies beside the files; a session in JupyterLab keeps the picture in its notebook.
         source = f"../figures/{entry.key}.png"
         if self._interactive:
-            source = f"data:image/png;base64,{base64.b64encode((folder / f'{entry.key}.png').read_bytes()).decode()}"
+            source = ("data:image/png;base64,"
+                      f"{base64.b64encode((folder / f'{entry.key}.png').read_bytes()).decode()}")
         style, width = "max-width:100%;height:auto", round(SHOWN_DPI * inches)
         image = f'<img src="{source}" alt="{escape(alt)}" width="{width}" style="{style}'
         if inches <= COLUMN:
             return f'{image}">'
         # Too wide for a phone: it scrolls by itself rather than become too small to read.
-        return f'<div class="koa-scroll" role="region" aria-label="{entry.name}" tabindex="0" style="overflow-x:auto">{image};min-width:34rem"></div>'
+        return (f'<div class="koa-scroll" role="region" aria-label="{entry.name}" tabindex="0" '
+                f'style="overflow-x:auto">{image};min-width:34rem"></div>')
 
     @property
     def _interactive(self):
@@ -171,19 +178,25 @@ class Show:
     def _exhibit(self, entry, body, texts, files, reason=""):
         caption, says, alt = texts
         place = os.path.relpath(self.study.shown_dir) if self._interactive else ".."
-        links = " · ".join(f'<a href="{place}/{file}" download>{file.rpartition(".")[2].upper()}</a>' for file in sorted(files))
+        links = " · ".join(
+            f'<a href="{place}/{file}" download>{file.rpartition(".")[2].upper()}</a>'
+            for file in sorted(files))
         stamp = escape(self.study.stamp()) + (" · synthetic phantoms" if self.study.synthetic else "")
         title = f"{entry.name}{' of the paper' * entries.is_paper_item(entry.key)}."
         self._note(lambda listed: listed | {entry.key: {
-            "name": entry.name, "kind": entry.kind, "number": entry.number, "title": entry.title, "notebook": self.notebook,
-            "caption": caption, "alt": alt, "files": files, "reason": reason, "commit": self.study.commit,
-            "data": self.study.data_note().get("hash", "unknown")}})
-        start = f'role="group" aria-labelledby="{entry.key}-caption">{body}<figcaption id="{entry.key}-caption">'
-        end = f'<span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small></figcaption></figure>'
+            "name": entry.name, "kind": entry.kind, "number": entry.number, "title": entry.title,
+            "notebook": self.notebook, "caption": caption, "alt": alt, "files": files, "reason": reason,
+            "commit": self.study.commit, "data": self.study.data_note().get("hash", "unknown")}})
+        start = (f'role="group" aria-labelledby="{entry.key}-caption">{body}'
+                 f'<figcaption id="{entry.key}-caption">')
+        end = (f'<span class="koa-links">{links}</span> <small class="koa-stamp">{stamp}</small>'
+               '</figcaption></figure>')
         # Sphinx writes the label so, and gives it to nothing that is raw.
         text, label = f"**{title}** {caption}", entries.label(entry.key)
-        html = f'<figure class="koa-exhibit" id="{entry.key}" {start}{_MARKDOWN.render(text)}{end}{_MARKDOWN.render(says)}'
-        myst = "\n\n".join([f"({entry.key})=", _raw(f'<figure class="koa-exhibit" id="{label}" {start}'), text, _raw(end), says])
+        html = (f'<figure class="koa-exhibit" id="{entry.key}" {start}'
+                f'{_MARKDOWN.render(text)}{end}{_MARKDOWN.render(says)}')
+        myst = "\n\n".join([f"({entry.key})=", _raw(f'<figure class="koa-exhibit" id="{label}" {start}'),
+                            text, _raw(end), says])
         return Exhibit(entry.name, html, myst)
 
     def _note(self, change):
@@ -197,8 +210,10 @@ class Show:
 def interval(study, *names):
     """What the bootstrap intervals of a caption are: level, draws, and what is resampled in each cohort."""
     patients = dict.fromkeys(cohorts.facts(name).group == "patient" for name in names)
-    units = {True: "whole patients", False: "groups of look-alike pictures (patients are not known: it may be too narrow)"}
-    return f"95 % interval: group bootstrap, {study.profile.draws:,} draws of {' or '.join(units[known] for known in patients)}"
+    units = {True: "whole patients",
+             False: "groups of look-alike pictures (patients are not known: it may be too narrow)"}
+    return (f"95 % interval: group bootstrap, {study.profile.draws:,} draws of "
+            f"{' or '.join(units[known] for known in patients)}")
 
 
 def _raw(html):
@@ -219,8 +234,10 @@ def _image(figure, key, suffix):
 
 def _thumbnails(key, frame, name, grays):
     if len(grays) != len(frame) or name in frame.columns:
-        raise StudyError(f"{key}: the pictures '{name}' need a new column name and one picture or None for each of the {len(frame)} rows, not {len(grays)}.")
-    return ["" if gray is None else _thumbnail(gray, f"{name}, {row}") for gray, row in zip(grays, frame.iloc[:, 0], strict=True)]
+        raise StudyError(f"{key}: the pictures '{name}' need a new column name and one picture or None "
+                         f"for each of the {len(frame)} rows, not {len(grays)}.")
+    return ["" if gray is None else _thumbnail(gray, f"{name}, {row}")
+            for gray, row in zip(grays, frame.iloc[:, 0], strict=True)]
 
 
 def _thumbnail(gray, alt):
@@ -228,9 +245,11 @@ def _thumbnail(gray, alt):
 
     gray = np.asarray(gray)
     if gray.dtype != np.uint8 and not (gray.min() >= 0 and gray.max() <= 1):
-        raise StudyError(f"The picture '{alt}' holds values from {gray.min():.2f} to {gray.max():.2f}; shown are [0, 1] or uint8. Read it with images.read_gray.")
+        raise StudyError(f"The picture '{alt}' holds values from {gray.min():.2f} to {gray.max():.2f}; "
+                         "shown are [0, 1] or uint8. Read it with images.read_gray.")
     values = gray if gray.dtype == np.uint8 else to_uint8(gray)
     width, buffer = max(1, round(THUMBNAIL * gray.shape[1] / gray.shape[0])), io.BytesIO()
     Image.fromarray(values).resize((width, THUMBNAIL), Image.Resampling.LANCZOS).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="koa-thumbnail" src="data:image/png;base64,{data}" alt="{escape(words.people(alt))}" width="{width}" height="{THUMBNAIL}">'
+    return (f'<img class="koa-thumbnail" src="data:image/png;base64,{data}" '
+            f'alt="{escape(words.people(alt))}" width="{width}" height="{THUMBNAIL}">')

@@ -1,4 +1,5 @@
-"""Which code made an executed notebook: a digest that is kept in it, so that old results are known without file times."""
+"""Which code made an executed notebook: a digest that is kept in it,
+so that old results are known without file times."""
 
 import hashlib
 import json
@@ -6,17 +7,19 @@ import json
 from koa_lib.profile import ROOT
 
 _KEY = "koa_stamp"
-_PARTS = ("koa_lib/**/*.py", "koa_lib/**/*.json", "koa_lib/**/*.npy", "data_manifests/**/*.yaml", "data_manifests/**/*.csv",
-          "reports/exhibits/columns.yaml")
+_PARTS = ("koa_lib/**/*.py", "koa_lib/**/*.json", "koa_lib/**/*.npy", "data_manifests/**/*.yaml",
+          "data_manifests/**/*.csv", "reports/exhibits/columns.yaml")
 
 
 def of(name, profile):
-    """12 hex digits over everything in the repository that a notebook's results depend on: library, lists, profile, captions, cells."""
+    """12 hex digits over everything in the repository that a notebook's results depend on: library, lists,
+    profile, captions, cells."""
     own = (f"notebooks/{name}.ipynb", f"notebooks/profiles/{profile}.yaml", f"reports/exhibits/{name}.yaml")
     paths = sorted({path for part in (*_PARTS, *own) for path in ROOT.glob(part)})
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(ROOT).as_posix()}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{path.relative_to(ROOT).as_posix()}:"
+                      f"{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
 
 

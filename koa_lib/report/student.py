@@ -1,4 +1,5 @@
-"""Copies of the notebooks for students: exercises stay, solutions become empty cells, and a student's own work is never lost."""
+"""Copies of the notebooks for students: exercises stay, solutions become empty cells,
+and a student's own work is never lost."""
 
 import hashlib
 import json
@@ -18,7 +19,8 @@ _MADE = "koa_copy"  # key of a copy's metadata: the hash of its cells when it wa
 
 
 def without_solutions(notebook):
-    """A copy of a notebook in which each run of cells tagged `solution` is one empty code cell tagged `answer`."""
+    """A copy of a notebook in which each run of cells tagged `solution` is one empty code cell tagged
+    `answer`."""
     made, cells, previous = deepcopy(notebook), [], False
     for cell in made.cells:
         solution = SOLUTION in cell.metadata.get("tags", [])
@@ -38,7 +40,8 @@ def write_copies(folder=COPIES):
     Returns
     -------
     dict of str to str
-        File name to 'written', 'up to date', 'renewed' (nobody had changed the older copy) or 'kept' (somebody had).
+        File name to 'written', 'up to date', 'renewed' (nobody had changed the older copy) or 'kept'
+        (somebody had).
 
     Raises
     ------
@@ -62,8 +65,10 @@ def report(done, folder):
     """What `write_copies` did, in a few lines."""
     kept = [name for name, state in done.items() if state == "kept"]
     written = sum(state in ("written", "renewed") for state in done.values())
-    lines = [f"{written} notebooks without solutions written to {folder}, {len(done) - written} left as they were."]
-    lines += [f"{name} is kept, because it was changed. For a fresh copy rename or delete it." for name in kept]
+    lines = [f"{written} notebooks without solutions written to {folder}, "
+             f"{len(done) - written} left as they were."]
+    lines += [f"{name} is kept, because it was changed. For a fresh copy rename or delete it."
+              for name in kept]
     return "\n".join(lines)
 
 

@@ -1,4 +1,5 @@
-"""Tables as HTML: heads for people, numbers in the format that their column declares, undefined ones as a dash."""
+"""Tables as HTML: heads for people, numbers in the format that their column declares,
+undefined ones as a dash."""
 
 import re
 from dataclasses import dataclass, replace
@@ -14,9 +15,10 @@ from koa_lib.report import words
 UNDEFINED = "–"
 LONG = 40  # characters of a cell that is a sentence
 # Unit -> decimals and what stands behind the head; "unit.2" has two decimals.
-UNITS = {"count": (0, ""), "ratio": (3, ""), "number": (3, ""), "percent": (1, "%"), "points": (1, "points"), "p": (4, ""),
-         "nats": (3, "nats"), "milliseconds": (1, "ms"), "seconds": (1, "s"), "minutes": (1, "min"), "pixels": (0, "px"),
-         "grades": (3, "grades"), "years": (0, "years"), "pictures": (1, "pictures")}
+UNITS = {"count": (0, ""), "ratio": (3, ""), "number": (3, ""), "percent": (1, "%"), "points": (1, "points"),
+         "p": (4, ""), "nats": (3, "nats"), "milliseconds": (1, "ms"), "seconds": (1, "s"),
+         "minutes": (1, "min"), "pixels": (0, "px"), "grades": (3, "grades"), "years": (0, "years"),
+         "pictures": (1, "pictures")}
 # Whose unit another column names, row by row; published numbers have two decimals.
 BY_UNIT, _BY_UNIT_DECIMALS = "by_unit", {"percent": 2, "points": 2}
 HIDDEN, TEXT = "hidden", "text"
@@ -26,7 +28,8 @@ _RIGHT = ' style="text-align:right"'  # also in JupyterLab, which has no style s
 
 @dataclass(frozen=True)
 class Column:
-    """How a column is shown: its head, format (a unit, perhaps with decimals; text; hidden; by_unit), and a hint on what it is."""
+    """How a column is shown: its head, format (a unit, perhaps with decimals; text; hidden; by_unit),
+    and a hint on what it is."""
 
     head: str
     format: str = ""
@@ -34,10 +37,12 @@ class Column:
 
     @classmethod
     def of(cls, name, settings, known=None):
-        """A column from YAML: a format, or a mapping of head, format and hint; what is not said is as in `known`."""
+        """A column from YAML: a format, or a mapping of head, format and hint;
+        what is not said is as in `known`."""
         settings = {"format": settings} if isinstance(settings, str) else settings
         if not isinstance(settings, dict) or set(settings) - {"head", "format", "hint"}:
-            raise StudyError(f"Column '{name}' is declared as {settings}; allowed: a format, or head, format and hint.")
+            raise StudyError(f"Column '{name}' is declared as {settings}; "
+                             "allowed: a format, or head, format and hint.")
         column = replace(known or cls(words.capital(words.people(name).replace("_", " "))), **settings)
         others = ("", BY_UNIT, HIDDEN, TEXT, TERM)
         if column.format not in others and not re.fullmatch(rf"({'|'.join(UNITS)})(\.\d)?", column.format):
@@ -68,13 +73,15 @@ def declared(frame, shared, own, key):
     """
     absent = [name for name in own if "*" not in name and name not in frame and f"{name}_low" not in frame]
     if absent:
-        raise StudyError(f"Exhibit '{key}' declares the column '{absent[0]}', which its table lacks; it has {', '.join(map(str, frame.columns))}.")
+        raise StudyError(f"Exhibit '{key}' declares the column '{absent[0]}', which its table lacks; "
+                         f"it has {', '.join(map(str, frame.columns))}.")
     found = {}
     for name in frame.columns:
         bound = _bound(name, frame)
         column = _declared(bound or str(name), shared, own)
         if not column.format and _has_numbers(frame[name]):
-            raise StudyError(f"Exhibit '{key}' declares no format for the numbers of its column '{bound or name}'.")
+            raise StudyError(f"Exhibit '{key}' declares no format for the numbers of its column "
+                             f"'{bound or name}'.")
         found[name] = column if column.format else replace(column, format=TEXT)
     return found
 
@@ -108,7 +115,8 @@ def _has_numbers(values):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_)) and value == value
+    return (isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_))
+            and value == value)
 
 
 def _bound(name, frame):
@@ -142,15 +150,18 @@ def table(frame, columns, label, pictures):
     """
     shown = list(_cells(frame, columns))
     # The first column names the rows, also where its names are numbers.
-    heads = "".join(f'<th scope="col"{_RIGHT * (numeric and bool(place))}>{_head(*head)}</th>' for place, (head, numeric, _) in enumerate(shown))
+    heads = "".join(f'<th scope="col"{_RIGHT * (numeric and bool(place))}>{_head(*head)}</th>'
+                    for place, (head, numeric, _) in enumerate(shown))
     heads += "".join(f'<th scope="col">{escape(words.capital(name))}</th>' for name in pictures)
     (_, _, first), *others = shown
     rows = []
     for place in range(len(frame)):
-        cells = [_data(cells[place], numeric) for _, numeric, cells in others] + [f"<td>{column[place]}</td>" for column in pictures.values()]
+        cells = ([_data(cells[place], numeric) for _, numeric, cells in others]
+                 + [f"<td>{column[place]}</td>" for column in pictures.values()])
         rows.append(f'<tr><th scope="row">{escape(first[place])}</th>{"".join(cells)}</tr>')
     whole = f'<table class="koa-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    region = f'class="koa-scroll" role="region" aria-label="{escape(label)}" tabindex="0" style="overflow-x:auto"'
+    region = (f'class="koa-scroll" role="region" aria-label="{escape(label)}" tabindex="0" '
+              'style="overflow-x:auto"')
     return f"<div {region}>{whole}</div>"
 
 
@@ -163,10 +174,13 @@ def _cells(frame, columns):
             continue
         numeric = column.format not in (TEXT, TERM)
         signs = _signs(column, frame[name], units)
-        texts = [_text(value, _format(column, units, place), signs[place]) for place, value in enumerate(frame[name])]
+        texts = [_text(value, _format(column, units, place), signs[place])
+                 for place, value in enumerate(frame[name])]
         if base:
-            highs = [_text(value, _format(column, units, place), signs[place]) for place, value in enumerate(frame[f"{base}_high"])]
-            texts = [low if low == UNDEFINED else f"{low} to {high}" for low, high in zip(texts, highs, strict=True)]
+            highs = [_text(value, _format(column, units, place), signs[place])
+                     for place, value in enumerate(frame[f"{base}_high"])]
+            texts = [low if low == UNDEFINED else f"{low} to {high}"
+                     for low, high in zip(texts, highs, strict=True)]
             head = "95 % interval" if base == "ci" else f"{column.title}, 95 % interval"
             yield (head, ""), True, texts
         elif numeric or any(texts):
@@ -177,7 +191,8 @@ def _format(column, units, place):
     if column.format != BY_UNIT:
         return column.format
     unit = units.iloc[place] if units is not None else ""
-    return f"{unit}.{_BY_UNIT_DECIMALS[unit]}" if unit in _BY_UNIT_DECIMALS else unit if unit in UNITS else "number"
+    return (f"{unit}.{_BY_UNIT_DECIMALS[unit]}" if unit in _BY_UNIT_DECIMALS
+            else unit if unit in UNITS else "number")
 
 
 def _signs(column, values, units):
@@ -215,5 +230,7 @@ def _head(text, hint):
 
 def _data(text, numeric):
     # Sentences get a wide column, so that a row does not become a tower of words.
-    look = f' class="num"{_RIGHT}' if numeric else ' class="koa-text" style="text-align:left"' if len(text) > LONG else ' style="text-align:left"'
+    look = (f' class="num"{_RIGHT}' if numeric
+            else ' class="koa-text" style="text-align:left"' if len(text) > LONG
+            else ' style="text-align:left"')
     return f"<td{look}>{escape(text)}</td>"

@@ -1,4 +1,5 @@
-"""The terminal during a run: a few lines that stay, one line that changes in place, and the full log beside them."""
+"""The terminal during a run: a few lines that stay, one line that changes in place,
+and the full log beside them."""
 
 import json
 import os
@@ -17,7 +18,8 @@ _KINDS = {"checkpoints": "training", "predictions": "prediction"}
 
 
 class Terminal:
-    """Where people read: colours and a line in place on a terminal only (not with NO_COLOR, not in a pipe)."""
+    """Where people read: colours and a line in place on a terminal only (not with NO_COLOR, not in a
+    pipe)."""
 
     def __init__(self, stream=None):
         self.stream = stream or sys.stdout
@@ -57,9 +59,11 @@ class _Group:
     def text(self):
         parts = []
         if self.counts["built"]:
-            parts.append(f"{_counted(self.counts['built'])} built in {duration(self.seconds['built'])} because {self.reason}{self._learned()}")
+            parts.append(f"{_counted(self.counts['built'])} built in {duration(self.seconds['built'])} "
+                         f"because {self.reason}{self._learned()}")
         if self.counts["reused"]:
-            parts.append(f"{_counted(self.counts['reused'])} reused ({duration(self.seconds['reused'])} saved)")
+            parts.append(f"{_counted(self.counts['reused'])} reused "
+                         f"({duration(self.seconds['reused'])} saved)")
         return f"{self.name}: {'; '.join(parts)}"
 
     def _learned(self):
@@ -68,15 +72,18 @@ class _Group:
         trainings = list(self.metrics.values())
         names = [name for name in trainings[0] if all(name in metrics for metrics in trainings)]
         means = {name: sum(metrics[name] for metrics in trainings) / len(trainings) for name in names}
-        return f" ({'last epoch' if len(trainings) == 1 else f'mean of {len(trainings)} last epochs'}: {in_words(means)})"
+        return (f" ({'last epoch' if len(trainings) == 1 else f'mean of {len(trainings)} last epochs'}: "
+                f"{in_words(means)})")
 
 
 def _counted(counts):
-    return ", ".join(f"{count} {kind}{'s' * (count != 1)}" for kind, count in sorted(counts.items(), reverse=True))
+    return ", ".join(f"{count} {kind}{'s' * (count != 1)}"
+                     for kind, count in sorted(counts.items(), reverse=True))
 
 
 class Watch:
-    """One notebook while it is executed: its events become lines of the terminal, everything it prints goes to the full log.
+    """One notebook while it is executed: its events become lines of the terminal, everything it prints goes
+    to the full log.
 
     Parameters
     ----------
@@ -98,11 +105,13 @@ class Watch:
     def __init__(self, terminal, log, prefix, cells):
         self.terminal, self.log, self.prefix, self.cells = terminal, log, prefix, cells
         self.cell, self.counts, self.seconds = (0, ""), Counter(), Counter()
-        self._seen, self._group, self._others, self._told = set(), _Group(""), _Group("data, features"), time.monotonic()
+        self._seen, self._group, self._others, self._told = (
+            set(), _Group(""), _Group("data, features"), time.monotonic())
         self.stdout, self.stderr = _Lines(self._printed), _Lines(lambda line: self.write(f"! {line}"))
 
     def start_cell(self, cell, cell_index):
-        """Note the code cell that starts; called by nbclient. The cell with the run's parameters is not one of the notebook's own."""
+        """Note the code cell that starts; called by nbclient. The cell with the run's parameters is not one
+        of the notebook's own."""
         if "injected-parameters" in cell.metadata.get("tags", []):
             return
         self._close_group()

@@ -1,4 +1,5 @@
-"""Names for people: what arms, cohorts and other codes of the files are called on the pages. Files keep the codes."""
+"""Names for people: what arms, cohorts and other codes of the files are called on the pages. Files keep the
+codes."""
 
 import re
 
@@ -14,9 +15,12 @@ _CODES = {
     "full_image": "full image tower", "both_encoders": "both encoders", "jpm2026": "the paper",
 }
 # Words of a file that need another only where they are all that a cell says.
-_CELLS = {"train": "training part", "val": "validation part", "test": "test part", "external": "external cohort",
-          "auto_test": "automatic crops", "queries": "short queries", "macro": "mean of the grades"}
-_CODE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})(?![\w/-]|\.\w)")
+_CELLS = {"train": "training part", "val": "validation part", "test": "test part",
+          "external": "external cohort", "auto_test": "automatic crops", "queries": "short queries",
+          "macro": "mean of the grades"}
+_CODE = re.compile(
+    rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})"
+    r"(?![\w/-]|\.\w)")
 _ITEM = re.compile(r"(?<![\w/#.-])(table|figure)_(\d)(?![\w.])")
 _PER_CENT, _MINUS = re.compile(r"(?<=\d) ?%(?!\w)"), re.compile(r"(?:^|(?<=[\s(\[]))-(?=\.?\d)")
 

@@ -233,7 +233,8 @@ def answers(study, metrics, found, absent, knees):
     supervised = found["first"].isin([spec.name for spec in settings.networks])
     boosted = found["second"].str.endswith(BOOSTED)
     said = {
-        "supervised CNNs beat foundation embeddings + XGBoost on all tasks": beaten(found[supervised], absent),
+        "supervised CNNs beat foundation embeddings + XGBoost on all tasks":
+            beaten(found[supervised], absent),
         "BiomedCLIP and RAD-DINO perform similarly": alike(found[~supervised & boosted], absent),
         "zero-shot modality failures are mostly low image quality": modality.claim(knees),
     }

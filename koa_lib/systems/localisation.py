@@ -257,7 +257,8 @@ def _gains(values, controls, groups, draws, seed):
 
 
 def flip_p(values, groups, seed):
-    """Two-sided p-value of a mean of 0: signs of whole groups are flipped, `SIGN_FLIPS` times or in every way.
+    """Two-sided p-value of a mean of 0: signs of whole groups are flipped, `SIGN_FLIPS` times or in every
+    way.
 
     NaN is left out; the p-value is NaN with fewer than two groups.
     """

@@ -1,4 +1,5 @@
-"""Entries of a list are list items: docutils calls those of a bibliography something that no list may hold."""
+"""Entries of a list are list items: docutils calls those of a bibliography something that no list may
+hold."""
 
 
 def _mend(app, pagename, templatename, context, doctree):

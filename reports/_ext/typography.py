@@ -11,7 +11,8 @@ _NAME = re.compile(r"<(/?)(\w+)")
 
 
 def typeset_body(html):
-    """The same HTML with the text between its tags typeset; a minus begins a number only after a space or an opening tag."""
+    """The same HTML with the text between its tags typeset;
+    a minus begins a number only after a space or an opening tag."""
     parts, kept, closing = [], 0, False
     for part in _TAG.split(html):
         tag = _NAME.match(part)

@@ -19,5 +19,6 @@ __all__ = list(OFFERED)
 def __getattr__(name):
     # Imported when asked for: torch takes seconds, and most commands need none of it.
     if name not in OFFERED:
-        raise AttributeError(f"koa_lib has no '{name}'. It offers {', '.join(OFFERED)}; all else is in its modules.")
+        offered = ", ".join(OFFERED)
+        raise AttributeError(f"koa_lib has no '{name}'. It offers {offered}; all else is in its modules.")
     return getattr(import_module(f"koa_lib.{OFFERED[name]}"), name)

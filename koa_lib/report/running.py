@@ -139,7 +139,7 @@ def _run(running, parameters, name, terminal):
 def _papermill(source, running, parameters, name, watch):
     import papermill
 
-    # The kernel inherits both; what is computed outside the store takes no more threads than what is made by it.
+    # The kernel inherits both; what is computed outside the store takes no more threads than what it makes.
     told = {WATCHED: name, "OMP_NUM_THREADS": str(profiles.load(parameters["profile"]).threads)}
     os.environ.update(told)
     try:

@@ -29,6 +29,19 @@ TINY = settings.Recipe(part="adapter", prompts="as_printed", normalisation="clip
                       averaging=0.0, residual=0.2, folds=2, views=1)
 
 
+# Costly fixtures that several files share; tests that use one stay together, and the costliest begin.
+SHARED_RUNS = ("demo_run", "smoke_run", "easy_study")
+
+
+def pytest_collection_modifyitems(items):
+    """Two lanes (`pytest -n 2 --dist loadgroup`): a shared run is made in one of them, a file stays in one."""
+    groups = {item: next((name for name in SHARED_RUNS if name in item.fixturenames), item.path.stem) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    first = {name: place for place, name in enumerate(SHARED_RUNS)}
+    items.sort(key=lambda item: first.get(groups[item], len(first)))
+
+
 def make(*arguments, timeout=900, **more):
     """Run make in the repository with the environment of this Python, and what else is given."""
     environment = {**os.environ, **more, **({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {})}

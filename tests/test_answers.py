@@ -1,31 +1,26 @@
 """Answers of the other systems' notebooks survive a file, and the scorecard takes what is there."""
 
 import math
-from dataclasses import replace
-
-import pytest
+from types import SimpleNamespace
 
 from koa_lib.paper import answers
 from koa_lib.paper.claims import Answer, not_run
 from koa_lib.paper.scorecard import Ours
 
 
-@pytest.fixture
-def study(easy_study, tmp_path):
-    return replace(easy_study, run_dir=tmp_path)
-
-
-def test_what_is_kept_is_read_again(study):
-    given = {("CLIP-KOA", "abstract", "CLIP-KOA", "accuracy"): Ours(58.25, 55.0, math.nan, "3 seeds"), ("CLIP-KOA", "abstract", "a claim"): not_run("no data"),
-             ("CLIP-KOA", "abstract", "another"): Answer(0.1, 0.05, 0.2, "ratio", "inconclusive", "half")}
-    answers.keep(study, "CLIP-KOA", given)
-    answers.keep(study, "JIIM-2025", {("JIIM-2025", "abstract", "x", "y"): Ours(1.0)})
-    found = answers.read(study)
-    assert list(found) == [*given, ("JIIM-2025", "abstract", "x", "y")]
-    for key, value in given.items():
-        assert type(found[key]) is type(value)
-        assert repr(found[key]) == repr(value)
-
-
-def test_a_run_without_answers_has_none(study):
-    assert answers.read(study) == {}
+def test_what_is_kept_is_read_again_and_a_session_comes_before_the_run(tmp_path):
+    run = SimpleNamespace(run_dir=tmp_path, shown_dir=tmp_path)
+    assert answers.read(run) == {}
+    number, claim = ("CLIP-KOA", "abstract", "CLIP-KOA", "accuracy"), ("CLIP-KOA", "abstract", "a claim")
+    given = {number: Ours(58.25, 55.0, math.nan, "3 seeds"), claim: not_run("no data"),
+             ("CLIP-KOA", "x", "why", "y"): "no picture"}
+    answers.keep(run, "CLIP-KOA", given)
+    other = Answer(0.1, 0.05, 0.2, "ratio", "replicated", "")
+    answers.keep(run, "JIIM-2025", {("JIIM-2025", "x", "y"): other})
+    found = answers.read(run)
+    assert {key: repr(found[key]) for key in given} == {key: repr(value) for key, value in given.items()}
+    assert len(found) == 4
+    session = SimpleNamespace(run_dir=tmp_path, shown_dir=tmp_path / "interactive")
+    session.shown_dir.mkdir()
+    answers.keep(session, "CLIP-KOA", {number: Ours(60.0)})
+    assert answers.read(session)[number].value == 60 and answers.read(run)[number].value == 58.25

@@ -15,84 +15,67 @@ from packaging.utils import canonicalize_name
 from koa_lib.profile import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCK, MAKEFILE = ((ROOT / name).read_text() for name in ("requirements.lock", "Makefile"))
 EXTRAS = PROJECT["optional-dependencies"]
-DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["dicom"] + EXTRAS["systems"]]
+DIRECT = [Requirement(text) for text in sum((EXTRAS[name] for name in ("dev", "dicom", "systems")),
+                                            PROJECT["dependencies"])]
+# (requirement, its text with hashes) of every entry of the lock.
+LOCKED = [(Requirement(entry.split("\\")[0].strip()), entry)
+          for entry in re.split(r"\n(?=\S)", LOCK.strip()) if not entry.startswith("#")]
 
 
-def locked():
-    """(requirement, text of its hashes) of every entry of the lock."""
-    entries = re.split(r"\n(?=\S)", LOCK.strip())
-    return [(Requirement(entry.split("\\")[0].strip()), entry) for entry in entries if not entry.startswith("#")]
+def pins(**platform):
+    """The locked versions of a platform, by name; each name once."""
+    environment = {**default_environment(), "extra": "", **platform}
+    fitting = [(canonicalize_name(entry.name), entry.specifier) for entry, _ in LOCKED
+               if entry.marker is None or entry.marker.evaluate(environment)]
+    assert len(fitting) == len(dict(fitting))
+    return {name: next(iter(specifier)).version for name, specifier in fitting}
 
 
-def on(platform, machine="x86_64"):
-    systems = {"linux": "Linux", "darwin": "Darwin"}
-    return {**default_environment(), "python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": platform, "platform_system": systems[platform],
-            "platform_machine": machine, "extra": ""}
+@pytest.mark.parametrize("platform, system, machine", [
+    ("linux", "Linux", "x86_64"), ("darwin", "Darwin", "arm64")])
+def test_direct_dependencies_are_locked_and_fit(platform, system, machine):
+    locked = pins(sys_platform=platform, platform_system=system, platform_machine=machine,
+                  python_version="3.11", python_full_version="3.11.9")
+    for wanted in DIRECT:
+        assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)]), wanted
+    assert not {"ray", "jax", "tensorflow"} & set(locked)  # heavy optional parts stay out
 
 
-@pytest.mark.parametrize("platform, machine", [("linux", "x86_64"), ("darwin", "arm64")])
-@pytest.mark.parametrize("wanted", DIRECT, ids=lambda requirement: requirement.name)
-def test_direct_dependency_is_locked_once_and_fits(wanted, platform, machine):
-    fitting = [entry for entry, _ in locked() if canonicalize_name(entry.name) == canonicalize_name(wanted.name)
-               and (entry.marker is None or entry.marker.evaluate(on(platform, machine)))]
-    assert len(fitting) == 1
-    (pin,) = fitting[0].specifier
-    assert pin.operator == "==" and wanted.specifier.contains(pin.version)
-
-
-def test_every_locked_version_is_pinned_with_hashes():
-    for entry, text in locked():
-        assert len(entry.specifier) == 1 and next(iter(entry.specifier)).operator == "==", entry.name
+def test_every_locked_version_is_pinned_with_hashes_and_names_no_address():
+    for entry, text in LOCKED:
+        assert [part.operator for part in entry.specifier] == ["=="], entry.name
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", text), entry.name
-
-
-def test_lock_names_no_address():
-    assert "://" not in LOCK and "--index" not in LOCK and "--extra-index" not in LOCK and "@ " not in LOCK and "file:" not in LOCK
-
-
-def test_heavy_optional_parts_stay_out():
-    assert not {"ray", "jax", "tensorflow"} & {canonicalize_name(entry.name) for entry, _ in locked()}
+    assert not re.search("://|--index|--extra-index|@ |file:", LOCK)
 
 
 def test_this_environment_has_the_locked_versions():
-    pinned = {canonicalize_name(entry.name): next(iter(entry.specifier)).version for entry, _ in locked()
-              if entry.marker is None or entry.marker.evaluate({**default_environment(), "extra": ""})}
-    other = {name: metadata.version(name) for name in (canonicalize_name(item.name) for item in DIRECT) if metadata.version(name) != pinned[name]}
+    locked = pins()
+    names = {canonicalize_name(item.name) for item in DIRECT}
+    other = {name for name in names if metadata.version(name) != locked[name]}
     assert not other, f"run `make setup`: these versions are not those of requirements.lock: {other}"
 
 
-def test_conda_users_get_the_same_versions():
+def test_conda_users_get_the_same_python_and_the_lock_and_nothing_else():
     content = yaml.safe_load((ROOT / "environment.yml").read_text())
     plain = [item for item in content["dependencies"] if isinstance(item, str)]
     (pip,) = [item["pip"] for item in content["dependencies"] if isinstance(item, dict)]
-    assert "python=3.11" in plain and {"make", "git", "pip"} <= set(plain)
-    assert "-r requirements.lock" in pip and "--require-hashes" in pip
-    # Anything else named there would be a version that the lock does not know.
-    assert len(pip) == 2 and set(plain) == {"python=3.11", "make", "git", "pip"} and content["channels"] == ["conda-forge"]
-
-
-def test_python_is_the_same_everywhere():
-    assert re.search(r"^PYTHON \?= .*python3\.11", (ROOT / "Makefile").read_text(), re.MULTILINE) and PROJECT["requires-python"] == ">=3.11"
+    assert set(plain) == {"python=3.11", "make", "git", "pip"} and content["channels"] == ["conda-forge"]
+    assert set(pip) == {"-r requirements.lock", "--require-hashes"}
+    assert "python3.11" in MAKEFILE and PROJECT["requires-python"] == ">=3.11"
 
 
 def test_make_help_has_a_line_for_every_target():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    assert {"setup", "reproduce", "test"} <= set(phony)
-    for target in set(phony) - {"FORCE"}:
-        assert len(re.findall(rf"^  make {target} +\S", shown, re.MULTILINE)) == 1, target
-
-
-def test_ci_calls_the_documented_test_command():
-    script = ROOT / ".ci" / "run"
-    assert "make test" in script.read_text() and script.stat().st_mode & 0o111
+    targets = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()) - {"FORCE"}
+    assert targets == set(re.findall(r"^  make (\S+) +\S", shown, re.MULTILINE)) and "reproduce" in targets
 
 
 def test_make_uses_an_activated_environment_below_a_folder_with_a_space(tmp_path):
     environment = tmp_path / "a b" / ".venv"
     environment.mkdir(parents=True)
     (environment / ".koa-ready").touch()
-    shown = subprocess.run(["make", "--no-print-directory", "-n", "student"], cwd=ROOT, env={**os.environ, "VIRTUAL_ENV": str(environment)}, capture_output=True, text=True)
+    shown = subprocess.run(["make", "--no-print-directory", "-n", "student"], cwd=ROOT, capture_output=True,
+                           text=True, env={**os.environ, "VIRTUAL_ENV": str(environment)})
     assert shown.stdout.splitlines() == [f'"{environment}/bin/koa" student']

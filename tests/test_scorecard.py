@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from koa_lib import comparison, metrics, profile, stats
 from koa_lib.errors import StudyError
-from koa_lib.paper import claims, scorecard, verdicts
+from koa_lib.paper import claims, scorecard, speed, verdicts
 from koa_lib.paper.scorecard import FOUND, VERDICTS, Ours, over_runs
 from koa_lib.profile import ROOT
 

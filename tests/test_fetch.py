@@ -1,6 +1,4 @@
-"""Fetching a cohort: a download that goes on, an archive that can do no harm, and four steps where it is
-impossible.
-"""
+"""Fetching a cohort: a download that goes on, an archive that can do no harm, and steps by hand."""
 
 import hashlib
 import io
@@ -9,13 +7,12 @@ import re
 import shutil
 import stat
 import struct
-import sys
 import threading
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,33 +45,30 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         rules, content = self.server.rules, self.server.file
-        rules.requests.append(self.headers)
+        rules.requests += 1
         time.sleep(rules.delay)
-        cut = rules.cuts.pop(0) if rules.cuts else None
-        tags = {"ETag": rules.etag or f'"{sha256(content)}"'} if rules.tagged else {}
-        asked = self.headers.get("Range", "")
-        guarded = rules.ignore_if_range or self.headers.get("If-Range") == tags.get("ETag")
-        start = 0 if rules.from_zero else int(re.sub("[^0-9]", "", asked) or 0)
-        rest = content[start : start + rules.most]
-        span = f"bytes {start}-{start + len(rest) - 1}/{len(content)}"
+        etag, size = rules.etag.format(sha256(content)), len(content)
+        start = int(re.sub("[^0-9]", "", self.headers.get("Range", "")) or 0)
+        same = rules.ignore_if_range or self.headers.get("If-Range") == etag
         if rules.status:
-            self.answer(rules.status, {}, b"<html>sorry</html>", None)
-        elif rules.ignore_range or not asked or not guarded:
-            self.answer(200, tags, content, cut)
-        elif rest:
-            self.answer(206, {"Content-Range": span, **tags}, rest, cut)
+            self.answer(rules.status, b"<html>sorry</html>")
+        elif rules.ignore_range or not start or not same:
+            self.answer(200, content, ETag=etag)
+        elif start < size:
+            span = f"bytes {start}-{size - 1}/{size}"
+            self.answer(206, content[start:], **{"Content-Range": span, "ETag": etag})
         else:
-            self.answer(416, {"Content-Range": f"bytes */{len(content)}"}, b"", None)
+            self.answer(416, b"", **{"Content-Range": f"bytes */{size}"})
 
-    def answer(self, status, headers, body, cut):
+    def answer(self, status, body, **headers):
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
-        if self.server.rules.announced:
-            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.server.rules.served += len(body[:cut])  # before the client can see the end
-        self.wfile.write(body[:cut])
+        rules = self.server.rules
+        sent = body[: rules.cuts.pop(0) if rules.cuts else None]
+        rules.served += len(sent)  # before the client can see the end
+        self.wfile.write(sent)
 
     def log_message(self, *_):
         pass
@@ -84,20 +78,8 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     """A local server, its rules and the address of its one file."""
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.rules = SimpleNamespace(
-        requests=[],
-        served=0,
-        cuts=[],
-        status=None,
-        tagged=True,
-        etag=None,
-        ignore_range=False,
-        ignore_if_range=False,
-        from_zero=False,
-        most=10**9,
-        announced=True,
-        delay=0,
-    )
+    web.rules = SimpleNamespace(requests=0, served=0, cuts=[], status=None, etag='"{}"', delay=0)
+    vars(web.rules).update(ignore_range=False, ignore_if_range=False)
     web.file, web.address = OLD, f"http://127.0.0.1:{web.server_port}/56rmx5bjcr-1.zip"
     web.handle_error = lambda *_: None  # a client that left
     monkeypatch.setenv("NO_PROXY", "*")
@@ -115,14 +97,13 @@ def begun(server, tmp_path):
     server.rules.cuts = [1_200_000, 0, 0, 0]
     with pytest.raises(StudyError, match=r"1\.[12] MB in .*set\.zip\.part"):
         download.download(server.address, target)
-    assert names(tmp_path) == ["set.zip.part", "set.zip.part.json"]
-    server.rules.cuts, server.rules.requests, server.rules.served = [], [], 0
+    server.rules.served = 0
     return target
 
 
-@pytest.mark.parametrize("rules", [{}, {"announced": False}, {"cuts": [700_000, 600_000, None]}])
-def test_file_is_downloaded_also_when_cut_and_nothing_is_said(server, tmp_path, capfd, rules):
-    vars(server.rules).update(rules)
+@pytest.mark.parametrize("cuts", [[], [700_000, 600_000]])
+def test_file_is_downloaded_also_when_cut_and_nothing_is_said(server, tmp_path, capfd, cuts):
+    server.rules.cuts = cuts
     download.download(server.address, tmp_path / "new/set.zip", sha256(OLD))
     assert (tmp_path / "new/set.zip").read_bytes() == OLD and names(tmp_path) == ["new/set.zip"]
     assert server.rules.served <= SIZE + 2 * download.BLOCK and capfd.readouterr() == ("", "")
@@ -130,38 +111,31 @@ def test_file_is_downloaded_also_when_cut_and_nothing_is_said(server, tmp_path, 
 
 def test_next_command_fetches_the_rest_only(server, begun):
     have = begun.with_name("set.zip.part").stat().st_size
-    server.rules.most = 500_000  # fewer bytes than asked for
     download.download(server.address, begun, sha256(OLD))
-    assert (
-        begun.read_bytes() == OLD
-        and server.rules.served == SIZE - have
-        and names(begun.parent) == ["set.zip"]
-    )
+    assert begun.read_bytes() == OLD and names(begun.parent) == ["set.zip"]
+    assert server.rules.served == SIZE - have
 
 
-@pytest.mark.parametrize("rule", ["none", "ignore_range", "ignore_if_range"])
+@pytest.mark.parametrize("rule", ["status", "ignore_range", "ignore_if_range"])
 def test_file_that_changed_meanwhile_is_never_mixed(server, begun, rule):
     server.file = NEW
-    setattr(server.rules, rule, True)
+    setattr(server.rules, rule, rule != "status")
     download.download(server.address, begun)
     assert begun.read_bytes() == NEW and names(begun.parent) == ["set.zip"]
 
 
-@pytest.mark.parametrize(
-    "rules", [{"ignore_range": True}, {"tagged": False}, {"etag": 'W/"weak"'}, {"from_zero": True}]
-)
-def test_server_that_cannot_resume_starts_again(server, tmp_path, rules):
-    vars(server.rules).update(rules, cuts=[1_200_000, None])
+@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
+def test_server_that_cannot_resume_starts_again(server, tmp_path, etag):
+    vars(server.rules).update(etag=etag, cuts=[1_200_000])
     download.download(server.address, tmp_path / "set.zip")
     assert (tmp_path / "set.zip").read_bytes() == OLD
 
 
 @pytest.mark.parametrize(
-    "content, query, served", [(OLD, "", 0), (OLD + b"more", "", SIZE), (None, "?other", SIZE)]
+    "content, query, served", [(OLD, "", 0), (OLD + b"more", "", SIZE), (OLD[:9], "?other", SIZE)]
 )
 def test_part_that_is_complete_too_long_or_of_another_address(server, begun, content, query, served):
-    if content:
-        begun.with_name("set.zip.part").write_bytes(content)
+    begun.with_name("set.zip.part").write_bytes(content)
     download.download(server.address + query, begun, sha256(OLD))
     assert begun.read_bytes() == OLD and server.rules.served == served
 
@@ -170,32 +144,25 @@ def test_part_of_somebody_else_is_left_alone(server, tmp_path):
     (tmp_path / "set.zip.part").write_bytes(b"a browser's")
     with pytest.raises(StudyError, match="set.zip.part"):
         download.download(server.address, tmp_path / "set.zip")
-    assert (tmp_path / "set.zip.part").read_bytes() == b"a browser's" and server.rules.requests == []
+    assert (tmp_path / "set.zip.part").read_bytes() == b"a browser's" and not server.rules.requests
 
 
 def test_wrong_hash_names_both_and_leaves_nothing(server, tmp_path):
-    with pytest.raises(StudyError, match=f"{sha256(OLD)} instead of {sha256(NEW)}"):
+    with pytest.raises(StudyError, match=f"{sha256(OLD)}.*{sha256(NEW)}"):
         download.download(server.address, tmp_path / "set.zip", sha256(NEW))
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    "address, words",
-    [
-        ("http://127.0.0.1:9/set.zip", "Connection refused"),
-        ("http://no-such-host.invalid/x", "attempts"),
-        ("ftp://127.0.0.1/set.zip", "Correct the address"),
-        ("set.zip", "Correct the address"),
-        ("http://[half/set.zip", "Correct the address"),
-    ],
+    "address", ["http://127.0.0.1:9/x", "http://no-such-host.invalid/x", "ftp://a/x", "x", "http://[half/x"]
 )
-def test_address_without_a_server(server, tmp_path, address, words):
-    with pytest.raises(StudyError, match=f"^{re.escape(address)} .*{words}"):
+def test_address_without_a_server_is_named(server, tmp_path, address):
+    with pytest.raises(StudyError, match=f"^{re.escape(address)} "):
         download.download(address, tmp_path / "set.zip")
     assert names(tmp_path) == []
 
 
-def test_silent_server(server, tmp_path, monkeypatch):
+def test_silent_server_is_waited_for_no_longer_than_promised(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUTS", (1, 0.05))
     server.rules.delay = 0.3
     with pytest.raises(StudyError, match="timed out"):
@@ -240,9 +207,7 @@ def unpack(tmp_path):
 
 
 def test_pictures_are_unpacked_and_the_rest_left_out(unpack, tmp_path, capfd):
-    left_out = (
-        "read.me __MACOSX/a/1.png a/._1.png .ipynb_checkpoints/1.png empty/ folder.png/ a/b/.png".split()
-    )
+    left_out = "read.me __MACOSX/a/1.png a/._1.png .ipynb_checkpoints/1.png empty/ a/b/.png".split()
     members = [(name, b"x" * (name[-1] != "/")) for name in left_out]
     members += [("a/b/1.png", PNG), ("./a//2.JPG", b""), (member("more\\c.dcm"), b"d" * 300_000)]
     inner = zipped((member("val\\0/1.png"), PNG), ("notes.txt", b"x"))
@@ -250,8 +215,6 @@ def test_pictures_are_unpacked_and_the_rest_left_out(unpack, tmp_path, capfd):
     knees = tmp_path / "data" / "knees"
     assert names(knees) == "a/2.JPG a/b/1.png more/c.dcm set/A/val/0/1.png set/B/val/0/1.png".split()
     assert (knees / "a/b/1.png").read_bytes() == PNG and (knees / "more/c.dcm").stat().st_size == 300_000
-    (tmp_path / "made").mkdir()
-    assert knees.stat().st_mode == (tmp_path / "made").stat().st_mode
     assert list(knees.parent.iterdir()) == [knees] and capfd.readouterr() == ("", "")
 
 
@@ -306,36 +269,29 @@ def test_bad_archive_is_refused_and_leaves_nothing(unpack, tmp_path, name):
     assert not any(tmp_path.glob("data/*"))
 
 
-def test_limits_hold_for_zips_inside_too(unpack, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "limit, value", [("MAX_MEMBERS", 1), ("MAX_MEMBERS", 3), ("MAX_BYTES", 4000), ("MAX_BYTES", 5004)]
+)
+def test_limits_hold_for_zips_inside_too(unpack, tmp_path, monkeypatch, limit, value):
     content = zipped(("in.zip", zipped(("a.png", os.urandom(5000)), ("b.png", PNG))), ("c.png", PNG))
-    for name, value in [("MAX_MEMBERS", 1), ("MAX_MEMBERS", 3), ("MAX_BYTES", 4000), ("MAX_BYTES", 8000)]:
-        with monkeypatch.context() as patch, pytest.raises(StudyError, match="more than we unpack"):
-            patch.setattr(archive, name, value)
-            unpack(content)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
-    with pytest.raises(StudyError, match="disk is too full"):
+    with monkeypatch.context() as patch, pytest.raises(StudyError, match="set.zip"):
+        patch.setattr(archive, limit, value)
         unpack(content)
-    assert names(tmp_path) == ["set.zip"]
-    monkeypatch.undo()
-    monkeypatch.setattr(archive, "MAX_MEMBERS", 4)
-    assert unpack(content) == 3
+    with monkeypatch.context() as patch, pytest.raises(StudyError, match="disk"):
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
+        unpack(content)
+    assert names(tmp_path) == ["set.zip"] and unpack(content) == 3
 
 
 def test_folders_in_use_and_of_others_are_left_alone(unpack, tmp_path):
-    others = tmp_path / "data" / "knees.part"
-    others.mkdir(parents=True)
-    (tmp_path / "data" / "knees").mkdir()
+    knees, others = tmp_path / "data" / "knees", tmp_path / "data" / "knees.part"
+    knees.mkdir(parents=True)
+    others.mkdir()
     assert unpack(zipped(OTHER)) == 1  # it was empty
-    (tmp_path / "data" / "knees" / "mine.png").write_bytes(b"mine")
-    for folder in ("data/knees", "set.zip", "set.zip/below"):
-        with pytest.raises(OSError):
-            archive.unpack(tmp_path / "set.zip", tmp_path / folder)
-    assert names(tmp_path) == ["data/knees/mine.png", "data/knees/ok.png", "set.zip"]
-    assert {*others.parent.iterdir()} == {others, others.with_suffix("")}
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "link").symlink_to("empty")
-    assert archive.unpack(tmp_path / "set.zip", tmp_path / "link") == 1
-    assert names(tmp_path / "empty") == ["ok.png"]
+    (knees / "mine.png").write_bytes(b"mine")
+    with pytest.raises(OSError):
+        unpack(zipped(("new.png", PNG)))
+    assert names(knees) == ["mine.png", "ok.png"] and {*knees.parent.iterdir()} == {knees, others}
 
 
 PIECES = st.sampled_from(
@@ -346,57 +302,43 @@ NAMES = st.lists(
 ).map("".join)
 
 
-@pytest.fixture(scope="module")
-def cage(tmp_path_factory):
-    return tmp_path_factory.mktemp("cage")
-
-
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(NAMES, min_size=1, max_size=3), st.sampled_from(["", ".png", ".zip"]))
-def test_no_name_makes_a_file_outside_the_folder(cage, parts, suffix):
-    home = cage / "1" / "2"
+def test_no_name_makes_a_file_outside_the_folder(tmp_path_factory, parts, suffix):
+    cage = tmp_path_factory.getbasetemp() / "cage"
     shutil.rmtree(cage, ignore_errors=True)
+    home = cage / "1" / "2"
     home.mkdir(parents=True)
     parts = [part.replace("CAGE", str(cage)) for part in parts]
     inner = zipped(*((member(part + ".png"), PNG) for part in parts))
     content = inner if suffix == ".zip" else PNG
     (home / "set.zip").write_bytes(zipped(*((member(part + suffix), content) for part in parts), OTHER))
-    try:
+    count = 0
+    with suppress(StudyError, OSError):
         count = archive.unpack(home / "set.zip", home / "knees")
-    except (StudyError, OSError):
-        count = 0
-    written = names(cage)
-    assert [name for name in written if not name.startswith("1/2/knees/")] == ["1/2/set.zip"]
-    assert len(written) == 1 + count
+    outside = [name for name in names(cage) if not name.startswith("1/2/knees/")]
+    assert outside == ["1/2/set.zip"] and len(names(cage)) == 1 + count
 
 
 # A cohort
 
 
 def published(folder, manifest):
-    """The zip of a cohort as published: a zip in a zip, with pictures of another size and detector crops
-    beside.
-    """
+    """The zip of a cohort as published: a zip in a zip, with another size and detector crops beside."""
     files = {f"{PUBLISHED}/{path}": (folder / path).read_bytes() for path in manifest["path"]}
     files |= {f"{PUBLISHED[:-1]}9/{path}": b"another size" for path in manifest["path"]}
-    files |= {
-        f"{PUBLISHED}/auto_test/{path.partition('/')[2]}": b"a crop"
-        for path in manifest["path"]
-        if path.startswith("test/")
-    }
+    files |= {f"{PUBLISHED}/auto_test/{path}": b"a crop" for path in manifest["path"]}
     return zipped(("readme.txt", "by its author"), ("56rmx5bjcr/set.zip", zipped(*files.items())))
 
 
 @pytest.fixture
 def web(server, cohort_a, tmp_path, monkeypatch):
-    """A server with a small published cohort, whose facts and manifest stand in for Chen's; `folder` is
-    where it goes.
-    """
+    """A server with a small published cohort that stands in for Chen's; `folder` is where it goes."""
     server.file, server.folder = published(*cohort_a), tmp_path / "data" / "my knees"
     server.zip = server.folder.parent / "56rmx5bjcr-1.zip"
     server.facts = {name: cohorts.facts(name) for name in cohorts.names()}
-    server.facts[NAME] = replace(server.facts[NAME], address=server.address)
+    server.facts[NAME] = replace(server.facts[NAME], address=server.address, sha256=None)
     (tmp_path / "lists").mkdir()
     shutil.copyfile(cohort_a[0] / "manifest.csv", tmp_path / "lists" / f"{NAME}.csv")
     monkeypatch.setattr(cohorts, "_all", lambda: server.facts)
@@ -407,86 +349,52 @@ def web(server, cohort_a, tmp_path, monkeypatch):
 def test_cohort_is_downloaded_unpacked_and_verified_once_and_then_only_checked(web, cohort_a, capsys):
     source, manifest = cohort_a
     fetch.fetch(NAME, web.folder)
-    out = capsys.readouterr().out
     (root,) = web.folder.rglob("kneeKL224")
     assert all((root / path).read_bytes() == (source / path).read_bytes() for path in manifest["path"])
-    crops = sum(manifest["split"] == "test")
-    said = (web.address, f"{root} (Mendeley layout)", f"auto_test: {crops} pictures", "all 24 pictures")
-    assert all(words in out for words in said) and names(web.folder.parent).count(web.zip.name) == 1
-    assert not [name for name in names(web.folder.parent) if "part" in name]
-    fetch.fetch(NAME, web.folder)
-    (root / manifest["path"][3]).unlink()
-    with pytest.raises(StudyError, match=f"1 of 24 files.*{web.folder}.* {web.zip}"):
-        fetch.fetch(NAME, web.folder)
-    assert manifest["path"][3] in capsys.readouterr().out and len(web.rules.requests) == 1
-
-
-@pytest.mark.parametrize("fault", ["status", "gone", "hash"])
-def test_impossible_download_ends_in_four_steps_that_work_by_hand(web, fault, capsys):
-    facts = web.facts[NAME] = replace(web.facts[NAME], sha256=sha256(b"other") if fault == "hash" else None)
-    web.rules.status = 404 if fault == "status" else None
-    with pytest.raises(StudyError) as error:
-        fetch.fetch(NAME, web.folder, "http://127.0.0.1:9/mirror.zip" if fault == "gone" else "")
-    steps = str(error.value).splitlines()[-4:]
-    assert {"status": "404", "gone": "refused", "hash": sha256(b"other")}[fault] in str(error.value)
-    said = (facts.page, facts.doi, web.address, f"{web.zip}", facts.sha256 or "", f"{NAME} '{web.folder}'")
-    assert all(words in "\n".join(steps) for words in said)
-    assert not web.folder.exists() and not web.zip.exists()
-    web.zip.write_bytes(web.file)
-    requests = len(web.rules.requests)
-    fetch.fetch(NAME, web.folder)
     out = capsys.readouterr().out
-    assert len(web.rules.requests) == requests and f"using {web.zip}" in out and "all 24" in out
-    assert web.zip.is_file()
+    assert str(root) in out and "Mendeley" in out and "24 pictures" in out and "auto_test" in out
+    assert not [name for name in names(web.folder.parent) if "part" in name] and web.zip.is_file()
+    (root / manifest["path"][3]).unlink()
+    with pytest.raises(StudyError, match=f"1 of 24 .*{web.folder}.*{web.zip}"):
+        fetch.fetch(NAME, web.folder)
+    assert manifest["path"][3] in capsys.readouterr().out and web.rules.requests == 1
+
+
+@pytest.mark.parametrize("fault", ["404", "refused", sha256(b"other")])
+def test_impossible_download_ends_in_four_steps_that_work_by_hand(web, fault):
+    facts = web.facts[NAME] = replace(web.facts[NAME], sha256=fault if len(fault) == 64 else None)
+    web.rules.status = 404 if fault == "404" else None
+    with pytest.raises(StudyError, match=fault) as error:
+        fetch.fetch(NAME, web.folder, "http://127.0.0.1:9/mirror.zip" if fault == "refused" else "")
+    steps = "".join(str(error.value).splitlines()[-4:])
+    said = facts.page, facts.doi, web.address, str(web.zip), facts.sha256 or "", f"{NAME} '{web.folder}'"
+    assert all(words in steps for words in said) and not web.folder.exists() and not web.zip.exists()
+    web.zip.write_bytes(web.file)
+    web.rules.requests = 0
+    fetch.fetch(NAME, web.folder)
+    assert not web.rules.requests and list(web.folder.rglob("*.png"))
 
 
 def test_mirror_is_used_where_one_is_given(web):
     web.facts[NAME] = replace(web.facts[NAME], address="http://127.0.0.1:9/56rmx5bjcr-1.zip")
     fetch.fetch(NAME, web.folder, web.address)
-    assert len(web.rules.requests) == 1
+    assert web.rules.requests == 1
 
 
-def test_page_instead_of_the_archive_and_archive_of_another_set(web, cohort_b):
-    other = zipped(*((path, (cohort_b[0] / path).read_bytes()) for path in cohort_b[1]["path"]))
-    for content, words in (
-        (b"<html>please log in", f"{web.zip}.*web page"),
-        (other, "none of the 24 pictures"),
-    ):
-        web.file = content
-        with pytest.raises(StudyError, match=words):
-            fetch.fetch(NAME, web.folder)
-        web.zip.unlink()
+@pytest.mark.parametrize("content, place", [(b"<html>please log in", "zip"), (zipped(OTHER), "folder")])
+def test_page_instead_of_the_archive_and_archive_of_another_set_are_named(web, content, place):
+    web.file = content
+    with pytest.raises(StudyError, match=str(getattr(web, place))):
+        fetch.fetch(NAME, web.folder)
 
 
 @pytest.mark.parametrize(
-    "name, place, words",
-    [
-        ("phantom_a", None, "make reproduce"),
-        ("oai", None, "'oai' is unknown"),
-        (NAME, "folder", "my knees is a file"),
-        (NAME, "parent", "data is a file"),
-    ],
+    "name, file", [("phantom_a", "other"), ("oai", "other"), (NAME, "my knees"), (NAME, "")]
 )
-def test_cohort_that_cannot_be_fetched_is_told_before_the_download(web, name, place, words):
-    if place == "parent":
-        web.folder.parent.write_text("a file")
-    elif place:
-        web.folder.parent.mkdir()
-        web.folder.write_text("a file")
-    with pytest.raises(StudyError, match=re.escape(words)):
+def test_cohort_that_cannot_be_fetched_is_told_before_the_download(web, name, file):
+    place = web.folder.parent / file
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("a file")
+    with pytest.raises(StudyError, match=f"{place} is a file" if name == NAME else name):
         fetch.fetch(name, web.folder)
-    assert web.rules.requests == []
-
-
-def test_verify_tells_of_folders_beside_and_writes_the_whole_list(web, cohort_a, tmp_path, capsys):
-    folder = Path(shutil.copytree(cohort_a[0], tmp_path / "kaggle"))
-    (folder / "train/0/knee\udce9.png").write_bytes(b"")  # a name that is no UTF-8
-    for path in cohort_a[1]["path"][:15]:
-        (folder / path).write_bytes(b"")
-    sys.stdout.reconfigure(errors="backslashreplace")  # as `koa` does
-    with pytest.raises(StudyError, match=f"16 of 25 files need attention.*{tmp_path}/list.csv"):
-        fetch.verify(NAME, folder, tmp_path / "list.csv")
-    listed = (tmp_path / "list.csv").read_text()
-    assert listed.count("\n") == 1 + 25 and listed.count("unreadable") == 16 and "udce9" in listed
-    out = capsys.readouterr().out
-    assert "auto_test: not there, which is no error" in out and "(Kaggle layout)" in out
+    assert not web.rules.requests

@@ -532,5 +532,6 @@ def test_match_train_gives_external_pictures_the_gray_values_of_the_training_spl
         np.array(cohort.dataset(mixed_study, "external", "stretch", name, 24).pixels)
         for name in ("none", "match_train")
     )
+    assert np.allclose(cohort.training_histogram(mixed_study, 24), cumulative(fitted))
     expected = [adjust(picture / 255, "match_train", cumulative(fitted)) for picture in plain]
     assert np.abs(matched / 255 - expected).max() < 0.003

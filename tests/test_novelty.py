@@ -1,4 +1,4 @@
-"""What is unlike the training pictures, and what is no knee: rates are measured, on pictures that nothing was fitted to."""
+"""What is unlike the training pictures, and what is no knee: rates on pictures that nothing was fitted to."""
 
 from functools import partial
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import skimage.data
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import cdist
 
 from koa_lib import study
 from koa_lib.errors import StudyError
@@ -20,45 +21,27 @@ from koa_lib.phantoms.other import render as render_other
 from koa_lib.prompts import prompts
 
 PHOTOGRAPHS = (
-    "astronaut",
-    "brick",
-    "camera",
-    "cell",
-    "chelsea",
-    "clock_motion",
-    "coffee",
-    "coins",
-    "color",
-    "grass",
-    "gravel",
-    "hubble_deep_field",
-    "ihc",
-    "moon",
-    "motorcycle_left",
-    "page",
-    "retina",
-    "rocket",
-    "text",
-)
+    "astronaut brick camera cell chelsea clock_motion coffee coins color grass gravel hubble_deep_field ihc "
+    "moon motorcycle_left page retina rocket text"
+).split()
 
 
 @pytest.fixture(scope="module")
 def knees(tmp_path_factory):
-    """Gray pictures of 120 phantom knees of 60 patients, in the order of the patients."""
+    """Gray pictures of 100 phantom knees of 50 patients, in the order of the patients."""
     folder = tmp_path_factory.mktemp("knees")
-    rows = write_cohort_a(folder, 60, seed=11).sort_values("group_id")
+    rows = write_cohort_a(folder, 50, seed=11).sort_values("group_id")
     return [read_gray(folder / path) for path in rows["path"]]
 
 
 @pytest.fixture(scope="module")
 def model(knees):
-    """An untrained network that knows the first 30 patients; the next 15 set the threshold."""
+    """An untrained network that knows the first 25 patients; the next 15 set the threshold."""
     clip, _, tokenizer = load_clip("koa-tiny", seed=1)
     card = {"geometry": "stretch", "intensity": "none", "image_size": 112, "statistics": "clip"}
-    blank = predict.Model(ClipGrader(clip, tokenizer, "last_blocks", prompts("as_printed")).eval(), card, None)
-    return predict.Model(
-        blank.grader, card, novelty.fit(traits(blank, knees[:60]), traits(blank, knees[60:90]))
-    )
+    grader = ClipGrader(clip, tokenizer, "last_blocks", prompts("as_printed")).eval()
+    seen = traits(predict.Model(grader, card, None), knees[:80])
+    return predict.Model(grader, card, novelty.fit(seen[:50], seen[50:]))
 
 
 def traits(model, images):
@@ -75,26 +58,20 @@ def demo():
 
 
 def rates(model, images):
-    """Shares of pictures that are unlike the training pictures, and of those that are called no knee besides."""
+    """Shares of pictures that are unlike the training pictures, and that are called no knee besides."""
     unlike = model.novelty.score(traits(model, images)) > 1
-    return unlike.mean(), np.mean(
-        [bool(new) and not novelty.is_knee(image) for new, image in zip(unlike, images, strict=True)]
-    )
+    no_knee = [new and not novelty.is_knee(image) for new, image in zip(unlike, images, strict=True)]
+    return unlike.mean(), np.mean(no_knee)
 
 
 def photographs():
-    folder = Path(skimage.data.__file__).parent
-    files = [next(folder.glob(f"{name}.*"), None) for name in PHOTOGRAPHS]
-    return [read_gray(file) for file in files if file]
+    files = sorted(Path(skimage.data.__file__).parent.iterdir())
+    return [read_gray(file) for file in files if file.stem in PHOTOGRAPHS]
 
 
-def noise(count=12):
+def noise():
     generator = np.random.default_rng(3)
-    fields = [
-        gaussian_filter(generator.normal(size=(224, 224)), scale)
-        for _ in range(count // 4)
-        for scale in (0, 1, 3, 8)
-    ]
+    fields = [gaussian_filter(generator.normal(size=(224, 224)), scale) for scale in (0, 1, 3, 8) * 3]
     return [((field - field.min()) / np.ptp(field)).astype(np.float32) for field in fields]
 
 
@@ -108,8 +85,8 @@ def texts():
     return pages
 
 
-def drawn(kind, count=12):
-    return [render_other(kind, np.random.default_rng([17, number])) for number in range(count)]
+def drawn(kind):
+    return [render_other(kind, np.random.default_rng([17, number])) for number in range(12)]
 
 
 PICTURED = {
@@ -122,7 +99,8 @@ PICTURED = {
 
 
 def test_unseen_knees_of_the_same_origin_are_rarely_warned_about(model, knees):
-    assert rates(model, knees[90:])[0] <= 0.2 and rates(model, knees[90:])[1] == 0
+    unlike, no_knee = rates(model, knees[80:])
+    assert unlike <= 0.2 and no_knee == 0
 
 
 @pytest.mark.parametrize(
@@ -135,60 +113,34 @@ def test_what_is_no_knee_is_found(model, pictured, unlike, no_knee):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "pictured, unlike, no_knee",
-    [
-        ("photographs", 0.95, 0.75),
-        ("noise", 0.95, 0.8),
-        ("texts", 0.95, 0.95),
-        ("flat", 1, 1),
-        ("hand", 0.95, 0.9),
-        ("hip", 0.95, 0.9),
-        ("chest", 0.95, 0),
-    ],
-)
+@pytest.mark.parametrize("pictured, unlike, no_knee", [
+    ("photographs", 0.95, 0.75), ("noise", 0.95, 0.8), ("texts", 0.95, 0.95), ("flat", 1, 1),
+    ("hand", 0.95, 0.9), ("hip", 0.95, 0.9),
+    ("chest", 0.95, 0),  # many drawn ones have something that the joint template fits
+])  # fmt: skip
 def test_demo_weights_find_what_is_no_knee(demo, pictured, unlike, no_knee):
-    found = rates(
-        demo, PICTURED[pictured]()
-    )  # of drawn chests many have something that the joint template fits
-    assert found[0] >= unlike and found[1] >= no_knee
+    test_what_is_no_knee_is_found(demo, pictured, unlike, no_knee)
 
 
 @pytest.mark.slow
-def test_demo_weights_find_turned_cut_and_wide_knees(demo, knees):
-    tested = knees[:20]
-    for changed in (
-        [np.rot90(knee) for knee in tested],
-        [knee[60:170, 20:130] for knee in tested],
-        [np.pad(knee, ((0, 0), (80, 80))) for knee in tested],
-    ):
-        assert rates(demo, changed)[0] >= 0.9
+@pytest.mark.parametrize("change", [
+    np.rot90, lambda knee: knee[60:170, 20:130], lambda knee: np.pad(knee, ((0, 0), (80, 80))),
+])  # fmt: skip
+def test_demo_weights_find_turned_cut_and_wide_knees(demo, knees, change):
+    assert rates(demo, [change(knee) for knee in knees[:20]])[0] >= 0.9
 
 
-def test_polarity_does_not_make_a_knee_something_else(knees):
+def test_polarity_or_a_second_knee_does_not_make_a_knee_something_else(knees):
     assert all(novelty.is_knee(knee) and novelty.is_knee(1 - knee) for knee in knees[:4])
-
-
-def test_two_knees_side_by_side_are_knees(knees):
-    assert novelty.is_knee(np.hstack([knees[0][20:170], knees[1][20:170]])[:150]) and novelty.is_knee(
-        np.hstack([knees[2][40:170], knees[3][40:170]])
-    )
+    assert novelty.is_knee(np.hstack([knee[40:170] for knee in knees[2:4]]))
 
 
 @pytest.mark.slow
 def test_real_knees_are_knees(shared):
-    # Measured on OAI's validation pictures: few of KL 0-3 are missed, of KL 4, without a joint space, every tenth.
-    folder = shared("oai_webp") / "val"
-    missed = [
-        np.mean(
-            [
-                not novelty.is_knee(read_gray(file))
-                for file in sorted((folder / str(grade)).glob("*.webp"))[:20]
-            ]
-        )
-        for grade in range(5)
-    ]
-    assert max(missed[:4]) <= 0.1 and missed[4] <= 0.25
+    # Of OAI's validation pictures few of KL 0-3 are missed, of KL 4, without a joint space, a tenth.
+    for grade, most in enumerate((0.1, 0.1, 0.1, 0.1, 0.25)):
+        files = sorted((shared("oai_webp") / "val" / str(grade)).glob("*.webp"))[:20]
+        assert np.mean([not novelty.is_knee(read_gray(file)) for file in files]) <= most
 
 
 def test_share_of_false_alarms_is_the_one_promised():
@@ -203,22 +155,18 @@ def test_distance_is_mahalanobis_and_ignores_units():
     generator = np.random.default_rng(1)
     mix, units = generator.normal(size=(4, 4)), np.array([1, 10, 1e-2, 1e4])
     fitted, unseen, new = (generator.normal(size=(count, 4)) @ mix for count in (4000, 60, 20))
-    usual = novelty.fit(fitted, unseen)
-    centred = new - fitted.mean(0)
-    exact = np.sqrt(np.einsum("nd,de,ne->n", centred, np.linalg.inv(np.cov(fitted.T)), centred))
+    usual, scaled = novelty.fit(fitted, unseen), novelty.fit(fitted * units, unseen * units)
+    exact = cdist(new, fitted.mean(0)[None], "mahalanobis", VI=np.linalg.inv(np.cov(fitted.T)))[:, 0]
     np.testing.assert_allclose(usual.score(new) * usual.threshold, exact, rtol=0.05)
-    np.testing.assert_allclose(
-        novelty.fit(fitted * units, unseen * units).score(new * units), usual.score(new), rtol=1e-3
-    )
+    np.testing.assert_allclose(scaled.score(new * units), usual.score(new), rtol=1e-3)
 
 
-def test_too_few_pictures_are_told():
-    with pytest.raises(StudyError, match="too few"):
-        novelty.fit(np.zeros((1, 3)), np.zeros((5, 3)))
-    with pytest.raises(StudyError, match="too few"):
-        novelty.fit(np.zeros((5, 3)), np.zeros((0, 3)))
+@pytest.mark.parametrize("fitted, unseen", [(1, 5), (5, 0)])
+def test_too_few_pictures_are_told(fitted, unseen):
+    with pytest.raises(StudyError, match=f"{fitted} .*{unseen} "):
+        novelty.fit(np.zeros((fitted, 3)), np.zeros((unseen, 3)))
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (40, 2000), (2000, 40), (3000, 3000)])
+@pytest.mark.parametrize("shape", [(8, 8), (40, 2000), (2000, 40)])
 def test_joint_is_looked_for_in_any_shape(shape):
     assert novelty.is_knee(np.random.default_rng(0).random(shape, dtype=np.float32)) in (True, False)

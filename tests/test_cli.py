@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from koa_lib import cli, journal, study
-from koa_lib.data import cohorts
 from koa_lib.data.manifest import COLUMNS, read_manifest
 from koa_lib.report import running
 from reports import __main__ as pages
@@ -147,38 +146,18 @@ def test_audit_tells_how_many_of_the_listed_pictures_it_found_and_is_never_writt
     assert before == {path: path.read_bytes() for path in Path("phantom_a_audit").iterdir()}
 
 
-@pytest.mark.parametrize("column, value", [
-    ("kl_grade", "severe"), ("kl_grade", "4"), ("split", "external"), ("kl_grade_reader2", "7"),
-    ("image_id", None), ("path", "9.png"), ("path", "/etc/passwd"), ("path", "train/../../x.png"),
-    ("path", "C:/x.png")])
+@pytest.mark.parametrize("column, value", [("kl_grade", "severe"), ("path", "train/../../x.png")])
 def test_bad_row_of_a_manifest_is_named(koa, copy, column, value):
     frame = pd.read_csv(copy / "manifest.csv", dtype=str, keep_default_na=False)
-    frame = frame[frame["kl_grade"] != "4"].reset_index(drop=True)
-    frame.loc[6, column] = value or frame.loc[2, column]
+    frame.loc[6, column] = value
     frame.to_csv(copy / "manifest.csv", index=False)
-    named = [str(copy / "manifest.csv"), "row 8", frame.loc[6, column]]
-    assert is_sentence(koa("data verify phantom_a", copy), *named)
+    assert is_sentence(koa("data verify phantom_a", copy), str(copy / "manifest.csv"), "row 8", value)
 
 
 def test_build_writes_a_manifest_once(koa, copy, cohort_a):
     code, out, _ = koa("data build phantom_a copy")
     assert code == 0 and "24 rows" in out and read_manifest("phantom_a.csv").equals(cohort_a[1][COLUMNS])
     assert is_sentence(koa("data build phantom_a copy"), "phantom_a.csv", "--out")
-
-
-def test_build_of_the_published_samples_agrees_with_the_manifests(koa, shared, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    readers = cohorts.MANIFESTS / "gornale2020.csv"
-    code, _, _ = koa("data build gornale2020", shared("gornale_sample"), "--readers", readers)
-    built, committed = (path.read_bytes().splitlines() for path in (tmp_path / "gornale2020.csv", readers))
-    assert code == 0 and len(built) == 57 and set(built) <= set(committed)
-
-
-@pytest.mark.parametrize("content", ["image_id,kl_grade_reader2\nx,NaN\n", "image_id,grade\nx,1\n", None])
-def test_wrong_readers_file_is_one_line(koa, copy, content):
-    if content:
-        Path("readers.csv").write_text(content)
-    assert is_sentence(koa("data build phantom_a copy --readers readers.csv"), "readers.csv")
 
 
 @pytest.mark.parametrize("command, out", [

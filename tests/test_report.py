@@ -236,9 +236,3 @@ def test_citation_file_is_valid():
     content = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert content["cff-version"] == "1.2.0" and content["license"] == "MIT"
     assert {"message", "title", "type", "version", "authors"} <= set(content)
-
-
-def test_smoke_report_is_whole_and_offline(smoke_run):
-    html = smoke_run / "html"
-    assert build.missing(provenance.Run.read(smoke_run)) == []
-    assert pages.dead_links(html) == pages.remote_resources(html) == []

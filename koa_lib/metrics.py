@@ -9,12 +9,6 @@ import pandas as pd
 
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
-from koa_lib.predictions import PROBABILITIES
-
-__all__ = ["PROBABILITIES", "best_constant", "calibration_bins", "checked", "checked_grades",
-           "checked_probabilities"]
-__all__ += ["confusion", "ece", "flip_disagreement", "from_confusion", "macro_auc", "mean_defined",
-            "per_grade", "rates", "summary"]
 
 K = len(GRADES)
 SUM_TOLERANCE = 1e-3

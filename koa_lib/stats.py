@@ -8,6 +8,7 @@ import pandas as pd
 
 from koa_lib import metrics
 from koa_lib.errors import StudyError
+from koa_lib.predictions import PROBABILITIES
 
 CHUNK = 200
 FEWEST_RUNS = 5
@@ -105,7 +106,7 @@ def samples(graded, names, draws=1000, seed=0):
     StudyError
         An unknown metric, or what `group_bootstrap` refuses.
     """
-    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
+    grades, probabilities = metrics.checked(graded["kl_grade"], graded[PROBABILITIES])
     found = metrics.from_confusion(resampled(graded, draws, seed))
     if set(names) & {"macro_auc", "ece"}:
         drawn = _probability_draws(grades, probabilities, graded["group_id"], draws, seed)
@@ -170,7 +171,7 @@ def aligned(b, a):
 def resampled(graded, draws=1000, seed=0):
     """Confusion matrices (1 + draws, 5, 5) of graded pictures, see `samples`: as they are,
     then of each draw."""
-    grades, probabilities = metrics.checked(graded["kl_grade"], graded[metrics.PROBABILITIES])
+    grades, probabilities = metrics.checked(graded["kl_grade"], graded[PROBABILITIES])
     return _matrices(grades, probabilities.argmax(1), graded["group_id"], draws, seed)
 
 
@@ -208,13 +209,13 @@ def paired(a, b):
         example = f"'{a['image_id'].iloc[differ[0]]}', {grades[differ[0]]} against {others[differ[0]]}"
         raise StudyError(f"The reference grades differ for {len(differ)} of the pictures "
                          f"(such as {example}): join both to one manifest.")
-    return a.assign(**{f"{name}_b": other[name].to_numpy() for name in metrics.PROBABILITIES})
+    return a.assign(**{f"{name}_b": other[name].to_numpy() for name in PROBABILITIES})
 
 
 def paired_probabilities(both):
     """Probabilities of A and of B, each (n, 5), from a frame made by `paired`."""
-    other = [f"{name}_b" for name in metrics.PROBABILITIES]
-    return both[metrics.PROBABILITIES].to_numpy(), both[other].to_numpy()
+    other = [f"{name}_b" for name in PROBABILITIES]
+    return both[PROBABILITIES].to_numpy(), both[other].to_numpy()
 
 
 def predicted(both):

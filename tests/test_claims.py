@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from koa_lib import metrics
 from koa_lib.errors import StudyError
 from koa_lib.paper import claims
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.profile import ROOT
 
 CLAIMS = pd.read_csv(ROOT / "data_manifests/published/claims.csv").query("source == 'jpm2026'")
@@ -20,7 +20,7 @@ NEXT = (TRUTH + 1) % 5
 
 def graded(predicted, truth=TRUTH):
     """A graded frame whose top grades are as given; two pictures are one group."""
-    frame = pd.DataFrame(0.6 * np.eye(5)[predicted] + 0.08, columns=metrics.PROBABILITIES)
+    frame = pd.DataFrame(0.6 * np.eye(5)[predicted] + 0.08, columns=PROBABILITIES)
     number = np.arange(len(truth))
     return frame.assign(image_id=[f"k{i}" for i in number], kl_grade=truth, group_id=number // 2)
 
@@ -44,7 +44,7 @@ MODELS = nested(0.9, 0.8, 0.7, 0.6, 0.5)
 def test_order_of_the_five_accuracies(shares, verdict):
     models = nested(*shares)
     answer = claims.order(models, 200, 0)
-    grades = [frame[metrics.PROBABILITIES].to_numpy().argmax(1) for frame in models.values()]
+    grades = [frame[PROBABILITIES].to_numpy().argmax(1) for frame in models.values()]
     right = [100 * (answers == TRUTH).mean() for answers in grades]
     assert answer.verdict == verdict
     assert answer.ours == pytest.approx(min(-np.diff(right))) and answer.unit == "points"
@@ -137,7 +137,7 @@ def test_best_separated_grades_against_sklearn(seed):
     generator = np.random.default_rng(seed)
     sure = generator.uniform(0, 0.9, 5)[TRUTH][:, None]
     probabilities = sure * np.eye(5)[TRUTH] + (1 - sure) * generator.dirichlet(np.ones(5), len(TRUTH))
-    frame = pd.DataFrame(probabilities, columns=metrics.PROBABILITIES).assign(kl_grade=TRUTH)
+    frame = pd.DataFrame(probabilities, columns=PROBABILITIES).assign(kl_grade=TRUTH)
     auc = [roc_auc_score(TRUTH == grade, probabilities[:, grade]) for grade in range(5)]
     recall = [(probabilities.argmax(1)[TRUTH == grade] == grade).mean() for grade in range(5)]
     lead = min(min(values[0], values[4]) - max(values[1:4]) for values in (auc, recall))

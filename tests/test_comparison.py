@@ -22,186 +22,95 @@ STUDY = SimpleNamespace(seed=0, profile=SimpleNamespace(as_printed=SimpleNamespa
 
 def arm(name="clip", right=0.5, seeds=(0,), parts=HELD_OUT, folds=(1, 2)):
     """Predictions of an arm: what each fold was trained on, what it held out, and the external pictures."""
-    return results(
-        *(
-            predicted(rows, right, 10 * seed + fold, arm=name, seed=seed, fold=fold, split=split)
-            for seed in seeds
-            for fold in folds
-            for split, rows in (
-                ("train", ROWS.drop(parts[fold].index)),
-                ("held_out", parts[fold]),
-                ("external", OUTSIDE),
-            )
-        )
-    )
+    return results(*(
+        predicted(rows, right, 10 * seed + fold, arm=name, seed=seed, fold=fold, split=split)
+        for seed in seeds for fold in folds for split, rows in (
+            ("train", ROWS.drop(parts[fold].index)), ("held_out", parts[fold]), ("external", OUTSIDE))))
 
 
 def answers(graded):
     return graded[predictions.PROBABILITIES].to_numpy().argmax(1)
 
 
+def accuracy(graded):
+    return sk.accuracy_score(graded["kl_grade"], answers(graded))
+
+
 def test_folds_and_seeds_stand_with_their_mean_and_spread_and_the_model_before_training():
-    before = results(
-        *(
-            predicted(part, 0.1, fold, arm="clip-before", fold=fold, split="held_out")
-            for fold, part in HELD_OUT.items()
-        )
-    )
-    runs = arm(seeds=(0, 1))
-    table = (
-        comparison.folds_and_seeds(STUDY, runs + arm("ours", 0.6) + before)
-        .set_index(["arm", "part", "row"])
-        .sort_index()
-    )
-    folds = [runs.graded(split="held_out", seed=0, fold=fold) for fold in (1, 2)]
-    kappa = [
-        sk.cohen_kappa_score(graded["kl_grade"], answers(graded), weights="quadratic", labels=range(5))
-        for graded in folds
-    ]
-    held_out = table.loc["clip", "held_out"]["qwk"]
-    assert held_out[["1", "2"]].tolist() == pytest.approx(kappa)
-    assert held_out["mean over folds"] == pytest.approx(np.mean(kappa)) and held_out[
-        "SD over folds"
-    ] == pytest.approx(np.std(kappa, ddof=1))
-    seeds = [
-        np.mean(
-            [
-                sk.accuracy_score(graded["kl_grade"], answers(graded))
-                for graded in (runs.graded(split="external", seed=seed, fold=fold) for fold in (1, 2))
-            ]
-        )
-        for seed in (0, 1)
-    ]
-    assert table.loc[("clip", "external", "mean over seeds"), "accuracy"] == pytest.approx(np.mean(seeds))
-    shown = before.graded(fold=2)
-    assert table.loc[("clip", "held_out", "before training"), "accuracy"] == pytest.approx(
-        sk.accuracy_score(shown["kl_grade"], answers(shown))
-    )
-    assert table.loc[("clip", "held_out", "before training"), "n"] == 60 and pd.isna(
-        table.loc[("clip", "held_out", "SD over seeds"), "n"]
-    )
-    assert "mean over seeds" not in table.loc["ours", "held_out"].index and len(table.loc["ours"]) == 3 * 4
+    runs, before = arm(seeds=(0, 1)), arm("clip-before", 0.1)
+    table = comparison.folds_and_seeds(STUDY, runs + arm("ours", 0.6) + before)
+    found = table.set_index(["arm", "part", "row"])["accuracy"].sort_index()
+    folds = [accuracy(runs.graded(split="held_out", seed=0, fold=fold)) for fold in (1, 2)]
+    start = accuracy(before.graded(fold=2, split="held_out"))
+    expected = {"1": folds[0], "2": folds[1], "mean over folds": np.mean(folds),
+                "SD over folds": np.std(folds, ddof=1), "before training": start}
+    shown = found["clip", "held_out"]
+    assert shown[list(expected)].to_dict() == pytest.approx(expected)
+    seeds = [np.mean([accuracy(runs.graded(split="external", seed=seed, fold=fold)) for fold in (1, 2)])
+             for seed in (0, 1)]
+    assert found["clip", "external", "mean over seeds"] == pytest.approx(np.mean(seeds))
+    assert set(found["ours", "held_out"].index) == {"1", "2", "mean over folds", "SD over folds"}
 
 
 @pytest.mark.parametrize("split", ["external", "held_out"])
-def test_paired_tests_count_what_only_one_grades_right(split):
-    clip = arm(right=0.3)
-    perfect = arm("perfect", 1.0, folds=(2,))
-    table = comparison.paired_tests(STUDY, clip, {"perfect": perfect, "same": clip}, split).set_index(
-        "baseline"
-    )
+def test_paired_tests_count_what_only_one_grades_right_among_single_knees(split):
+    clip, perfect = arm(right=0.3), arm("perfect", 1.0, folds=(2,))
+    table = comparison.paired_tests(STUDY, clip, {"perfect": perfect, "same": clip}, split)
+    table = table.set_index("baseline")
     # One fold against one, and two against two; a held-out fold stands alone.
     assert list(table["folds"]) == ([1, 2] if split == "external" else [1, 1])
-    kept = clip.graded(split=split, fold=2)
-    kept = kept[kept["image_id"].isin(sets.subset(kept, "single_knee"))]
+    whole, row = clip.graded(split=split, fold=2), table.loc["perfect"]
+    kept = whole[whole["image_id"].isin(sets.subset(whole, "single_knee"))]
     wrong = int((answers(kept) != kept["kl_grade"]).sum())
-    row = table.loc["perfect"]
-    assert (row["n"], row["clip_only"], row["baseline_only"]) == (len(kept), 0, wrong) and len(kept) < len(
-        clip.graded(split=split, fold=2)
-    )
-    assert row["p_exact"] == pytest.approx(binomtest(wrong, wrong).pvalue)
-    assert (
-        row["difference"] == pytest.approx(-wrong / len(kept))
-        and row["difference_low"] < row["difference"] < row["difference_high"]
-    )
-    assert table.loc["same", "difference"] == 0 and table.loc["same", "p_exact"] == 1
-    assert (table["p_holm"] >= table["p_exact"]).all() and list(table["ahead"]) == ["baseline", "not clear"]
+    assert row[["n", "clip_only", "baseline_only"]].tolist() == [len(kept), 0, wrong]
+    assert row[["p_exact", "difference"]].tolist() == pytest.approx(
+        [binomtest(wrong, wrong).pvalue, -wrong / len(kept)])
+    assert row["difference_low"] < row["difference"] < row["difference_high"] and len(kept) < len(whole)
     assert row["one_answer"] == pytest.approx(kept["kl_grade"].value_counts(normalize=True).max())
+    assert (table["p_holm"] >= table["p_exact"]).all() and list(table["ahead"]) == ["baseline", "not clear"]
 
 
-def test_without_baselines_there_is_no_test():
-    assert comparison.paired_tests(STUDY, arm(), {}, "external").empty
-
-
-def test_leak_is_the_difference_of_all_held_out_folds():
+def test_the_leak_is_the_difference_of_all_held_out_folds():
     by_image, by_patient = arm(seeds=(0, 1)), arm(right=0.4, parts={1: ROWS.iloc[:60], 2: ROWS.iloc[60:]})
     table = comparison.leak(by_image, by_patient).set_index("metric")
-    for column, found in (("by_image", by_image), ("by_patient", by_patient)):
-        pooled = found.of(split="held_out", seed=0).frame
-        assert len(pooled) == 120 and table.loc["accuracy", column] == pytest.approx(
-            sk.accuracy_score(pooled["kl_grade"], answers(pooled))
-        )
-    assert (
-        np.allclose(table["difference"], table["by_image"] - table["by_patient"])
-        and (table["difference_low"] < table["difference_high"]).all()
-    )
-    assert (
-        (table["parted_by_image"] == 1).all()
-        and (table["parted_by_patient"] == 0).all()
-        and (table["n"] == 120).all()
-    )
+    pooled = [accuracy(found.of(split="held_out", seed=0).frame) for found in (by_image, by_patient)]
+    assert table.loc["accuracy", ["by_image", "by_patient"]].tolist() == pytest.approx(pooled)
+    assert np.allclose(table["difference"], table["by_image"] - table["by_patient"])
+    assert (table["difference_low"] < table["difference_high"]).all()
+    for column, value in (("parted_by_image", 1), ("parted_by_patient", 0), ("n", 120)):
+        assert (table[column] == value).all(), column
 
 
 # Readings of the printed training
 
 
-def test_readings_change_one_factor(easy_study):
-    study = replace(
-        easy_study, profile=replace(easy_study.profile, as_printed=replace(load("paper").as_printed, folds=2))
-    )
+def test_a_reading_changes_one_factor_and_trains_blocks_for_the_profiles_epochs(easy_study):
+    printed = replace(load("paper").as_printed, folds=2)
+    study = replace(easy_study, profile=replace(easy_study.profile, as_printed=printed))
     main, made = protocols.main_arm(study), readings.arms(study)
     assert len({item.name for _, item in made}) == len(made) == len(readings.READINGS)
     for reading, item in made:
-        changed = {
-            name for name, value in item.recipe.__dict__.items() if value != getattr(main.recipe, name)
-        }
+        changed = {name for name, value in vars(item.recipe).items() if value != getattr(main.recipe, name)}
+        blocks = item.recipe.part in ("last_blocks", "full_image", "both_encoders")
+        assert item.recipe.epochs == (study.profile.tower_epochs if blocks else printed.epochs)
         assert set(reading.change) == changed - {"epochs"} and len(reading.change) == 1, reading
         assert item.only == (2,) and item.scheme == main.scheme and item.seed == main.seed
 
 
-def test_readings_that_train_blocks_get_the_profiles_epochs(easy_study):
-    epochs = {item.recipe.part: item.recipe.epochs for _, item in readings.arms(easy_study)}
-    assert (
-        epochs["full_image"]
-        == epochs["both_encoders"]
-        == epochs["last_blocks"]
-        == easy_study.profile.tower_epochs
-        == 1
-    )
-    assert epochs["adapter"] == epochs["projection"] == easy_study.profile.as_printed.epochs
-
-
-def read(study, table, external=True):
-    """A table of readings whose arms have made-up predictions and histories."""
-    seed = study.seed
-    names = [protocols.main_arm(study).name, *(made.name for _, made in readings.arms(study))]
-    parts = {
-        "train": ROWS.iloc[:60],
-        "held_out": ROWS.iloc[60:],
-        **({"external": OUTSIDE} if external else {}),
-    }
-    found = results(
-        *(
-            predicted(rows, 0.3, place, arm=name, fold=2, seed=seed, split=split)
-            for place, name in enumerate(names)
-            for split, rows in parts.items()
-        )
-    )
+@pytest.mark.parametrize("outside", [{"external": OUTSIDE}, {}], ids=["external cohort", "none"])
+def test_the_readings_have_a_row_per_option_and_the_paired_difference(easy_study, outside):
+    arms = [protocols.main_arm(easy_study), *(made for _, made in readings.arms(easy_study))]
+    parts = {"held_out": ROWS.iloc[60:], "train": ROWS.iloc[:60], **outside}
+    found = results(*(
+        predicted(rows, 0.3, place, arm=made.name, fold=2, seed=easy_study.seed, split=split)
+        for place, made in enumerate(arms) for split, rows in parts.items()))
     history = pd.DataFrame({"epoch": [1, 2], "part": "train", "loss": [2.0, 1.0]})
-    return found, table(SimpleNamespace(study=study, history=lambda arm: history), found)
-
-
-@pytest.mark.parametrize("external", [True, False])
-def test_reading_table_has_a_row_per_option_and_the_paired_difference(easy_study, external):
-    _, table = read(easy_study, readings.table, external)
-    assert (
-        list(table["option"]) == ["as printed", *(reading.option for reading in readings.READINGS)]
-        and (table["epochs"] == 2).all()
-    )
-    assert (
-        np.allclose(table["difference"], table["qwk"] - table["qwk"][0])
-        and (table["qwk_low"] <= table["qwk_high"]).all()
-    )
-    assert (table.loc[1:, "difference_low"] <= table.loc[1:, "difference_high"]).all() and (
-        table["n"] == 60
-    ).all()
-    assert ("external_qwk" in table) == external
-
-
-def test_the_floor_of_infonce_lies_below_its_guess(easy_study):
-    _, history = read(easy_study, readings.contrastive_history)
-    assert (
-        list(history["epoch"]) == [1, 2]
-        and (0 < history["floor"]).all()
-        and (history["floor"] < history["guess"]).all()
-    )
+    experiment = SimpleNamespace(study=easy_study, history=lambda arm: history)
+    table = readings.table(experiment, found)
+    assert list(table["option"]) == ["as printed", *(reading.option for reading in readings.READINGS)]
+    assert (table["epochs"] == 2).all() and (table["n"] == 60).all()
+    assert np.allclose(table["difference"], table["qwk"] - table["qwk"][0])
+    inside = table["difference"].between(table["difference_low"], table["difference_high"])
+    assert inside[1:].all() and ("external_qwk" in table) == bool(outside)
+    contrastive = readings.contrastive_history(experiment, found)
+    assert (0 < contrastive["floor"]).all() and (contrastive["floor"] < contrastive["guess"]).all()

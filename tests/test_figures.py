@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from koa_lib import metrics
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.prompts import PROMPT_SETS
 from koa_lib.report import diagrams, figures, flow, plots, primer, sheets
 from koa_lib.report.style import COLUMN, GRADE_COLOURS, WIDTH
@@ -35,7 +35,7 @@ def product(**columns):
 
 def graded(n=80, seed=0):
     generator = np.random.default_rng(seed)
-    frame = pd.DataFrame(generator.dirichlet(np.ones(5), n), columns=metrics.PROBABILITIES)
+    frame = pd.DataFrame(generator.dirichlet(np.ones(5), n), columns=PROBABILITIES)
     return frame.assign(kl_grade=generator.integers(0, 5, n), image_id=LONG)
 
 
@@ -135,7 +135,7 @@ def test_the_worst_errors_are_the_farthest_then_the_surest(seed, n, number):
     generator, frame = np.random.default_rng(seed), graded(n, seed)
     # Coarse probabilities make ties that only the id can break.
     sure = generator.choice([0.6, 0.9], (n, 1))
-    frame[metrics.PROBABILITIES] = np.eye(5)[generator.integers(0, 5, n)] * sure + (1 - sure) / 5
+    frame[PROBABILITIES] = np.eye(5)[generator.integers(0, 5, n)] * sure + (1 - sure) / 5
     frame["image_id"] = [f"k{place}" for place in generator.permutation(n)]
     rows = []
     for row in frame.itertuples():

@@ -9,6 +9,7 @@ from conftest import knees, predicted, results
 from koa_lib import metrics
 from koa_lib.errors import StudyError
 from koa_lib.paper import tables
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.profile import ROOT
 
 LISTS = ROOT / "data_manifests"
@@ -90,7 +91,7 @@ def test_table_5_prints_and_corrects(table_5, arm):
     # The main arm's shown fold, and the mean of our protocol's.
     for system, fold in (("clip, test", {"fold": 2}), ("ours, test", {})):
         graded, mine = arm.graded(split="test", **fold), table.loc[system]
-        accuracy = 100 * metrics.summary(graded["kl_grade"], graded[metrics.PROBABILITIES])["accuracy"]
+        accuracy = 100 * metrics.summary(graded["kl_grade"], graded[PROBABILITIES])["accuracy"]
         assert mine["accuracy"] == pytest.approx(accuracy) and mine["n"] == 40
         assert mine["ci_low"] < mine["accuracy"] < mine["ci_high"]
 

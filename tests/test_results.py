@@ -3,93 +3,84 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import predicted, results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from koa_lib import metrics, stats
+from koa_lib import stats
 from koa_lib.errors import StudyError
 from koa_lib.predictions import PROBABILITIES
-from koa_lib.results import Results
-
-NAMES = ("accuracy", "qwk", "macro_f1")
 
 
-def frame(seed, n=40, arm="a", fold=1, split="test", mirrored=False, names=None):
-    rng = np.random.default_rng(seed)
-    found = pd.DataFrame(rng.dirichlet(np.ones(5), n), columns=PROBABILITIES)
-    said = {"arm": arm, "seed": 0, "fold": fold, "split": split, "view": "stretch-none", "mirrored": mirrored}
-    ids = [f"k{k}" for k in range(n)] if names is None else names
-    return found.assign(image_id=ids, kl_grade=np.arange(n) % 5, group_id=[f"p{k // 2}" for k in range(n)], **said)
+def frame(noise, n=40, names="k", **more):
+    """Predictions of n pictures, two of a patient."""
+    number = np.arange(n)
+    rows = pd.DataFrame({"kl_grade": number % 5, "group_id": number // 2})
+    rows = rows.assign(image_id=[f"{names}{k}" for k in number])
+    return predicted(rows, 0.2, noise, **{"arm": "a", "split": "test", **more})
 
 
-def results(*frames):
-    return Results(pd.concat(frames, ignore_index=True), 100, 1)
+def answers(one):
+    return one[PROBABILITIES].to_numpy().argmax(1)
+
+
+def kappa(one):
+    return sk.cohen_kappa_score(one["kl_grade"], answers(one), weights="quadratic")
 
 
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_several_folds_are_averaged_picture_by_picture(count, seed):
     folds = [frame(seed + k, fold=k).sample(frac=1, random_state=k) for k in range(count)]
-    mean = results(*folds).graded().set_index("image_id")
-    expected = sum(one.set_index("image_id")[PROBABILITIES].sort_index() for one in folds) / count
-    assert np.allclose(mean[PROBABILITIES].sort_index(), expected) and np.allclose(mean[PROBABILITIES].sum(axis=1), 1)
+    mean, *each = (one.sort_values("image_id")[PROBABILITIES] for one in (results(*folds).graded(), *folds))
+    assert np.allclose(mean, np.mean([one.to_numpy() for one in each], axis=0))
 
 
 def test_held_out_folds_stand_one_after_another():
-    parts = [frame(k, n=10, fold=k, names=[f"{k}{i}" for i in range(10)]) for k in (1, 2)]
-    assert len(results(*parts).graded()) == 20
+    assert len(results(*(frame(k, n=10, fold=k, names=f"{k}-") for k in (1, 2))).graded()) == 20
 
 
-def test_trainings_that_grade_other_pictures_are_not_averaged():
-    with pytest.raises(StudyError, match="k39"):
-        results(frame(1), frame(2, n=39, fold=2)).graded()
-
-
-@pytest.mark.parametrize("other", [{"arm": "b"}, {"split": "external"}])
-def test_arms_and_splits_are_never_mixed(other):
-    with pytest.raises(StudyError, match=next(iter(other))):
-        results(frame(1), frame(2, **other)).graded()
-
-
-def test_what_was_not_run_is_said():
-    with pytest.raises(StudyError, match="external"):
-        results(frame(1)).graded(split="external")
-
-
-def test_a_table_has_the_metrics_of_scikit_learn():
-    first, second = frame(1), frame(2, arm="b")
-    table = results(first, second).table(NAMES).set_index("arm")
-    for arm, graded in (("a", first), ("b", second)):
-        truth, given_ = graded["kl_grade"], graded[PROBABILITIES].to_numpy().argmax(1)
-        assert table.loc[arm, "accuracy"] == pytest.approx(sk.accuracy_score(truth, given_))
-        assert table.loc[arm, "qwk"] == pytest.approx(sk.cohen_kappa_score(truth, given_, weights="quadratic"))
-        assert table.loc[arm, "macro_f1"] == pytest.approx(sk.f1_score(truth, given_, average="macro"))
-        assert table.loc[arm, "qwk_low"] <= table.loc[arm, "qwk"] <= table.loc[arm, "qwk_high"] and table.loc[arm, "n"] == 40
+@pytest.mark.parametrize(("other", "act", "named"), [
+    ({"n": 39, "fold": 2}, lambda found: found.graded(), "k39"),
+    ({"arm": "b"}, lambda found: found.graded(), "'arm' .*a, b"),
+    ({"split": "external"}, lambda found: found.graded(), "'split' .*test, external"),
+    ({"view": "pad-none"}, lambda found: found.graded(), "'view'"),
+    ({"fold": 2}, lambda found: found.graded(split="external"), "external"),
+    ({"fold": 2}, lambda found: found.table(["kapa"]), "kapa"),
+])
+def test_what_may_not_be_mixed_or_was_not_run_is_named(other, act, named):
+    with pytest.raises(StudyError, match=named):
+        act(results(frame(1), frame(2, **other)))
 
 
 def test_a_difference_is_paired():
-    same = frame(1, arm="b").sample(frac=1, random_state=0)
-    gaps = results(frame(1), same, frame(5, arm="c")).gaps([("a", "b"), ("a", "c"), ("a", "absent")], NAMES)
-    alike, other = gaps.itertuples()
+    found = results(frame(1), frame(1, arm="b").sample(frac=1, random_state=0), frame(5, arm="c"))
+    alike, other = found.gaps([("a", "b"), ("a", "c"), ("a", "absent")], ["qwk"]).itertuples()
     assert (alike.qwk, alike.qwk_low, alike.qwk_high) == (0, 0, 0) and other.second == "c"
-    a, c = (metrics.from_confusion(metrics.confusion(one["kl_grade"], one[PROBABILITIES].to_numpy().argmax(1)))["qwk"] for one in (frame(1), frame(5)))
-    assert other.qwk == pytest.approx(a - c) and other.qwk_low <= other.qwk <= other.qwk_high
+    kappas = found.table(["qwk"])["qwk"].tolist()
+    assert kappas == pytest.approx([kappa(frame(noise)) for noise in (1, 1, 5)])
+    assert other.qwk == pytest.approx(kappas[0] - kappas[2])
+    assert other.qwk_low <= other.qwk <= other.qwk_high
 
 
 def test_flip_disagreement_is_of_the_pictures_and_their_mirror_images():
-    both = results(frame(1), frame(2, mirrored=True))
-    plain, mirrored = (one[PROBABILITIES].to_numpy().argmax(1) for one in (frame(1), frame(2)))
-    assert both.measured(["flip_disagreement"])["flip_disagreement"] == pytest.approx((plain != mirrored).mean())
+    found = results(frame(1), frame(2, mirrored=True)).measured(["flip_disagreement"])["flip_disagreement"]
+    assert found == pytest.approx((answers(frame(1)) != answers(frame(2))).mean())
 
 
 def test_the_mean_of_seeds_keeps_the_draws_together():
-    seeds = [frame(1), frame(2).assign(seed=1)]
+    seeds = [frame(1), frame(2, seed=1)]
     drawn, each = results(*seeds).averaged(["qwk"])
-    alone = [stats.samples(one, ["qwk"], 100, 1)["qwk"] for one in seeds]
-    assert np.allclose(drawn["qwk"], np.mean(alone, axis=0)) and np.allclose(each["qwk"], [one[0] for one in alone])
+    alone = [stats.samples(one, ["qwk"], 50, 0)["qwk"] for one in seeds]
+    assert np.allclose(drawn["qwk"], np.mean(alone, axis=0))
+    assert np.allclose(each["qwk"], list(map(kappa, seeds)))
 
 
-def test_an_unknown_metric_is_named():
-    with pytest.raises(StudyError, match="kapa"):
-        results(frame(1)).table(["kapa"])
+def test_a_verdict_is_of_all_trainings():
+    """The rule of the protocol, on accuracies that are known."""
+    runs = results(*(frame(noise, n=200, fold=noise) for noise in range(1, 6)))
+    mean = np.mean([(answers(part.frame) == part.frame["kl_grade"]).mean() for _, part in runs.each("fold")])
+    assert runs.verdict("accuracy", mean, 0.5)[0] == "replicated"
+    assert runs.verdict("accuracy", mean + 0.9, 0.03)[0] == "not replicated"
+    assert runs.verdict("accuracy", mean, 0.5, fold=[1, 2, 3, 4])[0] == "inconclusive"

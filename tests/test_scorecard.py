@@ -10,10 +10,11 @@ from conftest import knees, predicted, results
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koa_lib import comparison, metrics, profile, stats
+from koa_lib import comparison, profile, stats
 from koa_lib.errors import StudyError
 from koa_lib.paper import claims, scorecard, speed, verdicts
 from koa_lib.paper.scorecard import FOUND, VERDICTS, Ours, over_runs
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.profile import ROOT
 
 FOLDER = ROOT / "data_manifests/published"
@@ -159,7 +160,7 @@ def test_answers_of_other_systems_and_a_baseline_of_one_grade_show_in_their_rows
     key, claim = ("CLIP-KOA", "abstract", "CLIP-KOA", "accuracy"), tuple(said[["source", "item", "claim"]])
     given = {key: over_runs([71, 71.2, 71.4, 70.8, 70.9]),
              claim: claims.Answer(1.0, 0.2, 1.8, "points", "replicated", "clear")}
-    one = {name: float(name == "p0") for name in metrics.PROBABILITIES}
+    one = {name: float(name == "p0") for name in PROBABILITIES}
     flat = results(predicted(PARTS["external"], fold=3).assign(**one), draws=20)
     table = verdicts.scorecard(study, RUNS, {**BASELINES, "Wide ResNet": flat, "VGG19": flat}, given)
     told = table.loc[table["reason"].str.contains("nearly always grade 0"), "row"]

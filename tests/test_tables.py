@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 
 from koa_lib import metrics
 from koa_lib.paper import tables
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.profile import ROOT
 
 PUBLISHED = pd.read_csv(ROOT / "data_manifests/published/jpm2026.csv")
@@ -24,7 +25,7 @@ def arm(name="clip", right=0.4, **parts):
 
 
 def summary(graded):
-    return metrics.summary(graded["kl_grade"], graded[metrics.PROBABILITIES])
+    return metrics.summary(graded["kl_grade"], graded[PROBABILITIES])
 
 
 def test_table_2_puts_published_rows_beside_the_parts_that_they_belong_to(easy_study):
@@ -43,7 +44,7 @@ def test_table_2_puts_published_rows_beside_the_parts_that_they_belong_to(easy_s
 def test_table_3_has_intervals_and_survives_absent_grades():
     graded = predicted(OUTSIDE, 0.4)
     table = tables.table_3(graded, PUBLISHED, draws=100)
-    answers = graded[metrics.PROBABILITIES].to_numpy().argmax(1)
+    answers = graded[PROBABILITIES].to_numpy().argmax(1)
     recall = 100 * sk.recall_score(graded["kl_grade"], answers, average=None)
     assert list(table["sensitivity"]) == pytest.approx(list(recall))
     assert table["sensitivity"].between(table["ci_low"], table["ci_high"]).all()
@@ -84,7 +85,7 @@ def test_prompt_sets_stand_beside_published_zero_shot_rows():
 def test_the_confusion_frame_counts_each_picture_once():
     graded = predicted(INSIDE, 0.4)
     table = tables.confusion(graded)
-    off = graded[metrics.PROBABILITIES].to_numpy().argmax(1) - graded["kl_grade"]
+    off = graded[PROBABILITIES].to_numpy().argmax(1) - graded["kl_grade"]
     counts = table[[f"graded_{grade}" for grade in range(5)]].to_numpy()
     assert counts.sum(axis=1).tolist() == table["n"].tolist() and counts.sum() == 60
     assert table["right"].tolist() == np.diag(counts).tolist()
@@ -99,4 +100,4 @@ def test_the_bins_of_reliability_make_the_calibration_error(n):
     assert (table["confidence"] <= table["high"]).all()
     if n:
         gap = (table["n"] * (table["confidence"] - table["accuracy"])).abs().sum() / n
-        assert gap == pytest.approx(metrics.ece(frame["kl_grade"], frame[metrics.PROBABILITIES]))
+        assert gap == pytest.approx(metrics.ece(frame["kl_grade"], frame[PROBABILITIES]))

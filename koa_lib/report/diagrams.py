@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.metrics import PROBABILITIES
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.prompts import TABLE_1
 from koa_lib.report.style import FROZEN, GRADE_COLOURS, INK, TRAINED, narrow, styled, thousands
 

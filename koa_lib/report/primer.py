@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from koa_lib.grades import GRADES, NAMES
-from koa_lib.metrics import PROBABILITIES
 from koa_lib.phantoms.draw import TRAITS, View, render
 from koa_lib.phantoms.findings import MIX_A, draw_findings, kl_grade
+from koa_lib.predictions import PROBABILITIES
 from koa_lib.prompts import PROMPT_SETS
 from koa_lib.report import words
 from koa_lib.report.diagrams import IMAGE, SCORE, TEXT, arrow, box

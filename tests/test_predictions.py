@@ -68,7 +68,8 @@ def test_pictures_of_another_cohort_are_refused(manifest):
 
 
 def test_a_name_follows_the_contract():
-    name = predictions.file_name("clip-as_printed", "gornale2020", "external", ("stretch", "none"), "mean", 42)
+    view = ("stretch", "none")
+    name = predictions.file_name("clip-as_printed", "gornale2020", "external", view, "mean", 42)
     assert name == "clip-as_printed__gornale2020-external__stretch-none__foldmean__seed42.csv"
     adapted = predictions.file_name("m", "c", "val", ("pad", "none"), 3, 1, "em")
     assert adapted == "m__c-val__pad-none__fold3__seed1__em.csv"

@@ -16,7 +16,6 @@ from koa_lib import external, metrics, predictions, protocols, retrieval
 from koa_lib.data import sets
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Experiment
-from koa_lib.images.shape import EXPLORATORY, VIEWS
 from koa_lib.predictions import PROBABILITIES
 
 ROWS = knees(200, "b", 1)
@@ -73,21 +72,21 @@ def test_label_shift_is_measured_from_the_test_split_or_else_the_validation_spli
     assert told.to_numpy().tolist() == [[split, 150, len(graded)]]
 
 
-def test_a_view_changes_the_pictures_and_not_the_model_and_exploratory_ones_stand_last(easy_study):
+def test_a_view_changes_the_pictures_not_the_model_and_exploratory_ones_stand_last(easy_study, monkeypatch):
+    shown = (("stretch", "none"), ("stretch", "match_train"), ("center_crop", "none"), ("joint_crop", "none"))
+    monkeypatch.setattr(external, "VIEWS", shown)
     experiment, arm = Experiment(easy_study), protocols.our_arm(easy_study)
     plain, views = experiment.run(arm, splits=["external"]).graded(), external.in_views(experiment, arm)
     pd.testing.assert_frame_equal(views.graded(view="stretch-none"), plain)
-    for view in VIEWS:
+    for view in shown[1:]:
         graded = views.graded(view="-".join(view))
         assert list(graded["image_id"]) == list(plain["image_id"])
-        # The easy pictures are square and of one knee: some views leave them as they are.
-        alike = view in (("stretch", "none"), ("pad", "none"), ("split", "none"))
-        assert alike or not np.allclose(graded[PROBABILITIES], plain[PROBABILITIES])
+        assert not np.allclose(graded[PROBABILITIES], plain[PROBABILITIES])
     assert not list((easy_study.run_dir / "checkpoints").glob("*joint_crop*"))
     table = external.by_view(easy_study, views)
-    explored = [bool({row.geometry, row.intensity} & EXPLORATORY) for row in table.itertuples()]
-    assert list(table["status"] == "exploratory") == explored == sorted(explored)
-    assert list(table["status"] == "confirmatory") == [True] + [False] * (len(VIEWS) - 1)
+    assert list(zip(table["status"], table["geometry"], strict=True)) == [
+        ("confirmatory", "stretch"), ("sensitivity", "center_crop"), ("exploratory", "stretch"),
+        ("exploratory", "joint_crop")]
 
 
 # Adaptation
@@ -122,6 +121,7 @@ def test_adaptations_are_named_as_not_zero_shot_and_read_from_their_files(
         assert len(written) == files
         if files:
             assert table["accuracy"][row] == pytest.approx(np.mean(list(map(accuracy, written))))
+            assert row == 1 or table["accuracy"][row] > 0.8
             assert table["best_constant"][row] == pytest.approx(np.mean(list(map(commonest, written))))
 
 
@@ -136,18 +136,6 @@ def test_no_group_is_in_training_and_test_and_nothing_else_leaves_the_test(seed,
     assert train["kl_grade"].value_counts().to_dict() == dict.fromkeys(range(5), shots)
     assert train["group_id"].is_unique
     assert set(test.index) == set(rows.index[~rows["group_id"].isin(train["group_id"])])
-
-
-def test_few_shots_grade_separable_embeddings_and_not_noise():
-    rows, noise = knees(300), np.random.default_rng(0).normal(size=(300, 8))
-    grades = np.eye(8)[rows["kl_grade"]] + 0.4 * noise
-
-    def balanced(embeddings, shots):
-        graded = [external.few_shot(embeddings, rows, shots, draw, 1).merge(rows) for draw in range(5)]
-        return np.mean([sk.balanced_accuracy_score(one["kl_grade"], answers(one)) for one in graded])
-
-    assert balanced(grades, 10) > max(0.7, balanced(grades, 1) + 0.1)
-    assert balanced(noise, 5) == pytest.approx(0.2, abs=0.06)
 
 
 def mixed(groups):

@@ -106,12 +106,10 @@ def test_a_handful_of_failures_or_none_decides_nothing():
 def test_the_auc_of_a_measure_is_scikit_learns():
     values, failed = np.random.default_rng(3).integers(0, 20, 60) / 20, np.arange(60) % 5 == 0
     table = answered(np.where(failed, "hip", "knee"), sharpness=values, exposure=values)
-    found = modality.judged(STUDY, table).set_index("measure")
+    found = modality.judged(STUDY, table).set_index("measure")["value"]
     worse = {"sharpness": -values, "distance from the median exposure": np.abs(values - np.median(values))}
     for measure, score in worse.items():
-        row = found.loc[f"AUC of worse quality, {measure}"]
-        assert row["value"] == pytest.approx(roc_auc_score(failed, score)) and row["n"] == 60
-        assert row["ci_low"] < row["value"] < row["ci_high"]
+        assert found[f"AUC of worse quality, {measure}"] == pytest.approx(roc_auc_score(failed, score))
 
 
 def test_a_clip_of_knees_alone_is_not_asked(easy_study):
@@ -127,7 +125,7 @@ def test_other_anatomies_are_new_to_pre_training(easy_study):
     shown = dict(modality.shown(experiment, SimpleNamespace(size=112)))
     images = {image.tobytes() for kind in KINDS for image in shown[kind].images(np.arange(len(shown[kind])))}
     assert len(images) == easy_study.profile.systems.embeddings.others
-    seen, _, kinds = captioned(40, 7001, 112, workers=1)
+    seen, _, kinds = captioned(20, 7001, 112, workers=1)
     strange = {image.tobytes() for image, kind in zip(seen, kinds, strict=True) if kind != "knee"}
     assert strange and not images & strange
 

@@ -63,7 +63,7 @@ def pictures(recipe=LIVE, role="fit", n=64, seed=0, kind=sources.Pictures):
 
 
 def selecting(upside_down=False):
-    """A part to choose by; upside down it likes the first epoch best, because what is learned is wrong."""
+    """A part to choose by; upside down it likes the first epoch best, as all that is learned is wrong."""
     data = easy_dataset(20, size=16, role="select", seed=1)
     rows = data.rows.assign(kl_grade=4 - data.rows["kl_grade"]) if upside_down else data.rows
     return sources.Pictures(replace(data, rows=rows), LIVE)

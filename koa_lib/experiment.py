@@ -1,9 +1,9 @@
 """The experiment: arms are trained, what they report is graded once and written, and everything is read back
 as `Results`.
 
-An arm is one way of making a grader; its jobs (arm, fold, seed) are independent of each other. What a job
-trains reaches neither this module nor results: it is `training.train`, `classifiers.train` and
-`sources.extract`, with what they are given.
+An arm is one way of making a grader; its jobs (arm, fold, seed) are independent of each other. What trains
+them (`training.train`, `classifiers.Classifier.fit`, `sources.extract`) imports neither this module nor
+results, so that a change of tables trains nothing again.
 """
 
 from collections.abc import Callable

@@ -195,7 +195,7 @@ class SoftClip:
 
 def of_recipe(recipe):
     """The loss that a recipe of the profile names."""
-    return InfoNCE() if recipe.loss == "infonce" else Prototypes(recipe.targets)
+    return {"prototypes": Prototypes(recipe.targets), "infonce": InfoNCE()}[recipe.loss]
 
 
 def chance_loss(classes):

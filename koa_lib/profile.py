@@ -25,7 +25,7 @@ ALLOWED = {
     "trunk": ("start", "trained"),
     "prompts": tuple(PROMPT_SETS),
     "normalisation": ("imagenet", "clip"),
-    "geometry": ("stretch", "pad", "center_crop"),  # of training; `harmonisation` has more for reporting
+    "geometry": ("stretch", "pad", "center_crop"),  # of training; `images.shape` has more for reporting
     "intensity": ("none", "clahe"),
     "augmentation": ("as_printed", "strong"),
     "targets": ("hard", "ordinal"),

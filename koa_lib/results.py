@@ -152,7 +152,7 @@ class Results:
         Parameters
         ----------
         published, margin : float
-            In the metric's own unit, e.g. ``verdict("accuracy", 0.7594, 0.03, split="external")``.
+            In the metric's own unit, e.g. ``verdict("accuracy", 0.7694, 0.03, split="external")``.
 
         Returns
         -------

@@ -101,8 +101,8 @@ class Encoder:
     profile does not run it.
 
     `source` is 'start' (the image tower that fine-tuning starts from), 'trained' (the tower of our protocol's
-    CLIP), 'random', 'timm' (timm's published weights), or a published model by name; `architecture` is timm's
-    name where the source leaves it open, and `width` scales it.
+    CLIP), 'random', 'dino' (self-supervised), 'timm' (timm's published weights) or a published model by name;
+    `architecture` is timm's name where the source leaves it open, and `width` scales it.
     """
 
     name: str
@@ -171,8 +171,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class Attention:
-    """Notebook 12: how many pictures are explained, in how many steps a picture is deleted or inserted,
-    and in how many the weights are lost."""
+    """Notebook 12: how many pictures are explained, in how many steps a picture is deleted or inserted, and
+    in how many the weights are lost."""
 
     pictures: int
     steps: int

@@ -137,7 +137,7 @@ def _recipe(recipe):
     intensity = "unchanged" if recipe.intensity == "none" else words.people(recipe.intensity)
     rows = [
         ("Loss", {"prototypes": "cross-entropy over five text prototypes",
-                  "infonce": "symmetric InfoNCE"}[recipe.loss]),
+                  "infonce": "symmetric InfoNCE"}.get(recipe.loss, recipe.loss)),
         ("Prompts", words.people(recipe.prompts).replace("_", " ")),
         ("Normalisation", {"imagenet": "ImageNet statistics",
                            "clip": "CLIP statistics"}[recipe.normalisation]),

@@ -1,4 +1,4 @@
 """`koa grade`: a run's model as one file, and grades of any picture file by it.
 
-May import the top level, and `data` for its walk over folders.
+May import the top level, pictures, and `data` for its walk over folders.
 """

@@ -50,6 +50,7 @@ TINY = settings.Recipe(
 SHARED_RUNS = ("demo_run", "smoke_run", "easy_study")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Two lanes (`pytest -n 2 --dist loadgroup`): a shared run is made in one, a file stays in one."""
     groups = {item: _group(item) for item in items}

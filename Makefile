@@ -38,8 +38,6 @@ EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
 LIB := $(shell find koa_lib data_manifests -name '*.py' -o -name '*.json' -o -name '*.npy' -o -name '*.yaml' -o -name '*.csv')
 SOURCES := $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f ! -name '*.pyc' -print)
 
-LANES := -n 2 --dist loadgroup --durations=25
-
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: help setup data reproduce dry pdf verify test test-all lab strip reference lock student clean FORCE
@@ -93,11 +91,11 @@ $(PAGE): $(EXECUTED) $(SOURCES)
 pdf: $(PAGE)  ## print the report to one PDF with bookmarks (needs Chromium)
 	@$(PY) -m reports pdf $(RUN_ARGS)
 
-test: $(READY)  ## run the tests in two lanes, with one smoke run of all notebooks (about 10 minutes)
-	@$(PY) -m pytest $(LANES)
+test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 15 minutes)
+	@$(PY) -m pytest --durations=25
 
 test-all: $(READY)  ## also the slow tests
-	@$(PY) -m pytest $(LANES) -m "slow or not slow"
+	@$(PY) -m pytest --durations=25 -m "slow or not slow"
 
 lab: $(READY)  ## open the notebooks in JupyterLab; each makes what it misses
 	@echo "Your own copies without solutions: make student. Outputs leave the study's notebooks by: make strip"

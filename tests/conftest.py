@@ -46,27 +46,6 @@ TINY = settings.Recipe(
 )
 
 
-# Costly fixtures that several files share; tests that use one stay together, and the costliest begin.
-SHARED_RUNS = ("demo_run", "smoke_run", "easy_study")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Two lanes (`pytest -n 2 --dist loadgroup`): a shared run is made in one, a file stays in one."""
-    groups = {item: _group(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    first = {name: place for place, name in enumerate(SHARED_RUNS)}
-    items.sort(key=lambda item: first.get(groups[item], len(first)))
-
-
-def _group(item):
-    # A fixture may be named by a parameter.
-    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    used = {*item.fixturenames, *(value for value in given if isinstance(value, str))}
-    return next((name for name in SHARED_RUNS if name in used), item.path.stem)
-
-
 def make(*arguments, timeout=900, **more):
     """Run make in the repository with the environment of this Python, and what else is given."""
     environment = {

@@ -12,7 +12,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 OFFERED = {
     "read_gray": "images", "KneeDataset": "datasets", "load_clip": "model", "ClipGrader": "model",
     "Study": "study", "Arm": "experiment", "Experiment": "experiment", "Results": "results",
-}  # fmt: skip
+}
 __all__ = list(OFFERED)
 
 

@@ -1,4 +1,5 @@
-"""Where tensors are computed (a GPU when PyTorch sees one, else the CPU), and how what is random starts."""
+"""Where tensors are computed (a GPU when PyTorch sees one, else the CPU), in how many threads, and how what
+is random starts."""
 
 import os
 import platform
@@ -26,6 +27,18 @@ def autocast(module):
     # Older GPUs refuse.
     able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=module.low_precision and able)
+
+
+@contextmanager
+def threads(number):
+    """Compute in so many threads: one where the products are small, because two would wait for each other far
+    longer than they calculate."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -112,8 +112,7 @@ class Job:
 def prediction_file(study, arm, split, fold, view=None, adaptation=""):
     """Path of a prediction file of an arm below the run folder, see `predictions.file_name`; `view` is the
     arm's own unless given."""
-    cohort = study.profile.external if split == "external" else study.profile.training
-    view = view or (arm.recipe.geometry, arm.recipe.intensity)
+    cohort, view = study.profile.cohort_of(split), view or (arm.recipe.geometry, arm.recipe.intensity)
     name = predictions.file_name(arm.name, cohort.name, split, view, fold, arm.seed, adaptation)
     return f"predictions/{name}"
 

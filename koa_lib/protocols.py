@@ -117,8 +117,8 @@ def network_arm(study, spec, name, recipe, scheme, **more):
     imagenet = spec.weights == "imagenet"
     statistics = "imagenet" if imagenet else recipe.normalisation
     place = weights.network(spec.timm, study.inputs.weights) if imagenet else None
-    build, key = (partial(networks.untrained, study.seed, spec, place),
-                  {"model": spec, "weights": hashed(place)})
+    build = partial(networks.untrained, study.seed, spec, place)
+    key = {"model": spec, "weights": hashed(place)}
     recipe = replace(recipe, part="full_image", normalisation=statistics, **own)
     return Arm(name, recipe, spec.image_size, build, key, study.seed, scheme, **more)
 
@@ -139,9 +139,8 @@ def write_primary(study, results):
     """Name the prediction file of the main model's shown fold for each cohort and split in `primary.json`."""
     arm, content = main_arm(study), {}
     for split in results.splits:
-        cohort = study.profile.external if split == "external" else study.profile.training
         file = prediction_file(study, arm, split, main_fold(study))
-        content[f"{cohort.name}-{split}"] = file.removeprefix("predictions/")
+        content[f"{study.profile.cohort_of(split).name}-{split}"] = file.removeprefix("predictions/")
     write_text(study.shown_dir / "primary.json", json.dumps(content, indent=1))
 
 

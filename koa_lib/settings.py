@@ -217,6 +217,10 @@ class Profile:
     draws: int
     not_run: dict[str, str]
 
+    def cohort_of(self, split):
+        """The `Cohort` that the pictures of a split are from."""
+        return self.external if split == "external" else self.training
+
     @property
     def synthetic(self):
         """Whether any cohort is made of phantoms."""

@@ -100,7 +100,7 @@ class Store:
     def _computing(self):
         if self.threads is None:
             return nullcontext()
-        from koa_lib.threads import threads  # torch is slow to import, and not every store computes
+        from koa_lib.device import threads  # torch is slow to import, and not every store computes
 
         return threads(self.threads)
 

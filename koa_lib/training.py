@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from koa_lib import losses, predictions, progress
-from koa_lib.device import autocast, device_of
+from koa_lib.device import autocast, device_of, threads
 from koa_lib.errors import StudyError
 from koa_lib.metrics import confusion, from_confusion
 from koa_lib.optimisation import adamw, descend
-from koa_lib.threads import threads
 
 SECONDS_BETWEEN_LINES = 5
 STATE, HISTORY = "state.safetensors", "history.csv"  # what a checkpoint's folder holds

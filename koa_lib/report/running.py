@@ -139,17 +139,25 @@ def _run(running, parameters, name, terminal):
 def _papermill(source, running, parameters, name, watch):
     import papermill
 
-    # The kernel inherits both; what is computed outside the store takes no more threads than what it makes.
-    told = {WATCHED: name, "OMP_NUM_THREADS": str(profiles.load(parameters["profile"]).threads)}
-    os.environ.update(told)
-    try:
+    # What is computed outside the store takes no more threads than what the store makes.
+    threads = profiles.load(parameters["profile"]).threads
+    with _environment({WATCHED: name, "OMP_NUM_THREADS": str(threads)}):
         papermill.execute_notebook(
             source, running, parameters, kernel_name="python3", progress_bar=False, cwd=FOLDER,
             stdout_file=watch.stdout, stderr_file=watch.stderr, on_cell_execute=watch.start_cell,
             extra_arguments=["--IPKernelApp.log_level=40"])
+
+
+@contextmanager
+def _environment(told):
+    # The kernel process inherits it.
+    kept = dict(os.environ)
+    os.environ.update(told)
+    try:
+        yield
     finally:
-        for name in told:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 def _read(path):

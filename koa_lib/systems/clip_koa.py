@@ -94,8 +94,9 @@ def run(experiment, weights):
     found = experiment.run(*trained, splits=("unseen", "external"), both_ways=True, view=VIEWS[0])
     found = replace(found, frame=found.frame.replace({"arm": {one.name: name for name, one in made}}))
     averaged = at_test(found.of(arm=STANDARD))
-    for one in (one for name, one in made if name == STANDARD):
-        _write(study, replace(one, name="koa-at_test"), averaged.of(seed=one.seed, mirrored=False))
+    for name, one in made:
+        if name == STANDARD:
+            _write(study, replace(one, name="koa-at_test"), averaged.of(seed=one.seed, mirrored=False))
     return (found + averaged).deduplicated()
 
 

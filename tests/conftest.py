@@ -1,4 +1,5 @@
-"""Shared by all tests: one smoke run, phantom cohorts, and a small cohort of files that is easy to grade."""
+"""Shared by all tests: one smoke run, phantom cohorts, and a small cohort of real files that is easy to
+grade."""
 
 import os
 import subprocess
@@ -20,48 +21,22 @@ from koa_lib.phantoms.cohorts import write_cohort_a, write_cohort_b
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.profile import ROOT
 from koa_lib.results import Results
-from koa_lib.study import Inputs, Study
+from koa_lib.study import FOLDERS, Inputs, Study
 
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = settings.Recipe(
-    part="adapter",
-    prompts="as_printed",
-    normalisation="clip",
-    geometry="stretch",
-    intensity="none",
-    augmentation="as_printed",
-    loss="prototypes",
-    targets="hard",
-    learning_rate=0.001,
-    weight_decay=0.0,
-    epochs=2,
-    patience=0,
-    batch=16,
-    warm_up=0.0,
-    averaging=0.0,
-    residual=0.2,
-    folds=2,
-    views=1,
-)
+    part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none",
+    augmentation="as_printed", loss="prototypes", targets="hard", learning_rate=0.001, weight_decay=0.0,
+    epochs=2, patience=0, batch=16, warm_up=0.0, averaging=0.0, residual=0.2, folds=2, views=1)
 
 
 def make(*arguments, timeout=900, **more):
     """Run make in the repository with the environment of this Python, and what else is given."""
-    environment = {
-        **os.environ,
-        **more,
-        **({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {}),
-    }
-    return subprocess.run(
-        ["make", *arguments],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=timeout,
-    )
+    environment = {**os.environ, **more,
+                   **({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {})}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=timeout)
 
 
 @pytest.fixture(scope="session")
@@ -88,9 +63,8 @@ def shared():
 
     def find(name):
         if not (SHARED / name).exists():
-            pytest.skip(
-                f"the shared data are not here: no {name} in a folder shared/data beside the repository"
-            )
+            pytest.skip(f"the shared data are not here: no {name} in a folder shared/data "
+                        "beside the repository")
         return SHARED / name
 
     return find
@@ -125,18 +99,11 @@ def easy_dataset(pictures=60, size=112, role="any", seed=0):
     """A dataset in memory, two pictures per patient; the grade is the brightness."""
     generator = np.random.default_rng(seed)
     grades = np.arange(pictures) // 2 % len(GRADES)
-    rows = pd.DataFrame(
-        {
-            "image_id": [f"k{i}" for i in range(pictures)],
-            "kl_grade": grades,
-            "kl_grade_reader2": pd.array([pd.NA] * pictures, "Int64"),
-            "group_id": [f"p{i // 2}" for i in range(pictures)],
-            "split": "train",
-        }
-    )
-    return datasets.KneeDataset(
-        rows, np.stack([easy_image(grade, generator, size) for grade in grades]), np.arange(pictures), role
-    )
+    rows = pd.DataFrame({"image_id": [f"k{i}" for i in range(pictures)], "kl_grade": grades,
+                         "kl_grade_reader2": pd.array([pd.NA] * pictures, "Int64"),
+                         "group_id": [f"p{i // 2}" for i in range(pictures)], "split": "train"})
+    pixels = np.stack([easy_image(grade, generator, size) for grade in grades])
+    return datasets.KneeDataset(rows, pixels, np.arange(pictures), role)
 
 
 def write_easy_cohort(folder, patients, splits, seed):
@@ -148,18 +115,9 @@ def write_easy_cohort(folder, patients, splits, seed):
             path = folder / split / str(grade) / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(easy_image(grade, generator)).save(path)
-            rows.append(
-                {
-                    "image_id": name,
-                    "path": path.relative_to(folder).as_posix(),
-                    "split": split,
-                    "kl_grade": grade,
-                    "kl_grade_reader2": pd.NA,
-                    "group_id": name[:-1],
-                    "side": side,
-                    **describe(path),
-                }
-            )
+            rows.append({"image_id": name, "path": path.relative_to(folder).as_posix(), "split": split,
+                         "kl_grade": grade, "kl_grade_reader2": pd.NA, "group_id": name[:-1], "side": side,
+                         **describe(path)})
     return pd.DataFrame(rows).astype({"kl_grade_reader2": "Int64"})
 
 
@@ -170,39 +128,21 @@ def with_systems(study, **sections):
 
 @pytest.fixture(scope="session")
 def easy_study(tmp_path_factory):
-    """A study of real files: 60 patients in official splits, 20 external ones; koa-tiny at random."""
+    """A study of real files: 60 patients in official splits and 20 external ones, koa-tiny from a random
+    start."""
     base = tmp_path_factory.mktemp("easy")
     lists, run = base / "manifests", base / "run"
     lists.mkdir()
-    for name, patients, splits, seed in (
-        ("easy_a", 60, ("train", "train", "train", "val", "test"), 1),
-        ("easy_b", 20, ("external",), 2),
-    ):
+    official = ("train", "train", "train", "val", "test")
+    for name, patients, splits, seed in (("easy_a", 60, official, 1), ("easy_b", 20, ("external",), 2)):
         write_manifest(write_easy_cohort(base / name, patients, splits, seed), lists / f"{name}.csv")
-    for part in (
-        ".locks",
-        "tables",
-        "figures",
-        "predictions",
-        "history",
-        "similarities",
-        "checkpoints",
-        "features",
-    ):
+    for part in (".locks", *FOLDERS):
         (run / part).mkdir(parents=True)
+    training, external = (settings.Cohort(name, "folder", 0) for name in ("easy_a", "easy_b"))
     chosen = replace(
-        profile.load("smoke"),
-        training=settings.Cohort("easy_a", "folder", 0),
-        external=settings.Cohort("easy_b", "folder", 0),
-        model=settings.Model("koa-tiny", "random", 112),
-        pretraining=None,
-        as_printed=TINY,
-        draws=50,
-        our_protocol=replace(TINY, part="projection"),
-        seeds=2,
-        tower_epochs=1,
-        baseline_folds=1,
-    )
+        profile.load("smoke"), training=training, external=external, pretraining=None, as_printed=TINY,
+        model=settings.Model("koa-tiny", "random", 112), our_protocol=replace(TINY, part="projection"),
+        seeds=2, tower_epochs=1, baseline_folds=1, draws=50)
     inputs = Inputs("smoke", 3, str(base / "easy_a"), str(base / "easy_b"), "", "none", dry=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cohort, "MANIFESTS", lists)
@@ -210,38 +150,29 @@ def easy_study(tmp_path_factory):
 
 
 def knees(n=120, name="k", seed=0):
-    """Manifest rows of made-up pictures: two knees of a patient, some files twice, some with two knees."""
+    """Manifest rows of made-up pictures: two knees of a patient, some files twice, some with two knees in
+    one."""
     generator = np.random.default_rng(seed)
     number = np.arange(n)
     same = np.where(number % 40 == 5, number - 1, number)
     grades = generator.integers(0, 5, n // 2 + 1)[number // 2]
-    return pd.DataFrame(
-        {
-            "image_id": [f"{name}{place}" for place in number],
-            "kl_grade": grades,
-            "group_id": [f"{name}-{place}" for place in number // 2],
-            "kl_grade_reader2": pd.array([pd.NA] * n, "Int64"),
-            "split": "external",
-            "width": np.where(number % 17 == 0, 640, 300),
-            "height": 162,
-            "pixel_sha256": [f"{name}{place}" for place in same],
-        }
-    )
+    return pd.DataFrame({
+        "image_id": [f"{name}{place}" for place in number], "kl_grade": grades,
+        "group_id": [f"{name}-{place}" for place in number // 2],
+        "kl_grade_reader2": pd.array([pd.NA] * n, "Int64"),
+        "split": "external", "width": np.where(number % 17 == 0, 640, 300), "height": 162,
+        "pixel_sha256": [f"{name}{place}" for place in same],
+    })
 
 
 def predicted(rows, right=0.5, noise=0, **columns):
-    """Predictions as `Results` hold them: a share is right, the others any; `columns` over the usual."""
+    """Predictions as `Results` hold them: that share of the true grade, the others any; `columns` over the
+    usual."""
     generator, truth = np.random.default_rng(noise), rows["kl_grade"].to_numpy()
     answers = np.where(generator.random(len(rows)) < right, truth, generator.integers(0, 5, len(rows)))
     probabilities = 0.6 * np.eye(5)[answers] + 0.4 * generator.dirichlet(np.ones(5), len(rows))
-    usual = {
-        "arm": "clip",
-        "seed": 0,
-        "fold": 1,
-        "split": "external",
-        "view": "stretch-none",
-        "mirrored": False,
-    }
+    usual = {"arm": "clip", "seed": 0, "fold": 1, "split": "external", "view": "stretch-none",
+             "mirrored": False}
     return rows.assign(**dict(zip(PROBABILITIES, probabilities.T, strict=True)), **{**usual, **columns})
 
 

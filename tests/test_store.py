@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from koa_lib.store import Store
 
@@ -114,3 +115,14 @@ def test_a_session_beside_a_run_reads_it_and_writes_elsewhere(store, tmp_path):
     assert other == tmp_path / "interactive" / "a.csv" and made.read_text() == "of the run"
     assert session.make("a.csv", {"seed": 2}, before) == other and before.calls == 1
     assert len(lines(store)) == 1  # and the journal of the run is its own
+
+
+def test_what_is_made_is_computed_in_the_given_threads_and_nothing_else(tmp_path):
+    seen, before = [], torch.get_num_threads()
+
+    def build(path):
+        seen.append(torch.get_num_threads())
+        path.write_text("made")
+
+    Store(tmp_path, "t", threads=before + 1).make("a", {}, build)
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)

@@ -91,7 +91,7 @@ $(PAGE): $(EXECUTED) $(SOURCES)
 pdf: $(PAGE)  ## print the report to one PDF with bookmarks (needs Chromium)
 	@$(PY) -m reports pdf $(RUN_ARGS)
 
-test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 15 minutes)
+test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 11 minutes)
 	@$(PY) -m pytest --durations=25
 
 test-all: $(READY)  ## also the slow tests

@@ -6,10 +6,9 @@ import json
 import logging
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -25,8 +24,16 @@ HEADS = ("linear", "non-linear")  # of a `ProjectionPair`
 DIMENSIONS = 256  # of the common space; the paper prints none, public code of this loss has 256
 TEMPERATURE = 0.07  # at the start, as in CLIP
 LARGEST_SCALE = 100  # as in CLIP
-open_clip.add_model_config(CONFIGS)
-logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
+
+
+@cache
+def _open_clip():
+    # Slow to import, and what only reads results needs no model.
+    import open_clip
+
+    open_clip.add_model_config(CONFIGS)
+    logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
+    return open_clip
 
 
 @dataclass(frozen=True)
@@ -67,21 +74,31 @@ def load_clip(name, weights=None, seed=0):
     >>> clip.encode_text(tokenizer(["a knee", "another knee"])).shape[0]
     2
     """
-    known = open_clip.list_models()
+    known = _open_clip().list_models()
     if name not in known:
         raise StudyError(
             f"CLIP model '{name}' is unknown. Use koa-tiny, koa-conv or one of open_clip's {len(known) - 2}, "
             "e.g. ViT-B-32-quickgelu."
         )
     with random_state(seed):
-        model = open_clip.create_model(name)
+        model = _open_clip().create_model(name)
     if weights is not None:
         with weight_files.fitting(name, weights):
             _check_folder(name, Path(weights))
-            open_clip.load_checkpoint(model, str(weight_files.file_of(weights)))
+            _open_clip().load_checkpoint(model, str(weight_files.file_of(weights)))
     size = model.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
-    return model.eval(), Preprocess(size, "clip"), open_clip.get_tokenizer(name)
+    return model.eval(), Preprocess(size, "clip"), tokenizer(name)
+
+
+def tokenizer(name):
+    """The tokenizer of an architecture: texts to an int tensor (n, context)."""
+    return _open_clip().get_tokenizer(name)
+
+
+def architecture(name):
+    """The configuration of an architecture, as open_clip has it."""
+    return _open_clip().get_model_config(name)
 
 
 def _check_folder(name, folder):
@@ -100,7 +117,7 @@ def _check_folder(name, folder):
 
 
 def _check_architecture(name, theirs, folder):
-    ours = open_clip.get_model_config(name)
+    ours = architecture(name)
     for part in ("vision_cfg", "text_cfg"):
         for key, value in ours[part].items():
             given = theirs.get(part, {}).get(key, value)
@@ -133,7 +150,7 @@ def _check_card(name, card, folder):
 
 def activation(name):
     """Whether an architecture uses QuickGELU."""
-    return bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    return bool(architecture(name).get("quick_gelu", False))
 
 
 def save_clip(model, name, folder):
@@ -415,7 +432,7 @@ def _spread(values):
 
 def facts(clip, name):
     """What the diagrams of figures 1, 3 and 4 print, read from the model object."""
-    config = open_clip.get_model_config(name)
+    config = architecture(name)
     count = sum(value.numel() for value in clip.parameters())
     vision, text = config["vision_cfg"], config["text_cfg"]
     image = (

@@ -2,9 +2,7 @@
 
 import copy
 
-import timm
 import torch
-from timm.models import vgg
 from torch import nn
 
 from koa_lib import weights as weight_files
@@ -61,6 +59,9 @@ def create(name, image_size, width, weights=None):
         When the family has no reading of a reduced width here, or a tensor of the network is not in the
         weight file, or one of the file not in the network.
     """
+    import timm  # slow, as open_clip
+    from timm.models import vgg
+
     if name == "vgg19_bn" and width != 1.0:  # timm's factory takes no width
         channels = [c if c == "M" else round(c * width) for c in vgg.cfgs["vgg19"]]
         return vgg.VGG(channels, num_classes=len(GRADES), mlp_ratio=width, norm_layer=nn.BatchNorm2d)
@@ -74,6 +75,8 @@ def create(name, image_size, width, weights=None):
 def _published(name, weights, options):
     # With other outputs than the file's, timm takes any file: what does not fit stays random. With the file's
     # own it refuses.
+    import timm
+
     file = {"file": str(weight_files.file_of(weights))}
     with weight_files.fitting(name, weights), torch.random.fork_rng(devices=[]):
         network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, **options)

@@ -64,7 +64,7 @@ def own_folder(folder, **changes):
 
 def open_clip_folder(folder, layers=4, weights=True, **changes):
     """Write koa-tiny, with so many blocks and its configuration changed, in open_clip's own layout."""
-    config = json.loads(json.dumps(open_clip.get_model_config("koa-tiny")))
+    config = json.loads(json.dumps(models.architecture("koa-tiny")))
     config["vision_cfg"]["layers"] = layers
     clip = open_clip.CLIP(**config).eval()
     told = {"model_cfg": {**config, **changes}, "preprocess_cfg": {}}
@@ -163,6 +163,6 @@ def test_prototypes_follow_the_text_tower_only_when_it_is_trained(part, follows)
 
 def test_no_prompt_is_cut_by_the_context_of_a_study_model():
     for name in (*NAMES, "ViT-B-32-quickgelu"):
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = models.tokenizer(name)
         for prompt in (prompt for kind in PROMPT_SETS.values() for prompt in kind):
             assert len(tokenizer.encode(prompt)) + 2 <= tokenizer.context_length, (name, prompt)

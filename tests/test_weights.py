@@ -5,7 +5,6 @@ import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import open_clip
 import pytest
 import timm
 import torch
@@ -31,7 +30,7 @@ def hub_file(tmp_path_factory):
 
 def clip_folder(folder, file, state):
     """A folder as open_clip's hub has them."""
-    config = {"model_cfg": open_clip.get_model_config(CLIP), "preprocess_cfg": {}}
+    config = {"model_cfg": models.architecture(CLIP), "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     if file.endswith("safetensors"):
         save_file(state, folder / file)

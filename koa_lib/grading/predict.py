@@ -118,7 +118,7 @@ def sha256(card, arrays):
 
 def built(name):
     """The part of a card that follows from the architecture as this code builds it."""
-    config = models.open_clip.get_model_config(name)
+    config = models.architecture(name)
     return {
         "format": FORMAT,
         "quick_gelu": models.activation(name),

@@ -4,8 +4,6 @@ arms."""
 from dataclasses import replace
 from functools import partial
 
-import open_clip
-
 from koa_lib import crops, model, networks, protocols, selfsupervised, weights
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Arm, Trunk
@@ -86,7 +84,7 @@ def clip_of(experiment, spec, sentences):
             f"Encoder '{spec.name}' (source '{spec.source}') knows no texts. Use one of: start, trained, "
             "biomedclip."
         )
-    return _clip(experiment, spec), open_clip.get_tokenizer(study.profile.model.name)
+    return _clip(experiment, spec), model.tokenizer(study.profile.model.name)
 
 
 def _weights(experiment, spec):

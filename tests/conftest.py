@@ -4,6 +4,7 @@ grade."""
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from koa_lib.results import Results
 from koa_lib.study import FOLDERS, Inputs, Study
 
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
+RUN = pytest.StashKey()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = settings.Recipe(
     part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none",
@@ -33,17 +35,48 @@ TINY = settings.Recipe(
 
 def make(*arguments, timeout=900, **more):
     """Run make in the repository with the environment of this Python, and what else is given."""
-    environment = {**os.environ, **more,
-                   **({"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {})}
-    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=timeout)
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment(**more), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout)
+
+
+def environment(**more):
+    """What make is started with: this Python's environment, and what else is given."""
+    ours = {"VIRTUAL_ENV": sys.prefix} if sys.prefix != sys.base_prefix else {}
+    return {**os.environ, **more, **ours}
+
+
+def pytest_collection_modifyitems(items):
+    """What needs the smoke run comes last: the run goes on while everything else is tested."""
+    items.sort(key=needs_run)
+
+
+def needs_run(item):
+    """Whether a test needs the smoke run."""
+    return "smoke_run" in item.fixturenames or "smoke_run" in item.name
+
+
+def pytest_collection_finish(session):
+    """Start the smoke run beside the first tests; `smoke_run` waits for it."""
+    if any(map(needs_run, session.items)) and not session.config.option.collectonly:
+        log = tempfile.TemporaryFile("w+")
+        started = subprocess.Popen(["make", "-j2", "reproduce", "PROFILE=smoke"], cwd=ROOT, env=environment(),
+                                   stdout=log, stderr=subprocess.STDOUT)
+        session.config.stash[RUN] = started, log
+
+
+def pytest_unconfigure(config):
+    """A session that ends early takes its smoke run with it."""
+    if RUN in config.stash:
+        config.stash[RUN][0].terminate()
 
 
 @pytest.fixture(scope="session")
-def smoke_run():
+def smoke_run(pytestconfig):
     """The folder of a finished smoke run; make decides what has to run."""
-    done = make("-j2", "reproduce", "PROFILE=smoke")
-    assert done.returncode == 0, f"make reproduce PROFILE=smoke failed:\n{done.stdout[-4000:]}"
+    started, log = pytestconfig.stash[RUN]
+    failed = started.wait(timeout=900)
+    log.seek(0)
+    assert not failed, f"make reproduce PROFILE=smoke failed:\n{log.read()[-4000:]}"
     return ROOT / "reports" / "_build" / "smoke"
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from koa_lib.errors import StudyError
-from koa_lib.paper import scorecard
+from koa_lib.paper import rules
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.report import words
 from reports import places
@@ -44,7 +44,7 @@ def scores(run_dir):
     path = run_dir / "tables" / "scorecard.csv"
     try:
         score = pd.read_csv(path, dtype=texts).fillna(dict.fromkeys(texts, ""))
-        whole = (score["verdict"].isin(scorecard.VERDICTS + scorecard.FOUND).all()
+        whole = (score["verdict"].isin(rules.VERDICTS + rules.FOUND).all()
                  and score["model"].isin([True, False]).all() and len(score))
     except (ValueError, KeyError):
         whole = False
@@ -68,7 +68,7 @@ def tally(rows):
     """'3 replicated, 1 not run' for some rows of the scorecard, each contradiction counted once."""
     counts = rows.loc[rows["follows_from"] == "", "verdict"].value_counts()
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict
-                     in dict.fromkeys(scorecard.VERDICTS + scorecard.FOUND) if verdict in counts) or "none"
+                     in dict.fromkeys(rules.VERDICTS + rules.FOUND) if verdict in counts) or "none"
 
 
 def sentences(run, score, measured):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from koa_lib.paper import answers
 from koa_lib.paper.claims import Answer, not_run
-from koa_lib.paper.scorecard import Ours
+from koa_lib.verdict import Ours
 
 
 def test_what_is_kept_is_read_again_and_a_session_comes_before_the_run(tmp_path):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from koa_lib import comparison, profile, stats
 from koa_lib.errors import StudyError
-from koa_lib.paper import claims, scorecard, speed, verdicts
-from koa_lib.paper.scorecard import FOUND, VERDICTS, Ours, over_runs
+from koa_lib.paper import claims, rules, scorecard, speed
+from koa_lib.paper.rules import FOUND, VERDICTS, Ours, over_runs
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.profile import ROOT
 
@@ -51,13 +51,13 @@ def changed(study, name="paper", **values):
 
 @pytest.fixture(scope="module")
 def card(study):
-    return verdicts.scorecard(study, RUNS, BASELINES, {})
+    return scorecard.scorecard(study, RUNS, BASELINES, {})
 
 
 @pytest.fixture(scope="module")
 def absent(study):
     """The card of a run without external pictures."""
-    return verdicts.scorecard(study, RUNS.of(split="train"), {}, {})
+    return scorecard.scorecard(study, RUNS.of(split="train"), {}, {})
 
 
 def line(table, *key):
@@ -84,7 +84,7 @@ def test_every_published_row_and_claim_stands_once_with_a_verdict_of_its_kind(re
 
 
 def test_a_run_that_is_not_the_papers_never_scores_a_model_but_shows_its_numbers(study, card):
-    table = verdicts.scorecard(changed(study, "demo", synthetic=True), RUNS, BASELINES, {})
+    table = scorecard.scorecard(changed(study, "demo", synthetic=True), RUNS, BASELINES, {})
     assert set(table.loc[table["model"], "verdict"]) == {"not comparable", "not run"}
     shown = table[table["verdict"] == "not comparable"]
     assert len(shown) >= 30 and shown["ours"].notna().all()
@@ -102,7 +102,7 @@ def test_a_run_that_is_not_the_papers_never_scores_a_model_but_shows_its_numbers
 ])
 def test_only_the_papers_model_on_all_its_pictures_can_be_compared(study, name, run, training, why):
     note = WHOLE | {"training": WHOLE["training"] | training}
-    comparable, said = verdicts.comparability(changed(study, name, data_note=lambda: note, **run))
+    comparable, said = scorecard.comparability(changed(study, name, data_note=lambda: note, **run))
     assert comparable == (not why) and why in said
 
 
@@ -141,7 +141,7 @@ def test_another_printed_number_flips_the_verdict(study, card, tmp_path):
             table = table.assign(value=table["value"] + chosen)
             moved |= set(table.loc[chosen, KEY].astype(str).itertuples(index=False, name=None))
         table.to_csv(tmp_path / f"{name}.csv", index=False)
-    after = verdicts.scorecard(changed(study, published=tmp_path), RUNS, BASELINES, {})
+    after = scorecard.scorecard(changed(study, published=tmp_path), RUNS, BASELINES, {})
     both = card.merge(after, on=["source", *KEY], suffixes=("", "_after"))
     both = both[[key in moved for key in both[KEY].itertuples(index=False, name=None)]]
     agreed = both[both["verdict"].isin(["same", "consistent"])]
@@ -162,7 +162,7 @@ def test_answers_of_other_systems_and_a_baseline_of_one_grade_show_in_their_rows
              claim: claims.Answer(1.0, 0.2, 1.8, "points", "replicated", "clear")}
     one = {name: float(name == "p0") for name in PROBABILITIES}
     flat = results(predicted(PARTS["external"], fold=3).assign(**one), draws=20)
-    table = verdicts.scorecard(study, RUNS, {**BASELINES, "Wide ResNet": flat, "VGG19": flat}, given)
+    table = scorecard.scorecard(study, RUNS, {**BASELINES, "Wide ResNet": flat, "VGG19": flat}, given)
     told = table.loc[table["reason"].str.contains("nearly always grade 0"), "row"]
     assert list(told) == ["VGG19", "mcnemar", TABLES["claims"]["claim"][0]]
     decided = line(table, *claim[1:], "claim")
@@ -191,15 +191,15 @@ def test_what_is_absent_says_why(absent):
     ([70, 72, 71, 73, 69], 73.9, "replicated"),
 ])
 def test_the_rule_of_model_rows(values, published, verdict):
-    assert scorecard.agreement(over_runs(values), published, 3.0)[0] == verdict
+    assert rules.agreement(over_runs(values), published, 3.0)[0] == verdict
 
 
 @given(st.integers(0, 10**7), st.integers(0, 4))
 def test_a_rounded_number_agrees_and_one_beyond_its_last_digit_does_not(number, decimals):
     found = number / 10**5
     printed = round(found, decimals)
-    assert scorecard.same_as_printed(found, printed, count=False)
-    assert not scorecard.same_as_printed(printed + 1.01, printed, count=False)
+    assert rules.same_as_printed(found, printed, count=False)
+    assert not rules.same_as_printed(printed + 1.01, printed, count=False)
 
 
 @pytest.mark.parametrize(("found", "printed", "count", "same"), [
@@ -210,24 +210,24 @@ def test_a_rounded_number_agrees_and_one_beyond_its_last_digit_does_not(number, 
     (2999, 3000, True, True),
 ])
 def test_a_large_count_may_be_printed_rounded_but_not_cut(found, printed, count, same):
-    assert scorecard.same_as_printed(found, float(printed), count) == same
+    assert rules.same_as_printed(found, float(printed), count) == same
 
 
 def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean():
     external = RUNS.of(split="external")
     runs = [external.graded(fold=fold) for fold in range(1, 6)]
     rows = [comparison.accuracy_row(run, RUNS.draws, RUNS.seed) for run in runs]
-    overall = scorecard.measured("table_2", "test", external, 3)
+    overall = rules.measured("table_2", "test", external, 3)
     found = overall["jpm2026", "table_2", "test", "accuracy"]
     accuracy = stats.run_interval(np.array([100 * row["accuracy"] for row in rows]))
     assert found[:3] == pytest.approx(accuracy) and found.runs == 5
     # The same interval as in Table 4: one quantity has one interval in the report.
     shown = [100 * rows[2][name] for name in ("ci_low", "ci_high")]
     assert [found.boot_low, found.boot_high] == pytest.approx(shown)
-    grade = scorecard.measured("table_3", "", external, 3)
+    grade = rules.measured("table_3", "", external, 3)
     assert grade["jpm2026", "table_3", "0", "sensitivity"].value > 1
     assert grade["jpm2026", "table_3", "0", "auc"].value < 1
-    assert scorecard.measured("table_4", "ViT", external.of(fold=9), 3) == {}
+    assert rules.measured("table_4", "ViT", external.of(fold=9), 3) == {}
 
 
 @pytest.mark.parametrize(("table", "ours", "comparable", "told"), [
@@ -239,7 +239,7 @@ def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean(
 ])
 def test_what_cannot_be_scored_is_refused(table, ours, comparable, told):
     with pytest.raises(StudyError, match=told):
-        scorecard.scorecard(table, ours, comparable)
+        rules.judge(table, ours, comparable)
 
 
 @pytest.mark.parametrize(("comparable", "verdict"), [(True, "not replicated"), (False, "not comparable")])
@@ -247,13 +247,13 @@ def test_what_nothing_reaches_was_measured_all_the_same(comparable, verdict):
     published = TABLES["other_systems"].query("metric == 'label_fraction'")
     published = published.rename(columns={"system": "source"})
     ours = {tuple(published.iloc[0][["source", *KEY]]): Ours(math.inf)}
-    (row,) = scorecard.scorecard(published, ours, comparable, "phantoms").itertuples()
-    assert row.verdict == verdict and scorecard.NOTHING_REACHES in row.reason and math.isnan(row.ours)
+    (row,) = rules.judge(published, ours, comparable, "phantoms").itertuples()
+    assert row.verdict == verdict and rules.NOTHING_REACHES in row.reason and math.isnan(row.ours)
 
 
 def test_the_headline_picture_holds_published_values_without_and_ours_with_an_interval(card):
-    drawn = verdicts.against_published(card, synthetic=True)
-    assert len(drawn) == 2 * len(verdicts.HEADLINES) and drawn["value"].dropna().between(0, 1).all()
+    drawn = scorecard.against_published(card, synthetic=True)
+    assert len(drawn) == 2 * len(scorecard.HEADLINES) and drawn["value"].dropna().between(0, 1).all()
     published, ours = (rows for _, rows in drawn.groupby("which", sort=False))
     known = ours.dropna(subset="value_low")
     assert published["value_low"].isna().all() and len(known) == 4

@@ -28,7 +28,7 @@ def keep(study, system, answers):
 
 
 def read(study):
-    """All kept answers of a run, as `verdicts.scorecard` takes them; empty when there are none."""
+    """All kept answers of a run, as `scorecard.scorecard` takes them; empty when there are none."""
     # What a session in JupyterLab has answered comes after, and so instead of, what the run has.
     folders = [base / FOLDER for base in dict.fromkeys((study.run_dir, study.shown_dir))]
     paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]

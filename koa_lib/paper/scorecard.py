@@ -1,244 +1,255 @@
-"""The scorecard's rules: published numbers held against ours, by rules that are the same in every run."""
+"""The scorecard of a run: every published row, claim and finding of the audit, with verdict and reason."""
 
 import math
-from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 
-from koa_lib import metrics, stats
-from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES
-from koa_lib.predictions import arrays
-from koa_lib.verdict import Ours, agreement, over_runs
+from koa_lib.comparison import NO_EXTERNAL, paired_tests, shown_fold
+from koa_lib.data import MANIFESTS, cohorts
+from koa_lib.data.manifest import read_manifest
+from koa_lib.paper import claims, consistency, rules, speed
+from koa_lib.paper.published import SYSTEMS
+from koa_lib.paper.published import read as read_published
+from koa_lib.paper.rules import DERIVED, KEY, MAIN, keys
+from koa_lib.protocols import main_fold
+from koa_lib.verdict import Ours, not_run
 
-COLUMNS = (
-    "source item row metric unit relation published ours runs ci_low ci_high prediction_low prediction_high "
-    "boot_low boot_high model rule verdict follows_from reason"
-).split()
-MAIN = "jpm2026"  # the paper
-KEY = ["source", "item", "row", "metric"]
-# Of rows with a model, and of rows without one.
-VERDICTS = ("replicated", "not replicated", "inconclusive", "not comparable", "not run")
-FOUND = ("same", "differs", "consistent", "inconsistent", "shown", "not run")
-MARGIN = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
-MODEL_RULE = (
-    "off by at most {0} and the mean known to within {0}: replicated; "
-    "off by more and outside the 95 % prediction interval: not; "
-    f"at least {stats.FEWEST_RUNS} trainings"
-)
-COUNTED = "same count as in the manifest"
-REPEATED = "consistent with table 2, which it repeats"
-CITED = "same number as in the cited source, rounded to the printed digits"
-TIMED = "shown beside the published time of other hardware"
-DERIVED = "follows from the other printed numbers, within rounding"
-TESTED = "CLIP ahead with exact p < 0.05"
-NOTHING_REACHES = "nothing that was tried reaches it"
-TEXTS = ("relation", "rule", "verdict", "follows_from", "reason")
-ABSENT = {"runs": 0, "model": True, **dict.fromkeys(TEXTS, "")}
-OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
-LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
+COHORTS = ("oai_chen2018", "gornale2020")
+DROP = (MAIN, "text", "discussion", "train_test_drop")
+P_VALUE = (MAIN, "text", "mcnemar", "p_value")
+# The rows that carry the papers' conclusions, and what they are called in the picture of them.
+HEADLINES = {
+    ("jpm2026", "table_2", "train", "accuracy"): ("The paper", "Accuracy, training part"),
+    ("jpm2026", "table_2", "test", "accuracy"): ("The paper", "Accuracy, external"),
+    ("jpm2026", "table_2", "test", "macro_f1"): ("The paper", "Macro-F1, external"),
+    ("jpm2026", "text", "macro", "auc"): ("The paper", "Macro-AUC, external"),
+    ("jpm2026", "table_4", "ViT", "accuracy"): ("The paper", "Accuracy of ViT, external"),
+    ("CLIP-KOA", "abstract", "CLIP-KOA", "accuracy"): ("Other papers", "CLIP-KOA, accuracy"),
+    ("LumbarCLIP", "abstract", "best", "accuracy"): ("Other papers", "LumbarCLIP, accuracy"),
+    ("JIIM-2025", "abstract", "ConvNeXt-Small KLG", "weighted_kappa"): (
+        "Other papers",
+        "JIIM 2025, weighted κ",
+    ),
+}
 
 
-def scorecard(published, ours, comparable, reason=""):
-    """Hold published numbers against ours: one row for each published row, in their order.
+def findings(study):
+    """The arithmetic audit of the paper's numbers, and Table 3 grade by grade.
 
-    Rows that need a model are judged by `agreement` or by the test of their claim, and are *not comparable*
-    where the run is not. Counts and cited numbers are the *same* or *differ*, repeated numbers are
-    *consistent* or *inconsistent*, times are *shown*, all in every run. A row without a value of ours is *not
-    run*, with the reason.
+    Returns
+    -------
+    (DataFrame, DataFrame)
+        As from `consistency.findings` and `consistency.per_grade`.
+    """
+    published, matrices = (read_published(study.published, name) for name in (MAIN, "confusion_matrices"))
+    counts = consistency.manifest_counts(*(read_manifest(MANIFESTS / f"{name}.csv") for name in COHORTS))
+    return consistency.findings(published, counts, matrices), consistency.per_grade(published, counts)
+
+
+def scorecard(study, runs, others, systems):
+    """The scorecard of a run.
 
     Parameters
     ----------
-    published : DataFrame
-        Tables like `published/jpm2026.csv` with a column `source`, which names the paper.
-    ours : dict
-        (source, item, row, metric) -> `Ours`, or `Answer` where the row is a test; or a str that says
-        why there is no value.
-    comparable : bool
-        Whether model rows may be scored (real data, the settings as printed).
-    reason : str
-        Why not, when they may not.
+    study : Study
+    runs : Results
+        Of the main arm, all seeds and folds.
+    others : dict of str to Results
+        Baselines by their printed names.
+    systems : dict
+        Results for other systems, as from `answers.read`: (system, item, row, metric) -> `verdict.Ours`,
+        (system, item, claim) -> `verdict.Answer`.
 
     Returns
     -------
     DataFrame
-        `COLUMNS`; follows_from is empty.
+        The columns of `rules.COLUMNS`. Rows with a model first: the paper's rows and claims, then those
+        of other systems; then rows without one.
 
     Raises
     ------
     StudyError
-        No reason where one is needed, a key that is not published, or a table that is not of the form.
+        A published table that is absent, or a key that it does not hold.
     """
-    if not comparable and not reason:
-        raise StudyError("Say why this run is not comparable: the reason stands in the scorecard.")
-    known = _by_key(published)
-    unknown = [key for key in ours if key not in known]
-    if unknown:
-        raise StudyError(f"The published numbers have no row {unknown[0]}. "
-                         "Use source, item, row and metric of a table.")
-    rows = []
-    for key, row in known.items():
-        found = ours.get(key, "this run makes no such value")
-        if row.kind == "duplicate":
-            found = _repeated(row, known)
-        judged = _judged(row, found, "" if comparable else reason)
-        rows.append(dict(zip(KEY, key, strict=True)) | judged | {
-            "unit": row.unit, "relation": row.relation.strip("="), "published": row.value})
-    return table(rows)
+    names = (MAIN, "other_systems", "claims", "literature")
+    paper, others_printed, said, literature = (read_published(study.published, name) for name in names)
+    printed = pd.concat([paper.assign(source=MAIN), others_printed.rename(columns={"system": "source"})])
+    comparable, why = comparability(study)
+    models = _external_models(study, runs, others)
+    asked = set(said[["source", "item", "claim"]].itertuples(index=False, name=None))
+    given = {key: value for key, value in systems.items() if key not in asked}
+    ours = (_absent(printed) | _cited(printed, literature) | _counted() | _timed(study, paper)
+            | _measured(study, paper, runs, others, models) | given)
+    answers = [claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
+               else _answer(row, systems) for row in said.itertuples()]
+    numbers = rules.judge(printed, ours, comparable, why)
+    whole = pd.concat([numbers, _claims(said, answers, why), _audit(findings(study)[0])], ignore_index=True)
+    # Rows with a model first; then the paper's before those of others, and claims after numbers.
+    order = np.lexsort([whole["metric"] == "claim", whole["source"] != MAIN, ~whole["model"]])
+    return whole.iloc[order].reset_index(drop=True)
 
 
-def table(rows):
-    """Rows (dicts of some of `COLUMNS`) as a typed frame; what is not given is undefined or empty."""
-    return pd.DataFrame([ABSENT | row for row in rows], columns=COLUMNS).astype({"runs": int, "model": bool})
+def comparability(study):
+    """Whether model rows may be held against the paper, and why not."""
+    reasons = []
+    if study.dry:
+        reasons.append("a dry run, which only tries the steps")
+    if study.synthetic:
+        reasons.append("synthetic phantoms")
+    elif study.profile.name != "paper":
+        model = study.profile.model
+        reasons.append(
+            f"{model.name} is not the paper's ViT-B/32"
+            + " and starts from random weights" * (model.start == "random")
+        )
+    else:
+        reasons += _incomplete(study)
+    return not reasons, "; ".join(reasons)
 
 
-def answered(answer, rule, reason=""):
-    """Columns of a row that a claim's own test decides; its interval is no interval over trainings.
+def against_published(score, synthetic):
+    """The headline numbers, published and ours, as shares of one: two rows each, for a forest plot.
 
     Parameters
     ----------
-    answer : verdict.Answer
-    reason : str
-        Why the run is not comparable, when it is not.
-    """
-    verdict, why = answer.verdict, answer.reason
-    if verdict != "not run" and reason:
-        verdict, why = "not comparable", joined(reason, why)
-    return {"ours": _finite(answer.ours), "boot_low": answer.ci_low, "boot_high": answer.ci_high,
-            "rule": rule, "verdict": verdict, "reason": why}
-
-
-def measured(item, row, results, fold):
-    """Values of the paper's rows from several trainings (folds x seeds).
-
-    Parameters
-    ----------
-    item, row : str
-        "table_2" with "train" or "test"; "table_3" (row is not used; gives the macro AUC too); "table_4" with
-        a model.
-    results : Results
-        Of one arm and split; empty gives nothing.
-    fold : int
-        The fold that the report shows, with the study's own seed; the first training's where none is that.
+    score : DataFrame
+        As from `scorecard`.
+    synthetic : bool
+        On phantoms the published values are of other pictures and only give orientation.
 
     Returns
     -------
-    dict
-        Key of the paper's row -> `Ours` in the published unit, for `scorecard`. Trainings are graded on the
-        same pictures, so their interval says nothing of others: the group bootstrap of the shown one stands
-        beside it.
+    DataFrame
+        group, label, which, verdict, value, value_low, value_high: of ours the 95 % prediction interval of
+        one further training, undefined where there are fewer than five.
     """
-    runs = {tuple(where.values()): _drawn(item, row, run.graded(), results.draws, results.seed)
-            for where, run in results.each("seed", "fold")}
-    shown = runs.get((results.seed, fold), next(iter(runs.values()), {}))
-    return {key: over_runs([run[key][0] for run in runs.values()], boot=stats.interval(values[1:]))
-            for key, values in shown.items()}
+    names = ("published (for orientation)", "this run (phantoms)") if synthetic else ("published", "this run")
+    keyed = score.set_index(["source", "item", "row", "metric"])
+    rows = []
+    for key, (group, label) in HEADLINES.items():
+        row = keyed.loc[key]
+        scale = 1.0 if row.unit == "ratio" else 0.01
+        ours = row.ours, row.prediction_low, row.prediction_high
+        for which, numbers in zip(names, ((row.published, math.nan, math.nan), ours), strict=True):
+            rows.append((group, label, which, row.verdict, *(scale * number for number in numbers)))
+    return pd.DataFrame(rows, columns="group label which verdict value value_low value_high".split())
 
 
-def _drawn(item, row, graded, draws, seed):
-    # By key, the value in the published unit and its bootstrap draws; an AUC is not drawn.
-    matrices = stats.resampled(graded, draws, seed)
-    if item != "table_3":
-        values, names = metrics.from_confusion(matrices), OVERALL if item == "table_2" else ["accuracy"]
-        return {(MAIN, item, row, name): 100 * values[name] for name in names}
-    grades, probabilities = arrays(graded)
-    found = {(MAIN, "text", "macro", "auc"): np.array([metrics.macro_auc(grades, probabilities)])}
-    for name, values in zip(("sensitivity", "specificity"), metrics.rates(matrices), strict=True):
-        found |= {(MAIN, item, str(grade), name): 100 * values[:, grade] for grade in GRADES}
-    auc = metrics.per_grade(grades, probabilities)["auc"]
-    return found | {(MAIN, item, str(grade), "auc"): auc[[grade]].to_numpy() for grade in GRADES}
+def _incomplete(study):
+    # A part of the pictures, or lossy copies of them, are not the paper's data.
+    note, found = study.data_note(), []
+    for role in ("training", "external"):
+        cohort = cohorts.facts(getattr(study.profile, role).name)
+        listed = sum(map(sum, cohort.counts.values()))
+        if role in note and note[role]["pictures"] < listed:
+            found.append(f"{note[role]['pictures']:,} of {listed:,} {role} pictures")
+        if role in note and note[role]["not_as_listed"]:
+            found.append(f"{note[role]['not_as_listed']:,} {role} pictures that are not as listed")
+    return found
 
 
-def same_as_printed(found, printed, count):
-    """Whether a number found in a source is the printed one, which may be rounded.
-
-    A count from 1,000 on is taken as rounded at its last digit that is not zero (1,251,655 may be printed as
-    1,300,000, not as 1,200,000), any other number at its last printed decimal. Cut digits do not agree, as in
-    the arithmetic.
-    """
-    return bool(abs(found - printed) <= _unit(printed, count) / 2 + 1e-9)
-
-
-def joined(*parts):
-    """Parts of a reason, each once."""
-    return "; ".join(dict.fromkeys(part for part in parts if isinstance(part, str) and part))
+def _counted():
+    internal, external = (read_manifest(MANIFESTS / f"{name}.csv") for name in COHORTS)
+    internal = internal[internal["split"] != "auto_test"]  # a second crop of knees that are there already
+    found = {"train_images": len(internal), "participants": internal["group_id"].nunique(),
+             "external_images": len(external)}
+    return {(MAIN, "text", "data", name): Ours(number, note="counted in the manifest")
+            for name, number in found.items()}
 
 
-def _unit(printed, count):
-    # Of the last digit that counts as printed.
-    step = 10.0 ** Decimal(str(printed)).normalize().as_tuple().exponent
-    return step if count and printed >= LARGE_COUNT else min(step, 1)
+def _timed(study, published):
+    times = speed.table(speed.measured(study), published).dropna(subset="published")
+    return {(MAIN, "text", "runtime", row.metric): Ours(row.ours, note=f"{row.how}; {row.place}")
+            for row in times.itertuples()}
 
 
-def keys(rows):
-    """(source, item, row, metric) of each row of a table."""
-    return list(rows[KEY].astype(str).itertuples(index=False, name=None))
+def _absent(printed):
+    # Why a model row of another system has no value, unless its notebook has been run.
+    rows = printed[(printed["kind"] == "model") & (printed["source"] != MAIN)]
+    return {tuple(row[name] for name in KEY): row["note"] if str(row["note"]).startswith("not run:")
+            else _notebook(row["source"]) for row in rows.to_dict("records")}
 
 
-def _by_key(published):
-    known = dict(zip(keys(published), published.itertuples(), strict=True))
-    if len(known) < len(published):
-        twice = published.loc[published[KEY].astype(str).duplicated(), KEY]
-        raise StudyError(f"The published numbers hold {keys(twice)[0]} twice. Keep one row.")
-    return known
+def _cited(printed, literature):
+    # What was found in the cited source, for the rows that repeat another study or describe another system.
+    found = literature.rename(columns={"source_table": "source"})
+    known = dict(zip(keys(found), found.itertuples(), strict=True))
+    facts = (printed["kind"] == "fact") & (printed["source"] != MAIN)
+    return {key: _found(known.get(key)) for key in keys(printed[facts | (printed["kind"] == "citation")])}
 
 
-def _judged(row, found, reason):
-    rule, model = _rule(row), row.kind in ("model", "test")
-    if isinstance(found, str):
-        return {"model": model, "rule": rule, "verdict": "not run", "reason": found.removeprefix("not run: ")}
-    if row.kind == "test":
-        return answered(found, rule, reason)
-    if math.isnan(found.value):
-        why = found.note or "undefined in this run"
-        return {"model": model, "rule": rule, "verdict": "not run", "reason": why}
-    verdict, why = _of_model(row, found, reason) if model else _without_model(row, found.value)
-    low, high = found.prediction
-    return {**found._asdict(), "ours": _finite(found.value), "prediction_low": low, "prediction_high": high,
-            "model": model, "rule": rule, "verdict": verdict, "reason": joined(why, found.note)}
+def _found(line):
+    if line is None:
+        return "literature.csv has no row for it"
+    said = rules.joined(line.remark, line.where)
+    if pd.isna(line.found):
+        return said or "not found in the cited source"
+    return Ours(float(line.found), note=said)
 
 
-def _finite(value):
-    return value if math.isfinite(value) else math.nan
+def _measured(study, published, runs, others, models):
+    # Values of the model rows, or for each why there is none.
+    fold = main_fold(study)
+    asked = keys(published[published["kind"].isin(["model", "test"])].assign(source=MAIN))
+    train = rules.measured("table_2", "train", runs.of(split="train"), fold)
+    if "external" not in runs:
+        return dict.fromkeys(asked, NO_EXTERNAL) | train
+    external = runs.of(split="external")
+    ours = train | rules.measured("table_2", "test", external, fold)
+    ours |= rules.measured("table_3", "", external, fold)
+    for key in [key for key in asked if key[1] == "table_4"]:
+        name = key[2]
+        if isinstance(models[name], str):
+            ours[key] = models[name]
+        else:
+            found = rules.measured("table_4", name, others[name].of(split="external"), fold)
+            told = claims.one_grade({name: models[name]})
+            ours |= {each: value._replace(note=told) for each, value in found.items()}
+    ours[DROP] = claims.train_test_drop(runs)
+    tested = models[claims.TESTED]
+    if not isinstance(tested, str):
+        tested = paired_tests(study, runs, {claims.TESTED: others[claims.TESTED]}, "external")
+    ours[P_VALUE] = claims.ahead(tested, models[claims.TESTED])
+    return ours
 
 
-def _rule(row):
-    if row.kind == "model":
-        return MODEL_RULE.format(f"{MARGIN.get(row.unit, 0.0):g}")
-    rules = {"test": TESTED, "fact": COUNTED if row.source == MAIN else CITED, "citation": CITED,
-             "speed": TIMED, "duplicate": REPEATED}
-    if row.kind not in rules:
-        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} has the kind '{row.kind}'; "
-                         f"known: model, {', '.join(rules)}.")
-    return rules[row.kind]
+def _external_models(study, runs, others):
+    # The shown fold's external frame of each model, or why there is none.
+    results = {claims.ORDER[0]: runs, **others}
+    reasons = {spec.name: f"{spec.name}: {spec.reason}" for spec in study.profile.baselines if spec.reason}
+    found = {}
+    for name in (*claims.ORDER, claims.TESTED):
+        found[name] = NO_EXTERNAL if "external" not in runs else reasons.get(name, f"this run has no {name}")
+        if name in results and "external" in results[name]:
+            found[name] = shown_fold(study, results[name], "external")
+    return found
 
 
-def _of_model(row, ours, reason):
-    nothing = NOTHING_REACHES * math.isinf(ours.value)
-    if reason:
-        return "not comparable", joined(reason, nothing)
-    return ("not replicated", nothing) if nothing else agreement(ours, row.value, MARGIN.get(row.unit, 0.0))
+def _claims(said, answers, why):
+    return rules.table([
+        {"source": row.source, "item": row.item, "row": row.claim, "metric": "claim", "unit": answer.unit,
+         **rules.answered(answer, row.test, why)}
+        for row, answer in zip(said.itertuples(), answers, strict=True)
+    ])
 
 
-def _without_model(row, found):
-    if row.kind == "speed":
-        return "shown", ""
-    if row.kind == "duplicate":
-        return ("consistent" if math.isclose(found, row.value, abs_tol=1e-9) else "inconsistent"), row.note
-    unit, cited = _unit(row.value, row.unit == "count"), _rule(row) == CITED
-    same = same_as_printed(found, row.value, row.unit == "count") if cited else found == row.value
-    # The plain cause of a number that is not the same.
-    cut = cited and not same and 0 < found - row.value < unit
-    places = max(0, -Decimal(str(unit)).normalize().as_tuple().exponent)
-    nearest = f"rounded, {found:,.{places}f} is {row.value + unit:,.{places}f}"
-    rounded = f"holds when digits are cut, not by rounding: {nearest}"
-    return "same" if same else "differs", rounded if cut else ""
+def _answer(row, systems):
+    if row.test.startswith("not run:"):
+        return not_run(row.test.removeprefix("not run:").strip())
+    return systems.get((row.source, row.item, row.claim)) or not_run(_notebook(row.source))
 
 
-def _repeated(row, known):
-    twin = known.get((MAIN, "table_2", "test", row.metric))
-    if twin is None:
-        raise StudyError(f"The published row {row.item}, {row.row}, {row.metric} repeats no row of table 2. "
-                         "Correct its kind.")
-    return Ours(twin.value, note=f"table 2 prints {twin.value:.2f}")
+def _notebook(system):
+    if system not in SYSTEMS:
+        return "no notebook of the study covers it"
+    return f"notebook {SYSTEMS[system].notebook} has not been run"
+
+
+def _audit(found):
+    # What is a published row of its own does not count twice.
+    judged = found[(found["verdict"] != "reference") & ~found["published_row"]]
+    names = {"check": "row", "expected": "published", "value": "ours", "note": "reason"}
+    said = {"source": "arithmetic", "item": "audit", "metric": "", "model": False, "rule": DERIVED}
+    judged = judged.rename(columns=names).assign(**said)
+    return rules.table(judged.to_dict("records"))

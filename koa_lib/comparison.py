@@ -114,8 +114,8 @@ def paired_tests(study, results, others, split):
     DataFrame
         baseline, folds, n, clip_only, baseline_only (discordant counts), p_exact, p_mid, p_holm, difference
         (of accuracy), difference_low, difference_high (group bootstrap), ahead ('CLIP' or 'baseline' where
-        Holm's p is below 0.05, else 'not clear'), one_answer (share of the pictures to which the baseline
-        gives its commonest grade).
+        Holm's p is below 0.05 and the interval excludes 0, else 'not clear'), one_answer (share of the
+        pictures to which the baseline gives its commonest grade).
     """
     columns = ("baseline folds n clip_only baseline_only p_exact p_mid p_holm difference difference_low "
                "difference_high ahead one_answer").split()
@@ -123,8 +123,9 @@ def paired_tests(study, results, others, split):
             for name, found in others.items()]
     table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = stats.holm(table["p_exact"])
-    leader = np.where(table["difference"] > 0, "CLIP", "baseline")
-    return table.assign(ahead=np.where(table["p_holm"] < SIGNIFICANT, leader, "not clear"))
+    clear = table["p_holm"] < SIGNIFICANT
+    ahead = [clear & (table["difference_low"] > 0), clear & (table["difference_high"] < 0)]
+    return table.assign(ahead=np.select(ahead, ["CLIP", "baseline"], "not clear"))
 
 
 def _paired_test(study, results, found, split):

@@ -79,7 +79,8 @@ def test_a_model_that_answers_nearly_one_grade_is_named_with_what_a_constant_rea
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0, 0.1), st.integers(0, 9), st.integers(0, 9))
 def test_ahead_needs_significance_and_the_lead(p, clip, other):
-    row = {"n": 50, "clip_only": clip, "baseline_only": other, "difference": (clip - other) / 50}
+    row = {"n": 50, "clip_only": clip, "baseline_only": other, "difference": (clip - other) / 50,
+           "difference_low": -1, "difference_high": 1}
     table = pd.DataFrame([{"baseline": "VGG19", "p_exact": 0.0, **row, "difference": 1.0},
                           {"baseline": "Wide ResNet", "p_exact": p, **row}])
     answer = claims.ahead(table)

@@ -123,6 +123,7 @@ def test_adaptations_are_named_as_not_zero_shot_and_read_from_their_files(
             assert table["accuracy"][row] == pytest.approx(np.mean(list(map(accuracy, written))))
             assert row == 1 or table["accuracy"][row] > 0.8
             assert table["best_constant"][row] == pytest.approx(np.mean(list(map(commonest, written))))
+            assert (table["against_constant"][row] == "") == (row > 1)  # no interval of other pictures
 
 
 @settings(max_examples=40, deadline=None)

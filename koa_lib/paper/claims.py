@@ -116,10 +116,10 @@ def ahead(tests, tested=""):
     row = found.iloc[0]
     if not math.isfinite(row.p_exact):
         return not_run("no picture is paired")
-    leader = "CLIP" if row.difference > 0 else TESTED if row.difference < 0 else "neither"
-    verdict = "replicated" if row.p_exact < SIGNIFICANT and leader == "CLIP" else "not replicated"
+    verdict = "replicated" if row.p_exact < SIGNIFICANT and row.difference > 0 else "not replicated"
+    off, low, high = (100 * row[f"difference{end}"] for end in ("", "_low", "_high"))
     said = [
-        f"{leader} is ahead",
+        f"CLIP minus {TESTED} {off:+.1f} points ({low:+.1f} to {high:+.1f})",
         f"only CLIP right on {row.clip_only:.0f} of {row.n:,.0f} single knees, "
         f"only {TESTED} on {row.baseline_only:.0f}",
         one_grade({TESTED: tested}),

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import losses, model, stats
-from koa_lib.metrics import best_constant
 from koa_lib.model import HEADS
 from koa_lib.prompts import prompts
 from koa_lib.protocols import START
@@ -95,16 +94,17 @@ def overview(study, results, history):
         encoder, head, target, n, accuracy, qwk, macro_f1 (ratios), each with _low and _high from a group
         bootstrap; seeds, epoch (chosen on the inner part, first seed), inner_qwk (mean over seeds), chosen
         ('yes' for what the inner part prefers), best_constant (accuracy of one grade for every picture),
-        above_constant (whether the whole interval is above it), as_run (how the encoder is run), not_run (why
+        against_constant (paired, as `stats.against_constant`), as_run (how the encoder is run), not_run (why
         it is not).
     """
     table = results.table(METRICS, CELL).merge(_inner(history).reset_index(), on=CELL)
-    constant = best_constant(results.frame.drop_duplicates("image_id")["kl_grade"])["accuracy"]
+    beside = [stats.against_constant(part.graded(), part.draws, part.seed).loc["accuracy"]
+              for _, part in results.each(*CELL)]
     specs = study.profile.systems.heads.encoders
     as_run = {shown(study, spec): described(study, spec) for spec in specs}
     table = table.assign(
-        chosen=np.where(table.index == table["inner_qwk"].idxmax(), "yes", ""), best_constant=constant,
-        above_constant=np.where(table["accuracy_low"] > constant, "yes", "no"),
+        chosen=np.where(table.index == table["inner_qwk"].idxmax(), "yes", ""),
+        best_constant=[one.constant for one in beside], against_constant=[one.against for one in beside],
         as_run=table["encoder"].map(as_run), not_run="",
     )
     absent = [{"encoder": spec.name, "as_run": described(study, spec), "not_run": spec.reason}

@@ -56,8 +56,9 @@ def table_2(study, results, our_results, published):
     Returns
     -------
     DataFrame
-        arm ("published" where it is the paper's), pictures, n, accuracy, macro_precision, macro_sensitivity,
-        macro_f1; all that is inside the training cohort first.
+        arm ("published" where it is the paper's), pictures (external ones "all files", repeats included, or
+        "deduplicated"), n, accuracy, macro_precision, macro_sensitivity, macro_f1; all that is inside the
+        training cohort first.
     """
     outside = our_results.of(split="external").deduplicated()
     ours = pd.concat([
@@ -71,6 +72,7 @@ def table_2(study, results, our_results, published):
     cited = cited.reset_index().assign(arm="published", pictures=cited.index.str.replace("test", "external"))
     train, test = (cited[cited["row"] == row] for row in ("train", "test"))
     table = pd.concat([train, ours[~outside], test, ours[outside]], ignore_index=True)
+    table = table.replace({"pictures": {"external": "external, all files"}})
     return table[["arm", "pictures", "n", *OVERALL]].astype({"n": "Int64"})
 
 

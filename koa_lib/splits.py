@@ -201,7 +201,7 @@ def _checked(parts, rows, folds):
         )
     parts = list(parts)
     for number, (fit, held_out) in enumerate(parts, start=1):
-        for name, positions in (("training part", fit), ("held-out part", held_out)):
+        for name, positions in (("training part", fit), ("held-out fold", held_out)):
             absent = sorted(set(GRADES) - set(rows["kl_grade"].iloc[positions]))
             if absent:
                 raise StudyError(

@@ -16,8 +16,6 @@ __all__ = ["data_cards", "measured", "model_card"]
 
 SHOWN = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
          "qwk": "QWK", "within_one": "Within one", "ece": "ECE"}
-SPLITS = {"train": "training part", "held_out": "held-out fold", "val": "validation part",
-          "test": "internal test", "external": "external"}
 USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "evaluation"}
 STARTS = {"pretrain": "pre-trained in this run on captioned phantoms", "random": "random weights",
           "openai": "OpenAI's published weights"}
@@ -66,7 +64,7 @@ def _parts(run, path):
         graded = _near_groups(run, cohort, graded)
         shown = {f", {name.replace('_', ' ')}": graded[graded["image_id"].isin(sets.subset(graded, name))]
                  for name in sets.SUBSETS}
-    told = f"{SPLITS.get(split, split)}" + (
+    told = words.people(split) + (
         f", {fold.replace('fold', 'fold ')}" if split in ("train", "external") and fold != "foldmean" else "")
     return [{"model": model, "cohort": cohort, "role": role, "part": told + name, "pictures": len(part),
              "groups": part["group_id"].nunique(), "values": _values(run, part),
@@ -230,7 +228,8 @@ def _data_card(run, name, read):
     role = next((role for role in ("training", "external") if getattr(run.settings, role).name == name), None)
     facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"),
              ("Licence", known.licence),
-             ("Used for", "; ".join(f"{SPLITS[split]}: {USES[use]}" for split, use in known.roles.items())),
+             ("Used for",
+              "; ".join(f"{words.people(split)}: {USES[use]}" for split, use in known.roles.items())),
              *_amounts(rows, known), ("Readers", _readers(rows))]
     if read:
         facts += [("Read in this run",
@@ -286,7 +285,7 @@ def _counts(rows):
     if rows is None:
         return []
     parts = sets.counts(rows, "").groupby("split", sort=False)["n"]
-    return [(SPLITS.get(split, split.replace("_", " ")), [f"{n:,}" for n in counts], f"{counts.sum():,}")
+    return [(words.people(split), [f"{n:,}" for n in counts], f"{counts.sum():,}")
             for split, counts in parts]
 
 

@@ -37,7 +37,7 @@ def write(folder, grader, card, usual):
 
 def _usual(grader, statistics, fold):
     """The `Novelty` of a fold's fitted pictures, and what the card tells of it: its threshold is set by the
-    inner and the held-out part (their labels are not read), its false alarms are counted on the part that is
+    inner and the held-out fold (their labels are not read), its false alarms are counted on the part that is
     only reported."""
     checked = fold.unseen
     others = (fold.reported.get(name) for name in ("held_out", "val") if name != checked)

@@ -11,12 +11,12 @@ from koa_lib.data import cohorts
 from koa_lib.data.sets import conflicting, subset
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
+from koa_lib.report import words
 from koa_lib.report.diagrams import arrow, box
 from koa_lib.report.entries import plural
 from koa_lib.report.style import FROZEN, INK, TRAINED, WIDTH, canvas, styled
 
 PUBLISHED = ("oai_chen2018", "gornale2020")  # the sets behind the paper
-PARTS = {"train": "training part", "val": "validation part", "test": "internal test"}
 USES = {
     "training": "fitting and choosing",
     "internal test": "reported once",
@@ -89,7 +89,7 @@ def _splits(rows, roles):
     for split in sorted(set(rows["split"]) - set(roles)):
         yield rows["split"] == split, split, "left out", f"left out: {split}, a split without a role"
     for split in roles:
-        yield rows["split"] == split, split, "kept", PARTS.get(split, split)
+        yield rows["split"] == split, split, "kept", words.people(split)
 
 
 def _derived(rows):

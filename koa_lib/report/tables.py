@@ -23,6 +23,8 @@ UNITS = {"count": (0, ""), "ratio": (3, ""), "number": (3, ""), "percent": (1, "
 BY_UNIT, _BY_UNIT_DECIMALS = "by_unit", {"percent": 2, "points": 2}
 HIDDEN, TEXT = "hidden", "text"
 TERM = "term"  # the code of a column, shown as the head that all exhibits share
+PRINTED = "printed"  # a text as the paper prints it, though it may be one of our codes
+WORDS = (TEXT, TERM, PRINTED)
 _RIGHT = ' style="text-align:right"'  # also in JupyterLab, which has no style sheet of ours
 
 
@@ -44,7 +46,7 @@ class Column:
             raise StudyError(f"Column '{name}' is declared as {settings}; "
                              "allowed: a format, or head, format and hint.")
         column = replace(known or cls(words.capital(words.people(name).replace("_", " "))), **settings)
-        others = ("", BY_UNIT, HIDDEN, TEXT, TERM)
+        others = ("", BY_UNIT, HIDDEN, *WORDS)
         if column.format not in others and not re.fullmatch(rf"({'|'.join(UNITS)})(\.\d)?", column.format):
             raise StudyError(f"Column '{name}' declares the format '{column.format}'. "
                              f"Known: {', '.join(UNITS)} (also as percent.2), {', '.join(others[1:])}.")
@@ -172,7 +174,7 @@ def _cells(frame, columns):
         base = _bound(name, frame)
         if column.format == HIDDEN or (base and str(name).endswith("_high")):
             continue
-        numeric = column.format not in (TEXT, TERM)
+        numeric = column.format not in WORDS
         signs = _signs(column, frame[name], units)
         texts = [_text(value, _format(column, units, place), signs[place])
                  for place, value in enumerate(frame[name])]
@@ -198,7 +200,7 @@ def _format(column, units, place):
 def _signs(column, values, units):
     # Whether a cell stands among numbers below 0, for a column of mixed units among those of its own.
     if column.format != BY_UNIT or units is None:
-        return [column.format not in (TEXT, TERM) and _signed(values)] * len(values)
+        return [column.format not in WORDS and _signed(values)] * len(values)
     signed = {unit: _signed(values[units == unit]) for unit in set(units)}
     return [signed[unit] for unit in units]
 
@@ -215,7 +217,7 @@ def _text(value, unit, signed=False):
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return words.typeset(words.people(value))
+        return words.typeset(value if unit == PRINTED else words.people(value))
     name, _, decimals = unit.partition(".")
     decimals = int(decimals) if decimals else UNITS[name][0] if name in UNITS else 0
     # "<0.001" beside "0.000" for as little below 0 would puzzle: a column with numbers below 0 has neither.

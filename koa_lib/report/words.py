@@ -15,9 +15,8 @@ _CODES = {
     "full_image": "full image tower", "both_encoders": "both encoders", "jpm2026": "the paper",
 }
 # Words of a file that need another only where they are all that a cell says.
-_CELLS = {"train": "training part", "val": "validation part", "test": "test part",
-          "external": "external cohort", "auto_test": "automatic crops", "queries": "short queries",
-          "macro": "mean of the grades"}
+_CELLS = {"train": "training part", "val": "validation split", "test": "test split",
+          "external": "external cohort", "auto_test": "automatic crops", "queries": "short queries"}
 _CODE = re.compile(
     rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})"
     r"(?![\w/-]|\.\w)")

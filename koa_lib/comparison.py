@@ -10,7 +10,7 @@ from koa_lib.protocols import baseline_arm, main_fold
 
 NO_EXTERNAL = "no external cohort was given"
 BEFORE = "-before"  # ends the name of an arm that is another one's model before any training
-SIGNIFICANT = 0.05  # of p after Holm's correction
+SIGNIFICANT = 0.05  # p below it
 SHOWN = ["accuracy", "balanced_accuracy", "macro_f1", "qwk", "mae", "within_one"]
 LEAKED = ("accuracy", "macro_f1", "qwk")
 

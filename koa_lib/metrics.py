@@ -144,31 +144,6 @@ def calibration_bins(grades, probabilities, bins):
     return place, confidence - (probabilities.argmax(1) == grades)
 
 
-def flip_disagreement(probabilities, mirrored):
-    """Share of the pictures whose top grade changes when the picture is mirrored.
-
-    Parameters
-    ----------
-    probabilities, mirrored : arrays (n, 5)
-        Of the same pictures in the same order, as they are and mirrored left to right.
-
-    Returns
-    -------
-    float
-        Ratio; NaN without pictures.
-
-    Raises
-    ------
-    StudyError
-        When the shapes differ or a row is no probability distribution.
-    """
-    plain, mirrored = checked_probabilities(probabilities), checked_probabilities(mirrored)
-    if plain.shape != mirrored.shape:
-        raise StudyError(f"{len(plain)} pictures stand against {len(mirrored)} mirrored ones. "
-                         "Predict the same pictures both ways.")
-    return float(_ratio((plain.argmax(1) != mirrored.argmax(1)).sum(), len(plain)))
-
-
 def summary(grades, probabilities):
     """Every metric of this module in one flat dict, beginning with n; NaN where undefined."""
     grades, probabilities = checked(grades, probabilities)

@@ -8,6 +8,9 @@ import numpy as np
 
 from koa_lib import stats
 
+# How far a mean may be off a published value, by unit.
+MARGINS = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
+
 
 class Ours(NamedTuple):
     """A value of ours in the published unit.

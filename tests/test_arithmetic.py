@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 from koa_lib import metrics
 from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
-from koa_lib.paper import arithmetic, consistency
+from koa_lib.paper import arithmetic, consistency, sensitivities
 from koa_lib.profile import ROOT
 
 LISTS = ROOT / "data_manifests"
@@ -236,7 +236,7 @@ def consistent(seed, bootstrap=False):
 @given(SEEDS)
 def test_numbers_printed_from_one_matrix_agree_everywhere(seed):
     published, counts = consistent(seed)
-    table, grades = audit(published, counts), consistency.per_grade(published, counts)
+    table, grades = audit(published, counts), sensitivities.per_grade(published, counts)
     others = "accuracy of|repeated|train minus|pictures$|patients$"  # that this matrix says nothing of
     table = table[~table.index.str.contains(others)]
     assert set(table["verdict"]) == {"consistent", "reference"} and table["expected"].notna().sum() >= 15
@@ -274,7 +274,7 @@ def test_an_interval_without_meaning_is_a_reference():
 
 
 def test_per_grade_gives_the_table_by_hand():
-    table = consistency.per_grade(PUBLISHED, COUNTS)
+    table = sensitivities.per_grade(PUBLISHED, COUNTS)
     table = table.round({"implied_precision": 1, "width_ratio": 2, "n_of_width": 0})
     for column, values in {
         "implied_precision": [82.9, 68.3, 52.7, 64.0, 78.7],

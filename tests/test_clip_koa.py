@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, easy_dataset, predicted, with_systems
 from conftest import results as made_results
 
-from koa_lib import metrics, predictions, protocols, sources, stats
+from koa_lib import predictions, protocols, sources, stats
 from koa_lib.datasets import to_tensor
 from koa_lib.experiment import Experiment
 from koa_lib.paper.published import read as read_published
@@ -146,10 +146,10 @@ def test_averaging_at_test_time_never_changes_its_mind_and_is_written(experiment
 
 
 def test_what_was_run_has_each_arm_and_part_with_weights_mean_and_spread(results, weights):
-    table = clip_koa.overview(results, weights).set_index(["part", "arm"])
+    table = clip_koa.overview(clip_koa.means(results), weights).set_index(["part", "arm"])
     assert list(table.index) == [(part, name) for part in ("test", "external") for name in clip_koa.ARMS]
     each = [part.graded() for _, part in results.of(arm=BOTH, split="external").each("seed")]
-    rates = [metrics.flip_disagreement(*stats.paired_probabilities(both)) for both in each]
+    rates = [np.not_equal(*stats.predicted(both)).mean() for both in each]
     row, name = table.loc[("external", BOTH)], "flip_disagreement"
     assert row[[name, f"{name}_sd"]].tolist() == pytest.approx([np.mean(rates), np.std(rates, ddof=1)])
     assert tuple(row[["symmetry_weight", "consistency_weight"]]) == weights[BOTH]
@@ -174,9 +174,9 @@ def made_up(*gains, n=60, changing=(0, 0)):
     ((0.3, 0.2, 0.3), "replicated"), ((-0.2, -0.3, -0.3), "not replicated"), ((0, 0, 0), "inconclusive"),
     ((0.3, -0.4, -0.5), "not replicated"), ((0.4, -0.4, 0.05), "inconclusive")])
 def test_a_claim_stands_or_falls_with_the_mean_over_all_seeds(gains, verdict):
-    results = made_up(*gains)
-    answer = clip_koa.answers(results)[CLAIM]
-    gap = clip_koa.differences(results).set_index(["arm", "less"]).loc[BOTH, STANDARD]
+    means = clip_koa.means(made_up(*gains))
+    answer = clip_koa.answers(means)[CLAIM]
+    gap = clip_koa.differences(means).set_index(["arm", "less"]).loc[BOTH, STANDARD]
     assert answer.verdict == verdict and answer.ours == pytest.approx(100 * np.mean(gains), abs=0.01)
     assert answer[:3] == pytest.approx(tuple(100 * gap[["accuracy", "accuracy_low", "accuracy_high"]]))
     assert [gap[f"accuracy_seed_{seed}"] for seed in range(3)] == pytest.approx(gains, abs=1e-9)
@@ -186,11 +186,11 @@ def test_a_claim_stands_or_falls_with_the_mean_over_all_seeds(gains, verdict):
 @pytest.mark.parametrize(("changing", "verdict"), [
     ((0.4, 0.1), "replicated"), ((0.1, 0.4), "not replicated")])
 def test_fewer_changing_grades_are_what_the_second_claim_wants(changing, verdict):
-    assert clip_koa.answers(made_up(0.0, changing=changing))[STEADY].verdict == verdict
+    assert clip_koa.answers(clip_koa.means(made_up(0.0, changing=changing)))[STEADY].verdict == verdict
 
 
 def test_every_row_and_claim_of_the_paper_has_its_answer(experiment, results):
-    study, kept = experiment.study, clip_koa.answers(results)
+    study, kept = experiment.study, clip_koa.answers(clip_koa.means(results))
     numbers, claims = (read_published(study.published, name) for name in ("other_systems", "claims"))
     wanted = numbers[["system", "item", "row", "metric"]].to_numpy().tolist()
     wanted += claims[["source", "item", "claim"]].to_numpy().tolist()

@@ -99,7 +99,6 @@ def test_without_pictures_everything_is_nan():
     assert values.pop("n") == 0 and np.isnan(list(values.values())).all()
     assert metrics.per_grade([], np.zeros((0, 5)))["auc"].isna().all()
     assert metrics.best_constant([])["accuracy_grade"] is None
-    assert np.isnan(metrics.flip_disagreement(np.zeros((0, 5)), np.zeros((0, 5))))
 
 
 def test_probabilities_rounded_in_a_file_are_accepted():
@@ -122,8 +121,7 @@ def test_what_is_no_distribution_is_refused_by_its_row(row, what):
     (metrics.summary, ([0, 5], np.eye(5)[:2]), "0-4"), (metrics.summary, ([0.5], np.eye(5)[:1]), "0-4"),
     (metrics.confusion, (pd.Series([0, pd.NA], dtype="Int64"), [0, 4]), "0-4"),
     (metrics.summary, ([0, 1], np.eye(5)[:1]), "2 grades"), (metrics.confusion, ([0, 1], [0]), "2 .* 1"),
-    (metrics.flip_disagreement, (np.eye(5)[:2], np.eye(5)[:3]), "2 pictures .* 3"),
-    (metrics.flip_disagreement, (np.eye(4), np.eye(4)), "shape"),
+    (metrics.summary, ([0] * 4, np.eye(4)), "shape"),
 ])
 def test_what_does_not_fit_is_refused(measure, given, named):
     with pytest.raises(StudyError, match=named):

@@ -7,13 +7,14 @@ from itertools import combinations
 import numpy as np
 
 from koa_lib import metrics, stats
+from koa_lib.comparison import SIGNIFICANT
 from koa_lib.errors import StudyError
+from koa_lib.paper.tables import CLIP
 from koa_lib.predictions import arrays
 from koa_lib.verdict import Answer, not_run, over_runs
 
-ORDER = ("Fine-tuned CLIP", "ViT", "ResNet50", "MobileNet", "VGG19")
+ORDER = (CLIP, "ViT", "ResNet50", "MobileNet", "VGG19")
 TESTED = "Wide ResNet"
-SIGNIFICANT = 0.05
 NEARLY = 0.95  # share of one answer from which on a model is said to give nearly one grade
 DISTANCE = np.abs(np.subtract.outer(np.arange(metrics.K), np.arange(metrics.K)))
 

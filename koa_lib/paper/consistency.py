@@ -13,9 +13,6 @@ from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.paper import arithmetic, sensitivities
 from koa_lib.paper.printed import Paper, attained, compare, slack, unpaired
-from koa_lib.paper.sensitivities import per_grade
-
-__all__ = ["findings", "manifest_counts", "per_grade"]
 
 BATCH = 64  # "a global batch size of 64", section 3.5 of the paper
 OUTER = [0, 3, 4]  # the grades whose share the balance of errors bounds

@@ -10,7 +10,7 @@ from koa_lib import metrics, stats
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
 from koa_lib.predictions import arrays
-from koa_lib.verdict import Ours, agreement, over_runs
+from koa_lib.verdict import MARGINS, Ours, agreement, over_runs
 
 COLUMNS = (
     "source item row metric unit relation published ours runs ci_low ci_high prediction_low prediction_high "
@@ -21,7 +21,6 @@ KEY = ["source", "item", "row", "metric"]
 # Of rows with a model, and of rows without one.
 VERDICTS = ("replicated", "not replicated", "inconclusive", "not comparable", "not run")
 FOUND = ("same", "differs", "consistent", "inconsistent", "shown", "not run")
-MARGIN = {"percent": 3.0, "points": 3.0, "ratio": 0.03}
 MODEL_RULE = (
     "off by at most {0} and the mean known to within {0}: replicated; "
     "off by more and outside the 95 % prediction interval: not; "
@@ -36,7 +35,7 @@ TESTED = "CLIP ahead with exact p < 0.05"
 NOTHING_REACHES = "nothing that was tried reaches it"
 TEXTS = ("relation", "rule", "verdict", "follows_from", "reason")
 ABSENT = {"runs": 0, "model": True, **dict.fromkeys(TEXTS, "")}
-OVERALL = ("accuracy", "macro_precision", "macro_sensitivity", "macro_f1")
+OVERALL = ["accuracy", "macro_precision", "macro_sensitivity", "macro_f1"]
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 
 
@@ -205,7 +204,7 @@ def _finite(value):
 
 def _rule(row):
     if row.kind == "model":
-        return MODEL_RULE.format(f"{MARGIN.get(row.unit, 0.0):g}")
+        return MODEL_RULE.format(f"{MARGINS.get(row.unit, 0.0):g}")
     rules = {"test": TESTED, "fact": COUNTED if row.source == MAIN else CITED, "citation": CITED,
              "speed": TIMED, "duplicate": REPEATED}
     if row.kind not in rules:
@@ -218,7 +217,7 @@ def _of_model(row, ours, reason):
     nothing = NOTHING_REACHES * math.isinf(ours.value)
     if reason:
         return "not comparable", joined(reason, nothing)
-    return ("not replicated", nothing) if nothing else agreement(ours, row.value, MARGIN.get(row.unit, 0.0))
+    return ("not replicated", nothing) if nothing else agreement(ours, row.value, MARGINS.get(row.unit, 0.0))
 
 
 def _without_model(row, found):

@@ -8,7 +8,7 @@ import pandas as pd
 from koa_lib.comparison import NO_EXTERNAL, paired_tests, shown_fold
 from koa_lib.data import MANIFESTS, cohorts
 from koa_lib.data.manifest import read_manifest
-from koa_lib.paper import claims, consistency, rules, speed
+from koa_lib.paper import claims, consistency, rules, sensitivities, speed
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.paper.published import read as read_published
 from koa_lib.paper.rules import DERIVED, KEY, MAIN, keys
@@ -40,11 +40,11 @@ def findings(study):
     Returns
     -------
     (DataFrame, DataFrame)
-        As from `consistency.findings` and `consistency.per_grade`.
+        As from `consistency.findings` and `sensitivities.per_grade`.
     """
     published, matrices = (read_published(study.published, name) for name in (MAIN, "confusion_matrices"))
     counts = consistency.manifest_counts(*(read_manifest(MANIFESTS / f"{name}.csv") for name in COHORTS))
-    return consistency.findings(published, counts, matrices), consistency.per_grade(published, counts)
+    return consistency.findings(published, counts, matrices), sensitivities.per_grade(published, counts)
 
 
 def scorecard(study, runs, others, systems):

@@ -10,13 +10,13 @@ from koa_lib import metrics, networks, stats
 from koa_lib.comparison import NO_EXTERNAL, accuracy_row, place, shown, shown_fold
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES, NAMES
+from koa_lib.paper.rules import OVERALL
 from koa_lib.predictions import arrays
 from koa_lib.prompts import TABLE_1
 from koa_lib.protocols import described, main_arm
 from koa_lib.splits import unseen
 
 CLIP = "Fine-tuned CLIP"  # as Table 4 calls the main arm
-OVERALL = ["accuracy", "macro_precision", "macro_sensitivity", "macro_f1"]
 PERCENT = ("accuracy", "ci_low", "ci_high", "best_constant", "macro_f1")
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -112,13 +113,33 @@ def _write(study, arm, averaged):
         predictions.write(part.graded()[predictions.COLUMNS], study.shown_dir / file)
 
 
-def overview(results, weights):
+class Mean(NamedTuple):
+    """An arm on a part: draws of each metric's mean over the seeds (1 + draws rows), its values by seed, and
+    the number of pictures."""
+
+    drawn: pd.DataFrame
+    each: pd.DataFrame
+    n: int
+
+
+def means(results):
+    """The `Mean` of each (part, arm), from the results of `run`."""
+    return {(part, name): _mean(results.of(split=part, arm=name))
+            for part, name in product(results.splits, ARMS)}
+
+
+def _mean(found):
+    drawn, each = map(pd.DataFrame, found.averaged(METRICS))
+    return Mean(drawn, each.set_axis(found.frame["seed"].unique()), found.frame["image_id"].nunique())
+
+
+def overview(means, weights):
     """What was run: each arm on each part, with the weights of its losses.
 
     Parameters
     ----------
-    results : Results
-        From `run`.
+    means : dict
+        From `means`.
     weights : dict
         From `chosen`.
 
@@ -130,30 +151,21 @@ def overview(results, weights):
         over the seeds (..._sd; NaN with one).
     """
     rows = []
-    for (part, name), (drawn, each) in _averaged(results).items():
+    for (part, name), (drawn, each, n) in means.items():
         symmetry, consistency = weights.get(name, (0.0, 0.0))
         rows.append({"arm": name, "part": part, "symmetry_weight": symmetry,
-                     "consistency_weight": consistency, "n": _pictures(results, part), "seeds": len(each),
+                     "consistency_weight": consistency, "n": n, "seeds": len(each),
                      **_cells(drawn), **each.std().add_suffix("_sd")})
     return pd.DataFrame(rows)
-
-
-def _averaged(results):
-    # (part, arm) -> draws of the mean over the seeds (1 + draws rows), and the values of each seed.
-    return {(part, name): tuple(map(pd.DataFrame, results.of(split=part, arm=name).averaged(METRICS)))
-            for part, name in product(results.splits, ARMS)}
-
-
-def _pictures(results, part):
-    return results.of(split=part).frame["image_id"].nunique()
 
 
 def _cells(drawn):
     return {key: value for name in METRICS for key, value in stats.with_interval(name, drawn[name]).items()}
 
 
-def differences(results):
-    """Paired differences: each arm to standard CLIP, those with a loss to `PAIRS`, too, which lacks only it.
+def differences(means):
+    """Paired differences of `means`: each arm to standard CLIP, those with a loss also to `PAIRS`, which
+    lacks only it.
 
     Returns
     -------
@@ -163,48 +175,47 @@ def differences(results):
         all seeds); the difference with each seed of what the claims are about (<metric>_seed_<seed>), and
         seeds_agree, whether those of accuracy have one sign (None with one seed).
     """
-    rows, seeds, averaged = [], results.frame["seed"].unique(), _averaged(results)
-    for part, (name, less) in product(results.splits, COMPARED):
-        drawn, each = _gaps(averaged[part, name], averaged[part, less])
+    rows = []
+    for part, (name, less) in product(dict.fromkeys(part for part, _ in means), COMPARED):
+        drawn, each, n = _gap(means[part, name], means[part, less])
         signs = set(np.sign(each["accuracy"]))
         rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part,
-                     "n": _pictures(results, part), **_cells(drawn),
-                     **{f"{metric}_seed_{seed}": each[metric][k]
-                        for metric in CLAIMED for k, seed in enumerate(seeds)},
-                     "seeds_agree": signs in ({1.0}, {-1.0}) if len(seeds) > 1 else None})
+                     "n": n, **_cells(drawn),
+                     **{f"{metric}_seed_{seed}": each[metric][seed]
+                        for metric in CLAIMED for seed in each.index},
+                     "seeds_agree": signs in ({1.0}, {-1.0}) if len(each) > 1 else None})
     return pd.DataFrame(rows)
 
 
-def _gaps(first, second):
-    return [a - b for a, b in zip(first, second, strict=True)]
+def _gap(first, second):
+    return Mean(first.drawn - second.drawn, first.each - second.each, first.n)
 
 
-def answers(results):
-    """What CLIP-KOA's rows of the scorecard take, for `answers.keep`.
+def answers(means):
+    """What CLIP-KOA's rows of the scorecard take of `means`, for `answers.keep`.
 
     Numbers are means over the seeds, their interval Student's t over them. The claims are decided by the
     paired differences of both losses to standard CLIP, means over all seeds: *replicated* when the whole
     interval (groups resampled) lies on the claimed side of 0, *not replicated* when it lies on the other,
     else *inconclusive*.
     """
-    part = results.splits[0]
-    averaged = _averaged(results.of(split=part))
-    standard, both = averaged[part, STANDARD], averaged[part, BOTH]
-    gain, before = _gaps(both, standard), standard[0]
-    sample = f"{part} split, n = {_pictures(results, part):,}, seeds: {len(gain[1])}"
-    relative = gain[0]["accuracy"][0] / before["accuracy"][0]
+    part = next(iter(means))[0]
+    standard, both = means[part, STANDARD], means[part, BOTH]
+    gain, before = _gap(both, standard), standard.drawn
+    sample = f"{part} split, n = {gain.n:,}, seeds: {len(gain.each)}"
+    relative = gain.drawn["accuracy"][0] / before["accuracy"][0]
 
     def number(found, note):
-        drawn, each = (100 * values["accuracy"].to_numpy() for values in found)
+        drawn, each = (100 * values["accuracy"].to_numpy() for values in found[:2])
         return over_runs(each, f"{note}; {sample}", stats.interval(drawn[1:]))
 
     def claim(metric, wanted):
-        drawn, each = (100 * values[metric].to_numpy() for values in gain)
+        drawn, each = (100 * values[metric].to_numpy() for values in gain[:2])
         value, low, high = stats.with_interval("", drawn).values()
         side = stats.direction(*sorted((wanted * low, wanted * high)))
         verdict = {"better": "replicated", "worse": "not replicated"}.get(side, "inconclusive")
         reason = (f"{metric.replace('_', ' ')} of standard CLIP {before[metric][0]:.1%}, with both losses "
-                  f"{both[0][metric][0]:.1%}; {sample}; difference with each: "
+                  f"{both.drawn[metric][0]:.1%}; {sample}; difference with each: "
                   f"{', '.join(f'{gap:+.2f}' for gap in each)}")
         return Answer(value, low, high, "points", verdict, reason)
 

@@ -17,16 +17,14 @@ from koa_lib.classifiers import LOGISTIC, Classifier
 from koa_lib.losses import chance_loss
 from koa_lib.settings import Encoder
 from koa_lib.systems import encoders
-from koa_lib.verdict import Answer, Ours
+from koa_lib.verdict import MARGINS, Answer, Ours
 
 SYSTEM = ("OrthoFoundation", "abstract")
 RANDOM, CONTRASTIVE, SELF_SUPERVISED, SUPERVISED = "random", "contrastive", "self-supervised", "supervised"
 COUNTED = ("pictures", "dimensions", "unlabelled", "steps", "batch")
 METRICS = ("qwk", "accuracy")
 MEANINGS = ("within_margin", "not_below", "as_high")  # of being as good as the supervised result
-# Of quadratic kappa, that a start which equals the supervised result may lose; the scorecard's tolerance for
-# ratios.
-MARGIN = 0.03
+MARGIN = MARGINS["ratio"]  # of quadratic kappa, that a start which equals the supervised result may lose
 HALF = 0.5
 CHANCE = "the supervised result itself is not shown to be above chance, so being equal to it means little"
 

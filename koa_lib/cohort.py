@@ -134,7 +134,7 @@ def _note_data(study, role, rows):
     note = {**note, role: {"hash": whole, "pictures": len(rows), "not_as_listed": other}}
     note["hash"] = "-".join(note[role]["hash"][:7] for role in ("training", "external") if role in note)
     if note != study.data_note():
-        write_text(study.shown_dir / "data.json", json.dumps(note, indent=1))
+        write_text(study.own_dir / "data.json", json.dumps(note, indent=1))
 
 
 def dataset(study, role, geometry, intensity, size):

@@ -71,7 +71,7 @@ class KneeDataset:
         return self.rows["kl_grade"].to_numpy()
 
     @cached_property
-    def shown(self):
+    def appearance(self):
         """Digest of the pictures and of how they are shown, without any label: for keys of what reads no
         label."""
         return digest([self.origin, digest(self.index.tobytes()), self.mirrored])
@@ -82,7 +82,7 @@ class KneeDataset:
         reported on them."""
         return digest(
             [
-                self.shown,
+                self.appearance,
                 self.rows[["image_id", "kl_grade", "group_id", "split"]].astype(str).to_numpy().tolist(),
             ]
         )

@@ -238,7 +238,7 @@ class Experiment:
         recipe = arm.recipe if inside else replace(arm.recipe, views=1)
         seed = arm.seed if recipe.views > 1 else self.study.seed  # augmentations are drawn anew for each seed
         whole, shaping = part.whole, {name: getattr(recipe, name) for name in SHAPING}
-        key = {**arm.trunk.key, **shaping, "trunk": arm.trunk.name, "seed": seed, "pictures": whole.shown}
+        key = arm.trunk.key | shaping | {"trunk": arm.trunk.name, "seed": seed, "pictures": whole.appearance}
         ending = f"__{MIRRORED}" * part.mirrored + f"__seed{seed}" * (seed != self.study.seed)
         file = f"features/{arm.trunk.name}__{part.name}__{recipe.normalisation}{ending}.npy"
         build = partial(sources.extract, build=arm.trunk.build, dataset=whole, recipe=recipe, seed=seed)
@@ -286,7 +286,7 @@ class Experiment:
         key, name = self._key(arm, fold), self._named(arm, fold)
         # Named by its key: a state of other settings or code is never continued.
         code = reached(training.train, *self._code(arm))
-        state = self.study.shown_dir / "checkpoints" / f".{name}.{digest({**key, **code})}.resume"
+        state = self.study.own_dir / "checkpoints" / f".{name}.{digest({**key, **code})}.resume"
         label = f"{arm.name} fold {fold.number}" * bool(arm.recipe.folds) or arm.name
         label += f" seed {arm.seed}" * (arm.seed != self.study.seed)
         build = partial(
@@ -348,7 +348,7 @@ class Experiment:
                 adaptation, view = MIRRORED * bool(where["mirrored"]), where["view"].split("-")
                 file = prediction_file(self.study, arm, where["split"], "mean", view, adaptation)
                 mean = part.graded(mirrored=where["mirrored"])[predictions.COLUMNS]
-                predictions.write(mean, self.study.shown_dir / file)
+                predictions.write(mean, self.study.own_dir / file)
 
     def _history(self, arm, jobs):
         if isinstance(arm.build, classifiers.Classifier):
@@ -367,4 +367,4 @@ class Experiment:
         if len(history):
             other = "" if arm.seed == self.study.seed else f"__seed{arm.seed}"
             text = history.to_csv(index=False, lineterminator="\n", float_format="%.5f")
-            write_text(self.study.shown_dir / "history" / f"{arm.name}{other}.csv", text)
+            write_text(self.study.own_dir / "history" / f"{arm.name}{other}.csv", text)

@@ -301,7 +301,7 @@ def probabilities(grader, pictures, statistics):
     return np.concatenate(found)
 
 
-def write_measured(trained, untrained, unseen, path, *, chosen, statistics, steps, losses, seed):
+def write(trained, untrained, unseen, path, *, chosen, statistics, steps, losses, seed):
     """Write a model's answers and maps, and what becomes of them when pictures or weights change, as .npz.
 
     Parameters

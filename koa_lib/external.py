@@ -196,7 +196,7 @@ def _few_shot_rows(experiment, arm):
 
 
 def _kept(study, arm, frame, rows, adaptation):
-    path = study.shown_dir / prediction_file(study, arm, "external", main_fold(study), adaptation=adaptation)
+    path = study.own_dir / prediction_file(study, arm, "external", main_fold(study), adaptation=adaptation)
     predictions.write(frame, path)
     return predictions.join(predictions.read(path), rows)
 

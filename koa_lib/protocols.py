@@ -141,7 +141,7 @@ def write_primary(study, results):
     for split in results.splits:
         file = prediction_file(study, arm, split, main_fold(study))
         content[f"{study.profile.cohort_of(split).name}-{split}"] = file.removeprefix("predictions/")
-    write_text(study.shown_dir / "primary.json", json.dumps(content, indent=1))
+    write_text(study.own_dir / "primary.json", json.dumps(content, indent=1))
 
 
 def described(arm, study):

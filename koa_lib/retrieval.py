@@ -37,7 +37,7 @@ def keep(study, arm, image_ids, cosine, prompt_set="queries"):
     pairs = {"image_id": np.repeat(list(image_ids), len(queries)), "prompt_set": prompt_set,
              "query": np.tile(queries, len(cosine)), "cosine": np.ravel(cosine)}
     text = pd.DataFrame(pairs).to_csv(index=False, lineterminator="\n", float_format="%.5f")
-    write_text(study.shown_dir / "similarities" / f"{arm.name}.csv", text)
+    write_text(study.own_dir / "similarities" / f"{arm.name}.csv", text)
 
 
 def ranking(cosine, grades):

@@ -41,7 +41,7 @@ def pretrained(experiment):
         "settings": replace(chosen, fractions=(), seeds=1),
         "model": study.profile.model.name,
         "seed": study.seed,
-        "pictures": data.shown,
+        "pictures": data.appearance,
         "weights": hashed(_place(study, chosen.published)),
     }
 

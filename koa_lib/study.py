@@ -79,17 +79,17 @@ class Study:
         settings = profiles.dry(settings, real=bool(inputs.data)) if dry else settings
         study = cls(settings, seed, inputs, run_dir, step or os.environ.get("KOA_STEP", INTERACTIVE))
         for folder in FOLDERS:
-            (study.shown_dir / folder).mkdir(parents=True, exist_ok=True)
+            (study.own_dir / folder).mkdir(parents=True, exist_ok=True)
         return study
 
     @cached_property
     def store(self):
         """The artefact store of this run; in a session that make did not start it reads the run and makes
         what is missing beside it."""
-        return Store(self.run_dir, self.step, self.shown_dir, self.profile.threads)
+        return Store(self.run_dir, self.step, self.own_dir, self.profile.threads)
 
     @property
-    def shown_dir(self):
+    def own_dir(self):
         """Where this session writes: the run folder, or its `interactive` folder in a session that make did
         not start, so that trying things out never changes the study's own."""
         return self.run_dir / INTERACTIVE if self.step == INTERACTIVE else self.run_dir
@@ -97,7 +97,7 @@ class Study:
     def file(self, name):
         """Where a file of the run is read: what this session has written, or else what the run has;
         `name` is its path below the run folder."""
-        own = self.shown_dir / name
+        own = self.own_dir / name
         return own if own.exists() else self.run_dir / name
 
     def data_note(self):
@@ -145,7 +145,7 @@ class Study:
 
     def headline(self, text):
         """Note the sentence that closes the run in the terminal."""
-        write_text(self.shown_dir / "headline.txt", "DRY RUN: " * self.dry + text + "\n")
+        write_text(self.own_dir / "headline.txt", "DRY RUN: " * self.dry + text + "\n")
 
     def folder_of(self, cohort):
         """The folder of real pictures for a cohort role ('training' or 'external'); None when not given."""

@@ -130,7 +130,7 @@ def _write_sources(run, source):
 
 
 def _write_pages(run, source):
-    results, common = cards.measured(run), {"synthetic": run.synthetic, "facts": provenance.facts(run)}
+    results, common = cards.results(run), {"synthetic": run.synthetic, "facts": provenance.facts(run)}
     readings = checklists.readings(run)
     for name in checklists.NAMES:
         _render("checklist.md", source / "reports" / f"{name}.md",

@@ -12,7 +12,7 @@ from koa_lib.grades import GRADES, NAMES
 from koa_lib.report import words
 from reports import provenance
 
-__all__ = ["data_cards", "measured", "model_card"]
+__all__ = ["data_cards", "model_card", "results"]
 
 SHOWN = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
          "qwk": "QWK", "within_one": "Within one", "ece": "ECE"}
@@ -26,7 +26,7 @@ PARTS = {"adapter": "an adapter after frozen encoders",
 PUBLISHED = ("oai_chen2018", "gornale2020")  # behind the paper, whatever a run reads
 
 
-def measured(run):
+def results(run):
     """The main model on each part that `primary.json` names; external parts also without repeats and on
     single knees.
 
@@ -107,7 +107,7 @@ def model_card(run, results):
     ----------
     run : Run
     results : list of dict
-        As from `measured`.
+        As from `results`.
     """
     settings = run.settings
     recipe = settings.as_printed or settings.our_protocol

@@ -12,14 +12,14 @@ PAPER, MAIN = "jpm2026", ("table_2", "test", "accuracy")
 PICTURES = ("published_against_ours", "figure_7")  # exhibits that make the one picture
 
 
-def front(run, measured, readings):
+def front(run, results, readings):
     """Everything on the front page.
 
     Parameters
     ----------
     run : Run
-    measured : list of dict
-        As from `cards.measured`: the main model on each part.
+    results : list of dict
+        As from `cards.results`: the main model on each part.
     readings : list of dict
         As from `checklists.readings`; those of other papers name their system.
 
@@ -30,7 +30,7 @@ def front(run, measured, readings):
         papers (other systems).
     """
     score = scores(run.folder)
-    return {"sentences": sentences(run, score, measured),
+    return {"sentences": sentences(run, score, results),
             "pictures": [_exhibit(run, key) for key in PICTURES if not run.exhibits[key]["reason"]],
             "items": [_exhibit(run, key) | {"shows": shows} for key, shows in places.PAPER_ITEMS.items()],
             "verdicts": verdicts(score),
@@ -71,7 +71,7 @@ def tally(rows):
                      in dict.fromkeys(rules.VERDICTS + rules.FOUND) if verdict in counts) or "none"
 
 
-def sentences(run, score, measured):
+def sentences(run, score, results):
     """What was run, what came out and what was not shown; the numbers are the run's."""
     ours = score[score["model"] & (score["source"] == PAPER)]
     pictures = "drawn knees (synthetic phantoms)" if run.synthetic else "real radiographs"
@@ -80,7 +80,7 @@ def sentences(run, score, measured):
            f"{len(places.PAPER_ITEMS)} tables and figures have their counterpart in it.")
     if ours["verdict"].isin(["not comparable", "not run"]).all():
         reason = ours["reason"].str.split(";").str[0].mode()[0]
-        return [ran, _came_out(measured),
+        return [ran, _came_out(results),
                 f"Not shown: how the paper's model grades patients. {len(ours)} of its results and claims "
                 f"are not scored ({tally(ours)}; {reason})."]
     return [ran,
@@ -99,16 +99,16 @@ def _main(ours):
             f"beside {row.published:.2f} % published: {row.verdict}.")
 
 
-def _came_out(measured):
-    unseen = [part for part in measured if part["role"] == "unseen"][-1:]
-    outside = [part for part in measured if part["role"] == "external"][:1]
+def _came_out(results):
+    unseen = [part for part in results if part["role"] == "unseen"][-1:]
+    outside = [part for part in results if part["role"] == "external"][:1]
     told = [f"{place} (n = {part['pictures']:,}{_shared(part)}) "
             f"it reaches accuracy {_value(part, 'accuracy')}, "
             f"where one grade for every knee reaches {part['constant']:.3f}, "
             f"and quadratic kappa {_value(part, 'qwk')}"
             for place, parts in (("on unseen knees of its own cohort", unseen),
                                  ("on the external cohort", outside)) for part in parts]
-    return (f"Came out: the main model is {words.people(measured[0]['model'])}; {'; '.join(told)} "
+    return (f"Came out: the main model is {words.people(results[0]['model'])}; {'; '.join(told)} "
             "(95 % intervals, group bootstrap)."
             if told else "Came out: no predictions of a main model are kept.")
 

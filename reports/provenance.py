@@ -38,7 +38,7 @@ class Run:
         content = inputs(folder)
         settings = profiles.load(content.get("profile") or folder.name)
         settings = profiles.dry(settings, real=bool(content.get("data"))) if content.get("dry") else settings
-        return cls(folder, content, settings, _notebooks(folder), entries.shown(folder))
+        return cls(folder, content, settings, _notebooks(folder), entries.noted(folder))
 
     @property
     def synthetic(self):

@@ -141,7 +141,7 @@ def compare(run_dir):
     target, found = folder(run_dir), {path.stem: path for path in _made(run_dir)}
     kept = {path.stem: path for path in sorted(target.glob("*.csv"))}
     if not kept:
-        raise StudyError(f"no reference for this data: {_shown(target)} has no tables. "
+        raise StudyError(f"no reference for this data: {_in_reports(target)} has no tables. "
                          "'make reference' with the same profile and seed keeps those of this run.")
     stated, counts, misses = tolerances(), Counter(), []
     for name in sorted({*kept, *found}):
@@ -155,12 +155,12 @@ def compare(run_dir):
 
 def report(comparison):
     """A comparison in words: one sentence, or the first misses with the others counted."""
-    place, misses = _shown(comparison.folder), comparison.misses
+    place, misses = _in_reports(comparison.folder), comparison.misses
     if misses.empty:
         return (f"{comparison.tables} tables, {comparison.numbers:,} numbers agree within the stated "
                 f"tolerances with {place}\n"
                 f"also equal: {comparison.texts:,} texts; not compared: {comparison.skipped:,} cells, "
-                f"see {_shown(TOLERANCES)}")
+                f"see {_in_reports(TOLERANCES)}")
     shown = (misses if len(misses) <= SHOWN
              else misses.groupby("table", sort=False).head(SHOWN_PER_TABLE).head(SHOWN))
     lines = [f"{len(misses):,} differences from {place} beyond the stated tolerances:",
@@ -195,7 +195,7 @@ def tolerances(path=None):
 
 def _made(run_dir):
     # What the notebooks' exhibits say that they wrote.
-    tables = sorted({run_dir / file for exhibit in entries.shown(run_dir).values()
+    tables = sorted({run_dir / file for exhibit in entries.noted(run_dir).values()
                      for file in exhibit["files"] if file.endswith(".csv")})
     if not tables:
         raise StudyError(f"{run_dir} has no finished tables. Run 'make reproduce' with this profile first.")
@@ -310,5 +310,5 @@ def _short(cell):
         return cell[:40]
 
 
-def _shown(path):
+def _in_reports(path):
     return path.relative_to(FOLDER.parents[1]).as_posix()

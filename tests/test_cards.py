@@ -58,12 +58,12 @@ def run(tmp_path_factory, cohort_a, cohort_b):
 
 
 @pytest.fixture(scope="module")
-def measured(run):
-    return cards.measured(run)
+def results(run):
+    return cards.results(run)
 
 
-def test_results_of_the_card_are_those_of_the_predictions(measured, cohort_a):
-    grades, (part,) = cohort_a[1]["kl_grade"], [row for row in measured if row["role"] == "unseen"]
+def test_results_of_the_card_are_those_of_the_predictions(results, cohort_a):
+    grades, (part,) = cohort_a[1]["kl_grade"], [row for row in results if row["role"] == "unseen"]
     told = answers(cohort_a[1], len(grades) // 2)
     value, interval = part["values"]["accuracy"]
     assert value == f"{(told == grades).mean():.3f}"
@@ -74,15 +74,15 @@ def test_results_of_the_card_are_those_of_the_predictions(measured, cohort_a):
     assert part["shared"] == cohort_a[1]["group_id"].head(5).nunique()
 
 
-def test_external_results_stand_on_each_set_once(measured, cohort_b):
-    parts = [row for row in measured if row["role"] == "external"]
+def test_external_results_stand_on_each_set_once(results, cohort_b):
+    parts = [row for row in results if row["role"] == "external"]
     sizes = [row["pictures"] for row in parts]
     assert [row["part"].split(", ")[-1] for row in parts] == ["raw", "deduplicated", "single knee"]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == len(cohort_b[1]) > sizes[2]
 
 
-def test_model_card_names_weights_and_training(run, measured):
-    card = cards.model_card(run, measured)
+def test_model_card_names_weights_and_training(run, results):
+    card = cards.model_card(run, results)
     digests = {what: digest for what, _, digest in card["weights"]}
     assert digests["Trained weights of the main model"] == hashlib.sha256(b"weights").hexdigest()
     assert digests["Start weights"] == "random" and dict(card["recipe"])["Learning rate"] == "0.0001"
@@ -109,7 +109,7 @@ def test_data_cards_count_what_the_manifests_list_and_tell_known_problems(run, c
 def test_a_run_without_predictions_has_cards_without_results(tmp_path):
     (tmp_path / "inputs.yaml").write_text(INPUTS)
     empty = provenance.Run.read(tmp_path)
-    assert cards.measured(empty) == [] and cards.model_card(empty, [])["weights"] == []
+    assert cards.results(empty) == [] and cards.model_card(empty, [])["weights"] == []
     assert [card["read"] for card in cards.data_cards(empty)] == [False, False]
 
 
@@ -121,13 +121,13 @@ ROW = {"source": "jpm2026", "item": "table_2", "row": "test", "metric": "accurac
 
 
 @pytest.fixture
-def front(run, measured):
+def front(run, results):
     """A function from rows of the scorecard to sentences and counts; all paper items but one are made."""
     def of(*rows):
         pd.DataFrame([ROW | row for row in rows]).to_csv(run.folder / "tables" / "scorecard.csv", index=False)
         made = {name: {"reason": "not run" if name == "table_5" else ""} for name in places.PAPER_ITEMS}
         score = front_page.scores(run.folder)
-        sentences = front_page.sentences(dataclasses.replace(run, exhibits=made), score, measured)
+        sentences = front_page.sentences(dataclasses.replace(run, exhibits=made), score, results)
         return sentences, dict(front_page.verdicts(score))
 
     return of

@@ -65,7 +65,7 @@ def study(tmp_path):
     cohort, folder = SimpleNamespace(name="phantom_a"), tmp_path / "run"
     profile = SimpleNamespace(training=cohort, external=cohort, model=cohort, draws=1000,
                               not_run={"readings": "no weights"})
-    return SimpleNamespace(run_dir=folder, shown_dir=folder, profile=profile, synthetic=True, seed=42,
+    return SimpleNamespace(run_dir=folder, own_dir=folder, profile=profile, synthetic=True, seed=42,
                            commit="1a2b3c4", stamp=lambda: "commit 1a2b3c4", data_note=dict,
                            folder_of=lambda role: None)
 
@@ -195,11 +195,11 @@ def test_no_cell_leaves_its_table_and_a_dollar_begins_no_formula(show):
 def test_a_session_never_changes_what_the_run_shows(show, study):
     show("table_3", place="x")
     before = {path: path.read_bytes() for path in study.run_dir.rglob("*.*")}
-    study.shown_dir = study.run_dir / "interactive"
+    study.own_dir = study.run_dir / "interactive"
     shown = show("table_3", FRAME[:1], place="mine")
     assert {path: path.read_bytes() for path in before} == before
     link = Path(re.search(r'href="([^"]+table_3\.csv)"', shown.html)[1])
-    assert link.resolve() == study.shown_dir / "tables" / "table_3.csv" and len(pd.read_csv(link)) == 1
+    assert link.resolve() == study.own_dir / "tables" / "table_3.csv" and len(pd.read_csv(link)) == 1
 
 
 def test_a_notebook_that_is_run_again_forgets_what_it_showed_before(show, study):

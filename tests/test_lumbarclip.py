@@ -153,4 +153,4 @@ def test_where_no_encoder_runs_there_is_no_number_and_no_verdict(experiment):
     ("timm", True, "A (random weights)")])
 def test_a_stand_in_is_named_beside_every_number(experiment, source, dry, shown):
     study = replace(experiment.study, inputs=replace(experiment.study.inputs, dry=dry))
-    assert lumbarclip.shown(study, replace(ENCODER, name="A", source=source)) == shown
+    assert lumbarclip.label(study, replace(ENCODER, name="A", source=source)) == shown

@@ -61,7 +61,7 @@ def test_quality_measures_move_the_right_way_and_bytes_measure_like_ratios(seed)
     image = np.kron(generator.uniform(0.1, 0.9, (1, 6, 6)), np.ones((1, 8, 8)))
     changed = (image, gaussian_filter(image, (0, 2, 2)), image + generator.normal(0, 0.1, image.shape),
                0.7 * image, image / 0.7, np.uint8(255 * image))
-    plain, blurred, noisy, dark, bright, as_bytes = (modality.measured(one).iloc[0] for one in changed)
+    plain, blurred, noisy, dark, bright, as_bytes = (modality.quality(one).iloc[0] for one in changed)
     assert blurred["sharpness"] < plain["sharpness"] < noisy["sharpness"]
     assert dark["exposure"] < plain["exposure"] < bright["exposure"]
     assert max(blurred["contrast"], dark["contrast"]) < plain["contrast"]
@@ -122,7 +122,7 @@ def test_a_clip_of_knees_alone_is_not_asked(easy_study):
 def test_other_anatomies_are_new_to_pre_training(easy_study):
     synthetic = SimpleNamespace(synthetic=True, seed=easy_study.seed, profile=easy_study.profile)
     experiment = SimpleNamespace(study=synthetic, data=lambda *asked: None)
-    shown = dict(modality.shown(experiment, SimpleNamespace(size=112)))
+    shown = dict(modality.pictures(experiment, SimpleNamespace(size=112)))
     images = {image.tobytes() for kind in KINDS for image in shown[kind].images(np.arange(len(shown[kind])))}
     assert len(images) == easy_study.profile.systems.embeddings.others
     seen, _, kinds = captioned(20, 7001, 112, workers=1)

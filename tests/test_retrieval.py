@@ -28,7 +28,7 @@ def test_kept_similarities_are_cosines_of_every_picture_and_query(tmp_path):
     (tmp_path / "similarities").mkdir()
     texts = retrieval.query_embeddings(grader, tokenizer, queries)
     cosines, names = retrieval.image_embeddings(grader, source) @ texts.T, source.dataset.rows["image_id"]
-    retrieval.keep(SimpleNamespace(shown_dir=tmp_path), SimpleNamespace(name="arm"), names, cosines)
+    retrieval.keep(SimpleNamespace(own_dir=tmp_path), SimpleNamespace(name="arm"), names, cosines)
     kept = pd.read_csv(tmp_path / "similarities" / "arm.csv").set_index(["image_id", "query"])["cosine"]
     with torch.no_grad():
         image = clip.encode_image(source.batch(np.array([139])))

@@ -250,13 +250,13 @@ def test_a_session_in_jupyterlab_writes_beside_the_run(small):
     before, said = state(), {("CLIP-KOA", "a", "b", "c"): "not run"}
     session = replace(small, step="interactive", profile=ours(epochs=1)(small.profile))
     for folder in FOLDERS:
-        (session.shown_dir / folder).mkdir(parents=True)
+        (session.own_dir / folder).mkdir(parents=True)
     everything(session)
     protocols.write_primary(session, Experiment(session).run(protocols.main_arm(session)))
     answers.keep(session, "CLIP-KOA", said)
     session.headline("tried")
     assert state() == before
-    own = {path.relative_to(session.shown_dir).as_posix() for path in session.shown_dir.rglob("*")}
+    own = {path.relative_to(session.own_dir).as_posix() for path in session.own_dir.rglob("*")}
     trained = f"checkpoints/{OURS}__fold1__seed{small.seed}"
     assert {"primary.json", "headline.txt", "answers/CLIP-KOA.json", trained} <= own
     assert not any(name.startswith(f"checkpoints/{MAIN}__") for name in own)  # read where it was made

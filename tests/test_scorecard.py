@@ -213,21 +213,21 @@ def test_a_large_count_may_be_printed_rounded_but_not_cut(found, printed, count,
     assert rules.same_as_printed(found, float(printed), count) == same
 
 
-def test_measured_speaks_the_published_units_and_shows_one_fold_beside_the_mean():
+def test_what_trainings_give_speaks_the_published_units_and_shows_one_fold_beside_the_mean():
     external = RUNS.of(split="external")
     runs = [external.graded(fold=fold) for fold in range(1, 6)]
     rows = [comparison.accuracy_row(run, RUNS.draws, RUNS.seed) for run in runs]
-    overall = rules.measured("table_2", "test", external, 3)
+    overall = rules.trained("table_2", "test", external, 3)
     found = overall["jpm2026", "table_2", "test", "accuracy"]
     accuracy = stats.run_interval(np.array([100 * row["accuracy"] for row in rows]))
     assert found[:3] == pytest.approx(accuracy) and found.runs == 5
     # The same interval as in Table 4: one quantity has one interval in the report.
     shown = [100 * rows[2][name] for name in ("ci_low", "ci_high")]
     assert [found.boot_low, found.boot_high] == pytest.approx(shown)
-    grade = rules.measured("table_3", "", external, 3)
+    grade = rules.trained("table_3", "", external, 3)
     assert grade["jpm2026", "table_3", "0", "sensitivity"].value > 1
     assert grade["jpm2026", "table_3", "0", "auc"].value < 1
-    assert rules.measured("table_4", "ViT", external.of(fold=9), 3) == {}
+    assert rules.trained("table_4", "ViT", external.of(fold=9), 3) == {}
 
 
 @pytest.mark.parametrize(("table", "ours", "comparable", "told"), [

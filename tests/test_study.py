@@ -84,8 +84,8 @@ def test_open_oai_without_data_says_how_to_start():
 def test_a_session_has_the_run_folder_of_its_seed_and_writes_beside_it(build):
     opened, other = Study.open("smoke"), Study.open("smoke", 7, step="03_fine_tune")
     assert opened.run_dir == build / "smoke" and opened.synthetic
-    assert (opened.shown_dir / "tables").is_dir() and not (opened.run_dir / "tables").exists()
-    assert other.shown_dir == other.run_dir == build / "smoke-seed7"
+    assert (opened.own_dir / "tables").is_dir() and not (opened.run_dir / "tables").exists()
+    assert other.own_dir == other.run_dir == build / "smoke-seed7"
     assert all(part in other.stamp() for part in ("03_fine_tune", "seed 7"))
     other.headline("All is well.")
     assert (other.run_dir / "headline.txt").read_text() == "All is well.\n"

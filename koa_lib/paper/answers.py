@@ -22,7 +22,7 @@ def keep(study, system, answers):
         claim) -> `verdict.Answer`.
     """
     rows = [{"key": list(key), **_plain(value)} for key, value in answers.items()]
-    folder = study.shown_dir / FOLDER
+    folder = study.own_dir / FOLDER
     folder.mkdir(exist_ok=True)
     write_text(folder / f"{system}.json", json.dumps(rows, indent=1))
 
@@ -30,7 +30,7 @@ def keep(study, system, answers):
 def read(study):
     """All kept answers of a run, as `scorecard.scorecard` takes them; empty when there are none."""
     # What a session in JupyterLab has answered comes after, and so instead of, what the run has.
-    folders = [base / FOLDER for base in dict.fromkeys((study.run_dir, study.shown_dir))]
+    folders = [base / FOLDER for base in dict.fromkeys((study.run_dir, study.own_dir))]
     paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     rows = [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
     return {tuple(row["key"]): _back(row["kind"], row["value"]) for row in rows}

@@ -108,7 +108,7 @@ def answered(answer, rule, reason=""):
             "rule": rule, "verdict": verdict, "reason": why}
 
 
-def measured(item, row, results, fold):
+def trained(item, row, results, fold):
     """Values of the paper's rows from several trainings (folds x seeds).
 
     Parameters

@@ -80,7 +80,7 @@ def scorecard(study, runs, others, systems):
     asked = set(said[["source", "item", "claim"]].itertuples(index=False, name=None))
     given = {key: value for key, value in systems.items() if key not in asked}
     ours = (_absent(printed) | _cited(printed, literature) | _counted() | _timed(study, paper)
-            | _measured(study, paper, runs, others, models) | given)
+            | _trained(study, paper, runs, others, models) | given)
     answers = [claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
                else _answer(row, systems) for row in said.itertuples()]
     numbers = rules.judge(printed, ours, comparable, why)
@@ -188,22 +188,22 @@ def _found(line):
     return Ours(float(line.found), note=said)
 
 
-def _measured(study, published, runs, others, models):
+def _trained(study, published, runs, others, models):
     # Values of the model rows, or for each why there is none.
     fold = main_fold(study)
     asked = keys(published[published["kind"].isin(["model", "test"])].assign(source=MAIN))
-    train = rules.measured("table_2", "train", runs.of(split="train"), fold)
+    train = rules.trained("table_2", "train", runs.of(split="train"), fold)
     if "external" not in runs:
         return dict.fromkeys(asked, NO_EXTERNAL) | train
     external = runs.of(split="external")
-    ours = train | rules.measured("table_2", "test", external, fold)
-    ours |= rules.measured("table_3", "", external, fold)
+    ours = train | rules.trained("table_2", "test", external, fold)
+    ours |= rules.trained("table_3", "", external, fold)
     for key in [key for key in asked if key[1] == "table_4"]:
         name = key[2]
         if isinstance(models[name], str):
             ours[key] = models[name]
         else:
-            found = rules.measured("table_4", name, others[name].of(split="external"), fold)
+            found = rules.trained("table_4", name, others[name].of(split="external"), fold)
             told = claims.one_grade({name: models[name]})
             ours |= {each: value._replace(note=told) for each, value in found.items()}
     ours[DROP] = claims.train_test_drop(runs)

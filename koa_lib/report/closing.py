@@ -29,7 +29,7 @@ def summarise(folder, options=""):
         raise StudyError(f"There is no run in {folder}. Start one with 'make reproduce' and this profile.")
     path = folder / "headline.txt"
     headline = path.read_text(encoding="utf-8").strip() if path.exists() else "no headline was written"
-    kinds = [exhibit["kind"] for exhibit in entries.shown(folder).values()]
+    kinds = [exhibit["kind"] for exhibit in entries.noted(folder).values()]
     return "\n".join([
         f"result: {words.people(headline)}",
         f"made: {kinds.count('table')} tables, {kinds.count('figure')} figures in {folder}",

@@ -97,7 +97,7 @@ def label(key):
     return key.replace("_", "-")
 
 
-def shown(run_dir):
+def noted(run_dir):
     """What the notebooks of a run have shown, by key, as `show` noted it;
     StudyError when the list is damaged."""
     path = run_dir / LISTED

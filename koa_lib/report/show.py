@@ -44,7 +44,7 @@ class Show:
     Parameters
     ----------
     study : Study
-        `run_dir`, `shown_dir`, `profile`, `synthetic` and `stamp()` are used.
+        `run_dir`, `own_dir`, `profile`, `synthetic` and `stamp()` are used.
     notebook : str
         Whose exhibits these are: the name of a file of `reports/exhibits`.
     """
@@ -132,7 +132,7 @@ class Show:
         return self._exhibit(entry, body, (f"{entry.title}.", "", reason), files, reason)
 
     def _save_frame(self, entry, frame):
-        path = self.study.shown_dir / "tables" / f"{entry.key}.csv"
+        path = self.study.own_dir / "tables" / f"{entry.key}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, frame.to_csv(index=False, lineterminator="\n"))
         return [f"tables/{entry.key}.csv"]
@@ -148,7 +148,7 @@ class Show:
         return body
 
     def _figure(self, entry, figure, alt):
-        folder, files = self.study.shown_dir / "figures", []
+        folder, files = self.study.own_dir / "figures", []
         folder.mkdir(parents=True, exist_ok=True)
         for suffix in ("png", "svg"):
             partial = folder / f".{entry.key}.{os.getpid()}.{suffix}"
@@ -173,11 +173,11 @@ class Show:
 
     @property
     def _interactive(self):
-        return self.study.shown_dir != self.study.run_dir
+        return self.study.own_dir != self.study.run_dir
 
     def _exhibit(self, entry, body, texts, files, reason=""):
         caption, says, alt = texts
-        place = os.path.relpath(self.study.shown_dir) if self._interactive else ".."
+        place = os.path.relpath(self.study.own_dir) if self._interactive else ".."
         links = " · ".join(
             f'<a href="{place}/{file}" download>{file.rpartition(".")[2].upper()}</a>'
             for file in sorted(files))
@@ -200,10 +200,10 @@ class Show:
         return Exhibit(entry.name, html, myst)
 
     def _note(self, change):
-        folder = self.study.shown_dir
+        folder = self.study.own_dir
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder / f".{entries.LISTED}.lock")):
-            listed = change(entries.shown(folder))
+            listed = change(entries.noted(folder))
             write_text(folder / entries.LISTED, json.dumps(listed, indent=1, ensure_ascii=False))
 
 

@@ -110,7 +110,7 @@ def at_test(standard):
 def _write(study, arm, averaged):
     for where, part in averaged.each("split", "view"):
         file = prediction_file(study, arm, where["split"], 1, where["view"].split("-"))
-        predictions.write(part.graded()[predictions.COLUMNS], study.shown_dir / file)
+        predictions.write(part.graded()[predictions.COLUMNS], study.own_dir / file)
 
 
 class Mean(NamedTuple):

@@ -121,7 +121,7 @@ def _explained(experiment, name, arm, as_run, untrained, job, seen):
     what = {"chosen": chosen.tolist(), "statistics": arm.recipe.normalisation, "steps": steps,
             "losses": settings.cascade, "seed": study.seed}
     key = what | {"weights": made_from(job.checkpoint), "unseen": unseen.fingerprint}
-    build = partial(explain.write_measured, job.grader, untrained, unseen, **what)
+    build = partial(explain.write, job.grader, untrained, unseen, **what)
     with np.load(study.store.make(f"attributions/{arm.name}.npz", key, build)) as file:
         kept = {name: values if values.ndim else values.item() for name, values in file.items()}
 

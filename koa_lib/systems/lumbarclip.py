@@ -24,7 +24,7 @@ OTHER_DATA = "knee radiographs, not the paper's axial lumbar MRI with reports: t
 STANDS_IN = {"random": " (stand-in, untrained)", "start": " (stand-in)", "trained": " (stand-in)"}
 
 
-def shown(study, spec):
+def label(study, spec):
     """An encoder's name wherever a number of it stands, e.g. 'Swin (stand-in, untrained)'."""
     return spec.name + STANDS_IN.get(spec.source, " (random weights)" if study.dry else "")
 
@@ -61,7 +61,7 @@ def run(experiment):
     Returns
     -------
     results : Results
-        With encoder (as from `shown`), head and target.
+        With encoder (as from `label`), head and target.
     history : DataFrame
         As `Experiment.history`, with encoder, head, target, batch (pictures) and uniform (nats; every text
         equally likely). The part 'train' has the loss and its floor on the same batches.
@@ -70,7 +70,7 @@ def run(experiment):
     settings = study.profile.systems.heads
     specs = [spec for spec in settings.encoders if not spec.reason]
     seeds = range(study.seed, study.seed + settings.seeds)
-    made = [((shown(study, spec), head, target), arm(experiment, spec, head, target, seed))
+    made = [((label(study, spec), head, target), arm(experiment, spec, head, target, seed))
             for spec, head, target, seed in product(specs, HEADS, TARGETS, seeds)]
     cells = pd.DataFrame([(*cell, one.name) for cell, one in made], columns=[*CELL, "arm"]).drop_duplicates()
     results = experiment.run(*(one for _, one in made), splits=("unseen",))
@@ -101,7 +101,7 @@ def overview(study, results, history):
     beside = [stats.against_constant(part.graded(), part.draws, part.seed).loc["accuracy"]
               for _, part in results.each(*CELL)]
     specs = study.profile.systems.heads.encoders
-    as_run = {shown(study, spec): described(study, spec) for spec in specs}
+    as_run = {label(study, spec): described(study, spec) for spec in specs}
     table = table.assign(
         chosen=np.where(table.index == table["inner_qwk"].idxmax(), "yes", ""),
         best_constant=[one.constant for one in beside], against_constant=[one.against for one in beside],

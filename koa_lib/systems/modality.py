@@ -34,7 +34,7 @@ PROMPTS = {
     "brain": ("brain MRI",),
 }
 CAPTIONS = 64  # drawn for knees, in the words of the stand-in's pre-training
-# How much worse pictures are than the others beside them, by what `measured` measures.
+# How much worse pictures are than the others beside them, by what `quality` measures.
 WORSE = {
     "sharpness": lambda rows: -rows["sharpness"],
     "distance from the median exposure": lambda rows: (rows["exposure"] - rows["exposure"].median()).abs(),
@@ -71,7 +71,7 @@ def wordings(study):
     return {"captions": {KNEE: knees, **others}, "plain": PROMPTS}
 
 
-def shown(experiment, arm):
+def pictures(experiment, arm):
     """The pictures to ask about: pairs (cohort or anatomy, `KneeDataset`).
 
     Knees of each cohort, the external ones without repeats and conflicts; beside phantoms, those of other
@@ -95,19 +95,19 @@ def _other(kind, seed, size):
 
 
 def asked(experiment):
-    """What the CLIP of the profile's first encoder calls each picture of `shown`, and how well it is taken.
+    """What the CLIP of the profile's first encoder calls each of the `pictures`, and how well it is taken.
 
     Returns
     -------
     DataFrame
-        cohort (or anatomy), group_id, said_<wording> for each wording, then as `measured`.
+        cohort (or anatomy), group_id, said_<wording> for each wording, then as `quality`.
     """
     study, parts = experiment.study, []
     spec, sets = study.profile.systems.embeddings.encoders[0], wordings(study)
     arm, texts = encoders.arm(experiment, spec, "modality", None), embedded(experiment, spec, sets)
-    for cohort, data in shown(experiment, arm):
+    for cohort, data in pictures(experiment, arm):
         vectors = np.asarray(experiment.features(arm, data)[0], np.float32)[data.index]
-        rows = measured(data.images(np.arange(len(data))))
+        rows = quality(data.images(np.arange(len(data))))
         rows = rows.assign(cohort=cohort, group_id=data.rows["group_id"])
         for name, prompts in sets.items():
             rows[f"said_{name}"] = np.array(list(prompts))[(vectors @ texts[name].T).argmax(1)]
@@ -131,7 +131,7 @@ def embedded(experiment, spec, sets):
     }
 
 
-def measured(images):
+def quality(images):
     """How well pictures are taken, each measured on its gray values in [0, 1].
 
     Parameters

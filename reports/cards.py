@@ -23,7 +23,6 @@ PARTS = {"adapter": "an adapter after frozen encoders",
          "projection": "final norm and projection of the image encoder",
          "last_blocks": "the last two blocks, final norm and projection of the image encoder",
          "full_image": "the whole image encoder", "both_encoders": "both encoders"}
-PUBLISHED = ("oai_chen2018", "gornale2020")  # behind the paper, whatever a run reads
 
 
 def results(run):
@@ -218,7 +217,7 @@ def data_cards(run):
     """
     read = [getattr(run.settings, role).name for role in ("training", "external")
             if role in provenance.note(run.folder / "data.json", {})]
-    return [_data_card(run, name, name in read) for name in dict.fromkeys([*read, *PUBLISHED])]
+    return [_data_card(run, name, name in read) for name in dict.fromkeys([*read, *cohorts.PUBLISHED])]
 
 
 def _data_card(run, name, read):

@@ -91,10 +91,10 @@ def test_model_card_names_weights_and_training(run, results):
 
 def test_data_cards_count_what_the_manifests_list_and_tell_known_problems(run, cohort_a):
     found = {card["name"]: card for card in cards.data_cards(run)}
-    assert list(found) == ["phantom_a", "phantom_b", *cards.PUBLISHED]
+    assert list(found) == ["phantom_a", "phantom_b", *cohorts.PUBLISHED]
     assert found["phantom_a"]["drawn"] and found["phantom_a"]["read"] and not found["gornale2020"]["drawn"]
     assert sum(int(total) for *_, total in found["phantom_a"]["counts"]) == len(cohort_a[1])
-    for name in cards.PUBLISHED:
+    for name in cohorts.PUBLISHED:
         counts = [tuple(int(n.replace(",", "")) for n in row) for _, row, _ in found[name]["counts"]]
         assert counts == list(cohorts.facts(name).counts.values())
     problems = {name: {row["finding"]: row for row in card["problems"]} for name, card in found.items()}

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
+from koa_lib.data import cohorts
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.prompts import PROMPT_SETS
 from koa_lib.report import diagrams, figures, flow, plots, primer, sheets
@@ -55,14 +56,14 @@ def readings():
 
 MODELS = ["before training", "after training"]
 SPLITS = ["train", "val", "test", "auto_test"]
-COUNTS = product(cohort=flow.PUBLISHED, split=SPLITS, grade=range(5)).assign(n=2286)
+COUNTS = product(cohort=cohorts.PUBLISHED, split=SPLITS, grade=range(5)).assign(n=2286)
 COSINES = [-0.41, 0.1, 0.2, 0.3, 0.55] * 2
 COMPARED = product(model=MODELS, grade=range(5)).assign(cosine=COSINES, probability=0.2)
 PARTS = pd.DataFrame({"part": ["image tower", "adapter", "text tower", "scale"], "trained": [0, 1, 0, 0],
                       "parameters": [87849216, 131072, 63428096, 1]}).astype({"trained": bool})
 CONFUSION = pd.DataFrame(np.full((5, 5), 8260), columns=[f"graded {grade}" for grade in range(5)])
 ANSWERS = {name: np.tile(FLAT, (5, 1)) for name in MODELS}
-SIZES = pd.DataFrame({"cohort": flow.PUBLISHED, "pictures": [8260, 1650]})
+SIZES = pd.DataFrame({"cohort": cohorts.PUBLISHED, "pictures": [8260, 1650]})
 QUERIES = PROMPT_SETS["queries"]
 SIMILAR = pd.DataFrame([FLAT, -FLAT], columns=QUERIES).assign(kl_grade=[0, 4])
 WAYS = dict.fromkeys(("file", "stretch", "pad", "center crop", "joint crop,\nmatch train"), PICTURE)

@@ -13,6 +13,7 @@ from koa_lib.data.manifest import read_manifest, tail
 from koa_lib.errors import StudyError
 
 FACTS = MANIFESTS / "cohorts.yaml"
+PUBLISHED = ("oai_chen2018", "gornale2020")  # the sets behind the paper, internal and external
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -15,7 +15,6 @@ from koa_lib.paper.rules import DERIVED, KEY, MAIN, keys
 from koa_lib.protocols import main_fold
 from koa_lib.verdict import Ours, not_run
 
-COHORTS = ("oai_chen2018", "gornale2020")
 DROP = (MAIN, "text", "discussion", "train_test_drop")
 P_VALUE = (MAIN, "text", "mcnemar", "p_value")
 # The rows that carry the papers' conclusions, and what they are called in the picture of them.
@@ -43,7 +42,7 @@ def findings(study):
         As from `consistency.findings` and `sensitivities.per_grade`.
     """
     published, matrices = (read_published(study.published, name) for name in (MAIN, "confusion_matrices"))
-    counts = consistency.manifest_counts(*(read_manifest(MANIFESTS / f"{name}.csv") for name in COHORTS))
+    counts = _manifest_counts()
     return consistency.findings(published, counts, matrices), sensitivities.per_grade(published, counts)
 
 
@@ -149,11 +148,15 @@ def _incomplete(study):
     return found
 
 
+def _manifest_counts():
+    manifests = (read_manifest(MANIFESTS / f"{name}.csv") for name in cohorts.PUBLISHED)
+    return consistency.manifest_counts(*manifests)
+
+
 def _counted():
-    internal, external = (read_manifest(MANIFESTS / f"{name}.csv") for name in COHORTS)
-    internal = internal[internal["split"] != "auto_test"]  # a second crop of knees that are there already
-    found = {"train_images": len(internal), "participants": internal["group_id"].nunique(),
-             "external_images": len(external)}
+    counts = _manifest_counts()
+    found = {"train_images": counts["internal"].sum(), "participants": counts["patients"],
+             "external_images": counts["external"].sum()}
     return {(MAIN, "text", "data", name): Ours(number, note="counted in the manifest")
             for name, number in found.items()}
 

@@ -16,7 +16,6 @@ from koa_lib.report.diagrams import arrow, box
 from koa_lib.report.entries import plural
 from koa_lib.report.style import FROZEN, INK, TRAINED, WIDTH, canvas, styled
 
-PUBLISHED = ("oai_chen2018", "gornale2020")  # the sets behind the paper
 USES = {
     "training": "fitting and choosing",
     "internal test": "reported once",
@@ -42,7 +41,7 @@ def of_run(members):
         source ('this run' or 'published'), then the columns of `stages`.
     """
     ours = [stages(cohort.rows, cohort.facts).assign(source="this run") for cohort in members]
-    facts = [cohorts.facts(name) for name in PUBLISHED]
+    facts = [cohorts.facts(name) for name in cohorts.PUBLISHED]
     published = [stages(cohorts.manifest(known.name), known).assign(source="published") for known in facts]
     table = pd.concat([*ours, *published], ignore_index=True)
     return table[["source", *table.columns.drop("source")]]

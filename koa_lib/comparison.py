@@ -26,10 +26,10 @@ def shown_fold(study, results, split):
 
 
 def place(study, split):
-    """Where the pictures of a split come from: 'gornale2020', or 'oai_chen2018, held out'."""
+    """Where the pictures of a split come from: 'gornale2020', or 'oai_chen2018, held-out fold'."""
     if split == "external":
         return study.profile.external.name
-    return f"{study.profile.training.name}, {split.replace('_', ' ')}"
+    return f"{study.profile.training.name}, {'held-out fold' if split == 'held_out' else f'{split} split'}"
 
 
 def baselines(experiment):

@@ -225,7 +225,7 @@ def this_run(study, results, our_results):
     table = table.rename(columns={"accuracy_low": "ci_low", "accuracy_high": "ci_high"})
     table[["accuracy", "ci_low", "ci_high", "macro_f1"]] *= 100
     splits = table["split"]
-    return table.assign(system=table["arm"] + ", " + splits.str.replace("_", " "), source="this run",
+    return table.assign(system=table["arm"], source="this run",
                         protocol=[_protocol(study, split) for split in splits],
                         test_set=[place(study, split) for split in splits])
 

@@ -16,7 +16,6 @@ __all__ = ["data_cards", "model_card", "results"]
 
 SHOWN = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
          "qwk": "QWK", "within_one": "Within one", "ece": "ECE"}
-USES = {"training": "fitting and choosing", "internal test": "reported once", "external": "evaluation"}
 STARTS = {"pretrain": "pre-trained in this run on captioned phantoms", "random": "random weights",
           "openai": "OpenAI's published weights"}
 PARTS = {"adapter": "an adapter after frozen encoders",
@@ -228,7 +227,7 @@ def _data_card(run, name, read):
     facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"),
              ("Licence", known.licence),
              ("Used for",
-              "; ".join(f"{words.people(split)}: {USES[use]}" for split, use in known.roles.items())),
+              "; ".join(f"{words.people(split)}: {words.USES[use]}" for split, use in known.roles.items())),
              *_amounts(rows, known), ("Readers", _readers(rows))]
     if read:
         facts += [("Read in this run",

@@ -16,11 +16,6 @@ from koa_lib.report.diagrams import arrow, box
 from koa_lib.report.entries import plural
 from koa_lib.report.style import FROZEN, INK, TRAINED, WIDTH, canvas, styled
 
-USES = {
-    "training": "fitting and choosing",
-    "internal test": "reported once",
-    "external": "external evaluation: no confirmatory choice uses it",
-}
 GRADE_COLUMNS = [f"kl{grade}" for grade in GRADES]
 # Lengths in units of a board as wide as other drawings, and the letters that fit into one; the top is y = 0.
 BOARD, COLUMN, INSET, INDENT, GAP, LINE, LETTERS = 12.2, 5.95, 0.16, 0.54, 0.3, 0.285, 8.4
@@ -167,8 +162,8 @@ def _branch(axis, x, cards, depth=0):
         height += gap * (len(found) - 1)
         if use:
             box(axis, x, y - height, COLUMN, height, "", TRAINED if use == "training" else FROZEN)
-            place, text = (x + COLUMN / 2, y - height + (INSET + LINE) / 2), USES.get(use, use).capitalize()
-            axis.text(*place, text, ha="center", va="center", fontsize=8.5, style="italic")
+            place, text = (x + COLUMN / 2, y - height + (INSET + LINE) / 2), words.USES.get(use, use)
+            axis.text(*place, text.capitalize(), ha="center", va="center", fontsize=8.5, style="italic")
         top = y - INSET
         for card in found:
             start = _draw(axis, x + INSET, top, card, start)

@@ -17,6 +17,9 @@ _CODES = {
 # Words of a file that need another only where they are all that a cell says.
 _CELLS = {"train": "training part", "val": "validation split", "test": "test split",
           "external": "external cohort", "auto_test": "automatic crops", "queries": "short queries"}
+# What a part of a cohort is for, by the roles of `cohorts.yaml`.
+USES = {"training": "fitting and choosing", "internal test": "reported once",
+        "external": "external evaluation, no confirmatory choice uses it"}
 _CODE = re.compile(
     rf"(?<![\w/.-])(?:{'|'.join(sorted(map(re.escape, _CODES), key=len, reverse=True))})"
     r"(?![\w/-]|\.\w)")

@@ -70,6 +70,13 @@ def test_paired_tests_count_what_only_one_grades_right_among_single_knees(split)
     assert (table["p_holm"] >= table["p_exact"]).all() and list(table["ahead"]) == ["baseline", "not clear"]
 
 
+def test_nobody_is_ahead_without_an_interval_of_other_patients():
+    clip, perfect = (replace(found, frame=found.frame.assign(group_id="one"))
+                     for found in (arm(right=0.3), arm("perfect", 1.0)))
+    (row,) = comparison.paired_tests(STUDY, clip, {"perfect": perfect}, "external").itertuples()
+    assert row.p_holm < 0.01 and row.ahead == "not clear"
+
+
 def test_the_leak_is_the_difference_of_all_held_out_folds():
     by_image, by_patient = arm(seeds=(0, 1)), arm(right=0.4, parts={1: ROWS.iloc[:60], 2: ROWS.iloc[60:]})
     table = comparison.leak(by_image, by_patient).set_index("metric")

@@ -10,7 +10,9 @@ DATA_DIR ?= data
 # An activated virtual or conda environment is used (not conda's base); otherwise .venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
 ENV := $(or $(ACTIVE),.venv)
-PYTHON ?= $(or $(shell command -v python3.11),python3)
+MAY := .ci/can_set_up.py
+# The first Python that can hold the locked packages, or else python3, which is then refused.
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do $$p -I $(MAY) 2>/dev/null && echo $$p && break; done),python3)
 PY := "$(ENV)/bin/python"
 KOA := "$(ENV)/bin/koa"
 # Folders may have spaces in their names, which a target must escape.
@@ -46,13 +48,23 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> JOBS=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder> DRY=1"
 
+# uv is quicker, but knows none of pip's settings: where these name a place for packages, it is pip.
+UV = command -v uv >/dev/null && ! $(PY) -m pip config list 2>/dev/null | grep -Eq 'index|find-links'
+install = if $(UV); then uv pip install --quiet --compile-bytecode --python $(PY) $(1); \
+	else $(PY) -m pip install --quiet --disable-pip-version-check $(1); fi
+
 setup: $(READY)  ## make the environment (.venv, or the activated one) from requirements.lock
 
 $(READY): requirements.lock pyproject.toml
+	@if test -x $(PY); then $(PY) -I $(MAY) "$(ENV)"; else "$(PYTHON)" -I $(MAY); fi
 	@echo "setting up $(ENV): about 3 minutes and 6 GB"
-	@test -x $(PY) || $(PYTHON) -m venv "$(ENV)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "1/3 the environment"
+	@test -x $(PY) || "$(PYTHON)" -m venv "$(ENV)"
+	@$(UV) || $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
+	@echo "2/3 the packages of requirements.lock, by `$(UV) && echo uv || echo pip`: nearly all of the time"
+	@$(call install,--require-hashes -r requirements.lock)
+	@echo "3/3 koa-clip itself"
+	@$(call install,--no-deps --no-build-isolation -e .)
 	@touch "$@"
 	@echo ready: $(KOA)
 

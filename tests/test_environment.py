@@ -10,6 +10,7 @@ import pytest
 import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from koa_lib.profile import ROOT
@@ -33,11 +34,13 @@ def pins(**platform):
     return {name: next(iter(specifier)).version for name, specifier in fitting}
 
 
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 @pytest.mark.parametrize("platform, system, machine", [
     ("linux", "Linux", "x86_64"), ("darwin", "Darwin", "arm64")])
-def test_direct_dependencies_are_locked_and_fit(platform, system, machine):
+def test_direct_dependencies_are_locked_and_fit(platform, system, machine, python):
+    assert SpecifierSet(PROJECT["requires-python"]).contains(f"{python}.9")
     locked = pins(sys_platform=platform, platform_system=system, platform_machine=machine,
-                  python_version="3.11", python_full_version="3.11.9")
+                  python_version=python, python_full_version=f"{python}.9")
     for wanted in DIRECT:
         assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)]), wanted
     assert not {"ray", "jax", "tensorflow"} & set(locked)  # heavy optional parts stay out
@@ -63,7 +66,7 @@ def test_conda_users_get_the_same_python_and_the_lock_and_nothing_else():
     (pip,) = [item["pip"] for item in content["dependencies"] if isinstance(item, dict)]
     assert set(plain) == {"python=3.11", "make", "git", "pip"} and content["channels"] == ["conda-forge"]
     assert set(pip) == {"-r requirements.lock", "--require-hashes"}
-    assert "python3.11" in MAKEFILE and PROJECT["requires-python"] == ">=3.11"
+    assert SpecifierSet(PROJECT["requires-python"]).contains("3.11")
 
 
 def test_make_help_has_a_line_for_every_target():

@@ -36,6 +36,8 @@ def inputs(profile: str = Profile, seed: int = Seed, data: str = "", external: s
     from koa_lib.report.running import run_dir
     from koa_lib.study import is_dry, prepare_inputs
 
+    _own_clone()
+
     def check(*given):
         from koa_lib.systems import preflight  # slow to import, and seldom needed
 
@@ -177,6 +179,15 @@ def phantoms(folder: str, patients: int = 100, seed: int = 0):
         raise StudyError(f"{folder} exists already. Give a new folder, so that nothing is overwritten.")
     target.mkdir(parents=True)
     print(f"{len(write_cohort_a(target, patients, seed))} pictures and manifest.csv written to {folder}.")
+
+
+def _own_clone():
+    # An activated environment may be that of another clone, whose code would run, and into its folders.
+    from koa_lib.profile import ROOT
+
+    if Path("koa_lib").is_dir() and not Path("koa_lib").samefile(ROOT / "koa_lib"):
+        raise StudyError(f"The environment {sys.prefix} runs the clone in {ROOT}, not this one in {Path.cwd()}. "
+                         "Leave it ('deactivate' or 'conda deactivate'), and make sets up another here.")
 
 
 def _new_file(path, option="--out"):

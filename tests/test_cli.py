@@ -14,8 +14,11 @@ from PIL import Image
 
 from koa_lib import cli, journal, study
 from koa_lib.data.manifest import COLUMNS, read_manifest
+from koa_lib.profile import ROOT
 from koa_lib.report import running
 from reports import __main__ as pages
+
+PAGES = ("build", "pdf", "verify", "reference")  # of `python -m reports`, which make calls
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def koa(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["koa", *arguments])
         code = 0
         try:
-            cli.run(pages.app if arguments[0] == "build" else cli.app)
+            cli.run(pages.app if arguments[0] in PAGES else cli.app)
         except SystemExit as done:
             code = done.code or 0
         out, err = capsys.readouterr()
@@ -56,8 +59,9 @@ def is_sentence(done, *words, code=1):
     ("inputs --profile dmeo", "smoke"),
     ("inputs --profile oai", "DATA="),
     ("notebook 99_none --profile smoke", "99_none"),
-    ("build --profile smoke --seed 8", "smoke-seed8"),
-    ("summary --profile smoke --seed 8", "smoke-seed8"),
+    *((f"{command} --profile smoke --seed 8", "smoke-seed8") for command in (*PAGES, "summary")),
+    *((f"{command} --profile dmeo", "smoke") for command in (*PAGES, "summary", "notebook 01_data_audit")),
+    (f"student {ROOT / 'notebooks'}", "notebooks"),
     ("data fetch nothing .", "nothing"),
     ("data fetch phantom_a", "make reproduce"),
     ("data build gornale2020 nowhere", "nowhere"),
@@ -66,6 +70,13 @@ def is_sentence(done, *words, code=1):
 ])
 def test_mistake_is_one_line_and_exit_1(koa, arguments, word):
     assert is_sentence(koa(arguments), word)
+
+
+def test_the_environment_of_another_clone_does_not_run_in_its_stead(koa, tmp_path, monkeypatch):
+    (tmp_path / "other" / "koa_lib").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    assert is_sentence(koa("inputs --profile smoke"), str(tmp_path / "other"), str(ROOT), "deactivate")
+    assert not (tmp_path / "build").exists()
 
 
 def test_inputs_are_written_and_the_journal_kept_short(koa, tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 
 from koa_lib import losses, metrics, optimisation, sources, training
 from koa_lib import model as models
+from koa_lib.device import device_of
 from koa_lib.errors import StudyError
 from koa_lib.prompts import prompts
 
@@ -221,3 +222,30 @@ def test_a_step_goes_down_and_is_no_longer_than_allowed():
     told = optimisation.descend(loss, layer, torch.optim.SGD(layer.parameters(), lr=1.0), largest=0.5)
     assert told == pytest.approx(loss.item())
     assert (layer.weight - before).norm().item() == pytest.approx(0.5, abs=1e-3)
+
+
+GPU = "cuda"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here")
+@pytest.mark.parametrize("part", ["adapter", "last_blocks", "full_image"])
+def test_a_step_and_the_grades_after_it_are_those_of_the_cpu_on_a_gpu(part, tmp_path):
+    recipe, unseen = replace(TINY, part=part, epochs=1), easy_dataset(10, role="report", seed=9)
+    data, untouched, found = easy_dataset(TINY.batch, role="fit"), clip_grader(part), {}
+    for device in ("cpu", GPU):
+        made, file = clip_grader(part).to(device), tmp_path / f"{device}.npy"
+        sources.extract(file, lambda made=made: made, data, recipe, 0)
+        source = (sources.Pictures(data, recipe) if made.stage == "image"
+                  else sources.Features(data, np.load(file)))
+        training.fit(made, source, None, recipe, 0, "test")
+        assert device_of(made).type == device
+        with torch.no_grad():
+            logits = made(sources.Pictures(unseen, recipe).batch(np.arange(10)).to(device))
+        found[device] = {name: value.cpu() for name, value in made.trained_state().items()}, logits.cpu()
+    (weights, grades), (others, again) = found["cpu"], found[GPU]
+    start = untouched.trained_state()
+    moved, apart = (torch.cat([(weights[name] - other[name]).abs().flatten() for name in weights])
+                    for other in (start, others))
+    # AdamW's first step is as long as the learning rate; where the gradient is but noise it may go elsewhere.
+    assert apart.mean() < 0.05 * moved.max()
+    assert torch.allclose(grades.softmax(-1), again.softmax(-1), atol=0.02)

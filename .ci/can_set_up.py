@@ -16,7 +16,7 @@ def refusal(environment):
     lowest, beyond = map(int, re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', project).groups())
     leave = "Delete it" if environment == ".venv" else "Leave it ('deactivate' or 'conda deactivate')"
     if not (3, lowest) <= sys.version_info[:2] < (3, beyond):
-        found = "%s has %d.%d" % (environment or sys.executable, *sys.version_info[:2])
+        found = f"{environment or sys.executable} has 3.{sys.version_info[1]}"
         remedy = (f"{leave}, and make again" if environment else
                   f"Install Python 3.{lowest} (or 'conda env create -f environment.yml'), or name one: "
                   f"make setup PYTHON=<path of python3.{lowest}>")

@@ -186,7 +186,7 @@ def _own_clone():
     from koa_lib.profile import ROOT
 
     if Path("koa_lib").is_dir() and not Path("koa_lib").samefile(ROOT / "koa_lib"):
-        raise StudyError(f"The environment {sys.prefix} runs the clone in {ROOT}, not this one in {Path.cwd()}. "
+        raise StudyError(f"The environment {sys.prefix} runs the clone in {ROOT}, not {Path.cwd()}. "
                          "Leave it ('deactivate' or 'conda deactivate'), and make sets up another here.")
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
 from koa_lib import profile as profiles
 from koa_lib.data import MANIFESTS
@@ -192,10 +193,23 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
     text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
+        _nothing_runs(path.parent)
         if check and not dry:
             check(settings, inputs.weights)
         write_text(path, text)
     return inputs
+
+
+def _nothing_runs(run_dir):
+    # A run that goes on would take the rest of its notebooks from other inputs.
+    for lock in (run_dir / ".locks").glob("nb__*.lock"):
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except Timeout:
+            name = lock.stem.removeprefix("nb__")
+            raise StudyError(f"{name} of {run_dir.name} is being executed with other DATA, EXTERNAL or "
+                             "WEIGHTS. Wait for that run, or stop it, and start again.") from None
 
 
 def _checked_inputs(profile, seed, data, external, weights, dry):

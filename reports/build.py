@@ -83,7 +83,12 @@ def build(run_dir):
                    * (len(problems) > 1))
         raise StudyError("\n".join(
             [f"The report of {run.folder.name} cannot be built:", *several, *problems]))
-    work = run.folder / "html.tmp"
+    with running.alone(run.folder, "report", "the report"):
+        _make(run, run.folder / "html.tmp")
+    return run.folder / "html" / "index.html"
+
+
+def _make(run, work):
     shutil.rmtree(work, ignore_errors=True)
     _write_sources(run, work / "source")
     _run_sphinx(work)
@@ -96,7 +101,6 @@ def build(run_dir):
                                     f"offline; its pages are in {work}:", *problems]))
     _swap(work / "html", run.folder / "html")
     shutil.rmtree(work)
-    return run.folder / "html" / "index.html"
 
 
 def missing(run):

@@ -170,26 +170,61 @@ def test_why_it_failed_is_said_in_plain_words(own, code, told):
     assert len(lines) == 5 and told in lines[1] and (own.run / "nb" / "01_own.failed.ipynb").is_file()
 
 
-def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
-    own.write("import time\nprint('here', flush=True)\ntime.sleep(300)")
+def start(folder):
+    """Another process that executes the notebook, as make does."""
     # Tests that a shell runs in the background inherit "ignore" for this signal.
     program = f"""import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from koa_lib.cli import main
 from koa_lib.report import running
-running.FOLDER, running.BUILD = Path({str(tmp_path)!r}), Path({str(tmp_path)!r}) / 'build'
+running.FOLDER, running.BUILD = Path({str(folder)!r}), Path({str(folder)!r}) / 'build'
 sys.argv = ['koa', 'notebook', '01_own', '--profile', 'smoke']
 main()"""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", program], **pipes)
-    log, end = own.run / "logs" / "01_own.log", time.time() + 60
-    while time.time() < end and not (log.is_file() and " here" in log.read_text()):
-        time.sleep(0.2)
+    return subprocess.Popen([sys.executable, "-c", program], **pipes)
+
+
+def wait_until(done, seconds=240):  # a kernel starts slowly on a loaded machine
+    end = time.time() + seconds
+    while time.time() < end and not done():
+        time.sleep(0.1)
+    assert done()
+
+
+def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
+    own.write("import time\nprint('here', flush=True)\ntime.sleep(300)")
+    process, log = start(tmp_path), own.run / "logs" / "01_own.log"
+    wait_until(lambda: log.is_file() and " here" in log.read_text())
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)  # a loaded machine takes its time to end the kernel
     assert process.returncode == 130 and err.startswith("koa: stopped.") and err.count("\n") == 1
     assert "Traceback" not in out and list((own.run / "nb").iterdir()) == []
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["finished", "stopped"])
+def test_of_two_at_once_the_second_says_whom_it_waits_for_and_takes_over_what_is_left(own, tmp_path, ends):
+    going_on, executions = tmp_path / "go", tmp_path / "executions"
+    own.write(f"""import time
+from pathlib import Path
+with open({str(executions)!r}, "a") as file:
+    file.write("x")
+while not Path({str(going_on)!r}).exists():
+    time.sleep(0.05)""")
+    first = start(tmp_path)
+    wait_until(executions.exists)
+    second = start(tmp_path)
+    told = second.stdout.readline()
+    assert "01_own" in told and "smoke" in told and second.poll() is None
+    if ends:
+        going_on.touch()
+    else:
+        first.send_signal(signal.SIGINT)
+        wait_until(lambda: executions.read_text() == "xx")
+        going_on.touch()
+    codes = first.wait(timeout=240), second.wait(timeout=240)
+    assert codes == (0 if ends else 130, 0) and executions.read_text() == ("x" if ends else "xx")
+    assert [path.name for path in (own.run / "nb").iterdir()] == ["01_own.ipynb"]
 
 
 def test_unknown_notebook_lists_the_known(own):

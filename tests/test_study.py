@@ -5,9 +5,12 @@ from dataclasses import fields, replace
 
 import pytest
 import yaml
+from conftest import make
 
 from koa_lib import profile, study
 from koa_lib.errors import StudyError
+from koa_lib.profile import ROOT
+from koa_lib.report import running
 from koa_lib.study import Study, prepare_inputs
 from koa_lib.systems import preflight
 
@@ -46,6 +49,17 @@ def test_only_a_changed_picture_changes_the_inputs(build, picture, monkeypatch, 
     CHANGES[change](picture)
     prepare_inputs("oai", data=str(build.parent / "data"))  # the same folder from anywhere
     assert (written.stat().st_mtime_ns == 10**18) == (change == "nothing")
+
+
+def test_inputs_do_not_change_under_a_notebook_that_is_being_executed(build):
+    prepare_inputs("oai", data=str(ROOT / "notebooks"))
+    written = (build / "oai" / "inputs.yaml").read_text()
+    with running.alone(build / "oai", "nb", "03_fine_tune"):
+        prepare_inputs("oai", data=str(ROOT / "notebooks"))
+        with pytest.raises(StudyError, match="03_fine_tune of oai"):
+            prepare_inputs("oai", data=str(ROOT / "tests"))
+    assert (build / "oai" / "inputs.yaml").read_text() == written
+    prepare_inputs("oai", data=str(ROOT / "tests"))
 
 
 def test_inputs_name_what_the_run_depends_on_and_a_study_opens_with_them(build, picture):
@@ -104,6 +118,17 @@ def test_a_dry_run_needs_neither_data_nor_weights_and_has_its_own_place(monkeypa
     for seed, name in ((None, "paper-dry"), (7, "paper-dry-seed7")):
         opened = Study.open("paper", seed)
         assert opened.dry and opened.run_dir.name == name and "DRY RUN" in opened.stamp()
+
+
+@pytest.mark.parametrize("given", [
+    "", "PROFILE=smoke", "SEED=42", "SEED=7", "DRY=1", "DRY=0", "PROFILE=oai SEED=42 DRY=",
+    "PROFILE=paper SEED=3 DRY=1"])
+def test_make_and_the_library_name_a_run_alike(given):
+    shown = make("-npq", "help", *given.split(), KOA_DRY="").stdout
+    told = dict(word.split("=") for word in given.split())
+    settings = profile.load(told.get("PROFILE", "demo"))
+    name = study.run_name(settings, int(told.get("SEED", settings.seed)), told.get("DRY", "") == "1")
+    assert f"\nRUN := {name}\n" in shown and f"\nPAGE := reports/_build/{name}/html/index.html\n" in shown
 
 
 def test_a_dry_run_changes_folds_seeds_epochs_data_and_start_and_nothing_else():

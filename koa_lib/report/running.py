@@ -36,6 +36,7 @@ def names():
 
 def execute(name, profile, seed=None):
     """Execute one notebook by papermill; the terminal shows its steps, `<run>/logs/<name>.log` everything.
+    Where another process executes it already, its end is awaited, and what it made is taken.
 
     Returns
     -------
@@ -56,7 +57,11 @@ def execute(name, profile, seed=None):
         (folder / part).mkdir(parents=True, exist_ok=True)
     running, target = folder / "nb" / f"{name}.running.ipynb", folder / "nb" / f"{name}.ipynb"
     terminal, clock, stamp = Terminal(), time.perf_counter(), stamps.of(name, settings.name)
-    with _alone(folder, name):
+    before = _written(target)
+    with alone(folder, "nb", name):
+        if _written(target) != before and stamps.noted(target) == stamp:
+            terminal.line(f"{_place(name)}: taken from the other process")
+            return target
         _announce(terminal, name)
         watch = _run(running, {"profile": profile, "seed": seed}, name, terminal)
         _clean(running, stamp)
@@ -69,16 +74,23 @@ def execute(name, profile, seed=None):
     return target
 
 
-def _alone(folder, name):
+def alone(folder, kind, name):
+    """A context in which no other process makes this thing of a run; where one does, that is said, and its
+    end awaited."""
     from filelock import FileLock, Timeout
 
     (folder / ".locks").mkdir(exist_ok=True)
-    lock = FileLock(str(folder / ".locks" / f"nb__{name}.lock"))
+    lock = FileLock(folder / ".locks" / f"{kind}__{name}.lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        raise StudyError(f"{name} of {folder.name} is being executed by another process. "
-                         "Wait for it, or stop it, and start again.") from None
+        Terminal().line(f"{name} of {folder.name} is being made by another process: waiting for its end "
+                        "(Ctrl-C stops the waiting)")
+        return lock.acquire()
+
+
+def _written(path):
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 # What is told before and after

@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from koa_lib.errors import StudyError
+from reports import __main__ as pages
 from reports import reference
 
 SCORE = {"item": "table_2", "row": "test", "metric": "accuracy", "unit": "percent", "published": 76.94,
@@ -154,6 +156,22 @@ def test_keeping_replaces_the_tables_and_nothing_else(run):
     reference.keep(run)
     assert {path.name for path in target.iterdir()} == {"README.md", "two.csv"}
     assert (target / "two.csv").read_bytes() == (run / "tables" / "two.csv").read_bytes()
+
+
+def test_verify_ends_with_0_where_all_agrees_and_with_1_where_not(run, monkeypatch):
+    monkeypatch.setattr(reference, "check_fresh", lambda run: None)  # it asks for executed notebooks
+    monkeypatch.setattr(pages, "run_dir", lambda profile, seed: run)
+
+    def ends(command):
+        done = CliRunner().invoke(pages.app, command)
+        return done.exit_code, done.stdout
+
+    write(run, one=[FOLD])
+    assert ends("reference") == (0, f"tables kept in {reference.folder(run)}\n")
+    assert ends("verify")[0] == 0
+    write(run, one=[{**FOLD, "n": 1}])
+    code, told = ends("verify")
+    assert code == 1 and "n is 1" in told
 
 
 def test_a_run_without_tables_or_with_a_broken_one_is_refused(run):

@@ -152,7 +152,7 @@ def compare(built, name):
     """How the rows of a built manifest file compare with the committed one, byte for byte: a sentence."""
     committed = cohorts.committed(name)
     if not committed.is_file():
-        return f"{name} has no committed manifest to compare with."
+        return f"The study has none of {name} yet: move it to {committed}."
     ours, theirs = (
         pd.read_csv(path, dtype=str, keep_default_na=False, index_col="image_id")
         for path in (built, committed)

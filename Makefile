@@ -10,7 +10,7 @@ DATA_DIR ?= data
 # An activated virtual or conda environment is used (not conda's base); otherwise .venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
 ENV := $(or $(ACTIVE),.venv)
-MAY := .ci/can_set_up.py
+MAY := can_set_up.py
 # The first Python that can hold the locked packages, or else python3, which is then refused.
 PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do $$p -I $(MAY) 2>/dev/null && echo $$p && break; done),python3)
 PY := "$(ENV)/bin/python"

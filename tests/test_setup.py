@@ -12,7 +12,7 @@ import pytest
 
 from koa_lib.profile import ROOT
 
-FILES = ("Makefile", "pyproject.toml", "requirements.lock", ".ci/can_set_up.py")
+FILES = ("Makefile", "pyproject.toml", "requirements.lock", "can_set_up.py")
 # Runs a file as that version would, makes environments that hold itself, and is a pip that only listens.
 PYTHON = """#!{real} -IS
 import os, pathlib, runpy, shutil, sys, time
@@ -40,7 +40,7 @@ class Place:
 
     def __init__(self, folder):
         self.clone, self.programs, self.log = folder / "a clone", folder / "programs", folder / "log"
-        for part in ("koa_lib", "data_manifests", "reports", "notebooks/profiles", ".ci"):
+        for part in ("koa_lib", "data_manifests", "reports", "notebooks/profiles"):
             (self.clone / part).mkdir(parents=True)
         for name in FILES:
             shutil.copy(ROOT / name, self.clone / name)

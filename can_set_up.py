@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from urllib.request import url2pathname
 
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
 
 
 def refusal(environment):

@@ -84,7 +84,7 @@ def test_smoke_run_logged_every_step_with_its_memory(smoke_run):
 
 def test_smoke_predictions_keep_the_contract(smoke_run):
     lists = {path.parent.name: read_manifest(path) for path in smoke_run.glob("data/*/manifest.csv")}
-    pattern = r"([\w-]+)__(phantom_[ab])-(\w+?)__(\w+)-(\w+)__fold(\d+|mean)__seed(42|43)(__\w+)?\.csv"
+    pattern = r"([\w.-]+)__(phantom_[ab])-(\w+?)__(\w+)-(\w+)__fold(\d+|mean)__seed(42|43)(__\w+)?\.csv"
     arms = set()
     for path in (smoke_run / "predictions").glob("*.csv"):
         arm, cohort, split, *_ = re.fullmatch(pattern, path.name).groups()

@@ -5,6 +5,7 @@ DATA ?=
 EXTERNAL ?=
 WEIGHTS ?=
 DRY ?=
+ENGINE ?= local
 DATA_DIR ?= data
 
 # An activated virtual or conda environment is used (not conda's base); otherwise .venv is made.
@@ -22,6 +23,8 @@ PROFILE_SEED := $(shell sed -n 's/^seed: *//p' notebooks/profiles/$(PROFILE).yam
 # The kernel python3 is this environment's, not one of the same name in the user's folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 export KOA_DRY := $(filter-out 0,$(DRY))
+# Where jobs are done: local, or ray for a cluster (RAY_ADDRESS, else one on this machine).
+export KOA_ENGINE := $(ENGINE)
 RUN := $(PROFILE)$(if $(KOA_DRY),-dry)$(addprefix -seed,$(filter-out $(PROFILE_SEED),$(SEED)))
 OUT := reports/_build/$(RUN)
 PAGE := $(OUT)/html/index.html
@@ -31,8 +34,8 @@ NAMED := $(strip $(if $(filter-out demo,$(PROFILE)),PROFILE=$(PROFILE)) $(if $(S
 ifndef KOA_STARTED
 export KOA_STARTED := $(shell date +%s)
 endif
-# Notebooks at once: two where each computes in one thread. Numbers do not depend on it.
-JOBS ?= $(if $(filter 1,$(shell sed -n 's/^threads: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)),2,1)
+# Notebooks at once: two where each computes in one thread here. Numbers do not depend on it.
+JOBS ?= $(if $(filter local1,$(ENGINE)$(shell sed -n 's/^threads: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)),2,1)
 
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
@@ -46,7 +49,7 @@ SOURCES := $(shell find reports -path reports/_build -prune -o -path reports/ref
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> JOBS=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder> DRY=1"
+	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> JOBS=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder> DRY=1 ENGINE=local|ray"
 
 # uv is quicker, but knows none of pip's settings: where these name a place for packages, it is pip.
 UV = command -v uv >/dev/null && ! $(PY) -m pip config list 2>/dev/null | grep -Eq 'index|find-links'

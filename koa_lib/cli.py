@@ -32,7 +32,7 @@ Pictures = typer.Argument(
 @app.command()
 def inputs(profile: str = Profile, seed: int = Seed, data: str = "", external: str = "", weights: str = ""):
     """Check the inputs of a run and note them in its inputs.yaml."""
-    from koa_lib import journal
+    from koa_lib import engine, journal
     from koa_lib.report.running import run_dir
     from koa_lib.study import is_dry, prepare_inputs
 
@@ -43,6 +43,7 @@ def inputs(profile: str = Profile, seed: int = Seed, data: str = "", external: s
 
         preflight.check(*given)
 
+    engine.chosen()
     prepare_inputs(profile, seed, data, external, weights, is_dry(), check)
     journal.compact(run_dir(profile, seed))
 

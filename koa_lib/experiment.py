@@ -8,13 +8,13 @@ results, so that a change of tables trains nothing again.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from koa_lib import classifiers, cohort, predictions, sources, splits, training
+from koa_lib import classifiers, cohort, engine, predictions, sources, splits, training
 from koa_lib.images.shape import VIEWS
 from koa_lib.reach import reached
 from koa_lib.results import Results
@@ -109,6 +109,21 @@ class Job:
     grader: Callable
 
 
+class _Once:
+    """A call whose result is kept; another process that is sent it makes its own."""
+
+    def __init__(self, make):
+        self.make, self.made = make, []
+
+    def __call__(self):
+        if not self.made:
+            self.made.append(self.make())
+        return self.made[0]
+
+    def __reduce__(self):
+        return _Once, (self.make,)
+
+
 def prediction_file(study, arm, split, fold, view=None, adaptation=""):
     """Path of a prediction file of an arm below the run folder, see `predictions.file_name`; `view` is the
     arm's own unless given."""
@@ -130,7 +145,10 @@ class Experiment:
     """
 
     def __init__(self, study):
-        self.study, self._open, self._parted = study, {}, {}
+        self.study, self._store, self._open, self._parted = study, study.store, {}, {}
+
+    def __reduce__(self):
+        return Experiment, (self.study,)  # another process opens the cohorts again
 
     def run(self, *arms, splits=None, both_ways=False, view=None):
         """Train what is missing and grade.
@@ -151,16 +169,15 @@ class Experiment:
             Of the written prediction files, in the order of arms, folds and splits.
         """
         frames = []
+        jobs = ((arm, fold.number, splits, both_ways, view) for arm in arms for fold in self._wanted(arm))
+        done = engine.each(self._finished, jobs, self.study.profile.threads, self._found)
         for arm in arms:
-            jobs = list(self.jobs(arm))
-            graded = [
-                self._graded(job, split, part, shown, way)
-                for job in jobs
-                for split, part, shown in self._reported(job, splits, view)
-                for way in (False, True)[: 1 + both_ways]
-            ]
+            checkpoints, graded = {}, []
+            for fold, (checkpoint, parts) in zip(self._wanted(arm), done, strict=False):
+                checkpoints[fold.number] = checkpoint
+                graded += parts
             self._write_means(arm, graded)
-            self._write_history(arm, jobs)
+            self._write_history(arm, checkpoints)
             frames += graded
         frames = frames or [pd.DataFrame(columns=[*SAID, *predictions.COLUMNS, "kl_grade", "group_id"])]
         return Results(pd.concat(frames, ignore_index=True), self.study.profile.draws, self.study.seed)
@@ -170,12 +187,34 @@ class Experiment:
         without repeats and conflicts."""
         return self.run(*arms, splits=("unseen", "external"), view=VIEWS[0]).deduplicated()
 
+    def _finished(self, arm, fold, splits, both_ways, view):
+        # A job from its training to its grades: where its checkpoint is, and the graded parts.
+        job = self.job(arm, fold)
+        return job.checkpoint, [
+            self._graded(job, split, part, shown, way)
+            for split, part, shown in self._reported(job, splits, view)
+            for way in (False, True)[: 1 + both_ways]
+        ]
+
+    def _found(self, *job):
+        # The same of a job of which nothing has to be made; else None.
+        making = self._store
+        self._store = engine.Looking(making.folder, making.step, making.out)
+        try:
+            return self._finished(*job)
+        except engine.Missing:
+            return None
+        finally:
+            self._store = making
+
     def jobs(self, arm):
         """Each fold of an arm, trained now where it is missing."""
-        for fold in self.folds(arm):
-            if not arm.only or fold.number in arm.only:
-                fits = isinstance(arm.build, classifiers.Classifier)
-                yield self._classifier(arm, fold) if fits else self._trained(arm, fold)
+        for fold in self._wanted(arm):
+            fits = isinstance(arm.build, classifiers.Classifier)
+            yield self._classifier(arm, fold) if fits else self._trained(arm, fold)
+
+    def _wanted(self, arm):
+        return [fold for fold in self.folds(arm) if not arm.only or fold.number in arm.only]
 
     def job(self, arm, fold=1):
         """One trained fold."""
@@ -221,7 +260,7 @@ class Experiment:
 
     def history(self, arm):
         """The history of an arm's trainings, as `training.fit`, with model, fold and seed."""
-        return self._history(arm, self.jobs(arm))
+        return self._history(arm, {job.fold.number: job.checkpoint for job in self.jobs(arm)})
 
     def source(self, arm, part):
         """What a trained grader of an arm reads of a `KneeDataset`: live pictures, or features of its
@@ -242,7 +281,7 @@ class Experiment:
         ending = f"__{MIRRORED}" * part.mirrored + f"__seed{seed}" * (seed != self.study.seed)
         file = f"features/{arm.trunk.name}__{part.name}__{recipe.normalisation}{ending}.npy"
         build = partial(sources.extract, build=arm.trunk.build, dataset=whole, recipe=recipe, seed=seed)
-        return np.load(self.study.store.make(file, key, build, [arm.trunk.build]), mmap_mode="r")
+        return np.load(self._store.make(file, key, build, [arm.trunk.build]), mmap_mode="r")
 
     def _parts(self, arm, fold):
         # What a training is fed with; opened only when something is trained.
@@ -299,17 +338,17 @@ class Experiment:
             loss=arm.loss,
             resume=state,
         )
-        folder = self.study.store.make(f"checkpoints/{name}", key, build, self._code(arm))
-        grader = cache(lambda: training.load_state(arm.build(), folder / training.STATE).eval())
+        folder = self._store.make(f"checkpoints/{name}", key, build, self._code(arm))
+        grader = _Once(lambda: training.load_state(arm.build(), folder / training.STATE).eval())
         return Job(arm, fold, folder, key, grader)
 
     def _classifier(self, arm, fold):
         key, name = self._key(arm, fold), self._named(arm, fold)
-        fitted = cache(
+        fitted = _Once(
             lambda: arm.build.fit(self.source(arm, fold.fit), self.source(arm, fold.select), arm.seed)
         )
         build = partial(classifiers.write, fitted=fitted)
-        path = self.study.store.make(f"checkpoints/{name}.json", key, build, self._code(arm))
+        path = self._store.make(f"checkpoints/{name}.json", key, build, self._code(arm))
         return Job(arm, fold, path, key, fitted)
 
     def _reported(self, job, names, view):
@@ -334,7 +373,7 @@ class Experiment:
         build = partial(training.write_predictions, grader=job.grader,
                         source=lambda: self.source(arm, part), levels=levels)
         key = {**job.key, "graded": part.fingerprint, "levels": levels}
-        path = self.study.store.make(file, key, build, self._code(arm))
+        path = self._store.make(file, key, build, self._code(arm))
         graded = predictions.join(predictions.read(path), part.rows).drop(columns="split")
         values = arm.name, arm.seed, job.fold.number, split, "-".join(view), mirrored
         said = dict(zip(SAID, values, strict=True))
@@ -350,20 +389,18 @@ class Experiment:
                 mean = part.graded(mirrored=where["mirrored"])[predictions.COLUMNS]
                 predictions.write(mean, self.study.own_dir / file)
 
-    def _history(self, arm, jobs):
+    def _history(self, arm, checkpoints):
         if isinstance(arm.build, classifiers.Classifier):
             return pd.DataFrame()
         first = ["model", "fold", "seed"]
         history = pd.concat([
-            pd.read_csv(job.checkpoint / training.HISTORY).assign(
-                model=arm.name, fold=job.fold.number, seed=arm.seed
-            )
-            for job in jobs
+            pd.read_csv(folder / training.HISTORY).assign(model=arm.name, fold=fold, seed=arm.seed)
+            for fold, folder in checkpoints.items()
         ])
         return history[[*first, *history.columns.drop(first)]]
 
-    def _write_history(self, arm, jobs):
-        history = self._history(arm, jobs)
+    def _write_history(self, arm, checkpoints):
+        history = self._history(arm, checkpoints)
         if len(history):
             other = "" if arm.seed == self.study.seed else f"__seed{arm.seed}"
             text = history.to_csv(index=False, lineterminator="\n", float_format="%.5f")

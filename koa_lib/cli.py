@@ -94,15 +94,22 @@ def grade(
     html: str = typer.Option(
         None, help="Also write a page with pictures, probabilities and where the model looks."
     ),
+    out: str = typer.Option(
+        None, help="For large archives: add the JSON lines to this file; what it holds is not graded again."
+    ),
 ):
     """Grade knee radiographs. No medical device.
 
     Exit code 0: every picture was graded; 1: at least one could not be, its row says why; 2: wrong use, or
     the system refused. Warnings don't change it.
     """
-    from koa_lib.grading.show import run
+    from koa_lib.grading import archive, show
 
-    sys.exit(run(pictures, weights, json, None if html is None else _new_file(html, "--html")))
+    if out is not None and html is not None:
+        raise StudyError("--out writes no page. Give either --out or --html.")
+    if out is not None:
+        sys.exit(archive.run(pictures, weights, out))
+    sys.exit(show.run(pictures, weights, json, None if html is None else _new_file(html, "--html")))
 
 
 @data_app.command()
@@ -219,17 +226,18 @@ def run(commands):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     grading = sys.argv[1:2] == ["grade"]
+    goes_on = not grading or any(argument.startswith("--out") for argument in sys.argv)
     try:
         commands()
     except SystemExit as done:  # typer ends so at a KeyboardInterrupt too
         if done.code == STOPPED:
-            print("koa: stopped." + (not grading) * f" {GOES_ON}", file=sys.stderr)
+            print("koa: stopped." + goes_on * f" {GOES_ON}", file=sys.stderr)
         raise
     except (StudyError, OSError) as error:
         said = str(error)
         if isinstance(error, OSError):
             where, why = error.filename or "A file", error.strerror or error
             said = f"{where} cannot be read or written ({why}). Check the folder and the space left."
-            said += (error.errno == errno.ENOSPC and not grading) * f" {GOES_ON}"
+            said += (error.errno == errno.ENOSPC and goes_on) * f" {GOES_ON}"
         print("koa:", "\n".join(printable(said.split("\n"))), file=sys.stderr)
         sys.exit(2 if grading else 1)

@@ -1,5 +1,6 @@
 """Where jobs are done: a cluster finds what this process finds, also when a worker dies."""
 
+import json
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from koa_lib import engine, journal, losses, profile, protocols, settings
 from koa_lib.classifiers import Classifier
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Experiment
+from koa_lib.grading import archive, export
 from koa_lib.settings import Encoder
 from koa_lib.study import FOLDERS, Inputs, Study
 from koa_lib.systems import encoders
@@ -103,3 +105,19 @@ def test_a_cluster_finds_the_same_though_a_worker_dies(study, tmp_path, cluster,
     cluster.shutdown()
     assert found(there, poison)[0].equals(frame) and len(built(there)) == len(built(here))
     assert not cluster.is_initialized()  # nothing had to be sent
+
+
+@pytest.mark.slow
+def test_a_cluster_grades_an_archive_alike(study, tmp_path, cluster, monkeypatch):
+    made = study("run")
+    Experiment(made).run(protocols.our_arm(made))
+    weights, pictures = str(export.export(made)), str(made.run_dir / "data")
+    (tmp_path / "bad.png").write_text("no picture")
+
+    def lines(name):
+        assert archive.run([pictures, str(tmp_path / "bad.png")], weights, str(tmp_path / name)) == 1
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    here = lines("here.jsonl")
+    monkeypatch.setenv(engine.CHOICE, "ray")
+    assert len(here) > 2 * 32 and lines("there.jsonl") == here

@@ -1,5 +1,6 @@
 """`koa grade`: the same grades as the run, whatever the files hold; row and exit code say what was wrong."""
 
+import fcntl
 import io
 import json
 import os
@@ -223,6 +224,7 @@ def test_warnings_stand_in_the_rows_and_are_explained_once(koa, tmp_path, fine):
 
 @pytest.mark.parametrize("arguments", [
     ["--weights", "nowhere", "x.png"], ["-"], [], [""], ["x.png", "--html", "."], ["x.png", "--html", "no/x"],
+    ["x.png", "--out", "no/x"], ["x.png", "--out", "x", "--html", "y"],
 ])  # fmt: skip
 def test_wrong_use_is_exit_2(koa, arguments):
     code, out, err = koa(*arguments)
@@ -241,6 +243,52 @@ def test_page_is_complete_self_contained_and_never_written_over(koa, fine, tmp_p
     assert koa(fine[0], "--html", page)[0] == 2 and page.read_text(encoding="utf-8") == text
     monkeypatch.setattr(explain, "heatmap", lambda *_: 1 / 0)
     assert koa(fine[0], "--html", tmp_path / "unseen.html")[0] == 0
+
+
+# A large archive
+
+
+def test_what_a_file_of_grades_holds_is_kept_and_the_rest_is_added(koa, fine, tmp_path):
+    out, bad, names = tmp_path / "out.jsonl", tmp_path / "bad.png", tmp_path / "list.txt"
+    bad.write_text("no picture")
+    expected = koa(*fine, bad, "--json")[1].splitlines()
+    assert koa(*fine[:2], "--out", out)[:2] == (0, "")
+    assert [json.loads(line) for line in out.read_text().splitlines()] == list(map(json.loads, expected[:3]))
+    first = out.read_bytes()
+    out.write_bytes(first + first[-100:-40])  # killed while it wrote
+    names.write_text("\n".join(map(str, [*fine, bad])))
+    code, _, err = koa(names, "--out", out)
+    assert code == 1 and "4 pictures, 2 of them new; 1 could not be graded" in err
+    assert out.read_bytes().startswith(first)
+    assert [row["path"] for row in rows_of(out.read_text())] == [*map(str, fine), str(bad)]
+    before = out.read_bytes()
+    assert koa(fine[0], bad.parent, "--out", out)[0] == 1 and out.read_bytes() == before
+
+
+def test_an_archive_in_a_folder_of_another_name_is_another(koa, fine, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(fine[0], tmp_path / name / "k.png")
+        monkeypatch.chdir(tmp_path / name)
+        assert koa("k.png", "--out", "../out.jsonl")[0] == 0
+    assert len(rows_of((tmp_path / "out.jsonl").read_text())) == 2
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda out, copy: rewrite(copy, arm="other"),
+    lambda out, copy: out.write_text("my notes\nof today"),
+    lambda out, copy: out.write_text("my notes of today"),
+    lambda out, copy: out.write_text(out.read_text() + "half a li\n" + "half"),
+    lambda out, copy: fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX),
+])  # fmt: skip
+def test_a_file_that_is_not_this_archives_stays_as_it_is(koa, copy, fine, tmp_path, spoil):
+    out = tmp_path / "out.jsonl"
+    assert koa(fine[0], "--weights", copy, "--out", out)[0] == 0
+    spoil(out, copy)
+    before = out.read_bytes()
+    code, said, err = koa(*fine, "--weights", copy, "--out", out)
+    assert code == 2 and said == "" and len(err.splitlines()) == 1 and str(out) in err
+    assert out.read_bytes() == before
 
 
 # The weights and their card

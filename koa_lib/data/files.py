@@ -20,14 +20,15 @@ def walk(folder, above=frozenset()):
     out, and so are folders that may not be read. Links are followed, but not back to a folder that they lie
     in (`above` holds the real paths of these); a link to nowhere counts as a file, a pipe does not.
     """
-    real, inside = os.path.realpath(folder), []
-    with suppress(OSError):  # absent, or not ours to read
-        inside = [path for path in Path(folder).iterdir() if path.name[0] != "." and real not in above]
-    for path in inside:
-        if path.is_dir():
-            yield from walk(path, above | {real})
-        elif path.is_file() or not path.exists():
-            yield path
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with suppress(OSError), os.scandir(folder) as inside:  # absent, or not ours to read
+        for path in (Path(entry.path) for entry in inside if entry.name[0] != "."):
+            if os.path.isdir(path):
+                yield from walk(path, above | {real})
+            elif os.path.isfile(path) or not os.path.exists(path):
+                yield path
 
 
 def locate(folder, known, layouts, expected):

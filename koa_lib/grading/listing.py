@@ -4,6 +4,8 @@ import codecs
 import os
 from collections import Counter
 from contextlib import suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from koa_lib.data.files import walk
@@ -33,38 +35,51 @@ def listing(given, stdin=None):
     StudyError
         For an empty name.
     """
-    paths = []
+    return list(stream(given, stdin, partial(sorted, key=lambda file: natural(file.as_posix()))))
+
+
+def stream(given, stdin=None, order=iter):
+    """The same as an iterator that holds one at a time; folders as the file system has them, or in an
+    `order`."""
+    if not all(name.strip() for name in given):
+        raise StudyError("An empty name was given. Give picture files, folders or lists of them.")
     for name in given:
-        if not name.strip():
-            raise StudyError("An empty name was given. Give picture files, folders or lists of them.")
         if name == "-":
-            paths += _listed(stdin.buffer.read(), Path())
+            yield from _listed(stdin.buffer, Path(), order)
         elif Path(name).suffix.lower() == ".txt" and os.path.isfile(name):
-            paths += _listed(Path(name).read_bytes(), Path(name).parent)
+            with open(name, "rb") as file:
+                yield from _listed(file, Path(name).parent, order)
         else:
-            paths += _expanded(Path(name))
-    return paths
+            yield from _expanded(Path(name), order)
 
 
-def _listed(content, base):
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes
-        content = content.decode("utf-16", errors="replace").encode()
-    found = []
-    for line in content.removeprefix(codecs.BOM_UTF8).splitlines():
+def _listed(file, base, order):
+    for name in _names(file):  # a path where the command runs, or else beside the list
+        beside = not os.path.exists(name) and os.path.exists(base / name)
+        yield from _expanded(base / name if beside else Path(name), order)
+
+
+def _names(file):
+    first = file.readline()
+    lines = chain([first.removeprefix(codecs.BOM_UTF8)], file)
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes
+        lines = [(first + file.read()).decode("utf-16", errors="replace").encode()]
+    for line in chain.from_iterable(map(bytes.splitlines, lines)):
         name = os.fsdecode(line.strip())  # bytes as the system has them: a name need not be text
         if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
             name = name[1:-1]
-        if name:  # a path where the command runs, or else beside the list
-            beside = not os.path.exists(name) and os.path.exists(base / name)
-            found += _expanded(base / name if beside else Path(name))
-    return found
+        if name:
+            yield name
 
 
-def _expanded(path):
-    if not os.path.isdir(path):
-        return [path]
-    found = [file for file in walk(path) if is_picture(file) or _is_dicom(file)]
-    return sorted(found, key=lambda file: natural(file.as_posix())) or [path]
+def _expanded(path, order):
+    found = (file for file in walk(path) if is_picture(file) or _is_dicom(file))
+    none = True
+    for file in order(found) if os.path.isdir(path) else [path]:
+        none = False
+        yield file
+    if none:
+        yield path
 
 
 def _is_dicom(path):

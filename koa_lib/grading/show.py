@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import logging
 import sys
 
 import numpy as np
@@ -46,7 +45,6 @@ def run(given, weights=None, as_json=False, page=None):
     StudyError
         Wrong use: an empty name, no such weights, nothing to grade.
     """
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it comments on files that it reads well
     paths = listing(given, sys.stdin)
     if not paths:
         raise StudyError("The list names no picture. Give picture files, folders or lists of them.")
@@ -147,13 +145,21 @@ def _scale(card):
 
 def _as_json(card, names, graded):
     """Print a line for the card and one per row; pass the rows on."""
-    head = {"type": "model", **card, "cautions": cautions(card), "not_a_medical_device": NO_DEVICE}
-    print(json.dumps(head), flush=True)
+    print(json.dumps(heading(card)), flush=True)
     for name, row in zip(names, graded, strict=True):
-        values = {"type": "picture", "path": str(row.path), "name": name, **_values(row)}
         with tqdm.external_write_mode():
-            print(json.dumps(values), flush=True)
+            print(json.dumps(described(row, name)), flush=True)
         yield row
+
+
+def heading(card):
+    """A model's card as the first of the JSON lines: dict."""
+    return {"type": "model", **card, "cautions": cautions(card), "not_a_medical_device": NO_DEVICE}
+
+
+def described(row, name):
+    """A graded row as one of the JSON lines: dict."""
+    return {"type": "picture", "path": str(row.path), "name": name, **_values(row)}
 
 
 def _values(row):

@@ -94,7 +94,13 @@ def _task(threads):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of this run
         place = os.environ.get("RAY_ADDRESS", "local")
         own = {"num_cpus": max(threads, os.cpu_count())} if place == "local" else {}
-        ray.init(place, logging_level="error", log_to_driver=False, include_dashboard=False, **own)
+        try:
+            ray.init(place, logging_level="error", log_to_driver=False, include_dashboard=False, **own)
+        except Exception as error:  # Ray has several, none of its own
+            raise StudyError(
+                f"No Ray cluster at RAY_ADDRESS={place} ({' '.join(str(error).split())}). Correct it. "
+                "A busy machine may be too slow for 'local': run 'ray start --head' and use RAY_ADDRESS=auto."
+            ) from error
     told = {name: os.environ[name] for name in (WATCHED,) if name in os.environ}
     alike = {"env_vars": {"OMP_NUM_THREADS": str(threads), **told}}
     gpus = min(1, ray.cluster_resources().get("GPU", 0))

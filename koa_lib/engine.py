@@ -44,7 +44,7 @@ def chosen():
     if name not in ENGINES:
         raise StudyError(f"ENGINE={name} is unknown. Use one of: {', '.join(ENGINES)}.")
     if name == "ray" and not find_spec("ray"):
-        raise StudyError("ENGINE=ray needs the extra `cluster`: pip install 'koa-clip[cluster]'")
+        raise StudyError("ENGINE=ray needs the extra `cluster`: pip install -e '.[cluster]'")
     return name
 
 

@@ -20,13 +20,22 @@ def device_of(module):
     return next(module.parameters()).device
 
 
-def autocast(module):
-    """bf16 autocast on the module's device where its `low_precision` says that it pays; weights stay
-    float32."""
-    device = device_of(module)
+BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # as torch calls them; without, bf16 is slower
+
+
+def bf16(module):
+    """Whether a module's products are computed in bf16: where its `low_precision` says that it pays, and the
+    device has units for it."""
+    if device_of(module).type == "cpu":
+        known = torch.cpu.get_capabilities()
+        return module.low_precision and any(known.get(unit) for unit in BF16_UNITS)
     # Older GPUs refuse.
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=module.low_precision and able)
+    return module.low_precision and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def autocast(module):
+    """bf16 autocast on the module's device where `bf16`; weights stay float32."""
+    return torch.autocast(device_of(module).type, torch.bfloat16, enabled=bf16(module))
 
 
 @contextmanager

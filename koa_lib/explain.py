@@ -108,7 +108,8 @@ def attentions(grader, images):
                 drop = attention.attn_drop
                 hook = drop.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
             changes.enter_context(hook)
-        grader.eval()(images)
+        # Of a grader's last block only the class token may be made; its tower makes all.
+        (grader.clip.visual if hasattr(grader, "tower") else grader).eval()(images)
     return seen
 
 

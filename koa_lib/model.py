@@ -298,6 +298,10 @@ class ClipGrader(nn.Module):
         """Whether bf16 autocast is used, see `tower.low_precision`."""
         return low_precision(self.clip.visual)
 
+    def entering(self, images):
+        """What enters the tower's last blocks, see `Tower.entering`."""
+        return self.tower.entering(images)
+
     def trunk(self, images):
         """Frozen part: normalised images (n, 3, H, W) to features; the images themselves when all is
         trained."""

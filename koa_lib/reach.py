@@ -16,7 +16,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 # Libraries whose version can change a number, by the name that code imports.
 LIBRARIES = {"PIL": "pillow", "imagehash": "imagehash", "lightly": "lightly", "numpy": "numpy",
-             "open_clip": "open_clip_torch", "pandas": "pandas", "pydicom": "pydicom", "scipy": "scipy",
+             "open_clip": "open_clip_torch", "openvino": "openvino", "pandas": "pandas", "pydicom": "pydicom",
+             "scipy": "scipy",
              "skimage": "scikit-image", "sklearn": "scikit-learn", "statsmodels": "statsmodels",
              "timm": "timm", "tokenizers": "tokenizers", "torch": "torch", "torchvision": "torchvision",
              "transformers": "transformers", "xgboost": "xgboost"}

@@ -5,6 +5,7 @@ import torch
 
 from koa_lib.datasets import augment, to_tensor
 from koa_lib.device import autocast, device_of
+from koa_lib.inference import quick
 
 BATCH = 64  # pictures whose features are taken at once
 
@@ -97,7 +98,8 @@ def extract(path, build, dataset, recipe, seed):
     seed : int
         Of the augmentations.
     """
-    grader, generator, out = build().eval(), torch.Generator().manual_seed(seed), None
+    grader = quick(build().eval(), "trunk", dataset.pixels.shape[-1], recipe.views * len(dataset))
+    generator, out = torch.Generator().manual_seed(seed), None
     for view in range(recipe.views):
         for positions in np.array_split(np.arange(len(dataset)), max(1, len(dataset) // BATCH)):
             images = dataset.images(positions)

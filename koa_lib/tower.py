@@ -26,48 +26,60 @@ class Tower(nn.Module):
     def last_blocks(self):
         return list(self.visual.transformer.resblocks[-2:]) if self.is_vit else [self.visual.trunk.layer4]
 
-    def until(self, images, stage):
-        if stage == "image":
-            return images
-        if stage == "embedding":
-            return self.visual(images)
-        return self._until_vit(images, stage) if self.is_vit else self._until_cnn(images, stage)
-
-    def _until_vit(self, images, stage):
-        tokens = self.visual._embeds(images)
-        blocks = self.visual.transformer.resblocks
-        for block in blocks if stage == "pooled" else blocks[:-2]:
-            tokens = block(tokens)
-        return tokens[:, 0] if stage == "pooled" and self.visual.pool_type == "tok" else tokens
-
-    def _until_cnn(self, images, stage):
+    def entering(self, images):
+        """What enters the last blocks: tokens (n, t, c) of a ViT, a map (n, c, h, w) of a CNN."""
+        if self.is_vit:
+            tokens = self.visual._embeds(images)
+            for block in self.visual.transformer.resblocks[:-2]:
+                tokens = block(tokens)
+            return tokens
         trunk = self.visual.trunk
-        if stage == "pooled":
-            return trunk(images)
         features = trunk.maxpool(trunk.act1(trunk.bn1(trunk.conv1(images))))
         return trunk.layer3(trunk.layer2(trunk.layer1(features)))
 
+    def until(self, images, stage):
+        """Pictures to the features of a stage, see `model.stage`."""
+        return images if stage == "image" else self.onward(self.entering(images), stage)
+
+    def onward(self, entered, stage):
+        """What enters the last blocks to the features of a stage."""
+        if stage == "tokens":
+            return entered
+        last = self._last(entered)
+        if stage == "pooled":
+            return last[:, 0] if self.is_vit and self.visual.pool_type == "tok" else last
+        return self._projected(last)
+
     def after(self, features, stage):
+        """Features of a stage to embeddings (n, d)."""
         if stage == "image":
             return self.visual(features)
         if stage == "embedding":
             return features
-        return self._after_vit(features, stage) if self.is_vit else self._after_cnn(features, stage)
+        return self._projected(self._last(features) if stage == "tokens" else features)
 
-    def _after_vit(self, features, stage):
-        if stage == "tokens":
-            for block in self.visual.transformer.resblocks[-2:]:
-                features = block(features)
-        if features.ndim == 2:
-            return self.visual.ln_post(features) @ self.visual.proj
-        pooled, _ = self.visual._pool(features)
-        return pooled @ self.visual.proj
+    def _last(self, entered):
+        # What leaves the last block: where only the class token of a wide ViT is read, no other is made.
+        visual = self.visual
+        if not self.is_vit:
+            return visual.trunk.global_pool(visual.trunk.layer4(entered))
+        before, last = visual.transformer.resblocks[-2:]
+        alone = visual.pool_type == "tok" and low_precision(visual)
+        return _class_token(last, before(entered)) if alone else last(before(entered))
 
-    def _after_cnn(self, features, stage):
-        trunk = self.visual.trunk
-        if stage == "tokens":
-            features = trunk.global_pool(trunk.layer4(features))
-        return self.visual.head(features)
+    def _projected(self, last):
+        visual = self.visual
+        if not self.is_vit:
+            return visual.head(last)
+        pooled = visual.ln_post(last) if last.ndim == 2 else visual._pool(last)[0]
+        return pooled @ visual.proj
+
+
+def _class_token(block, tokens):
+    # What a block of a ViT makes of its first token, (n, 1, c): it looks at all, the others are not made.
+    normed = block.ln_1(tokens)
+    token = tokens[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
+    return token + block.ls_2(block.mlp(block.ln_2(token)))
 
 
 class Frozen(nn.Module):

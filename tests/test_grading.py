@@ -137,7 +137,7 @@ def test_an_unforeseen_error_stays_in_the_row_of_its_file(weights, fine, monkeyp
 
 def test_too_little_memory_for_a_batch_is_told_in_its_rows(weights, fine, monkeypatch):
     loaded = predict.load(weights)
-    monkeypatch.setattr(loaded.grader, "trunk", lambda *_: np.empty(10**15))
+    monkeypatch.setattr(loaded.grader, "entering", lambda *_: np.empty(10**15))
     rows = list(predict.grade(loaded, fine))
     assert len(rows) == 3 and all(row.grade is None and row.path.name in row.problem for row in rows)
 

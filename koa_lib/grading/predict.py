@@ -7,13 +7,15 @@ import logging
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from koa_lib import explain
+from koa_lib import explain, inference
 from koa_lib import model as models
 from koa_lib.datasets import to_tensor
 from koa_lib.device import autocast, compute_device, device_of
@@ -36,11 +38,18 @@ NO_KNEE = "probably no knee radiograph: or turned, cut or badly deformed; the gr
 
 @dataclass(frozen=True)
 class Model:
-    """A grader ready for pictures: its network, its card, and what its training pictures look like."""
+    """A grader ready for about so many pictures: its network, its card, and what its training pictures look
+    like."""
 
     grader: models.ClipGrader
     card: dict
     novelty: novelty.Novelty
+    pictures: int = 1
+
+    @cached_property
+    def quick(self):
+        """The grader to grade with, see `ready`; made when a picture is first graded."""
+        return ready(self.grader, self.card["image_size"], self.pictures)
 
     def square(self, image):
         """A gray picture (H, W) in [0, 1] as the network sees it: uint8 array (size, size)."""
@@ -73,8 +82,8 @@ class Graded:
     problem: str = ""
 
 
-def load(folder):
-    """The `Model` of a folder with exported weights.
+def load(folder, pictures=1):
+    """The `Model` of a folder with exported weights, to grade about so many pictures.
 
     Raises
     ------
@@ -86,7 +95,7 @@ def load(folder):
     try:
         usual = {name: arrays.pop(NOVELTY + name) for name in novelty.ARRAYS}
         usual = novelty.Novelty(**usual, threshold=card["novelty"]["threshold"])
-        return Model(_build(card, arrays), card, usual)
+        return Model(_build(card, arrays), card, usual, pictures)
     except (KeyError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())
         raise StudyError(f"{path} is of another version or architecture ({why}). {EXPORT}") from error
@@ -148,6 +157,11 @@ def needed(grader):
     return {name for name in grader.state_dict() if name.startswith(kept)}
 
 
+def ready(grader, side, pictures):
+    """A grader made quick (`inference.quick`) for `forward`; the given one is not changed."""
+    return inference.quick(grader, "entering", side, pictures)
+
+
 @torch.no_grad()
 def forward(grader, squares, statistics):
     """Grade squares as `training.predict` does, rounding the trunk's features to 16 bits as the run's cache
@@ -167,18 +181,16 @@ def forward(grader, squares, statistics):
         For `novelty`.
     """
     pictures = to_tensor(squares, statistics).contiguous(memory_format=torch.channels_last)
-    entered = []
-
-    def keep(_, given):
-        entered.append(given[0].float())
-
-    with autocast(grader), grader.tower.last_blocks()[0].register_forward_pre_hook(keep):
-        features = grader.trunk(pictures.to(device_of(grader)))
-        features = features if grader.stage == "image" else features.half().float()
-        embedding = grader.embed_features(features)
+    with autocast(grader):
+        entered = grader.entering(pictures.to(device_of(grader)))
+        if grader.stage == "image":
+            embedding = F.normalize(grader.tower.after(entered, "tokens").float(), dim=-1)
+        else:
+            features = grader.tower.onward(entered, grader.stage).half().float()
+            embedding = grader.embed_features(features)
         logits = grader.logits(embedding)
         cosines = logits.float() / grader.scale
-    traits = novelty.traits(entered[0].cpu().numpy(), squares)
+    traits = novelty.traits(entered.float().cpu().numpy(), squares)
     return logits.float().softmax(-1).cpu().numpy(), cosines.cpu().numpy(), traits
 
 
@@ -246,7 +258,7 @@ def _check(path):
 
 def _grade_batch(model, rows, squares, images):
     with _noting(*rows):
-        *found, traits = forward(model.grader, np.stack(squares), model.card["statistics"])
+        *found, traits = forward(model.quick, np.stack(squares), model.card["statistics"])
         for row, image, *numbers in zip(rows, images, *found, model.novelty.score(traits), strict=True):
             with _noting(row):
                 _conclude(row, image, *numbers)

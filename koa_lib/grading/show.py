@@ -48,7 +48,7 @@ def run(given, weights=None, as_json=False, page=None):
     paths = listing(given, sys.stdin)
     if not paths:
         raise StudyError("The list names no picture. Give picture files, folders or lists of them.")
-    model = predict.load(export.newest() if weights is None else weights)
+    model = predict.load(export.newest() if weights is None else weights, len(paths))
     names, graded = short_names(paths), _with_bar(predict.grade(model, paths), len(paths), "grading")
     rows = list((_as_json if as_json else _as_text)(model.card, names, graded))
     if page:

@@ -18,7 +18,8 @@ def make(folder, grader, card, fold):
     """Write a trained grader (made by `grader`) with its card, and with what is usual for the pictures of its
     fold."""
     made = grader()
-    usual, known = _usual(made, card["statistics"], fold)
+    ready = predict.ready(made, card["image_size"], len(fold.fit))
+    usual, known = _usual(ready, card["statistics"], fold)
     write(folder, made, {**card, "novelty": known}, usual)
 
 

@@ -45,7 +45,7 @@ SOURCES := $(shell find reports -path reports/_build -prune -o -path reports/ref
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup data reproduce dry pdf verify test test-all lab strip reference lock student clean FORCE
+.PHONY: help setup data reproduce dry pdf verify bench test test-all lab strip reference lock student clean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -97,6 +97,8 @@ $(OUT)/nb/08_symmetry_consistency.ipynb $(OUT)/nb/09_projection_heads.ipynb $(OU
 $(OUT)/nb/11_foundation_embeddings.ipynb: $(OUT)/nb/10_label_efficiency.ipynb
 $(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb
 $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
+# What `make bench` measured is shown there.
+$(OUT)/nb/06_statistics.ipynb: $(wildcard reports/_build/bench/bench.csv)
 # The scorecard reads what all others answered.
 $(OUT)/nb/13_scorecard.ipynb: $(filter-out $(OUT)/nb/13_scorecard.ipynb,$(EXECUTED))
 
@@ -105,6 +107,9 @@ $(PAGE): $(EXECUTED) $(SOURCES)
 
 pdf: $(PAGE)  ## print the report to one PDF with bookmarks (needs Chromium)
 	@$(PY) -m reports pdf $(RUN_ARGS)
+
+bench: $(READY)  ## time the library beside a plain way with the same results, side by side (DATA=<folder>: on real pictures)
+	@$(KOA) bench --data "$(DATA)"
 
 test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 11 minutes)
 	@$(PY) -m pytest --durations=25

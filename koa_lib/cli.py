@@ -73,6 +73,17 @@ def summary(
     print(summarise(run_dir(profile, seed), options))
 
 
+@app.command()
+def bench(
+    data: str = typer.Option("", help="Folder with pictures of oai_chen2018; without it phantoms are drawn."),
+):
+    """Time this library beside a plain way that gives the same, side by side in a few minutes."""
+    from koa_lib.bench.works import run
+    from koa_lib.study import BUILD
+
+    run(BUILD / "bench", data)
+
+
 @app.command("student")
 def student_copies(folder: str = typer.Argument("", help="By default student/ of the repository.")):
     """Write copies of all notebooks without their solutions; a changed copy is kept."""

@@ -13,6 +13,7 @@ from koa_lib.prompts import prompts
 from koa_lib.store import write_text
 
 NEAREST = (5, 10, 20)  # precision is measured among so many first pictures
+AT_ONCE = 8192  # stored embeddings that are compared at once: they stay in the processor's cache
 
 
 @torch.no_grad()
@@ -29,6 +30,28 @@ def query_embeddings(grader, tokenizer, queries):
     """Unit text embeddings (q, d) of free queries."""
     tokens = tokenizer(list(queries)).to(device_of(grader))
     return F.normalize(grader.clip.encode_text(tokens).float(), dim=-1).cpu()
+
+
+def nearest(embeddings, query, k=10):
+    """The stored embeddings nearest to a query, also of a file larger than the memory.
+
+    Parameters
+    ----------
+    embeddings : float16 or float32 array (n, d)
+        Unit vectors, e.g. ``np.load(path, mmap_mode="c")``.
+    query : float array (d,)
+        Unit vector.
+    k : int
+
+    Returns
+    -------
+    (int array (k,), float array (k,))
+        Positions, nearest first, and cosines.
+    """
+    query = torch.as_tensor(query).float()
+    parts = (embeddings[start : start + AT_ONCE] for start in range(0, len(embeddings), AT_ONCE))
+    found = torch.cat([torch.from_numpy(part).float() @ query for part in parts]).topk(k)
+    return found.indices.numpy(), found.values.numpy()
 
 
 def keep(study, arm, image_ids, cosine, prompt_set="queries"):

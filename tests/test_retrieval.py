@@ -37,6 +37,16 @@ def test_kept_similarities_are_cosines_of_every_picture_and_query(tmp_path):
     assert len(kept) == 140 * 5
 
 
+def test_the_nearest_stored_embeddings_are_found_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "AT_ONCE", 64)
+    vectors = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float16)
+    np.save(tmp_path / "vectors.npy", vectors)
+    places, cosines = retrieval.nearest(np.load(tmp_path / "vectors.npy", mmap_mode="c"), vectors[7], 5)
+    wanted = vectors.astype(float) @ vectors[7].astype(float)
+    assert places.tolist() == np.argsort(-wanted)[:5].tolist()
+    assert cosines == pytest.approx(np.sort(wanted)[::-1][:5], rel=1e-5)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 60), st.integers(1, 5), st.sampled_from([1, 8]))
 def test_ranking_agrees_with_scikit_learn_and_a_sorted_list(seed, n, held, digits):

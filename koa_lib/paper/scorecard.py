@@ -78,7 +78,7 @@ def scorecard(study, runs, others, systems):
     models = _external_models(study, runs, others)
     asked = set(said[["source", "item", "claim"]].itertuples(index=False, name=None))
     given = {key: value for key, value in systems.items() if key not in asked}
-    ours = (_absent(printed) | _cited(printed, literature) | _counted() | _timed(study, paper)
+    ours = (_absent(printed) | _cited(printed, literature) | _counted() | _timed(paper)
             | _trained(study, paper, runs, others, models) | given)
     answers = [claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
                else _answer(row, systems) for row in said.itertuples()]
@@ -161,10 +161,12 @@ def _counted():
             for name, number in found.items()}
 
 
-def _timed(study, published):
-    times = speed.table(speed.measured(study), published).dropna(subset="published")
-    return {(MAIN, "text", "runtime", row.metric): Ours(row.ours, note=f"{row.how}; {row.place}")
-            for row in times.itertuples()}
+def _timed(published):
+    times = speed.table(published)
+    if isinstance(times, str):
+        return dict.fromkeys(keys(published[published["row"] == "runtime"].assign(source=MAIN)), times)
+    return {(MAIN, "text", "runtime", row.metric): Ours(row.ours, note=row.note)
+            for row in times.dropna(subset="published").itertuples()}
 
 
 def _absent(printed):

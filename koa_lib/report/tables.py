@@ -18,7 +18,7 @@ LONG = 40  # characters of a cell that is a sentence
 UNITS = {"count": (0, ""), "ratio": (3, ""), "number": (3, ""), "percent": (1, "%"), "points": (1, "points"),
          "p": (4, ""), "nats": (3, "nats"), "milliseconds": (1, "ms"), "seconds": (1, "s"),
          "minutes": (1, "min"), "pixels": (0, "px"), "grades": (3, "grades"), "years": (0, "years"),
-         "pictures": (1, "pictures")}
+         "pictures per second": (1, "pictures/s")}
 # Whose unit another column names, row by row; published numbers have two decimals.
 BY_UNIT, _BY_UNIT_DECIMALS = "by_unit", {"percent": 2, "points": 2}
 HIDDEN, TEXT = "hidden", "text"

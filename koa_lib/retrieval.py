@@ -13,7 +13,7 @@ from koa_lib.prompts import prompts
 from koa_lib.store import write_text
 
 NEAREST = (5, 10, 20)  # precision is measured among so many first pictures
-AT_ONCE = 8192  # stored embeddings that are compared at once: they stay in the processor's cache
+SPARE = 20  # times as many candidates are looked at once more: half precision may change their order
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def query_embeddings(grader, tokenizer, queries):
 
 
 def nearest(embeddings, query, k=10):
-    """The stored embeddings nearest to a query, also of a file larger than the memory.
+    """The stored embeddings nearest to a query; a file of float16 is read as it is.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ def nearest(embeddings, query, k=10):
     Returns
     -------
     (int array (k,), float array (k,))
-        Positions, nearest first, and cosines.
+        Positions, nearest first, and cosines in float32.
     """
-    query = torch.as_tensor(query).float()
-    parts = (embeddings[start : start + AT_ONCE] for start in range(0, len(embeddings), AT_ONCE))
-    found = torch.cat([torch.from_numpy(part).float() @ query for part in parts]).topk(k)
-    return found.indices.numpy(), found.values.numpy()
+    stored, query = torch.from_numpy(embeddings), torch.as_tensor(query).float()
+    among = (stored @ query.to(stored.dtype)).topk(min(SPARE * k, len(stored))).indices
+    found = (stored[among].float() @ query).topk(min(k, len(among)))
+    return among[found.indices].numpy(), found.values.numpy()
 
 
 def keep(study, arm, image_ids, cosine, prompt_set="queries"):

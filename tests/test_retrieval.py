@@ -37,9 +37,8 @@ def test_kept_similarities_are_cosines_of_every_picture_and_query(tmp_path):
     assert len(kept) == 140 * 5
 
 
-def test_the_nearest_stored_embeddings_are_found_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(retrieval, "AT_ONCE", 64)
-    vectors = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float16)
+def test_the_nearest_of_a_file_are_found_in_their_exact_order(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float16)
     np.save(tmp_path / "vectors.npy", vectors)
     places, cosines = retrieval.nearest(np.load(tmp_path / "vectors.npy", mmap_mode="c"), vectors[7], 5)
     wanted = vectors.astype(float) @ vectors[7].astype(float)

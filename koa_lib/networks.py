@@ -102,11 +102,9 @@ def _width_options(name, width):
         }
     if name.startswith("convnext_small"):
         return {"dims": tuple(round(c * width) for c in (96, 192, 384, 768))}
-    if name.startswith("mobilenetv1"):
-        return {"channel_multiplier": width}
     raise StudyError(
         f"Baseline '{name}' can't be built with width {width}: "
-        "use width 1.0, vgg19_bn, a ResNet, convnext_small, vit_base, swin_tiny or mobilenetv1."
+        "use width 1.0, vgg19_bn, a ResNet, convnext_small, vit_base or swin_tiny."
     )
 
 

@@ -52,8 +52,9 @@ def engine(module, side, pictures):
     'torch, float32'."""
     if not bf16(module):
         return "torch, float32"
-    pays = side >= COMPILED_SIDE and pictures >= COMPILED_PICTURES and device_of(module).type == "cpu"
-    return COMPILES if pays and find_spec("openvino") else "torch, bf16"
+    able = hasattr(module, "tower") and device_of(module).type == "cpu"  # tried on CLIP's own towers only
+    pays = side >= COMPILED_SIDE and pictures >= COMPILED_PICTURES
+    return COMPILES if able and pays and find_spec("openvino") else "torch, bf16"
 
 
 class _Work(nn.Module):

@@ -93,7 +93,8 @@ $(OUT)/nb/00_start_here.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
 $(OUT)/nb/04_baselines.ipynb: $(OUT)/nb/01_data_audit.ipynb
 $(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
-$(OUT)/nb/08_symmetry_consistency.ipynb $(OUT)/nb/09_projection_heads.ipynb $(OUT)/nb/10_label_efficiency.ipynb: $(OUT)/nb/03_fine_tune.ipynb
+$(OUT)/nb/08_symmetry_consistency.ipynb $(OUT)/nb/09_projection_heads.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
+$(OUT)/nb/10_label_efficiency.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/11_foundation_embeddings.ipynb: $(OUT)/nb/10_label_efficiency.ipynb
 $(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb
 $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb

@@ -112,7 +112,7 @@ pdf: $(PAGE)  ## print the report to one PDF with bookmarks (needs Chromium)
 bench: $(READY)  ## time the library beside a plain way with the same results, side by side (DATA=<folder>: on real pictures)
 	@$(KOA) bench --data "$(DATA)"
 
-test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 11 minutes)
+test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 7 minutes)
 	@$(PY) -m pytest --durations=25
 
 test-all: $(READY)  ## also the slow tests

@@ -5,6 +5,10 @@ import pandas as pd
 from koa_lib import profile, study
 
 ABSENT = "speed is no part of a run: 'make bench' measures it, and the next run shows it"
+WORDS = {"embed": "embedding pictures", "finetune_adapter": "fine-tuning the adapter",
+         "finetune_last_blocks": "fine-tuning the last blocks", "folds": "five folds of the last blocks",
+         "one_picture": "grading one picture", "table_3": "intervals of Table 3",
+         "query": "query of a large archive", "as_printed": "one training as printed"}
 PICTURES = 8260  # of one training as printed
 
 
@@ -33,7 +37,8 @@ def table(published, path=None):
     printed = published[published["row"] == "runtime"].set_index("metric").reindex(metrics)
     found.insert(0, "metric", metrics)
     found.insert(3, "published", printed["value"].to_numpy())
-    return found.assign(relation=printed["relation"].fillna("").to_numpy())
+    work = found["work"].map(WORDS).fillna(found["work"])
+    return found.assign(work=work, relation=printed["relation"].fillna("").to_numpy())
 
 
 def _as_printed(found):

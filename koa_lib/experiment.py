@@ -6,6 +6,7 @@ them (`training.train`, `classifiers.Classifier.fit`, `sources.extract`) imports
 results, so that a change of tables trains nothing again.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -198,14 +199,12 @@ class Experiment:
 
     def _found(self, *job):
         # The same of a job of which nothing has to be made; else None.
-        making = self._store
-        self._store = engine.Looking(making.folder, making.step, making.out)
+        looking = copy.copy(self)  # it shares the open cohorts
+        looking._store = engine.Looking(self._store.folder, self._store.step, self._store.out)
         try:
-            return self._finished(*job)
+            return looking._finished(*job)
         except engine.Missing:
             return None
-        finally:
-            self._store = making
 
     def jobs(self, arm):
         """Each fold of an arm, trained now where it is missing."""

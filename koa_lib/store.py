@@ -55,6 +55,10 @@ class Store:
         places = dict.fromkeys((self.folder / name, self.out / name))
         if same := next((place for place in places if self._reason(place, key) is None), None):
             return self._reused(name, same)
+        return self.missing(name, key, build)
+
+    def missing(self, name, key, build):
+        """What `make` does about an artefact that is missing or of another key: build it."""
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = self.out / ".locks" / (name.replace("/", "__") + ".lock")

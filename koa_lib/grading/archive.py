@@ -73,9 +73,9 @@ def _begin(file, out, card):
     if first != head and head.startswith(first):  # new, or killed at once
         file.truncate(0)
         file.write(head)
-    elif _noted(first, "weights_sha256") is None:
+    elif (theirs := _parsed(first).get("weights_sha256")) is None:
         raise StudyError(f"{out} is no output of koa grade --out. Give another name.")
-    elif _noted(first, "weights_sha256") != card["weights_sha256"]:
+    elif theirs != card["weights_sha256"]:
         raise StudyError(f"{out} holds grades by other weights. Give those with --weights, or another name.")
 
 
@@ -86,11 +86,11 @@ def _held(file, out):
         if not line.endswith(b"\n"):  # killed while it wrote
             file.truncate(end)
             break
-        path, end = _noted(line, "path"), end + len(line)
-        if path is None:
+        row, end = _parsed(line), end + len(line)
+        if row.get("path") is None:
             raise StudyError(f"{out}, line {number} is damaged. Delete it: its picture is graded again.")
-        held.append(_digest(path))
-        failed += _noted(line, "grade") is None
+        held.append(_digest(row["path"]))
+        failed += row.get("grade") is None
     return np.sort(np.array(held)), failed
 
 
@@ -98,11 +98,13 @@ def _line(values):
     return json.dumps(values).encode() + b"\n"
 
 
-def _noted(line, name):
+def _parsed(line):
+    # Empty for what is no line of ours.
     try:
-        return json.loads(line)[name]
-    except (ValueError, KeyError, TypeError):
-        return None
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _digest(path):

@@ -74,12 +74,9 @@ def _names(file):
 
 def _expanded(path, order):
     found = (file for file in walk(path) if is_picture(file) or _is_dicom(file))
-    none = True
-    for file in order(found) if os.path.isdir(path) else [path]:
-        none = False
-        yield file
-    if none:
-        yield path
+    files = iter(order(found) if os.path.isdir(path) else ())
+    yield next(files, path)  # a folder without pictures is named itself
+    yield from files
 
 
 def _is_dicom(path):

@@ -150,8 +150,9 @@ def _works(folder, data, size):
                lambda: F.normalize(torch.as_tensor(features(quick).all()), dim=-1).numpy(),
                lambda a, b: 1 - (a * b).sum(1).min(), 1e-3, len(files),
                f"file to embedding, {note}; made ready once in {time.perf_counter() - start:.0f} s")
-    yield _fine_tune("adapter", grader, files, features(quick))
-    yield _one_picture(plainly, files, features(quick).dataset)
+    embedded = features(quick)
+    yield _fine_tune("adapter", grader, files, embedded)
+    yield _one_picture(plainly, files, embedded.dataset)
     del quick
     quick = inference.quick(grader("last_blocks"), "trunk", side, WHOLE)
     yield _fine_tune("last_blocks", grader, files, features(quick))

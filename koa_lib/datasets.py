@@ -133,7 +133,7 @@ def augment(images, kind, generator):
     """Randomly changed copies of gray images (n, H, W), float in [0, 1].
 
     `as_printed`: horizontal flip with p = 0.5 and rotation within 10 degrees (section 3.5). `strong` (our
-    protocol without pre-trained weights): also scale 10 %, shift 3 % of the side, gamma, contrast,
+    protocol without pre-trained weights): also scale 10 %, shift 8 % of the side, gamma, contrast,
     brightness.
     """
     import torch
@@ -148,7 +148,7 @@ def augment(images, kind, generator):
 
     angle, flip = uniform(-1, 1) * (np.pi / 18), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     scale, shift_x, shift_y = (
-        (uniform(0.9, 1.1), uniform(-0.06, 0.06), uniform(-0.06, 0.06))
+        (uniform(0.9, 1.1), uniform(-0.16, 0.16), uniform(-0.16, 0.16))
         if kind == "strong"
         else (torch.ones(n), torch.zeros(n), torch.zeros(n))
     )

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from koa_lib import tower
 from koa_lib.datasets import to_tensor
 from koa_lib.device import device_of
 
@@ -59,7 +60,8 @@ def heatmap(grader, images, grades=None):
         chosen = logits.argmax(1) if grades is None else torch.as_tensor(grades, device=logits.device)
         gradient, = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), kept)
     activations, gradient = _channels_first(kept[0].detach()), _channels_first(gradient)
-    return _finished(F.relu((gradient.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True)), images)
+    speaking = F.relu((gradient.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True))
+    return _finished(grader, speaking, images)
 
 
 def attention_map(grader, images, grades=None):
@@ -69,7 +71,7 @@ def attention_map(grader, images, grades=None):
     """
     with torch.no_grad():
         flow = rollout(attentions(grader, images.to(device_of(grader))))
-    return _finished(_channels_first(flow[:, 0, :, None]), images)
+    return _finished(grader, _channels_first(flow[:, 0, :, None]), images)
 
 
 def rollout(layers):
@@ -149,9 +151,10 @@ def _channels_first(values):
     return values[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
-def _finished(maps, images):
+def _finished(grader, maps, images):
     # Maps (n, 1, h, w) at the pictures' size, each divided by its maximum.
-    maps = F.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    place = grader.tower.placed if hasattr(grader, "tower") else tower.spread
+    maps = place(maps, images.shape[-2:])[:, 0]
     return (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
 
 

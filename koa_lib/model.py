@@ -24,12 +24,16 @@ HEADS = ("linear", "non-linear")  # of a `ProjectionPair`
 DIMENSIONS = 256  # of the common space; the paper prints none, public code of this loss has 256
 TEMPERATURE = 0.07  # at the start, as in CLIP
 LARGEST_SCALE = 100  # as in CLIP
+OURS = ("koa-tiny", "koa-conv", "koa-plain")  # configurations in `CONFIGS`
+SYMMETRIC_MODELS = ("koa-conv",)  # whose tower is `symmetric.SymmetricResNet`
 
 
 @cache
 def _open_clip():
     # Slow to import, and what only reads results needs no model.
     import open_clip
+
+    from koa_lib import symmetric  # noqa: F401 - timm knows it by name then
 
     open_clip.add_model_config(CONFIGS)
     logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
@@ -50,7 +54,7 @@ def load_clip(name, weights=None, seed=0):
     Parameters
     ----------
     name : str
-        An open_clip architecture, or `koa-tiny`, `koa-conv` (configurations in this package).
+        An open_clip architecture, or `koa-tiny`, `koa-conv`, `koa-plain` (configurations in this package).
     weights : path, optional
         A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights), of which
         `weights.file_of` is loaded; or the bare weight file of open_clip's hub. Without it the weights are
@@ -77,8 +81,8 @@ def load_clip(name, weights=None, seed=0):
     known = _open_clip().list_models()
     if name not in known:
         raise StudyError(
-            f"CLIP model '{name}' is unknown. Use koa-tiny, koa-conv or one of open_clip's {len(known) - 2}, "
-            "e.g. ViT-B-32-quickgelu."
+            f"CLIP model '{name}' is unknown. Use {', '.join(OURS)} or one of open_clip's "
+            f"{len(known) - len(OURS)}, e.g. ViT-B-32-quickgelu."
         )
     with random_state(seed):
         model = _open_clip().create_model(name)

@@ -22,7 +22,6 @@ ALLOWED = {
     "source": ("phantoms", "folder"),
     "start": ("pretrain", "random", "openai"),
     "part": PARTS,
-    "trunk": ("start", "trained"),
     "prompts": tuple(PROMPT_SETS),
     "normalisation": ("imagenet", "clip"),
     "geometry": ("stretch", "pad", "center_crop"),  # of training; `images.shape` has more for reporting
@@ -35,7 +34,8 @@ ALLOWED = {
 SOURCES = ("start", "trained", "random", "timm", "biomedclip", "rad-dino", "dino")  # of a frozen encoder
 
 # Smallest and largest allowed value of a number, wherever its key stands.
-RANGES = {"seeds": (1, 100), "epochs": (0, 10_000), "tower_epochs": (0, 10_000), "patience": (0, 10_000),
+RANGES = {"seeds": (1, 100), "epochs": (0, 10_000), "tower_epochs": (0, 10_000),
+          "model_epochs": (0, 10_000), "patience": (0, 10_000),
           "batch": (1, 100_000), "views": (1, 1_000), "residual": (0, 1), "baseline_folds": (1, 100),
           "learning_rate": (1e-12, 10), "weight_decay": (0, 10), "warm_up": (0, 1), "averaging": (0, 0.99999),
           "draws": (1, 10**7), "image_size": (16, 4096), "width": (0.01, 10), "pictures": (1, 10**7),

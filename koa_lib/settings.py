@@ -82,12 +82,13 @@ class Baseline:
 class Symmetry:
     """Notebook 08: CLIP-KOA's losses on a picture and its mirror image.
 
-    `trunk` is what stays frozen: 'start' (of the start weights) or 'trained' (of our protocol's CLIP, where
-    the start is random); `part` is what is trained after it; `weights` are the values that each loss may get,
-    chosen on the inner part.
+    `model` is the CLIP of which a trunk stays frozen: the profile's at its start weights (null), or another
+    that our protocol first trains from random weights for `model_epochs`. `part` is what is trained after the
+    trunk; `weights` are the values that each loss may get, chosen on the inner part.
     """
 
-    trunk: str
+    model: Model | None
+    model_epochs: int
     part: str
     epochs: int
     learning_rate: float

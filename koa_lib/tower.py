@@ -1,5 +1,6 @@
 """An image tower that can be cut in two: a frozen trunk, whose output is cached, and a tail."""
 
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -58,6 +59,10 @@ class Tower(nn.Module):
             return features
         return self._projected(self._last(features) if stage == "tokens" else features)
 
+    def placed(self, maps, size):
+        """Maps (n, 1, h, w) of the last blocks at the pictures' size, where they were read."""
+        return getattr(getattr(self.visual, "trunk", None), "placed", spread)(maps, size)
+
     def _last(self, entered):
         # What leaves the last block: where only the class token of a wide ViT is read, no other is made.
         visual = self.visual
@@ -73,6 +78,11 @@ class Tower(nn.Module):
             return visual.head(last)
         pooled = visual.ln_post(last) if last.ndim == 2 else visual._pool(last)[0]
         return pooled @ visual.proj
+
+
+def spread(maps, size):
+    """Maps (n, c, h, w) in another size (height, width), bilinear."""
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def _class_token(block, tokens):

@@ -13,11 +13,11 @@ from koa_lib import predictions, protocols, sources, stats
 from koa_lib.datasets import to_tensor
 from koa_lib.experiment import Experiment
 from koa_lib.paper.published import read as read_published
-from koa_lib.settings import Symmetry
+from koa_lib.settings import Model, Symmetry
 from koa_lib.systems import clip_koa
 from koa_lib.systems.clip_koa import AT_TEST, BOTH, CONSISTENCY, FLIPPED, STANDARD, SYMMETRY
 
-SETTINGS = Symmetry("start", "projection", 2, 0.01, (0.5, 2.0), 2)
+SETTINGS = Symmetry(None, 0, "projection", 2, 0.01, (0.5, 2.0), 2)
 CLAIM = (clip_koa.SYSTEM, "abstract", "symmetry and consistency losses raise accuracy over standard CLIP")
 STEADY = (clip_koa.SYSTEM, "abstract", "predictions agree between original and flipped image")
 
@@ -122,7 +122,8 @@ def test_external_pictures_are_shown_stretched_whatever_the_training(experiment,
 
 
 def test_a_trained_trunk_is_that_of_our_protocol_which_has_not_seen_the_inner_part(experiment):
-    study = with_systems(experiment.study, symmetry=replace(SETTINGS, trunk="trained"))
+    own = replace(SETTINGS, model=experiment.study.profile.model, model_epochs=1)
+    study = with_systems(experiment.study, symmetry=own)
     ours = replace(TINY, part="both_encoders", epochs=1)
     trained = Experiment(replace(study, profile=replace(study.profile, our_protocol=ours)))
     official, made = protocols.official_arm(trained.study), clip_koa.arm(trained, "picture")
@@ -130,6 +131,19 @@ def test_a_trained_trunk_is_that_of_our_protocol_which_has_not_seen_the_inner_pa
     assert fitted.fit.fingerprint == chosen.fit.fingerprint and not groups(fitted.fit) & groups(chosen.select)
     wanted, built = trained.grader(official).clip.state_dict(), made.build().clip.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in built.items())
+
+
+def test_a_symmetric_tower_stands_beside_the_arms_and_never_changes_its_mind(experiment, tmp_path):
+    own = replace(SETTINGS, model=Model("koa-plain", "random", 120), model_epochs=1, seeds=1, weights=(0.5,))
+    profile = with_systems(experiment.study, symmetry=own).profile
+    profile = replace(profile, model=Model("koa-conv", "random", 128),
+                      our_protocol=replace(TINY, part="both_encoders", epochs=1))
+    beside = Experiment(replace(experiment.study, profile=profile, run_dir=tmp_path))
+    means = clip_koa.means(clip_koa.run(beside, clip_koa.chosen(beside)))
+    symmetric = clip_koa.overview(means, {}).set_index(["part", "arm"]).loc[("test", clip_koa.CONSTRUCTION)]
+    assert symmetric["flip_disagreement"] == 0
+    assert {"arm": clip_koa.CONSTRUCTION, "less": STANDARD} in (
+        clip_koa.differences(means)[["arm", "less"]].to_dict("records"))
 
 
 # What is measured

@@ -39,7 +39,7 @@ def is_kept(grader, before):
 
 GRADERS = {
     "koa-tiny": (112, lambda: clip_of("koa-tiny")),
-    "koa-conv": (144, lambda: clip_of("koa-conv")),
+    "koa-plain": (120, lambda: clip_of("koa-plain")),
     "resnet50": (64, lambda: network_of("resnet50")),
     "vgg19_bn": (32, lambda: network_of("vgg19_bn", 32, 0.125)),
     "vit_base_patch16_224": (64, lambda: network_of("vit_base_patch16_224")),

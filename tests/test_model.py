@@ -14,7 +14,7 @@ from koa_lib.errors import StudyError
 from koa_lib.profile import PARTS
 from koa_lib.prompts import PROMPT_SETS, prompts
 
-NAMES = ("koa-tiny", "koa-conv")
+NAMES = models.OURS
 
 
 @cache
@@ -117,9 +117,10 @@ def test_the_adapter_mixes_by_its_ratio():
     assert torch.allclose(adapter(features), 0.3 * changed + 0.7 * features, atol=1e-6)
 
 
-HEAD = {"koa-tiny": ("clip.visual.ln_post", "clip.visual.proj"), "koa-conv": ("clip.visual.head",)}
+HEAD = {"koa-tiny": ("clip.visual.ln_post", "clip.visual.proj"), "koa-conv": ("clip.visual.head",),
+        "koa-plain": ("clip.visual.head",)}
 LAST = {"koa-tiny": ("clip.visual.transformer.resblocks.2.", "clip.visual.transformer.resblocks.3."),
-        "koa-conv": ("clip.visual.trunk.layer4",)}
+        "koa-conv": ("clip.visual.trunk.layer4",), "koa-plain": ("clip.visual.trunk.layer4",)}
 
 
 @pytest.mark.parametrize("name", NAMES)

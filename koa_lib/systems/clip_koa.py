@@ -10,6 +10,7 @@ import pandas as pd
 from koa_lib import losses, predictions, protocols, stats
 from koa_lib.experiment import INNER, Trunk, prediction_file
 from koa_lib.images.shape import VIEWS
+from koa_lib.model import SYMMETRIC_MODELS
 from koa_lib.store import made_from
 from koa_lib.verdict import Answer, over_runs
 
@@ -17,14 +18,16 @@ SYSTEM = "CLIP-KOA"
 STANDARD, FLIPPED, AT_TEST = "standard CLIP", "flip augmentation", "flip at test time"
 PAIRS, SYMMETRY, CONSISTENCY, BOTH = "pairs", "symmetry loss", "consistency loss", "both losses"
 ARMS = (STANDARD, FLIPPED, AT_TEST, PAIRS, SYMMETRY, CONSISTENCY, BOTH)
+# Standard CLIP on a tower that cannot tell left from right; where a profile trains both towers.
+CONSTRUCTION = "symmetric tower"
 SEEN = {STANDARD: "picture", FLIPPED: "either"}  # by the cross-entropy; other trained arms see both
 # Arm and less: PAIRS lacks the losses and nothing else.
-COMPARED = (*product(ARMS[1:], [STANDARD]), *product(ARMS[4:], [PAIRS]))
+COMPARED = (*product((*ARMS[1:], CONSTRUCTION), [STANDARD]), *product(ARMS[4:], [PAIRS]))
 METRICS = ("accuracy", "macro_f1", "qwk", "flip_disagreement")
 CLAIMED = ("accuracy", "flip_disagreement")  # what the paper's claims are about
 
 
-def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None):
+def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None, model=None):
     """CLIP by our protocol on the official split, trained after a frozen trunk without other augmentation.
 
     Parameters
@@ -35,6 +38,8 @@ def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None):
         Weights of the two losses.
     seed : int, optional
         The study's unless given.
+    model : settings.Model, optional
+        Whose trunk is frozen: that of the settings unless given.
     """
     study = experiment.study
     settings, ours = study.profile.systems.symmetry, study.profile.our_protocol
@@ -42,19 +47,38 @@ def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None):
     plain = {"folds": 0, "patience": 0, "warm_up": 0.0, "averaging": 0.0, "views": 1, "augmentation": "none"}
     weights = {"symmetry": symmetry, "consistency": consistency}
     name = "-".join([f"koa-{seen}", *(f"{loss}_{weight:g}" for loss, weight in weights.items() if weight)])
+    name += f"-{model.name}" if model else ""
+    model = model or settings.model
     made = protocols.clip_arm(
-        study, name.replace(".", "_"), replace(ours, **own, **plain), "official", seed=seed, seen=seen,
-        trained=_trained(experiment) if settings.trunk == "trained" else None,
+        _with_model(study, model), name.replace(".", "_"), replace(ours, **own, **plain), "official",
+        seed=seed, seen=seen, trained=model and _trained(experiment, model),
         loss=losses.MirrorPairs(seen == "both", **weights, targets=ours.targets),
     )
-    # All arms share these features; those of our protocol have augmented views, too.
-    return replace(made, trunk=made.trunk and replace(made.trunk, name=f"koa-{made.trunk.name}"))
+    # All arms of a model share these features; those of our protocol have augmented views, too.
+    shared = "-".join(filter(None, ["koa", model and model.name, made.trunk and made.trunk.name]))
+    return replace(made, trunk=made.trunk and replace(made.trunk, name=shared))
 
 
-def _trained(experiment):
-    # The CLIP of our protocol, which has seen neither the inner part nor the test split, to start from.
-    job = experiment.job(protocols.official_arm(experiment.study))
+def _with_model(study, model):
+    # A study of another CLIP, which our protocol trains as long as the settings say.
+    if model is None:
+        return study
+    ours = replace(study.profile.our_protocol, folds=0, epochs=study.profile.systems.symmetry.model_epochs)
+    return replace(study, profile=replace(study.profile, model=model, our_protocol=ours))
+
+
+def _trained(experiment, model):
+    # A CLIP to start from, which has seen neither the inner part nor the test split.
+    trained = protocols.official_arm(_with_model(experiment.study, model))
+    job = experiment.job(replace(trained, name=f"koa-trained-{model.name}"))
     return Trunk("trained", lambda: job.grader().clip, {"trunk": made_from(job.checkpoint)})
+
+
+def described(experiment):
+    """How the arms were run, e.g. 'koa-tiny, 112 px, projection, 8 epochs, pre-trained on phantoms'."""
+    study, settings = experiment.study, experiment.study.profile.systems.symmetry
+    said = protocols.described(arm(experiment, SEEN[STANDARD]), _with_model(study, settings.model))
+    return said + f" and {settings.model_epochs} epochs of our protocol before" * bool(settings.model)
 
 
 def chosen(experiment):
@@ -75,8 +99,16 @@ def chosen(experiment):
 
 def arms(experiment, weights, seed=None):
     """Name -> Arm of what is trained, with the weights from `chosen`."""
-    return {name: arm(experiment, SEEN.get(name, "both"), *weights.get(name, ()), seed=seed)
+    made = {name: arm(experiment, SEEN.get(name, "both"), *weights.get(name, ()), seed=seed)
             for name in ARMS if name != AT_TEST}
+    if has_symmetric(experiment.study):
+        made[CONSTRUCTION] = arm(experiment, SEEN[STANDARD], seed=seed, model=experiment.study.profile.model)
+    return made
+
+
+def has_symmetric(study):
+    """Whether a profile's own CLIP is held against the arms, because it cannot tell left from right."""
+    return study.profile.systems.symmetry.model is not None and study.profile.model.name in SYMMETRIC_MODELS
 
 
 def run(experiment, weights):
@@ -85,8 +117,8 @@ def run(experiment, weights):
     Returns
     -------
     Results
-        Of `ARMS`, on the unseen part of the training cohort and on the external cohort, stretched and without
-        repeats and conflicts.
+        Of `ARMS` (and `CONSTRUCTION`), on the unseen part of the training cohort and on the external cohort,
+        stretched and without repeats and conflicts.
     """
     study = experiment.study
     seeds = range(study.seed, study.seed + study.profile.systems.symmetry.seeds)
@@ -125,7 +157,8 @@ class Mean(NamedTuple):
 def means(results):
     """The `Mean` of each (part, arm), from the results of `run`."""
     return {(part, name): _mean(results.of(split=part, arm=name))
-            for part, name in product(results.splits, ARMS)}
+            for part, name in product(results.splits, (*ARMS, CONSTRUCTION))
+            if name in set(results.frame["arm"])}
 
 
 def _mean(found):
@@ -177,6 +210,8 @@ def differences(means):
     """
     rows = []
     for part, (name, less) in product(dict.fromkeys(part for part, _ in means), COMPARED):
+        if (part, name) not in means:
+            continue
         drawn, each, n = _gap(means[part, name], means[part, less])
         signs = set(np.sign(each["accuracy"]))
         rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part,

@@ -49,7 +49,7 @@ SOURCES := $(shell find reports -path reports/_build -prune -o -path reports/ref
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo "  Options: PROFILE=smoke|demo|oai|paper SEED=<n> JOBS=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder> DRY=1 ENGINE=local|ray"
+	@echo "  Options: PROFILE=smoke|demo|oai|laptop|paper SEED=<n> JOBS=<n> DATA=<folder> EXTERNAL=<folder> WEIGHTS=<folder> DRY=1 ENGINE=local|ray"
 
 # uv is quicker, but knows none of pip's settings: where these name a place for packages, it is pip.
 UV = command -v uv >/dev/null && ! $(PY) -m pip config list 2>/dev/null | grep -Eq 'index|find-links'
@@ -79,8 +79,8 @@ reproduce: $(READY)  ## run a profile end to end and say where the report is (de
 	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) $(PAGE)
 	@if [ ! -e $(OUT)/.told ] || [ $(PAGE) -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) --options "$(NAMED)" && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$(PAGE)"; fi
 
-dry:  ## show that the `paper` profile runs: true architectures, random weights, a few pictures, one epoch, offline
-	@$(MAKE) --no-print-directory reproduce PROFILE=paper DRY=1
+dry:  ## show that `paper` runs (or PROFILE=laptop): true architectures, random weights, a few pictures, one epoch, offline
+	@$(MAKE) --no-print-directory reproduce PROFILE=$(if $(filter laptop,$(PROFILE)),laptop,paper) DRY=1
 
 $(OUT)/inputs.yaml: FORCE | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"

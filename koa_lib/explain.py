@@ -305,17 +305,16 @@ def probabilities(grader, pictures, statistics):
     return np.concatenate(found)
 
 
-def write(trained, untrained, unseen, path, *, chosen, statistics, steps, losses, seed):
+def write(trained, untrained, data, path, *, chosen, statistics, steps, losses, seed):
     """Write a model's answers and maps, and what becomes of them when pictures or weights change, as .npz.
 
     Parameters
     ----------
     trained, untrained : callables
         Make the trained grader, and the same architecture with random weights.
-    unseen : KneeDataset
-        All pictures that the model is asked about.
+    data : KneeDataset
     path : Path
-        Gets answers (probabilities of all unseen pictures), layer, methods, maps (methods, n, SIDE, SIDE),
+        Gets grades (the model's own), layer, methods, maps (methods, n, SIDE, SIDE),
         cascade (methods, n, losses: rank correlation with the trained model's map), orders, deletion and
         insertion (orders, n, steps + 1).
     chosen : int array (n,)
@@ -326,11 +325,10 @@ def write(trained, untrained, unseen, path, *, chosen, statistics, steps, losses
         Of `curves` and of `cascade`.
     seed : int
     """
-    grader, pictures = trained(), unseen.images(chosen)
-    answers = probabilities(grader, unseen.images(np.arange(len(unseen))), statistics)
-    images, grades = to_tensor(pictures, statistics), answers[chosen].argmax(1)
+    grader, pictures = trained(), data.images(chosen)
+    images, grades = to_tensor(pictures, statistics), probabilities(grader, pictures, statistics).argmax(1)
     maps = _all_maps(grader, images, grades)
-    kept = {"answers": answers, "layer": mapped_layer(grader, images.shape[-1])}
+    kept = {"grades": grades, "layer": mapped_layer(grader, images.shape[-1])}
     kept |= {"methods": list(maps), "maps": list(maps.values())}
     for kind, made in curves(grader, pictures, statistics, maps, grades, steps, seed).items():
         kept |= {"orders": list(made), kind: list(made.values())}

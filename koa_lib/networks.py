@@ -13,7 +13,8 @@ from koa_lib.tower import Frozen
 
 
 class ImageGrader(nn.Module):
-    """A timm network with five outputs, trained as a whole; the same interface as `ClipGrader`.
+    """A timm network with five outputs, of which all or the last layer is trained; the same interface as
+    `ClipGrader`.
 
     Parameters
     ----------
@@ -23,30 +24,45 @@ class ImageGrader(nn.Module):
         timm's weight file to start from (`weights.network`); random without it.
     """
 
-    stage = "image"
-    low_precision = True  # bf16 autocast: 3 times faster for convolutions on a CPU; weights stay float32
-
     def __init__(self, spec, weights=None):
         super().__init__()
         self.network = create(spec.timm, spec.image_size, spec.width, weights)
+        self.stage = "pooled" if spec.trained == "last_layer" else "image"
+        if self.stage == "pooled":
+            self.requires_grad_(False)
+            self.network.get_classifier().requires_grad_(True)
+
+    @property
+    def low_precision(self):
+        """bf16 autocast: 3 times faster for convolutions on a CPU; weights stay float32."""
+        return self.stage == "image"
 
     def trunk(self, images):
-        """Nothing is frozen: the normalised images themselves."""
-        return images
+        """Frozen part: normalised images (n, 3, H, W) to features; the images themselves when all is
+        trained."""
+        if self.stage == "image":
+            return images
+        return self.network.forward_head(self.network.forward_features(images), pre_logits=True)
 
-    def tail(self, images):
+    def tail(self, features):
+        """Trained part: trunk features to logits (n, 5)."""
+        return self.network(features) if self.stage == "image" else self.network.get_classifier()(features)
+
+    def forward(self, images):
         """Normalised images (n, 3, H, W) to logits (n, 5)."""
-        return self.network(images)
-
-    forward = tail
+        return self.tail(self.trunk(images))
 
     def train_tail(self):
-        """Training mode for the whole network."""
-        self.train()
+        """Training mode for what is trained: frozen batch norms keep their statistics."""
+        self.train(self.stage == "image")
 
     def trained_state(self):
-        """All weights and running statistics."""
-        return self.state_dict()
+        """All weights and running statistics, or those of the last layer."""
+        state = self.state_dict()
+        if self.stage == "image":
+            return state
+        trained = {name for name, value in self.named_parameters() if value.requires_grad}
+        return {name: value for name, value in state.items() if name in trained}
 
 
 def create(name, image_size, width, weights=None):
@@ -136,4 +152,5 @@ def described(spec):
     """How a row of Table 4 was run, e.g. 'resnet50, 64 px, width x 0.5, 3 epochs, random start'."""
     width = "" if spec.width == 1.0 else f"width x {spec.width:g}, "
     start = "ImageNet weights" if spec.weights == "imagenet" else "random start"
-    return f"{spec.timm}, {spec.image_size} px, {width}{spec.epochs} epochs, {start}"
+    frozen = ", frozen but for its last layer" * (spec.trained == "last_layer")
+    return f"{spec.timm}, {spec.image_size} px, {width}{spec.epochs} epochs, {start}{frozen}"

@@ -30,6 +30,7 @@ ALLOWED = {
     "targets": ("hard", "ordinal"),
     "loss": ("prototypes", "infonce"),
     "weights": ("random", "imagenet"),
+    "trained": ("network", "last_layer"),
 }
 SOURCES = ("start", "trained", "random", "timm", "biomedclip", "rad-dino", "dino")  # of a frozen encoder
 
@@ -93,7 +94,8 @@ def dry(settings, real):
     encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)
     own = replace(own, encoders=encoders, networks=untrained(own.networks), others=21)
     labels = replace(labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
-    symmetry = replace(symmetry, epochs=1, weights=symmetry.weights[:1], seeds=1)
+    symmetry = replace(symmetry, epochs=1, weights=symmetry.weights[:1], seeds=1,
+                       model_epochs=min(1, symmetry.model_epochs))
     return replace(settings, model=replace(settings.model, start="random"),
                    as_printed=short(settings.as_printed), our_protocol=short(settings.our_protocol),
                    seeds=1, tower_epochs=1, baseline_folds=min(2, settings.baseline_folds),
@@ -157,7 +159,8 @@ def _check_choice(value, file, key):
         raise StudyError(f"{file}: key '{key}' is {value}; "
                          "allowed: 0 (the official split alone) or 2 and more.")
     choices = SOURCES if name == "source" and "encoders" in key else ALLOWED.get(name)
-    if choices and not key.startswith("not_run") and type(value) is str and value not in choices:
+    told = key.startswith(("not_run", "not_comparable"))  # reasons, in words
+    if choices and not told and type(value) is str and value not in choices:
         raise StudyError(f"{file}: key '{key}' is '{value}'; allowed: {', '.join(choices)}.")
 
 

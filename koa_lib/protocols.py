@@ -108,7 +108,7 @@ def baseline_arm(study, spec):
 
 
 def network_arm(study, spec, name, recipe, scheme, **more):
-    """An image-only network, trained as a whole by a recipe with its own epochs, batch and learning rate.
+    """An image-only network, trained by a recipe with its own epochs, batch and learning rate.
 
     Its pictures are normalised by ImageNet's statistics where it starts from ImageNet's weights, else as the
     recipe says.
@@ -119,8 +119,19 @@ def network_arm(study, spec, name, recipe, scheme, **more):
     place = weights.network(spec.timm, study.inputs.weights) if imagenet else None
     build = partial(networks.untrained, study.seed, spec, place)
     key = {"model": spec, "weights": hashed(place)}
-    recipe = replace(recipe, part="full_image", normalisation=statistics, **own)
-    return Arm(name, recipe, spec.image_size, build, key, study.seed, scheme, **more)
+    recipe, trunk = replace(recipe, part="full_image", normalisation=statistics, **own), None
+    if spec.trained == "last_layer":
+        # One view of each picture: a network's features cost up to four times those of CLIP.
+        recipe = replace(recipe, part="projection", views=1)
+        trunk = network_trunk(study, spec.timm, spec.image_size, spec.width, place)
+    return Arm(name, recipe, spec.image_size, build, key, study.seed, scheme, trunk, **more)
+
+
+def network_trunk(study, timm, size, width, place):
+    """The `Trunk` of a timm network without its classifier; random weights where `place` is None."""
+    name = "-".join(["network", timm.replace(".", "_"), f"{size}", *["random"] * (place is None)])
+    key = {"network": timm, "size": size, "width": width, "seed": study.seed, "weights": hashed(place)}
+    return Trunk(name, partial(networks.frozen, study.seed, timm, size, width, place), key)
 
 
 def _baseline_folds(study, recipe):

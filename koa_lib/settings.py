@@ -64,8 +64,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Baseline:
-    """An image-only model of Table 4, from timm's `weights`;
-    a `reason` means that this profile does not run it."""
+    """An image-only model of Table 4, from timm's `weights`; `trained` is the whole 'network' or the
+    'last_layer' after a frozen trunk; a `reason` means that this profile does not run it."""
 
     name: str
     timm: str
@@ -75,6 +75,7 @@ class Baseline:
     epochs: int
     batch: int
     learning_rate: float
+    trained: str
     reason: str
 
 
@@ -195,6 +196,10 @@ class Systems:
 class Profile:
     """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why.
 
+    `not_run` also has a reason for 'towers' (readings that train blocks of a tower) and 'self_supervised'
+    (the pre-training of notebook 10) where a profile leaves them out; `not_comparable` says why 'networks'
+    (rows of Table 4) or 'systems' (other papers) are not held against the published numbers.
+
     `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that
     train blocks of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds
     each baseline trains. A notebook computes in so many `threads`, however many run at once.
@@ -217,6 +222,7 @@ class Profile:
     systems: Systems
     draws: int
     not_run: dict[str, str]
+    not_comparable: dict[str, str]
 
     def cohort_of(self, split):
         """The `Cohort` that the pictures of a split are from."""

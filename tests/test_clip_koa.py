@@ -14,6 +14,7 @@ from koa_lib.datasets import to_tensor
 from koa_lib.experiment import Experiment
 from koa_lib.paper.published import read as read_published
 from koa_lib.settings import Model, Symmetry
+from koa_lib.study import FOLDERS
 from koa_lib.systems import clip_koa
 from koa_lib.systems.clip_koa import AT_TEST, BOTH, CONSISTENCY, FLIPPED, STANDARD, SYMMETRY
 
@@ -138,6 +139,8 @@ def test_a_symmetric_tower_stands_beside_the_arms_and_never_changes_its_mind(exp
     profile = with_systems(experiment.study, symmetry=own).profile
     profile = replace(profile, model=Model("koa-conv", "random", 128),
                       our_protocol=replace(TINY, part="both_encoders", epochs=1))
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
     beside = Experiment(replace(experiment.study, profile=profile, run_dir=tmp_path))
     means = clip_koa.means(clip_koa.run(beside, clip_koa.chosen(beside)))
     symmetric = clip_koa.overview(means, {}).set_index(["part", "arm"]).loc[("test", clip_koa.CONSTRUCTION)]

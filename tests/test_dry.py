@@ -30,17 +30,18 @@ def test_a_dry_run_takes_eight_pictures_a_grade_of_different_groups(name):
 
 
 @pytest.mark.slow
-def test_the_paper_profile_runs_dry_offline_and_every_page_says_so():
+@pytest.mark.parametrize("name", ["paper", "laptop"])
+def test_a_profile_of_published_weights_runs_dry_offline_and_every_page_says_so(name):
     nowhere = "http://127.0.0.1:9"  # a port where nobody answers
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT"), nowhere)
-    done = make("dry", timeout=2400, **proxies)
+    done = make("dry", f"PROFILE={name}", timeout=2400, **proxies)
     assert done.returncode == 0, done.stdout[-4000:]
-    run = BUILD / "paper-dry"
+    run = BUILD / f"{name}-dry"
     pages = [page for page in (run / "html").rglob("*.html") if "_static" not in page.parts]
     assert len(pages) > 9 and all("DRY RUN" in page.read_text(encoding="utf-8") for page in pages)
     assert "DRY RUN" in (run / "headline.txt").read_text()
     built = {json.loads(line)["step"] for line in (run / "run.jsonl").read_text().splitlines()}
-    names = [spec.name.lower().replace(" ", "_") for spec in profile.load("paper").baselines]
+    names = [spec.name.lower().replace(" ", "_") for spec in profile.load(name).baselines]
     assert {f"checkpoints/{name}__fold{fold}__seed42" for name in names for fold in (1, 2)} <= built
 
 

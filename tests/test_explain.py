@@ -22,7 +22,7 @@ def clip_of(name, part="full_image", seed=2):
 def network_of(name, size=64, width=0.25, seed=3):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ImageGrader(Baseline(name, name, "random", size, width, 1, 1, 0.1, "")).eval()
+        return ImageGrader(Baseline(name, name, "random", size, width, 1, 1, 0.1, "network", "")).eval()
 
 
 def noise(count, size, seed=0):

@@ -16,8 +16,8 @@ from koa_lib.settings import Baseline, Encoder
 from koa_lib.store import Store
 from koa_lib.systems import jiim2025
 
-NETWORK = Baseline("ResNet18", "resnet18", "random", 32, 0.25, 2, 32, 0.003, "")
-ABSENT = Baseline("ConvNeXt-Small", "convnext_small", "random", 32, 1.0, 0, 32, 0.1, "too slow here")
+NETWORK = Baseline("ResNet18", "resnet18", "random", 32, 0.25, 2, 32, 0.003, "network", "")
+ABSENT = Baseline("ConvNeXt-Small", "convnext_small", "random", 32, 1.0, 0, 32, 0.1, "network", "too slow")
 BIOMED = Encoder("BiomedCLIP", "random", "resnet18", 32, 0.25, "")
 BOOSTED, LINEAR = (f"BiomedCLIP stand-in + {kind}" for kind in ("XGBoost", "logistic regression"))
 KL, NARROWING = "KL grade", "joint-space narrowing"
@@ -66,7 +66,7 @@ def test_what_is_not_run_is_said(study, found):
     assert set(results.frame["task"]) == {KL, NARROWING}
     assert set(results.frame["arm"]) == {BOOSTED, LINEAR, "ResNet18"}
     told = jiim2025.systems(study).set_index("system")["run"].to_dict()
-    assert told == {"BiomedCLIP stand-in": "yes", "ResNet18": "yes", "ConvNeXt-Small": "too slow here"}
+    assert told == {"BiomedCLIP stand-in": "yes", "ResNet18": "yes", "ConvNeXt-Small": "too slow"}
 
 
 def test_all_systems_report_the_same_pictures_and_no_external_one_twice(found):
@@ -159,7 +159,7 @@ def test_the_scorecard_gets_a_number_or_a_reason(study, found, metrics):
     ours = jiim2025.kappa_row(rows, "ResNet18", absent, "")
     assert (ours.value, ours.boot_low, ours.boot_high) == tuple(row[["qwk", "qwk_low", "qwk_high"]])
     given = jiim2025.answers(study, rows, table, absent, "knees alone")
-    assert given[*jiim2025.SYSTEM, "ConvNeXt-Small KLG", "weighted_kappa"] == "too slow here"
+    assert given[*jiim2025.SYSTEM, "ConvNeXt-Small KLG", "weighted_kappa"] == "too slow"
     assert given[*jiim2025.SYSTEM, "BiomedCLIP zero-shot", "modality_accuracy"] == "knees alone"
     verdicts = [answer.verdict for key, answer in given.items() if len(key) == 3]
     assert len(verdicts) == 3 and "not run" in verdicts

@@ -29,6 +29,22 @@ def test_a_network_learns_as_a_whole_and_its_state_restores_the_grades(spec, tmp
 
 
 @NAMED
+def test_only_the_last_layer_learns_where_the_row_says_so(spec, tmp_path):
+    frozen = replace(spec, trained="last_layer")
+    grader, images = networks.untrained(3, frozen), torch.randn(4, 3, spec.image_size, spec.image_size)
+    trunk = networks.frozen(3, spec.timm, spec.image_size, spec.width)
+    with torch.no_grad():
+        features = grader.eval().trunk(images)
+        assert torch.allclose(features, trunk.trunk(images), atol=1e-5)  # what an arm keeps of a trunk
+        assert torch.allclose(grader.tail(features), networks.untrained(3, spec).eval()(images), atol=1e-5)
+    grader.train_tail()
+    grader.tail(features).logsumexp(1).sum().backward()
+    learns = {name for name, value in grader.named_parameters() if value.grad is not None}
+    assert learns == set(grader.trained_state()) and 0 < len(learns) <= 2
+    assert "frozen" in networks.described(frozen) and "frozen" not in networks.described(spec)
+
+
+@NAMED
 def test_a_body_gives_what_the_last_layer_reads(spec):
     grader = networks.ImageGrader(spec).eval()
     images, body = torch.randn(3, 3, spec.image_size, spec.image_size), networks.body(lambda: grader)

@@ -1,12 +1,14 @@
 """OrthoFoundation: growing fractions of the labels for each start, and when a start equals all labels."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import knees, predicted, results, with_systems
 
+from koa_lib import profile
 from koa_lib.experiment import Experiment
 from koa_lib.systems import orthofoundation
 
@@ -28,6 +30,13 @@ def test_the_curve_is_the_mean_over_seeds_and_its_differences_are_paired():
         assert line[[name, f"{name}_low", f"{name}_high"]].tolist() == pytest.approx([0, 0, 0])
     assert line["qwk_low"] < line["qwk"] < line["qwk_high"]
     assert np.isnan([whole["against_supervised"], whole["sd_over_draws"], other["against_random"]]).all()
+
+
+def test_a_start_that_a_profile_leaves_out_is_not_run_for_its_reason(easy_study):
+    study = replace(easy_study, profile=replace(easy_study.profile, not_run={"self_supervised": "no GPU"}))
+    assert [spec.reason for spec in orthofoundation.starts(study)][-1] == "no GPU"
+    number, claim = orthofoundation.answers(study, pd.DataFrame()).values()
+    assert number == "no GPU" and (claim.verdict, claim.reason) == ("not run", "no GPU")
 
 
 def lines(start, *rows):
@@ -56,13 +65,14 @@ def test_a_start_equals_the_supervised_result_from_where_that_holds_for_all_larg
 def test_the_claim_about_half_of_the_labels_has_three_ends(half, verdict):
     lucky = (0.25, 0.0, -0.01, 0.01)  # another fraction decides nothing
     table = lines("self-supervised", lucky, (0.5, *half), (1.0, 0.1, 0.05, 0.2)).assign(qwk_low=0.3)
-    number, claim = orthofoundation.answers(table).values()
+    study = SimpleNamespace(profile=profile.load("paper"))
+    number, claim = orthofoundation.answers(study, table).values()
     assert claim.verdict == verdict
     assert number.value == (0.25 if verdict == "replicated" else 1.0) == claim.ours
-    never = orthofoundation.answers(table.assign(against_supervised_low=-0.5)).values()
+    never = orthofoundation.answers(study, table.assign(against_supervised_low=-0.5)).values()
     assert [answer[0] for answer in never] == [np.inf, np.inf]
     chance = pd.concat([table, table.head(1).assign(start="supervised", qwk_low=-0.01)])
-    assert [*orthofoundation.answers(chance).values()][1].verdict == "inconclusive"
+    assert [*orthofoundation.answers(study, chance).values()][1].verdict == "inconclusive"
 
 
 @pytest.fixture(scope="module")

@@ -101,11 +101,23 @@ def test_a_run_that_is_not_the_papers_never_scores_a_model_but_shows_its_numbers
     ("paper", {"dry": True}, {}, "dry"),
     ("demo", {"synthetic": True}, {}, "phantoms"),
     ("oai", {}, {}, "koa-conv"),
+    ("laptop", {}, {}, ""),
 ])
 def test_only_the_papers_model_on_all_its_pictures_can_be_compared(study, name, run, training, why):
     note = WHOLE | {"training": WHOLE["training"] | training}
     comparable, said = scorecard.comparability(changed(study, name, data_note=lambda: note, **run))
     assert comparable == (not why) and why in said
+
+
+def test_where_only_clip_is_as_printed_other_networks_and_papers_are_not_compared(study):
+    answered = {("CLIP-KOA", "abstract", "CLIP-KOA", "accuracy"): Ours(71.0)}
+    card = scorecard.scorecard(changed(study, "laptop"), RUNS, BASELINES, answered)
+    models = card[card["model"] & (card["verdict"] != "not run")]
+    others = (models["source"] != "jpm2026") | (models["item"] == "table_4") | (
+        models["row"].str.contains("mcnemar|Wide ResNet"))
+    assert set(models.loc[others, "verdict"]) == {"not comparable"} and 5 < others.sum() < len(models) / 2
+    assert "not comparable" not in set(models.loc[~others, "verdict"])
+    assert models.loc[others, "reason"].str.contains("frozen|freezes").all()
 
 
 def test_rows_without_a_model_are_judged_by_the_number_that_was_found(card):

@@ -59,12 +59,19 @@ READINGS = (
 
 
 def arms(study):
-    """Pairs (reading, arm) on the paper's fold; none where the printed recipe cannot run."""
+    """Pairs (reading, arm) on the paper's fold; none where the printed recipe cannot run, and none that
+    trains blocks of a tower where the profile leaves those out."""
     if study.profile.as_printed is None:
         return []
-    main, fold = main_arm(study), (main_fold(study),)
+    main, fold, left = main_arm(study), (main_fold(study),), absent(study)
     return [(reading, clip_arm(study, reading.name, _changed(study, main.recipe, reading), main.scheme, fold))
-            for reading in READINGS]
+            for reading in READINGS if reading not in left]
+
+
+def absent(study):
+    """The readings that a profile leaves out, as its `not_run` says under 'towers'."""
+    trains = [reading for reading in READINGS if reading.change.get("part") in TOWERS]
+    return trains if "towers" in study.profile.not_run else []
 
 
 def _changed(study, recipe, reading):
@@ -86,7 +93,7 @@ def table(experiment, results):
     DataFrame
         factor, option, epochs, n, accuracy, macro_f1, qwk, qwk_low, qwk_high, difference (of qwk, reading
         minus printed, same pictures), difference_low, difference_high, external_accuracy, external_qwk; 95 %
-        group-bootstrap intervals.
+        group-bootstrap intervals; not_run (why it is not).
     """
     study, main = experiment.study, main_arm(experiment.study)
     results, rows = shown(study, results), []
@@ -102,7 +109,9 @@ def table(experiment, results):
             outside = metrics.summary(*arrays(found.graded(split="external")))
             row |= {f"external_{name}": outside[name] for name in ("accuracy", "qwk")}
         rows.append(row)
-    frame = pd.DataFrame(rows)
+    left = [{"factor": reading.factor, "option": reading.option, "not_run": study.profile.not_run["towers"]}
+            for reading in absent(study)]
+    frame = pd.DataFrame(rows + left)
     frame.loc[0, ["difference_low", "difference_high"]] = float("nan")  # an arm has no difference to itself
     return frame
 

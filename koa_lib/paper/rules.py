@@ -39,7 +39,7 @@ OVERALL = ["accuracy", "macro_precision", "macro_sensitivity", "macro_f1"]
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 
 
-def judge(published, ours, comparable, reason=""):
+def judge(published, ours, comparable, reason="", apart=None):
     """Hold published numbers against ours: one row for each published row, in their order.
 
     Rows that need a model are judged by `agreement` or by the test of their claim, and are *not comparable*
@@ -58,6 +58,8 @@ def judge(published, ours, comparable, reason=""):
         Whether model rows may be scored (real data, the settings as printed).
     reason : str
         Why not, when they may not.
+    apart : callable, optional
+        Of (source, item, row), says why this row alone may not be scored; '' where it may.
 
     Returns
     -------
@@ -81,7 +83,8 @@ def judge(published, ours, comparable, reason=""):
         found = ours.get(key, "this run makes no such value")
         if row.kind == "duplicate":
             found = _repeated(row, known)
-        judged = _judged(row, found, "" if comparable else reason)
+        alone = apart(*key[:3]) if apart else ""
+        judged = _judged(row, found, alone if comparable else reason)
         rows.append(dict(zip(KEY, key, strict=True)) | judged | {
             "unit": row.unit, "relation": row.relation.strip("="), "published": row.value})
     return table(rows)

@@ -16,6 +16,7 @@ from koa_lib.protocols import main_fold
 from koa_lib.verdict import Ours, not_run
 
 DROP = (MAIN, "text", "discussion", "train_test_drop")
+THEIRS = ("ViT-B-32-quickgelu", "openai")  # the paper's model and its start
 P_VALUE = (MAIN, "text", "mcnemar", "p_value")
 # The rows that carry the papers' conclusions, and what they are called in the picture of them.
 HEADLINES = {
@@ -82,8 +83,11 @@ def scorecard(study, runs, others, systems):
             | _trained(study, paper, runs, others, models) | given)
     answers = [claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
                else _answer(row, systems) for row in said.itertuples()]
-    numbers = rules.judge(printed, ours, comparable, why)
-    whole = pd.concat([numbers, _claims(said, answers, why), _audit(findings(study)[0])], ignore_index=True)
+    def apart(source, item, row):
+        return why or _alone(study.profile.not_comparable, source, item, row)
+
+    numbers = rules.judge(printed, ours, comparable, why, apart)
+    whole = pd.concat([numbers, _claims(said, answers, apart), _audit(findings(study)[0])], ignore_index=True)
     # Rows with a model first; then the paper's before those of others, and claims after numbers.
     order = np.lexsort([whole["metric"] == "claim", whole["source"] != MAIN, ~whole["model"]])
     return whole.iloc[order].reset_index(drop=True)
@@ -96,7 +100,7 @@ def comparability(study):
         reasons.append("a dry run, which only tries the steps")
     if study.synthetic:
         reasons.append("synthetic phantoms")
-    elif study.profile.name != "paper":
+    elif (study.profile.model.name, study.profile.model.start) != THEIRS:
         model = study.profile.model
         reasons.append(
             f"{model.name} is not the paper's ViT-B/32"
@@ -231,10 +235,18 @@ def _external_models(study, runs, others):
     return found
 
 
-def _claims(said, answers, why):
+def _alone(reasons, source, item, row):
+    # Why a row is not scored where those of the main arm are: by the profile's `not_comparable`.
+    if source != MAIN:
+        return reasons.get("systems", "")
+    others = item == "table_4" or row == P_VALUE[2] or claims.TESTED in row
+    return reasons.get("networks", "") if others else ""
+
+
+def _claims(said, answers, apart):
     return rules.table([
         {"source": row.source, "item": row.item, "row": row.claim, "metric": "claim", "unit": answer.unit,
-         **rules.answered(answer, row.test, why)}
+         **rules.answered(answer, row.test, apart(row.source, row.item, row.claim))}
         for row, answer in zip(said.itertuples(), answers, strict=True)
     ])
 

@@ -4,7 +4,7 @@ arms."""
 from dataclasses import replace
 from functools import partial
 
-from koa_lib import crops, model, networks, protocols, selfsupervised, weights
+from koa_lib import crops, model, protocols, selfsupervised, weights
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Arm, Trunk
 from koa_lib.store import made_from
@@ -42,6 +42,11 @@ def trunk(experiment, spec):
     StudyError
         Weights that are neither given nor on the hub.
     """
+    if spec.source in ("timm", "random") and spec.architecture:
+        place = _place(experiment.study, spec)
+        return protocols.network_trunk(
+            experiment.study, spec.architecture, spec.image_size, spec.width, place
+        )
     key = {"encoder": spec, "seed": experiment.study.seed, "weights": _weights(experiment, spec)}
     return Trunk(f"encoder-{spec.name.lower()}", _build(experiment, spec), key)
 
@@ -54,8 +59,6 @@ def _build(experiment, spec):
         return partial(model.frozen, lambda: selfsupervised.tower(experiment))
     if spec.source in weights.FOUNDATIONS:
         return partial(foundation.frozen, spec.source, place, study.seed, spec.name)
-    if spec.architecture:
-        return partial(networks.frozen, study.seed, spec.architecture, spec.image_size, spec.width, place)
     # the tower of the self-supervised start
     return partial(model.frozen, lambda: selfsupervised.untrained(study))
 

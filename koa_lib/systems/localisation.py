@@ -13,7 +13,6 @@ from koa_lib.experiment import Experiment
 from koa_lib.explain import CENTRE, RANDOM, SIDE
 from koa_lib.model import ClipGrader, load_clip
 from koa_lib.phantoms import regions
-from koa_lib.predictions import PROBABILITIES
 from koa_lib.prompts import prompts
 from koa_lib.store import made_from
 
@@ -42,7 +41,7 @@ class Explained:
     layer : str
         What Grad-CAM maps.
     kappa : (float, float, float)
-        Quadratic kappa of *all* unseen pictures with its 95 % interval, patients resampled.
+        Quadratic kappa on the unseen part of the training cohort with its 95 % interval, patients resampled.
     grades : int array (n,)
         The model's own grades, which its maps explain.
     maps : dict of str to float array (n, SIDE, SIDE)
@@ -128,12 +127,13 @@ def _explained(experiment, name, arm, as_run, untrained, job, seen):
     def named(names, values):
         return dict(zip(kept[names].tolist(), kept[values], strict=True))
 
+    kappa = experiment.run(replace(arm, only=(job.fold.number,)), splits=("unseen",)).measured(["qwk"])
     rows = unseen.rows.iloc[chosen].reset_index(drop=True)
     return Explained(
         name, as_run, rows, pictures=unseen.images(chosen), layer=kept["layer"],
         trained_patients=len(set(trained["group_id"]).intersection(rows["group_id"])),
-        kappa=kappa(unseen.rows, kept["answers"], study.profile.draws, study.seed),
-        grades=kept["answers"][chosen].argmax(1), maps=named("methods", "maps"),
+        kappa=tuple(kappa[["qwk", "qwk_low", "qwk_high"]]), grades=kept["grades"],
+        maps=named("methods", "maps"),
         curves={kind: named("orders", kind) for kind in CURVES}, cascade=named("methods", "cascade"))
 
 
@@ -150,13 +150,6 @@ def _sample(rows, seen, number):
         raise StudyError("Every picture was in the training of one of the models. Give more pictures.")
     turns = rows.assign(turn=rows.groupby("kl_grade").cumcount()).sort_values(["turn", "kl_grade"])
     return turns.head(number).sort_values(["kl_grade", "image_id"]).index.to_numpy()
-
-
-def kappa(rows, answers, draws, seed):
-    """Quadratic kappa of answers (n, 5) for manifest rows (n), and its group-bootstrap interval."""
-    graded = rows[["kl_grade", "group_id"]].join(pd.DataFrame(answers, columns=PROBABILITIES))
-    found = stats.measured(graded, ["qwk"], draws, seed)
-    return found["qwk"], found["qwk_low"], found["qwk_high"]
 
 
 def known(study, rows):

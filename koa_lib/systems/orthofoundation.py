@@ -17,7 +17,7 @@ from koa_lib.classifiers import LOGISTIC, Classifier
 from koa_lib.losses import chance_loss
 from koa_lib.settings import Encoder
 from koa_lib.systems import encoders
-from koa_lib.verdict import MARGINS, Answer, Ours
+from koa_lib.verdict import MARGINS, Answer, Ours, not_run
 
 SYSTEM = ("OrthoFoundation", "abstract")
 RANDOM, CONTRASTIVE, SELF_SUPERVISED, SUPERVISED = "random", "contrastive", "self-supervised", "supervised"
@@ -37,11 +37,11 @@ def starts(study):
         "fine-tuned"
     )
     none *= model.start == "random" and not study.dry
-    own = (chosen.architecture, chosen.image_size, 1.0, "")
+    own = (chosen.architecture, chosen.image_size, 1.0)
     return (
-        Encoder(RANDOM, "random", *own),
+        Encoder(RANDOM, "random", *own, ""),
         Encoder(CONTRASTIVE, "start", "", model.image_size, 1.0, none),
-        Encoder(SELF_SUPERVISED, "dino", *own),
+        Encoder(SELF_SUPERVISED, "dino", *own, study.profile.not_run.get("self_supervised", "")),
     )
 
 
@@ -237,7 +237,7 @@ def fractions(table):
     return percent.assign(**held, supervised=table["cohort"].map(full))
 
 
-def answers(table):
+def answers(study, table):
     """The study's answers to the paper's rows, from the unseen pictures of the training cohort.
 
     The claim is decided by one comparison, with the largest fraction that is at most half: *replicated* when
@@ -245,6 +245,11 @@ def answers(table):
     where the supervised result is not above chance, *inconclusive*. The number is the fraction from which on
     that interval stays above minus `MARGIN`, infinite where no fraction does; it stands beside the claim too.
     """
+    number = (*SYSTEM, "label efficiency", "label_fraction")
+    claim = (*SYSTEM, "half of the labels match the supervised full-label result")
+    absent = study.profile.not_run.get("self_supervised")
+    if absent:
+        return {number: absent, claim: not_run(absent)}
     here = table[table["cohort"] != "external"]
     inside, full = here[here["start"] == SELF_SUPERVISED], here[here["start"] == SUPERVISED]
     half = inside[inside["fraction"] <= HALF].sort_values("fraction").iloc[-1]
@@ -263,8 +268,7 @@ def answers(table):
     if (full["qwk_low"] <= 0).any():
         verdict, said, note = "inconclusive", f"{said}; {CHANCE}", f"{note}; {CHANCE}"
     fraction = np.inf if np.isnan(reached) else reached
-    claim = (*SYSTEM, "half of the labels match the supervised full-label result")
     return {
-        (*SYSTEM, "label efficiency", "label_fraction"): Ours(fraction, note=note),
+        number: Ours(fraction, note=note),
         claim: Answer(fraction, np.nan, np.nan, "ratio", verdict, said),
     }

@@ -28,7 +28,7 @@ def altered(tmp_path):
     return read
 
 
-@pytest.mark.parametrize("name", ["smoke", "demo", "oai", "paper"])
+@pytest.mark.parametrize("name", profile.names())
 def test_profile_loads(name):
     settings = load(name)
     assert settings.name == name and settings.seed == 42

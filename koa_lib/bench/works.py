@@ -133,10 +133,10 @@ def _tell(row):
 
 
 def _works(folder, data, size):
-    rows, (clip, preprocess, tokenizer) = _listed(folder, data, size.pictures), model.load_clip(size.model)
+    rows, (clip, preprocess, tokenizer) = listed(folder, data, size.pictures), model.load_clip(size.model)
     side = preprocess.image_size
     files = plain.Files(list(rows["file"]), list(rows["kl_grade"]), side)
-    features = partial(_features, folder, rows, side)
+    embed = partial(features, folder, rows, side)
 
     def grader(part):
         with random_state(SEED):
@@ -147,20 +147,21 @@ def _works(folder, data, size):
     note = (f"{len(rows)} {'pictures' if data else 'phantoms'}, {dict(machine())['Processor']}, "
             f"{torch.get_num_threads()} threads, {inference.engine(plainly, side, WHOLE)}")
     yield Work("embed", partial(plain.embeddings, clip, files),
-               lambda: F.normalize(torch.as_tensor(features(quick).all()), dim=-1).numpy(),
+               lambda: F.normalize(torch.as_tensor(embed(quick).all()), dim=-1).numpy(),
                lambda a, b: 1 - (a * b).sum(1).min(), 1e-3, len(files),
                f"file to embedding, {note}; made ready once in {time.perf_counter() - start:.0f} s")
-    embedded = features(quick)
+    embedded = embed(quick)
     yield _fine_tune("adapter", grader, files, embedded)
     yield _one_picture(plainly, files, embedded.dataset)
     del quick
     quick = inference.quick(grader("last_blocks"), "trunk", side, WHOLE)
-    yield _fine_tune("last_blocks", grader, files, features(quick))
+    yield _fine_tune("last_blocks", grader, files, embed(quick))
     yield _table_3(size)
     yield _query(folder, size)
 
 
-def _listed(folder, data, number):
+def listed(folder, data, number):
+    """Rows of pictures with their files: of a folder, or phantoms that are drawn into one."""
     if data:
         rows = find_pictures(cohorts.manifest(COHORT), data, cohorts.facts(COHORT).layouts.values())
     else:
@@ -170,8 +171,8 @@ def _listed(folder, data, number):
     return rows.iloc[even].reset_index(drop=True)
 
 
-def _features(folder, rows, side, quick):
-    # Files to cached features, as a run makes them.
+def features(folder, rows, side, quick):
+    """Files to cached features, as a run makes them."""
     with tempfile.TemporaryDirectory(dir=folder) as made:
         pictures, path = Path(made) / "pictures", Path(made) / "features.npy"
         array.write_squares(list(rows["file"]), "stretch", side, "stretch", pictures)
@@ -212,18 +213,24 @@ def _one_picture(grader, files, data):
                 "file to probabilities, warm; ours also looks whether the picture is unusual")
 
 
+def gradings(number):
+    """So many made-up gradings of pairs of knees, as a graded frame."""
+    rng, grades = np.random.default_rng(SEED), np.arange(number) % 5
+    given = (rng.dirichlet(np.ones(5), number) + np.eye(5)[grades]) / 2
+    return pd.DataFrame(given, columns=PROBABILITIES).assign(kl_grade=grades, group_id=np.arange(number) // 2)
+
+
+def table_3(graded, draws):
+    """Sensitivity of each grade and macro-AUC, (draws, 6), of groups drawn with replacement."""
+    sensitivity, _ = metrics.rates(stats.resampled(graded, draws, SEED))
+    auc = stats.samples(graded, ["macro_auc"], draws, SEED)["macro_auc"]
+    return np.column_stack([sensitivity, auc])[1:]
+
+
 def _table_3(size):
-    rng = np.random.default_rng(SEED)
-    grades, groups = rng.integers(5, size=size.gradings), np.arange(size.gradings) // 2
-    given = (rng.dirichlet(np.ones(5), size.gradings) + np.eye(5)[grades]) / 2
-    graded = pd.DataFrame(given, columns=PROBABILITIES).assign(kl_grade=grades, group_id=groups)
-
-    def ours():
-        sensitivity, _ = metrics.rates(stats.resampled(graded, size.draws, SEED))
-        auc = stats.samples(graded, ["macro_auc"], size.draws, SEED)["macro_auc"]
-        return np.column_stack([sensitivity, auc])[1:]
-
-    loop = partial(plain.drawn, grades, given, groups, size.draws, SEED)
+    graded = gradings(size.gradings)
+    given = (graded[name].to_numpy() for name in ("kl_grade", PROBABILITIES, "group_id"))
+    loop, ours = partial(plain.drawn, *given, size.draws, SEED), partial(table_3, graded, size.draws)
     return Work("table_3", loop, ours, _farthest, 1e-9, 0,
                 f"sensitivities and macro-AUC, {size.draws:,} draws of groups of {size.gradings:,} pictures")
 

@@ -41,6 +41,12 @@ def table(published, path=None):
     return found.assign(work=work, relation=printed["relation"].fillna("").to_numpy())
 
 
+def costs(path=None):
+    """The table of `bench.costs`, by default that of `make bench`; or why there is none."""
+    path = path or study.BUILD / "bench" / "costs.csv"
+    return pd.read_csv(path) if path.is_file() else ABSENT
+
+
 def _as_printed(found):
     # One training as printed: each picture embedded once per view (plainly in every epoch), then the adapter.
     recipe = profile.load("paper").as_printed

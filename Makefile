@@ -99,7 +99,7 @@ $(OUT)/nb/11_foundation_embeddings.ipynb: $(OUT)/nb/10_label_efficiency.ipynb
 $(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb
 $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
 # What `make bench` measured is shown there.
-$(OUT)/nb/06_statistics.ipynb: $(wildcard reports/_build/bench/bench.csv)
+$(OUT)/nb/06_statistics.ipynb: $(wildcard reports/_build/bench/*.csv)
 # The scorecard reads what all others answered.
 $(OUT)/nb/13_scorecard.ipynb: $(filter-out $(OUT)/nb/13_scorecard.ipynb,$(EXECUTED))
 

@@ -1,4 +1,8 @@
-"""Losses between pictures and texts."""
+"""Losses between pictures and texts.
+
+A loss of an arm is called with a grader, a batch of its trunk's features (n, ...) and grades (n,); it gives
+its named terms in nats, 'loss' first, and the logits (n, 5). `of_recipe` has those that a profile can name.
+"""
 
 import math
 from dataclasses import dataclass
@@ -109,11 +113,7 @@ def soft_clip_floor(targets, captions):
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Cross-entropy over the five prototypes or outputs, the primary loss; `targets` as of `target_matrix`.
-
-    A loss is called with a grader, a batch of its trunk's features (n, ...) and grades (n,); it gives its
-    named terms in nats, 'loss' first, and the logits (n, 5).
-    """
+    """Cross-entropy over the five prototypes or outputs, the primary loss; `targets`: `target_matrix`."""
 
     targets: str = "hard"
 

@@ -32,6 +32,9 @@ ALLOWED = {
     "weights": ("random", "imagenet"),
     "trained": ("network", "last_layer"),
 }
+# What may have a reason, in words.
+REASONS = {"not_run": ("as_printed", "readings", "heads", "towers", "self_supervised"),
+           "not_comparable": ("networks", "systems")}
 SOURCES = ("start", "trained", "random", "timm", "biomedclip", "rad-dino", "dino")  # of a frozen encoder
 
 # Smallest and largest allowed value of a number, wherever its key stands.
@@ -139,6 +142,10 @@ def _value(hint, value, file, key):
     if origin is tuple and isinstance(value, list):
         return tuple(_value(args[0], item, file, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
+        unknown = [name for name in value if name not in REASONS[key]]
+        if unknown:
+            raise StudyError(f"{file}: key '{key}.{unknown[0]}' is unknown. Allowed here: "
+                             f"{', '.join(REASONS[key])}.")
         return {str(k): _value(args[1], v, file, f"{key}.{k}") for k, v in value.items()}
     if hint is float and type(value) is int:
         value = float(value)

@@ -196,9 +196,10 @@ class Systems:
 class Profile:
     """All settings of a run. `as_printed` is null where a profile cannot run it; `not_run` then says why.
 
-    `not_run` also has a reason for 'towers' (readings that train blocks of a tower) and 'self_supervised'
-    (the pre-training of notebook 10) where a profile leaves them out; `not_comparable` says why 'networks'
-    (rows of Table 4) or 'systems' (other papers) are not held against the published numbers.
+    `not_run` has a reason for what else a profile leaves out: 'readings', of them 'towers' (those that train
+    blocks of a tower), 'heads' (notebook 9), 'self_supervised' (the pre-training of notebook 10);
+    `not_comparable` says why 'networks' (rows of Table 4) or 'systems' (other papers) are not held against
+    the published numbers.
 
     `seeds` trainings of the main arm differ in nothing but the seed; `tower_epochs` is what readings that
     train blocks of a tower get (the cheaper ones get the recipe's epochs); `baseline_folds` is how many folds

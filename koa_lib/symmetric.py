@@ -1,4 +1,8 @@
-"""An image tower that reads the two halves of a knee alike: a grade cannot depend on left and right."""
+"""An image tower that reads the two halves of a knee alike: a grade cannot depend on left and right.
+
+Pictures (n, 3, H, W) -> `Upright` -> `Parted` (2n, 1, h, w) -> three stages -> `Joined` (n, c, h', 2w')
+-> the last stage, parted and joined again -> `MeanAndMaximum` (n, 2c).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +10,7 @@ from timm.models import register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from koa_lib.tower import spread
+from koa_lib import tower
 
 WIDTH = 0.55  # of a picture: each half reaches a little beyond the middle, so that both see the spines
 TOP, BOTTOM = 0.1, 0.9  # of its height: the joint line is in the middle, shafts above and below say little
@@ -42,7 +46,8 @@ class Upright(nn.Module):
 
 
 class Parted(nn.Module):
-    """The left part of each picture or map (n, c, h, w) and the mirrored right one, (2n, c, h, share * w)."""
+    """The left part of each picture or map (n, c, h, w) and the mirrored right one, all left parts first:
+    (2n, c, rows, share * w)."""
 
     def __init__(self, share=0.5, top=0.0, bottom=1.0):
         super().__init__()
@@ -60,7 +65,7 @@ class Parted(nn.Module):
 
 
 class Joined(nn.Module):
-    """Maps (2n, c, h, w) of parted pictures side by side as they lie in the picture, (n, c, h, 2w)."""
+    """Maps (2n, c, h, w) of parted pictures, the left beside the right one turned back, (n, c, h, 2w)."""
 
     def forward(self, parts):
         left, right = parts.chunk(2)
@@ -76,15 +81,15 @@ class MeanAndMaximum(nn.Module):
 
 
 class SymmetricResNet(ResNet):
-    """A ResNet-18 over both halves of a picture with shared weights; every picture gets the answer of its
-    mirror image."""
+    """A ResNet-18 over both halves of a picture with shared weights; a picture and its mirror image have the
+    same answer."""
 
     def __init__(self):
         super().__init__(BasicBlock, (2, 2, 2, 2), in_chans=1, num_classes=0)
-        self.default_cfg = {"pool_size": (4, 3)}  # which open_clip asks for
+        self.default_cfg = {"pool_size": (4, 3)}  # open_clip asks for it: 102 x 70 pixels, 32 times smaller
         self.reads = Parted(WIDTH, TOP, BOTTOM)
         self.conv1 = nn.Sequential(Upright(), self.reads, self.conv1)
-        # Between its stages a picture has one map, so that a trunk can end there.
+        # A picture has one map before and after the last stage, so that a trunk can end there.
         self.layer3 = nn.Sequential(self.layer3, Joined())
         self.layer4 = nn.Sequential(Parted(), self.layer4, Joined())
         self.num_features *= 2
@@ -96,17 +101,17 @@ class SymmetricResNet(ResNet):
         self.global_pool = MeanAndMaximum()
 
     def placed(self, maps, size):
-        """Joined maps (n, 1, h, 2w) at the pictures' size (height, width), each half where it was read; 0
-        elsewhere."""
+        """Joined maps (n, 1, h, 2w) at the pictures' size (height, width), each half where it was read; the
+        larger value where both were, 0 where none was."""
         rows, columns = self.reads.area(*size)
         whole = maps.new_zeros(2, len(maps), 1, *size)
         seen = whole[..., rows, columns]
         for half, part in zip(seen, Parted()(maps).chunk(2), strict=True):
-            half[:] = spread(part, seen.shape[-2:])
+            half[:] = tower.spread(part, seen.shape[-2:])
         return torch.maximum(whole[0], whole[1].flip(-1))
 
 
 @register_model
 def resnet18_two_halves(pretrained=False, **_):
-    """`SymmetricResNet` as timm makes networks, by name."""
+    """`SymmetricResNet` as timm makes networks, by name; there are no weights and no options of it."""
     return SymmetricResNet()

@@ -28,6 +28,11 @@ def altered(tmp_path):
     return read
 
 
+def test_a_reason_for_nothing_that_is_known_is_refused(altered):
+    with pytest.raises(StudyError, match="not_comparable.network' is unknown.*networks"):
+        altered("not_comparable", {"network": "frozen"})
+
+
 @pytest.mark.parametrize("name", profile.names())
 def test_profile_loads(name):
     settings = load(name)
@@ -67,7 +72,7 @@ MISTAKES = [
     ("our_protocol.epochs", 2.5, "int"), ("our_protocol.learning_rate", True, "float"),
     ("our_protocol.learning_rate", "1e-4", "float"), ("pretraining.batch", "64", "int"),
     ("training", 3, "name, source, size"), ("baselines", {}, "a list"), ("not_run", [], "a mapping"),
-    ("not_run", {"x": 3}, "str"), ("baselines.1.width", "narrow", "float"),
+    ("not_run", {"heads": 3}, "str"), ("baselines.1.width", "narrow", "float"),
     ("our_protocol.part", "head", "both_encoders"), ("our_protocol.geometry", "squeeze", "stretch, pad"),
     ("as_printed.normalisation", "zscore", "imagenet, clip"), ("our_protocol.loss", "hinge", "infonce"),
     ("training.source", "web", "phantoms, folder"), ("model.start", "imagenet", "pretrain, random"),

@@ -1,5 +1,4 @@
-"""How the cost of a run grows with pictures, folds and draws: straight lines, if nothing is held or done
-twice."""
+"""How the cost of a run grows with pictures, folds and draws: in proportion, if no work is done twice."""
 
 import contextlib
 import io
@@ -12,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from koa_lib import model, training
+from koa_lib import model, sources, training
 from koa_lib.bench import works
+from koa_lib.device import random_state
 from koa_lib.prompts import prompts
 from koa_lib.store import write_text
 
@@ -42,7 +42,7 @@ def run(out, amounts=None):
     DataFrame
         what ('pictures': file to trained adapter, of `koa-tiny`; 'folds': trainings on kept embeddings;
         'draws': intervals of Table 3), amount, seconds; share and share_of_time (of the largest amount);
-        straight (share of the variance of the times that a straight line explains).
+        power (of the amount, with which the time grows: 1 for a straight line, less where the start costs).
     """
     amounts, rows = amounts or Amounts(), []
     with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -53,12 +53,13 @@ def run(out, amounts=None):
     found = pd.DataFrame(rows)
     whole = found.groupby("what")[["amount", "seconds"]].transform("max")
     found[["share", "share_of_time"]] = (found[["amount", "seconds"]] / whole).to_numpy()
-    straight = {what: np.corrcoef(part["amount"], part["seconds"])[0, 1] ** 2
-                for what, part in found.groupby("what")}
-    found["straight"] = found["what"].map(straight)
+    powers = {what: np.polyfit(np.log(part["amount"]), np.log(part["seconds"]), 1)[0]
+              for what, part in found.groupby("what")}
+    found["power"] = found["what"].map(powers)
     for what, each in found.groupby("what", sort=False):
         last = each.iloc[-1]
-        print(f"{last.amount:,} {what}: {last.seconds:.1f} s, straight to {last.straight:.1%}", flush=True)
+        said = f"{last.amount:,} {what}: {last.seconds:.1f} s, time grows with the power {last.power:.2f}"
+        print(said, flush=True)
     write_text(out / "costs.csv", found.to_csv(index=False, lineterminator="\n"))
     return found
 
@@ -66,7 +67,7 @@ def run(out, amounts=None):
 def _works(folder, amounts):
     graded = works.gradings(max(amounts.pictures))
     return {"pictures": _pictures(folder, amounts.drawn),
-            "folds": _folds(folder, max(amounts.pictures), max(amounts.folds)),
+            "folds": _folds(folder, amounts.drawn, max(amounts.pictures), max(amounts.folds)),
             "draws": partial(works.table_3, graded)}
 
 
@@ -78,7 +79,8 @@ def _seconds(work, amount):
 
 def _grader():
     clip, _, tokenizer = model.load_clip("koa-tiny")
-    return model.ClipGrader(clip, tokenizer, "adapter", prompts("as_printed")).eval()
+    with random_state(works.SEED):
+        return model.ClipGrader(clip, tokenizer, "adapter", prompts("as_printed")).eval()
 
 
 def _fit(features, epochs):
@@ -99,16 +101,16 @@ def _pictures(folder, drawn):
     return work
 
 
-def _folds(folder, number, largest):
+def _folds(folder, drawn, number, largest):
     rng = np.random.default_rng(works.SEED)
-    features = works.features(folder, works.listed(folder, "", 64), 112, _grader())
-    places = rng.integers(64, size=number)
+    features = works.features(folder, works.listed(folder, "", drawn), 112, _grader())
+    places = rng.integers(drawn, size=number)
     rows = features.dataset.rows.iloc[places].reset_index(drop=True)
     data = replace(features.dataset, rows=rows, index=places)
     parts = [np.setdiff1d(np.arange(number), out) for out in np.array_split(rng.permutation(number), largest)]
 
     def work(folds):
         for fit in parts[:folds]:
-            _fit(type(features)(data.part(fit, "fit"), features.array), 3)
+            _fit(sources.Features(data.part(fit, "fit"), features.array), 3)
 
     return work

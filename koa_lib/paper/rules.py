@@ -55,7 +55,7 @@ def judge(published, ours, comparable, reason="", apart=None):
         (source, item, row, metric) -> `Ours`, or `Answer` where the row is a test; or a str that says
         why there is no value.
     comparable : bool
-        Whether model rows may be scored (real data, the settings as printed).
+        Whether model rows may be scored (the paper's data and model).
     reason : str
         Why not, when they may not.
     apart : callable, optional

@@ -94,7 +94,8 @@ def scorecard(study, runs, others, systems):
 
 
 def comparability(study):
-    """Whether model rows may be held against the paper, and why not."""
+    """Whether the main arm's rows may be held against the paper, and why not: another model or start,
+    phantoms, incomplete data. Rows that a profile trains otherwise are named by its `not_comparable`."""
     reasons = []
     if study.dry:
         reasons.append("a dry run, which only tries the steps")

@@ -1,4 +1,5 @@
-"""CLIP-KOA's ablation, as we read it: what mirror images add to standard CLIP, in training or in grading."""
+"""CLIP-KOA's ablation, as we read it: what mirror images add to standard CLIP, in training, in grading or by
+construction."""
 
 from dataclasses import replace
 from itertools import product
@@ -39,7 +40,7 @@ def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None, model=None):
     seed : int, optional
         The study's unless given.
     model : settings.Model, optional
-        Whose trunk is frozen: that of the settings unless given.
+        Whose trunk our protocol trains before it is frozen: that of the settings unless given.
     """
     study = experiment.study
     settings, ours = study.profile.systems.symmetry, study.profile.our_protocol
@@ -54,7 +55,7 @@ def arm(experiment, seen, symmetry=0.0, consistency=0.0, seed=None, model=None):
         seed=seed, seen=seen, trained=model and _trained(experiment, model),
         loss=losses.MirrorPairs(seen == "both", **weights, targets=ours.targets),
     )
-    # All arms of a model share these features; those of our protocol have augmented views, too.
+    # All arms of a model share these features; those of our protocol may have augmented views besides.
     shared = "-".join(filter(None, ["koa", model and model.name, made.trunk and made.trunk.name]))
     return replace(made, trunk=made.trunk and replace(made.trunk, name=shared))
 

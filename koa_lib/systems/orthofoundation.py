@@ -86,7 +86,8 @@ def towers(experiment):
          "not_run": spec.reason, **({} if spec.reason else _seen(experiment, spec))}
         for spec in starts(study)
     ]
-    return pd.DataFrame(rows).astype(dict.fromkeys(COUNTED, "Int64"))
+    table = pd.DataFrame(rows)
+    return table.astype({name: "Int64" for name in COUNTED if name in table})
 
 
 def _tower(study, spec):

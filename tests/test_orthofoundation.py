@@ -35,6 +35,8 @@ def test_the_curve_is_the_mean_over_seeds_and_its_differences_are_paired():
 def test_a_start_that_a_profile_leaves_out_is_not_run_for_its_reason(easy_study):
     study = replace(easy_study, profile=replace(easy_study.profile, not_run={"self_supervised": "no GPU"}))
     assert [spec.reason for spec in orthofoundation.starts(study)][-1] == "no GPU"
+    table = orthofoundation.towers(Experiment(study)).set_index("start")
+    assert table.loc["self-supervised", "not_run"] == "no GPU" and table["steps"].isna().all()
     number, claim = orthofoundation.answers(study, pd.DataFrame()).values()
     assert number == "no GPU" and (claim.verdict, claim.reason) == ("not run", "no GPU")
 

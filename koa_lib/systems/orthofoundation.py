@@ -21,6 +21,7 @@ from koa_lib.verdict import MARGINS, Answer, Ours, not_run
 
 SYSTEM = ("OrthoFoundation", "abstract")
 RANDOM, CONTRASTIVE, SELF_SUPERVISED, SUPERVISED = "random", "contrastive", "self-supervised", "supervised"
+PRETRAINED = ("unlabelled", "steps", "batch", "loss", "loss_floor", "uniform_loss")
 COUNTED = ("pictures", "dimensions", "unlabelled", "steps", "batch")
 METRICS = ("qwk", "accuracy")
 MEANINGS = ("within_margin", "not_below", "as_high")  # of being as good as the supervised result
@@ -87,7 +88,8 @@ def towers(experiment):
         for spec in starts(study)
     ]
     table = pd.DataFrame(rows)
-    return table.astype({name: "Int64" for name in COUNTED if name in table})
+    table = table.reindex(columns=table.columns.union(PRETRAINED, sort=False))
+    return table.astype(dict.fromkeys(COUNTED, "Int64"))
 
 
 def _tower(study, spec):

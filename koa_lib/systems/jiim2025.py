@@ -231,7 +231,7 @@ def answers(study, metrics, found, absent, knees):
     settings, how = study.profile.systems.embeddings, systems(study).set_index("system")["how"]
     network, encoder = "ConvNeXt-Small", label(settings.encoders[0])
     supervised = found["first"].isin([spec.name for spec in settings.networks])
-    boosted = found["second"].str.endswith(BOOSTED)
+    boosted = found["second"].astype(str).str.endswith(BOOSTED)  # there may be no pair at all
     said = {
         "supervised CNNs beat foundation embeddings + XGBoost on all tasks":
             beaten(found[supervised], absent),

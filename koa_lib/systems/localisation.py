@@ -132,7 +132,7 @@ def _explained(experiment, name, arm, as_run, untrained, job, seen):
     return Explained(
         name, as_run, rows, pictures=unseen.images(chosen), layer=kept["layer"],
         trained_patients=len(set(trained["group_id"]).intersection(rows["group_id"])),
-        kappa=tuple(kappa[["qwk", "qwk_low", "qwk_high"]]), grades=kept["grades"],
+        kappa=tuple(kappa[name] for name in ("qwk", "qwk_low", "qwk_high")), grades=kept["grades"],
         maps=named("methods", "maps"),
         curves={kind: named("orders", kind) for kind in CURVES}, cascade=named("methods", "cascade"))
 

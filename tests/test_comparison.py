@@ -119,5 +119,10 @@ def test_the_readings_have_a_row_per_option_and_the_paired_difference(easy_study
     assert np.allclose(table["difference"], table["qwk"] - table["qwk"][0])
     inside = table["difference"].between(table["difference_low"], table["difference_high"])
     assert inside[1:].all() and ("external_qwk" in table) == bool(outside)
+    profile = replace(easy_study.profile, not_run={"towers": "no GPU"})
+    experiment.study = replace(easy_study, profile=profile)
+    kept, left = readings.arms(experiment.study), readings.table(experiment, found)
+    assert list(left["option"]) == list(table["option"]) and len(kept) == len(readings.READINGS) - 3
+    assert set(left.loc[left["qwk"].isna(), "not_run"]) == {"no GPU"} and left["qwk"].isna().sum() == 3
     contrastive = readings.contrastive_history(experiment, found)
     assert (0 < contrastive["floor"]).all() and (contrastive["floor"] < contrastive["guess"]).all()

@@ -109,9 +109,11 @@ def table(experiment, results):
             outside = metrics.summary(*arrays(found.graded(split="external")))
             row |= {f"external_{name}": outside[name] for name in ("accuracy", "qwk")}
         rows.append(row)
-    left = [{"factor": reading.factor, "option": reading.option, "not_run": study.profile.not_run["towers"]}
-            for reading in absent(study)]
-    frame = pd.DataFrame(rows + left)
+    rows += [{"factor": reading.factor, "option": reading.option, "not_run": study.profile.not_run["towers"]}
+             for reading in absent(study)]
+    order = [(reading.factor, reading.option) for reading in READINGS]
+    rows[1:] = sorted(rows[1:], key=lambda row: order.index((row["factor"], row["option"])))
+    frame = pd.DataFrame(rows).astype({"epochs": "Int64", "n": "Int64"})
     frame.loc[0, ["difference_low", "difference_high"]] = float("nan")  # an arm has no difference to itself
     return frame
 

@@ -47,8 +47,10 @@ def trunk(experiment, spec):
         return protocols.network_trunk(
             experiment.study, spec.architecture, spec.image_size, spec.width, place
         )
-    key = {"encoder": spec, "seed": experiment.study.seed, "weights": _weights(experiment, spec)}
-    return Trunk(f"encoder-{spec.name.lower()}", _build(experiment, spec), key)
+    # Papers that name it differently share a tower's features.
+    key = {"encoder": spec.source, "size": spec.image_size, "seed": experiment.study.seed,
+           "weights": _weights(experiment, spec)}
+    return Trunk(f"encoder-{spec.source}-{spec.image_size}", _build(experiment, spec), key)
 
 
 def _build(experiment, spec):

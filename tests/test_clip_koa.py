@@ -142,11 +142,10 @@ def test_a_symmetric_tower_stands_beside_the_arms_and_never_changes_its_mind(exp
     for name in FOLDERS:
         (tmp_path / name).mkdir()
     beside = Experiment(replace(experiment.study, profile=profile, run_dir=tmp_path))
-    means = clip_koa.means(clip_koa.run(beside, clip_koa.chosen(beside)))
-    symmetric = clip_koa.overview(means, {}).set_index(["part", "arm"]).loc[("test", clip_koa.CONSTRUCTION)]
-    assert symmetric["flip_disagreement"] == 0
-    assert {"arm": clip_koa.CONSTRUCTION, "less": STANDARD} in (
-        clip_koa.differences(means)[["arm", "less"]].to_dict("records"))
+    made = clip_koa.arm(beside, "picture", model=profile.model)
+    found = beside.run(made, splits=("unseen",), both_ways=True)
+    assert np.array_equal(*stats.predicted(found.graded()))
+    assert clip_koa.has_symmetric(beside.study) and not clip_koa.has_symmetric(experiment.study)
 
 
 # What is measured
@@ -172,19 +171,26 @@ def test_what_was_run_has_each_arm_and_part_with_weights_mean_and_spread(results
     assert tuple(row[["symmetry_weight", "consistency_weight"]]) == weights[BOTH]
 
 
-def made_up(*gains, n=60, changing=(0, 0)):
+def made_up(*gains, n=60, changing=(0, 0), arms=clip_koa.ARMS):
     """Results with the share of right answers that both losses add with each seed, and the shares of grades
     that change in the mirror image without and with them."""
     number, frames = np.arange(n), []
     rows = pd.DataFrame({"image_id": number, "kl_grade": number % 5, "group_id": number // 2})
     for arm, (seed, gain), mirrored in (
-            (arm, pair, way) for arm in clip_koa.ARMS for pair in enumerate(gains) for way in (False, True)):
+            (arm, pair, way) for arm in arms for pair in enumerate(gains) for way in (False, True)):
         right = (7 * number % n) / n < 0.5 + gain * (arm == BOTH)  # spread over the patients
         turned = mirrored & ((13 * number % n) / n < changing[arm == BOTH])
         given = (rows["kl_grade"] + (right == turned)) % 5
         said = {"arm": arm, "seed": seed, "split": "test", "mirrored": mirrored}
         frames.append(predicted(rows.assign(kl_grade=given), 1.0, **said).assign(kl_grade=rows["kl_grade"]))
     return made_results(*frames, draws=60)
+
+
+def test_the_symmetric_tower_is_held_against_standard_clip_where_it_was_run():
+    for arms in (clip_koa.ARMS, (*clip_koa.ARMS, clip_koa.CONSTRUCTION)):
+        table = clip_koa.differences(clip_koa.means(made_up(0.1, 0.1, arms=arms)))
+        assert set(table["arm"]) == {*arms} - {STANDARD}
+        assert (table["less"][table["arm"] == clip_koa.CONSTRUCTION] == STANDARD).all()
 
 
 @pytest.mark.parametrize(("gains", "verdict"), [

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import predicted, results
 
-from koa_lib import explain
+from koa_lib import explain, protocols
 from koa_lib.errors import StudyError
 from koa_lib.experiment import Experiment
 from koa_lib.explain import CENTRE, RANDOM, SIDE
@@ -19,6 +19,12 @@ from koa_lib.systems.localisation import BETTER, BLOB, NONE, UNCLEAR, WORSE
 @pytest.fixture(scope="module")
 def found(easy_study):
     return localisation.explained(easy_study)
+
+
+def test_maps_leave_the_histories_of_all_folds(easy_study, found):
+    main = protocols.main_arm(easy_study)
+    kept = pd.read_csv(easy_study.own_dir / "history" / f"{main.name}.csv")
+    assert set(kept["fold"]) == {fold.number for fold in Experiment(easy_study).folds(main)}
 
 
 def test_all_models_explain_the_same_pictures_which_none_was_trained_on(easy_study, found):

@@ -127,7 +127,8 @@ def _explained(experiment, name, arm, as_run, untrained, job, seen):
     def named(names, values):
         return dict(zip(kept[names].tolist(), kept[values], strict=True))
 
-    kappa = experiment.run(replace(arm, only=(job.fold.number,)), splits=("unseen",)).measured(["qwk"])
+    graded = experiment.run(arm, splits=("unseen",)).of(fold=job.fold.number)
+    kappa = graded.measured(["qwk"])
     rows = unseen.rows.iloc[chosen].reset_index(drop=True)
     return Explained(
         name, as_run, rows, pictures=unseen.images(chosen), layer=kept["layer"],

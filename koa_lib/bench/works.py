@@ -112,7 +112,7 @@ def measured(work, repeats):
     if not apart <= work.within:
         raise StudyError(f"'{work.name}': the results of both ways are {apart:.2g} apart, more than "
                          f"{work.within:g}, so nothing is timed. Look for the change that did it.")
-    turns = [[_seconds(way) for way in (work.plain, work.ours)] for _ in range(repeats)]
+    turns = [[seconds(way) for way in (work.plain, work.ours)] for _ in range(repeats)]
     times = np.median(turns, axis=0)
     values, unit = (work.pictures / times, RATE) if work.pictures else (1000 * times, MILLISECONDS)
     return _row(work.name, values, unit, times[0] / times[1], f"{work.note}; results {apart:.1g} apart")
@@ -122,7 +122,8 @@ def _row(work, values, unit, ratio, note):
     return {"work": work, "plain": values[0], "ours": values[1], "unit": unit, "ratio": ratio, "note": note}
 
 
-def _seconds(work):
+def seconds(work):
+    """How long a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -138,10 +139,7 @@ def _works(folder, data, size):
     files = plain.Files(list(rows["file"]), list(rows["kl_grade"]), side)
     embed = partial(features, folder, rows, side)
 
-    def grader(part):
-        with random_state(SEED):
-            return model.ClipGrader(copy.deepcopy(clip), tokenizer, part, prompts("as_printed")).eval()
-
+    grader = partial(grader_of, clip, tokenizer)
     start, plainly = time.perf_counter(), grader("adapter")
     quick = inference.quick(plainly, "trunk", side, WHOLE)
     note = (f"{len(rows)} {'pictures' if data else 'phantoms'}, {dict(machine())['Processor']}, "
@@ -158,6 +156,18 @@ def _works(folder, data, size):
     yield _fine_tune("last_blocks", grader, files, embed(quick))
     yield _table_3(size)
     yield _query(folder, size)
+
+
+def grader_of(clip, tokenizer, part):
+    """A `ClipGrader` of a copy of CLIP, before any training."""
+    with random_state(SEED):
+        return model.ClipGrader(copy.deepcopy(clip), tokenizer, part, prompts("as_printed")).eval()
+
+
+def fit(grader, features, recipe):
+    """Train a grader and tell nothing of it."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        training.fit(grader, features, None, recipe, SEED, "")
 
 
 def listed(folder, data, number):
@@ -191,15 +201,11 @@ def _fine_tune(part, grader, files, features):
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(SEED)).numpy()
     batches = np.sort(order[: len(files) // batch * batch].reshape(-1, batch)).tolist()
 
-    def ours():
-        with contextlib.redirect_stdout(io.StringIO()):
-            training.fit(mine, features, None, recipe, SEED, part)
-
     def apart(*_):
         return _farthest(plain.probabilities(theirs, files), training.predict(mine, features))
 
-    return Work(f"finetune_{part}", partial(plain.epoch, theirs, files, batches, recipe.learning_rate), ours,
-                apart, 0.02, len(files), "an epoch after the first")
+    return Work(f"finetune_{part}", partial(plain.epoch, theirs, files, batches, recipe.learning_rate),
+                partial(fit, mine, features, recipe), apart, 0.02, len(files), "an epoch after the first")
 
 
 def _one_picture(grader, files, data):

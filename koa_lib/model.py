@@ -24,7 +24,7 @@ HEADS = ("linear", "non-linear")  # of a `ProjectionPair`
 DIMENSIONS = 256  # of the common space; the paper prints none, public code of this loss has 256
 TEMPERATURE = 0.07  # at the start, as in CLIP
 LARGEST_SCALE = 100  # as in CLIP
-OURS = ("koa-tiny", "koa-conv", "koa-plain")  # configurations in `CONFIGS`
+OURS = tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
 SYMMETRIC_MODELS = ("koa-conv",)  # whose tower is `symmetric.SymmetricResNet`
 
 
@@ -54,7 +54,7 @@ def load_clip(name, weights=None, seed=0):
     Parameters
     ----------
     name : str
-        An open_clip architecture, or `koa-tiny`, `koa-conv`, `koa-plain` (configurations in this package).
+        An open_clip architecture, or one of `OURS` (configurations in this package).
     weights : path, optional
         A folder: ours (`save_clip`) or open_clip's (`open_clip_config.json` + weights), of which
         `weights.file_of` is loaded; or the bare weight file of open_clip's hub. Without it the weights are

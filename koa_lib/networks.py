@@ -50,7 +50,7 @@ class ImageGrader(nn.Module):
 
     def forward(self, images):
         """Normalised images (n, 3, H, W) to logits (n, 5)."""
-        return self.tail(self.trunk(images))
+        return self.network(images)
 
     def train_tail(self):
         """Training mode for what is trained: frozen batch norms keep their statistics."""

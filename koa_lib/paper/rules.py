@@ -39,7 +39,7 @@ OVERALL = ["accuracy", "macro_precision", "macro_sensitivity", "macro_f1"]
 LARGE_COUNT = 1000  # from here on, zeros at the end of a count are taken as rounding
 
 
-def judge(published, ours, comparable, reason="", apart=None):
+def judge(published, ours, comparable, reason="", alone=None):
     """Hold published numbers against ours: one row for each published row, in their order.
 
     Rows that need a model are judged by `agreement` or by the test of their claim, and are *not comparable*
@@ -58,7 +58,7 @@ def judge(published, ours, comparable, reason="", apart=None):
         Whether model rows may be scored (the paper's data and model).
     reason : str
         Why not, when they may not.
-    apart : callable, optional
+    alone : callable, optional
         Of (source, item, row), says why this row alone may not be scored; '' where it may.
 
     Returns
@@ -83,8 +83,8 @@ def judge(published, ours, comparable, reason="", apart=None):
         found = ours.get(key, "this run makes no such value")
         if row.kind == "duplicate":
             found = _repeated(row, known)
-        alone = apart(*key[:3]) if apart else ""
-        judged = _judged(row, found, alone if comparable else reason)
+        why = (alone(*key[:3]) if alone else "") if comparable else reason
+        judged = _judged(row, found, why)
         rows.append(dict(zip(KEY, key, strict=True)) | judged | {
             "unit": row.unit, "relation": row.relation.strip("="), "published": row.value})
     return table(rows)

@@ -1,6 +1,7 @@
 """The scorecard of a run: every published row, claim and finding of the audit, with verdict and reason."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -83,11 +84,10 @@ def scorecard(study, runs, others, systems):
             | _trained(study, paper, runs, others, models) | given)
     answers = [claims.decide(row.test, models, runs.draws, runs.seed) if row.source == MAIN
                else _answer(row, systems) for row in said.itertuples()]
-    def apart(source, item, row):
-        return why or _alone(study.profile.not_comparable, source, item, row)
-
-    numbers = rules.judge(printed, ours, comparable, why, apart)
-    whole = pd.concat([numbers, _claims(said, answers, apart), _audit(findings(study)[0])], ignore_index=True)
+    alone = partial(_alone, study.profile.not_comparable)
+    numbers = rules.judge(printed, ours, comparable, why, alone)
+    whole = pd.concat([numbers, _claims(said, answers, why, alone), _audit(findings(study)[0])],
+                      ignore_index=True)
     # Rows with a model first; then the paper's before those of others, and claims after numbers.
     order = np.lexsort([whole["metric"] == "claim", whole["source"] != MAIN, ~whole["model"]])
     return whole.iloc[order].reset_index(drop=True)
@@ -244,10 +244,10 @@ def _alone(reasons, source, item, row):
     return reasons.get("networks", "") if others else ""
 
 
-def _claims(said, answers, apart):
+def _claims(said, answers, why, alone):
     return rules.table([
         {"source": row.source, "item": row.item, "row": row.claim, "metric": "claim", "unit": answer.unit,
-         **rules.answered(answer, row.test, apart(row.source, row.item, row.claim))}
+         **rules.answered(answer, row.test, why or alone(row.source, row.item, row.claim))}
         for row, answer in zip(said.itertuples(), answers, strict=True)
     ])
 

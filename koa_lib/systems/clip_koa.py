@@ -157,9 +157,9 @@ class Mean(NamedTuple):
 
 def means(results):
     """The `Mean` of each (part, arm), from the results of `run`."""
+    there = set(results.frame["arm"])
     return {(part, name): _mean(results.of(split=part, arm=name))
-            for part, name in product(results.splits, (*ARMS, CONSTRUCTION))
-            if name in set(results.frame["arm"])}
+            for part, name in product(results.splits, (*ARMS, CONSTRUCTION)) if name in there}
 
 
 def _mean(found):
@@ -210,9 +210,8 @@ def differences(means):
         seeds_agree, whether those of accuracy have one sign (None with one seed).
     """
     rows = []
-    for part, (name, less) in product(dict.fromkeys(part for part, _ in means), COMPARED):
-        if (part, name) not in means:
-            continue
+    compared = [(name, less) for name, less in COMPARED if name in {name for _, name in means}]
+    for part, (name, less) in product(dict.fromkeys(part for part, _ in means), compared):
         drawn, each, n = _gap(means[part, name], means[part, less])
         signs = set(np.sign(each["accuracy"]))
         rows.append({"comparison": f"{name} − {less}", "arm": name, "less": less, "part": part,

@@ -176,7 +176,7 @@ def mapped(found):
     Returns
     -------
     DataFrame
-        One row per model and map: model, method; qwk, qwk_low, qwk_high (of all unseen pictures), learnt; n
+        One row per model and map: model, method; qwk, qwk_low, qwk_high (on the unseen part), learnt; n
         (explained pictures), as_run, layer, trained_patients; and the mean rank correlation with the trained
         model's map in a column per share of random weights, from the output to the input, such as "rank
         correlation, 25 %"; NaN where no map has any.

@@ -3,6 +3,8 @@
 Groups (patients, duplicate groups) are resampled whole, because two knees of one patient are not independent.
 """
 
+from itertools import chain
+
 import numpy as np
 import pandas as pd
 
@@ -109,9 +111,8 @@ def samples(graded, names, draws=1000, seed=0):
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[PROBABILITIES])
     found = metrics.from_confusion(resampled(graded, draws, seed))
     if set(names) & {"macro_auc", "ece"}:
-        drawn = _probability_draws(grades, probabilities, graded["group_id"], draws, seed)
-        found |= {name: np.r_[getattr(metrics, name)(grades, probabilities), values]
-                  for name, values in drawn.items()}
+        auc, ece = _probability_draws(grades, probabilities, graded["group_id"], draws, seed)
+        found |= {"macro_auc": metrics.mean_defined(auc), "ece": ece}
     if FLIPS in names:  # the mirror image's grade against the picture's
         same = _matrices(*predicted(graded), graded["group_id"], draws, seed)
         found[FLIPS] = 1 - metrics.from_confusion(same)["accuracy"]
@@ -173,6 +174,12 @@ def resampled(graded, draws=1000, seed=0):
     then of each draw."""
     grades, probabilities = metrics.checked(graded["kl_grade"], graded[PROBABILITIES])
     return _matrices(grades, probabilities.argmax(1), graded["group_id"], draws, seed)
+
+
+def resampled_auc(graded, draws=1000, seed=0):
+    """One-vs-rest AUC of each grade (1 + draws, 5), see `resampled`; NaN where undefined."""
+    return _probability_draws(*metrics.checked(graded["kl_grade"], graded[PROBABILITIES]),
+                              graded["group_id"], draws, seed)[0]
 
 
 def paired(a, b):
@@ -351,18 +358,19 @@ def _sums_by_group(codes, number, column, columns, values=None):
 
 
 def _probability_draws(grades, probabilities, groups, draws, seed, bins=15):
-    # Metrics that need the probabilities themselves, under the same draws as `group_bootstrap`.
+    # What needs the probabilities themselves: AUC of each grade (1 + draws, 5) and calibration error
+    # (1 + draws,), as they are and then under the same draws as `group_bootstrap`.
     codes, number = group_codes(groups, len(grades))
     place, excess = metrics.calibration_bins(grades, probabilities, bins)
     gaps = _sums_by_group(codes, number, place, bins, excess)
     sizes = np.bincount(codes, minlength=number).astype(float)
     scores = [(grades == grade, *_ties(probabilities[:, grade])) for grade in range(metrics.K)]
     auc, calibration = [], []
-    for weights in _weights(number, draws, seed):
+    for weights in chain([np.ones((1, number))], _weights(number, draws, seed)):
         with np.errstate(invalid="ignore", divide="ignore"):
             calibration.append(np.abs(weights @ gaps).sum(1) / (weights @ sizes))
             auc.append(np.stack([_weighted_auc(weights[:, codes], *score) for score in scores], axis=1))
-    return {"macro_auc": metrics.mean_defined(np.concatenate(auc)), "ece": np.concatenate(calibration)}
+    return np.concatenate(auc), np.concatenate(calibration)
 
 
 def _ties(score):

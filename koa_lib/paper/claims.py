@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -39,9 +39,9 @@ def decide(test, models, draws, seed):
     decided = {
         "order of the five accuracies, paired group-bootstrap intervals of neighbours":
             partial(order, models, draws, seed),
-        "share of errors with distance 1; the two largest off-diagonal cells":
+        "share of errors with distance 1; lead of the two confusions over all others; with intervals":
             partial(adjacent, clip, draws, seed),
-        "per-grade sensitivity and AUC ranks": partial(separated, clip),
+        "lead of grades 0 and 4 in sensitivity and AUC, with interval": partial(separated, clip, draws, seed),
     }
     if test not in decided:
         known = "; ".join(decided)
@@ -131,17 +131,19 @@ def ahead(tests, tested=""):
 def adjacent(graded, draws, seed):
     """Whether errors are mostly between adjacent grades, above all 0-1 and 1-2; ours is their share.
 
-    *Replicated* when the interval of the share lies above 0.5 and the two commonest confusions, either way
-    round, are those; *not replicated* when the interval lies below 0.5 or another confusion is commoner; else
-    *inconclusive*.
+    *Replicated* when the interval of the share lies above 0.5 and those two confusions, either way round, are
+    clearly commoner than every other; *not replicated* when the interval lies below 0.5 or another confusion
+    is clearly commoner than one of them; else *inconclusive*.
     """
     if isinstance(graded, str):
         return not_run(graded)
     matrices = stats.resampled(graded, draws, seed)
     found = stats.with_interval("share", _adjacent_share(matrices))
-    cells = _cells(matrices[0])
-    lead = min(cells.pop((0, 1)), cells.pop((1, 2))) - max(cells.values())
-    holds, fails = found["share_low"] > 0.5 and lead > 0, found["share_high"] < 0.5 or lead < 0
+    cells = _cells(matrices)
+    named = cells.pop((0, 1)), cells.pop((1, 2))
+    _, commonest = _leads([a - b for a, b in product(named, cells.values())])
+    holds = found["share_low"] > 0.5 and commonest == "replicated"
+    fails = found["share_high"] < 0.5 or commonest == "not replicated"
     verdict = "replicated" if holds else "not replicated" if fails else "inconclusive"
     return Answer(*found.values(), "ratio", verdict, _confusions(matrices[0]))
 
@@ -154,22 +156,31 @@ def train_test_drop(results):
     ])
 
 
-def separated(graded):
+def separated(graded, draws, seed):
     """Whether grades 0 and 4 have the two highest sensitivities and the two highest AUCs.
 
-    Ours is the smaller of their two leads (sensitivity, AUC) over the best of grades 1-3: above 0
-    *replicated*, below *not replicated*, at 0 or undefined *inconclusive*.
+    *Replicated* when the intervals of all their leads over grades 1 to 3 lie above 0, *not replicated* when
+    any lies below, else *inconclusive*. Ours is the smallest lead.
     """
     if isinstance(graded, str):
         return not_run(graded)
-    table = metrics.per_grade(*arrays(graded))
-    values = {"sensitivity": table["sensitivity"].to_numpy(), "AUC": table["auc"].to_numpy()}
-    lead = float(min(column[[0, 4]].min() - column[1:4].max() for column in values.values()))
-    told = {name: ", ".join(f"{value:.2f}" for value in column) for name, column in values.items()}
-    said = "; ".join(f"{name} {column}" for name, column in told.items())
-    verdict = "replicated" if lead > 0 else "not replicated" if lead < 0 else "inconclusive"
-    reason = f"grades 0 to 4: {said}; ours: the smaller lead of grades 0 and 4 over the best of 1 to 3"
-    return Answer(lead, math.nan, math.nan, "ratio", verdict, reason)
+    values = {"sensitivity": metrics.rates(stats.resampled(graded, draws, seed))[0],
+              "AUC": stats.resampled_auc(graded, draws, seed)}
+    smallest, verdict = _leads([drawn[:, a] - drawn[:, b] for drawn, a, b
+                                in product(values.values(), (0, 4), (1, 2, 3))])
+    told = "; ".join(f"{name} {', '.join(f'{value:.2f}' for value in drawn[0])}"
+                     for name, drawn in values.items())
+    reason = f"grades 0 to 4: {told}; ours: the smallest lead of grade 0 or 4 over one of 1 to 3"
+    return Answer(*smallest, "ratio", verdict, reason)
+
+
+def _leads(differences):
+    # The smallest of some leads, each a value and its draws, as (value, low, high), an undefined one before
+    # all; and the verdict on 'all are above 0'.
+    gaps = [tuple(stats.with_interval("lead", difference).values()) for difference in differences]
+    clear, turned = all(low > 0 for _, low, _ in gaps), any(high < 0 for _, _, high in gaps)
+    verdict = "replicated" if clear else "not replicated" if turned else "inconclusive"
+    return min(gaps, key=lambda gap: np.nan_to_num(gap[0], nan=-np.inf)), verdict
 
 
 def _difference(a, b, draws, seed):
@@ -189,8 +200,8 @@ def _adjacent_share(cm):
 
 
 def _cells(cm):
-    # Confusions of two grades, either way round.
-    return {(i, j): int(cm[i, j] + cm[j, i]) for i, j in combinations(range(metrics.K), 2)}
+    # Confusions of two grades, either way round, over leading axes.
+    return {(i, j): cm[..., i, j] + cm[..., j, i] for i, j in combinations(range(metrics.K), 2)}
 
 
 def _confusions(cm):

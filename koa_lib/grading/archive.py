@@ -43,7 +43,8 @@ def run(given, weights, out):
         A file of other weights, with a damaged line or that is being written to; nothing to grade.
     """
     weights = Path(export.newest() if weights is None else weights).absolute()
-    card = predict.load(weights).card
+    _model.cache_clear()  # the folder may hold other weights than before
+    card = _model(weights).card
     with open(out, "ab+") as file:
         _begin(file, out, card)
         held, failed = _held(file, out)
@@ -123,13 +124,13 @@ def _new(paths, held):
 
 
 def _rows(weights, sha256, paths):
-    return [described(row, row.path.name) for row in predict.grade(_model(weights, sha256), paths)]
+    model = _model(weights)
+    if model.card["weights_sha256"] != sha256:
+        raise StudyError(f"{weights} was changed meanwhile. Give another name with --out.")
+    return [described(row, row.path.name) for row in predict.grade(model, paths)]
 
 
 @lru_cache(1)
-def _model(weights, sha256):
-    # Kept by each process of a cluster.
-    model = predict.load(weights)
-    if model.card["weights_sha256"] != sha256:
-        raise StudyError(f"{weights} was changed meanwhile. Give another name with --out.")
-    return model
+def _model(weights):
+    # Loaded once by each process, of a cluster too.
+    return predict.load(weights)

@@ -153,4 +153,5 @@ def described(spec):
     width = "" if spec.width == 1.0 else f"width x {spec.width:g}, "
     start = "ImageNet weights" if spec.weights == "imagenet" else "random start"
     frozen = ", frozen but for its last layer" * (spec.trained == "last_layer")
-    return f"{spec.timm}, {spec.image_size} px, {width}{spec.epochs} epochs, {start}{frozen}"
+    epochs = f"{spec.epochs} epoch{'s' * (spec.epochs != 1)}"
+    return f"{spec.timm}, {spec.image_size} px, {width}{epochs}, {start}{frozen}"

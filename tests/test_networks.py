@@ -81,5 +81,5 @@ def test_a_width_without_a_meaning_is_refused():
 
 def test_a_reduction_is_told_in_the_row():
     narrow = replace(SMOKE[1], width=0.5)
-    assert networks.described(narrow) == "resnet50, 32 px, width x 0.5, 1 epochs, random start"
+    assert networks.described(narrow) == "resnet50, 32 px, width x 0.5, 1 epoch, random start"
     assert "width" not in networks.described(replace(narrow, width=1.0))

@@ -13,6 +13,7 @@ from koa_lib import model as models
 from koa_lib.errors import StudyError
 from koa_lib.profile import PARTS
 from koa_lib.prompts import PROMPT_SETS, prompts
+from koa_lib.report import diagrams
 
 NAMES = models.OURS
 
@@ -137,7 +138,7 @@ def test_only_the_named_part_is_trained(name, part):
     assert wanted == {key for key, value in parameters.items() if value.requires_grad}
     assert wanted and wanted <= set(made.trained_state())
     counts = [sum(parameters[key].numel() for key in keys) for keys in (wanted, parameters)]
-    told = models.parts(made)
+    told = diagrams.parts(made)
     assert sum(count for _, count, is_trained in told if is_trained) == counts[0]
     assert sum(count for _, count, _ in told) == counts[1]
 

@@ -1,9 +1,11 @@
-"""Drawings of how the model works (figures 1, 3 and 4 of the paper), from the facts of the model that ran."""
+"""Drawings of how the model works (figures 1, 3 and 4 of the paper), and what they print of the model that
+ran."""
 
 import textwrap
 
 import numpy as np
 
+from koa_lib import model
 from koa_lib.grades import GRADES, NAMES
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.prompts import TABLE_1
@@ -13,6 +15,50 @@ BOARD = 8.2  # width of a drawing in its own units
 IMAGE, TEXT, SCORE = "#d6e6f4", "#dff0d8", "#f7e3c4"
 
 
+def facts(clip, name):
+    """What the diagrams of figures 1, 3 and 4 print, read from the model object."""
+    config = model.architecture(name)
+    count = sum(value.numel() for value in clip.parameters())
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    image = (
+        vision.get("timm_model_name")
+        or f"ViT, {vision['layers']} blocks, width {vision['width']}, patch {vision['patch_size']}"
+    )
+    return {
+        "name": name,
+        "image_tower": image,
+        "image_size": vision["image_size"],
+        "embed_dim": config["embed_dim"],
+        "text_tower": f"Transformer, {text['layers']} blocks, width {text['width']}",
+        "context_length": text["context_length"],
+        "parameters": count,
+    }
+
+
+def parts(grader):
+    """Rows of figure 4: part of the model, its parameters, and whether the reading trains it.
+
+    Returns
+    -------
+    list of (str, int, bool)
+    """
+    tower, trained = grader.tower, {id(p) for p in grader.parameters() if p.requires_grad}
+    last = {id(p) for block in tower.last_blocks() for p in block.parameters()}
+    visual = list(grader.clip.visual.parameters())
+    head = {id(p) for module in tower.head_modules() for p in module.parameters()} | {id(tower.projection)}
+    groups = {
+        "earlier image blocks": [p for p in visual if id(p) not in last | head],
+        "last image blocks": [p for p in visual if id(p) in last],
+        "image projection": [p for p in visual if id(p) in head],
+        "text encoder": [p for p in grader.clip.parameters() if id(p) not in {id(v) for v in visual}],
+        "adapter": list(grader.adapter.parameters()) if grader.adapter is not None else [],
+    }
+    return [
+        (name, sum(p.numel() for p in group), any(id(p) in trained for p in group))
+        for name, group in groups.items()
+    ]
+
+
 @styled
 def figure_1(facts):
     """Contrastive pre-training: two encoders and the similarity matrix of a batch.
@@ -20,7 +66,7 @@ def figure_1(facts):
     Parameters
     ----------
     facts : dict
-        As from `model.facts`.
+        As from `facts`.
     """
     figure, axis = _board(5.6, f"{facts['name']}: {thousands(facts['parameters'])} parameters", top=9.6)
     _pile(axis, 0.05, 7.7, "Caption 1", TEXT)

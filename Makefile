@@ -112,11 +112,14 @@ pdf: $(PAGE)  ## print the report to one PDF with bookmarks (needs Chromium)
 bench: $(READY)  ## time the library beside a plain way with the same results, side by side (DATA=<folder>: on real pictures)
 	@$(KOA) bench --data "$(DATA)"
 
-test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 7 minutes)
-	@$(PY) -m pytest --durations=25
+# In two lanes: what reads a run in one of them, all else where there is time.
+PYTEST := $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=25
+
+test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 6 minutes)
+	@$(PYTEST)
 
 test-all: $(READY)  ## also the slow tests
-	@$(PY) -m pytest --durations=25 -m "slow or not slow"
+	@$(PYTEST) -m "slow or not slow"
 
 lab: $(READY)  ## open the notebooks in JupyterLab; each makes what it misses
 	@echo "Your own copies without solutions: make student. Outputs leave the study's notebooks by: make strip"

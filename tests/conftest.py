@@ -4,7 +4,6 @@ grade."""
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from koa_lib.results import Results
 from koa_lib.study import FOLDERS, Inputs, Study
 
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
-RUN = pytest.StashKey()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = settings.Recipe(
     part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none",
@@ -45,49 +43,36 @@ def environment(**more):
     return {**os.environ, **more, **ours}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """What needs the smoke run comes last: the run goes on while everything else is tested."""
-    items.sort(key=needs_run)
+    """Two lanes: what reads a run comes first and stays in one of them; of the rest, each file does."""
+    items.sort(key=lambda item: not _reads_run(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("runs" if _reads_run(item) else item.path.stem))
 
 
-def needs_run(item):
-    """Whether a test needs the smoke run."""
-    return "smoke_run" in item.fixturenames or "smoke_run" in item.name
-
-
-def pytest_collection_finish(session):
-    """Start the smoke run beside the first tests; `smoke_run` waits for it."""
-    if any(map(needs_run, session.items)) and not session.config.option.collectonly:
-        log = tempfile.TemporaryFile("w+")
-        started = subprocess.Popen(["make", "-j2", "reproduce", "PROFILE=smoke"], cwd=ROOT, env=environment(),
-                                   stdout=log, stderr=subprocess.STDOUT)
-        session.config.stash[RUN] = started, log
-
-
-def pytest_unconfigure(config):
-    """A session that ends early takes its smoke run with it."""
-    if RUN in config.stash:
-        config.stash[RUN][0].terminate()
+def _reads_run(item):
+    return any(run in (*item.fixturenames, item.name) or f"[{run}" in item.name
+               for run in ("smoke_run", "demo_run"))
 
 
 @pytest.fixture(scope="session")
-def smoke_run(pytestconfig):
+def smoke_run():
     """The folder of a finished smoke run; make decides what has to run."""
-    started, log = pytestconfig.stash[RUN]
-    failed = started.wait(timeout=900)
-    log.seek(0)
-    assert not failed, f"make reproduce PROFILE=smoke failed:\n{log.read()[-4000:]}"
-    return ROOT / "reports" / "_build" / "smoke"
+    return _made("smoke")
 
 
 @pytest.fixture(scope="session")
 def demo_run():
     """The folder of a demo run with its report; made where it is not there yet."""
     folder = ROOT / "reports" / "_build" / "demo"
-    if not (folder / "html" / "index.html").is_file():
-        done = make("-j2", "reproduce", "PROFILE=demo", timeout=3600)
-        assert done.returncode == 0, f"make reproduce PROFILE=demo failed:\n{done.stdout[-4000:]}"
-    return folder
+    return folder if (folder / "html" / "index.html").is_file() else _made("demo")
+
+
+def _made(profile):
+    done = make("-j2", "reproduce", f"PROFILE={profile}", timeout=3600)
+    assert done.returncode == 0, f"make reproduce PROFILE={profile} failed:\n{done.stdout[-4000:]}"
+    return ROOT / "reports" / "_build" / profile
 
 
 @pytest.fixture(scope="session")

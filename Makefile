@@ -112,8 +112,8 @@ pdf: $(PAGE)  ## print the report to one PDF with bookmarks (needs Chromium)
 bench: $(READY)  ## time the library beside a plain way with the same results, side by side (DATA=<folder>: on real pictures)
 	@$(KOA) bench --data "$(DATA)"
 
-# In two lanes: what reads a run in one of them, all else where there is time.
-PYTEST := $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=25
+# In two lanes, see tests/conftest.py.
+PYTEST := $(PY) -m pytest -n 2 --no-loadscope-reorder --durations=25
 
 test: $(READY)  ## run the tests, with one smoke run of all notebooks (about 6 minutes)
 	@$(PYTEST)

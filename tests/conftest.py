@@ -24,6 +24,7 @@ from koa_lib.results import Results
 from koa_lib.study import FOLDERS, Inputs, Study
 
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
+RUNS = ("test_browser", "test_notebooks", "test_printing")  # files whose tests read a whole run
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = settings.Recipe(
     part="adapter", prompts="as_printed", normalisation="clip", geometry="stretch", intensity="none",
@@ -43,17 +44,22 @@ def environment(**more):
     return {**os.environ, **more, **ours}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Two lanes: what reads a run comes first and stays in one of them; of the rest, each file does."""
-    items.sort(key=lambda item: not _reads_run(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("runs" if _reads_run(item) else item.path.stem))
+    """What reads a run comes first, because it takes longest."""
+    items.sort(key=lambda item: item.path.stem not in RUNS)
 
 
-def _reads_run(item):
-    return any(run in (*item.fixturenames, item.name) or f"[{run}" in item.name
-               for run in ("smoke_run", "demo_run"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Two lanes (`make test`): each file stays in one of them, and what reads a run in the same."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Lanes(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "runs" if Path(file).stem in RUNS else file
+
+    return Lanes(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,10 @@ ifndef KOA_STARTED
 export KOA_STARTED := $(shell date +%s)
 endif
 # Notebooks at once: two where each computes in one thread here. Numbers do not depend on it.
-JOBS ?= $(if $(filter local1,$(ENGINE)$(shell sed -n 's/^threads: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)),2,1)
+THREADS := $(shell sed -n 's/^threads: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)
+JOBS ?= $(if $(filter local1,$(ENGINE)$(THREADS)),2,1)
+# Their kernels are forked from one process that has the libraries imported.
+FORKED := $(PY) -m koa_lib.report.kernels $(or $(THREADS),1)
 
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
@@ -76,7 +79,7 @@ data: $(READY)  ## download both public sets to data/ and check every picture (D
 	@$(KOA) data fetch gornale2020 "$(DATA_DIR)/gornale2020"
 
 reproduce: $(READY)  ## run a profile end to end and say where the report is (default: demo)
-	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) $(PAGE)
+	@$(FORKED) $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) $(PAGE)
 	@if [ ! -e $(OUT)/.told ] || [ $(PAGE) -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) --options "$(NAMED)" && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$(PAGE)"; fi
 
 dry:  ## show that `paper` runs (or PROFILE=laptop): true architectures, random weights, a few pictures, one epoch, offline

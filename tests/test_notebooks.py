@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -19,7 +20,7 @@ from koa_lib.data.manifest import read_manifest
 from koa_lib.errors import StudyError
 from koa_lib.paper.published import SYSTEMS
 from koa_lib.profile import ROOT
-from koa_lib.report import closing, entries, running, stamps
+from koa_lib.report import closing, entries, kernels, running, stamps
 from reports import build, reference
 
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -207,14 +208,60 @@ def wait_until(done, seconds=240):  # a kernel starts slowly on a loaded machine
     assert done()
 
 
-def test_stopped_by_hand_is_one_line_and_130(own, tmp_path):
-    own.write("import time\nprint('here', flush=True)\ntime.sleep(300)")
-    process, log = start(tmp_path), own.run / "logs" / "01_own.log"
-    wait_until(lambda: log.is_file() and " here" in log.read_text())
+@pytest.fixture(scope="module")
+def forks():
+    """A function that has the kernels of a test forked."""
+    program = ("import sys\nfrom koa_lib.report import kernels\nkernels.LIBRARIES = ['pandas']\n"
+               "sys.exit(kernels.serve('1', sys.argv[1:]))")
+    command = ["sh", "-c", f"echo ${kernels.SOCKET}; read end; exit 7"]
+    server = subprocess.Popen([sys.executable, "-c", program, *command], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)
+    path = server.stdout.readline().strip()
+    yield lambda patch: patch.setenv(kernels.SOCKET, path)
+    server.communicate("end\n", timeout=60)
+    assert server.returncode == 7 and not Path(path).parent.exists()
+
+
+def test_a_forked_kernel_is_a_kernel_that_has_the_libraries(own, forks, monkeypatch):
+    forks(monkeypatch)
+    monkeypatch.setenv("GIVEN", "here")
+    own("import os, sys\nassert 'pandas' in sys.modules and os.environ['GIVEN'] == 'here'\n"
+        f"assert sys.path[0] != '' and os.getcwd() == {str(running.FOLDER)!r}\n"
+        "os.system('echo native >&2')\n"
+        "from pathlib import Path\nfrom koa_lib import journal\nkept = bytes(range(250)) * 10**6\n"
+        f"journal.append(Path({str(own.run)!r}), 's', 'built', 1, '', '01_own')")
+    assert "native" in (own.run / "logs" / "01_own.log").read_text()
+    assert journal.read(own.run)[-1]["peak_mib"] > 250
+    with pytest.raises(StudyError, match="kernel died"):
+        own("import os\nos._exit(9)")
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_stopped_by_hand_is_one_line_and_130(own, tmp_path, forks, monkeypatch, forked):
+    if forked:
+        forks(monkeypatch)
+    process, kernel = started_kernel(own, tmp_path)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)  # a loaded machine takes its time to end the kernel
     assert process.returncode == 130 and err.startswith("koa: stopped.") and err.count("\n") == 1
     assert "Traceback" not in out and list((own.run / "nb").iterdir()) == []
+    wait_until(lambda: not kernel.exists())
+
+
+def test_no_forked_kernel_outlives_whoever_asked_for_it(own, tmp_path, forks, monkeypatch):
+    forks(monkeypatch)
+    process, kernel = started_kernel(own, tmp_path)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not kernel.exists())
+
+
+def started_kernel(own, folder):
+    """A process that executes a notebook without an end, and its kernel's folder in /proc."""
+    own.write("import os, time\nprint(f'kernel {os.getpid()}', flush=True)\ntime.sleep(300)")
+    process, log = start(folder), own.run / "logs" / "01_own.log"
+    wait_until(lambda: log.is_file() and "kernel " in log.read_text())
+    return process, Path("/proc", re.search(r"kernel (\d+)", log.read_text())[1])
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["finished", "stopped"])

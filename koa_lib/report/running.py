@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from koa_lib import profile as profiles
 from koa_lib.errors import GOES_ON, StudyError
 from koa_lib.profile import ROOT
 from koa_lib.progress import WATCHED, duration, without_events
-from koa_lib.report import stamps
+from koa_lib.report import kernels, stamps
 from koa_lib.report.terminal import Terminal, Watch
 from koa_lib.study import BUILD, is_dry, run_name
 
@@ -68,7 +69,7 @@ def execute(name, profile, seed=None):
         os.replace(running, target)
     target.with_name(f"{name}.failed.ipynb").unlink(missing_ok=True)
     seconds = time.perf_counter() - clock
-    journal.append(folder, name, "built", seconds, "executed", name, children=True)
+    journal.append(folder, name, "built", seconds, "executed", name, peak_mib=_peak_mib(folder, name))
     terminal.line(f"{_place(name)}: done in {duration(seconds)}; {_steps(watch.counts, watch.seconds)}",
                   "head")
     return target
@@ -87,6 +88,13 @@ def alone(folder, kind, name):
         Terminal().line(f"{name} of {folder.name} is being made by another process: waiting for its end "
                         "(Ctrl-C stops the waiting)")
         return lock.acquire()
+
+
+def _peak_mib(folder, name):
+    # A forked kernel is no child of this process, but tells its memory at each step.
+    lines = journal.read(folder)
+    steps = journal.executions(lines).get(name, ())
+    return max([journal.peak_mib(children=True), *(lines[place].get("peak_mib") or 0 for place in steps)])
 
 
 def _written(path):
@@ -137,7 +145,8 @@ def _run(running, parameters, name, terminal):
                            f"{error.ename}: " * (error.ename != "StudyError") + error.evalue) from None
         except DeadKernelError:
             raise _failure(name, watch, running,
-                           f"The kernel died (peak memory so far {journal.peak_mib(True):,} MiB). "
+                           f"The kernel died (peak memory so far "
+                           f"{_peak_mib(running.parents[1], name):,} MiB). "
                            "Most often memory ran out: close other programs, run without -j, "
                            "or take a smaller profile.") from None
         except KeyboardInterrupt:
@@ -157,7 +166,21 @@ def _papermill(source, running, parameters, name, watch):
         papermill.execute_notebook(
             source, running, parameters, kernel_name="python3", progress_bar=False, cwd=FOLDER,
             stdout_file=watch.stdout, stderr_file=watch.stderr, on_cell_execute=watch.start_cell,
-            extra_arguments=["--IPKernelApp.log_level=40"])
+            extra_arguments=["--IPKernelApp.log_level=40"], start_timeout=600, **_kernels())
+
+
+def _kernels():
+    # Forked ones where `kernels` listens.
+    if kernels.SOCKET not in os.environ:
+        return {}
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Forked(AsyncKernelManager):
+        def format_kernel_cmd(self, extra_arguments=None):
+            usual = super().format_kernel_cmd(extra_arguments)
+            return [sys.executable, "-P", kernels.__file__, *usual[usual.index("-f"):]]
+
+    return {"kernel_manager_class": Forked}
 
 
 @contextmanager

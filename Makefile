@@ -91,16 +91,14 @@ $(OUT)/inputs.yaml: FORCE | $(READY)
 $(OUT)/nb/%.ipynb: notebooks/%.ipynb reports/exhibits/%.yaml reports/exhibits/columns.yaml $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
 	@$(KOA) notebook $* $(RUN_ARGS)
 
-# Order: who reads whose results.
-$(OUT)/nb/00_start_here.ipynb: $(OUT)/nb/03_fine_tune.ipynb
-$(OUT)/nb/03_fine_tune.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
+# Order: pre-training comes before what needs its tower, drawing before what needs the pictures. Two at once that need the
+# same training share it: whoever comes second takes what the first has made.
 $(OUT)/nb/04_baselines.ipynb: $(OUT)/nb/01_data_audit.ipynb
-$(OUT)/nb/05_external_evaluation.ipynb $(OUT)/nb/07_similarity_retrieval.ipynb: $(OUT)/nb/03_fine_tune.ipynb
-$(OUT)/nb/08_symmetry_consistency.ipynb $(OUT)/nb/09_projection_heads.ipynb: $(OUT)/nb/02_zero_shot_baseline.ipynb
-$(OUT)/nb/10_label_efficiency.ipynb: $(OUT)/nb/03_fine_tune.ipynb
+$(foreach n,03 05 07 08 09 10 12,$(filter $(OUT)/nb/$n%,$(EXECUTED))): $(OUT)/nb/02_zero_shot_baseline.ipynb
+$(OUT)/nb/00_start_here.ipynb $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/03_fine_tune.ipynb
+$(OUT)/nb/06_statistics.ipynb $(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/04_baselines.ipynb
+$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/05_external_evaluation.ipynb
 $(OUT)/nb/11_foundation_embeddings.ipynb: $(OUT)/nb/10_label_efficiency.ipynb
-$(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb
-$(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/03_fine_tune.ipynb $(OUT)/nb/04_baselines.ipynb $(OUT)/nb/05_external_evaluation.ipynb
 # What `make bench` measured is shown there.
 $(OUT)/nb/06_statistics.ipynb: $(wildcard reports/_build/bench/*.csv)
 # The scorecard reads what all others answered.

@@ -157,7 +157,8 @@ def _training(run, results):
     fitted = next((row for row in results if row["role"] == "fitted"), None)
     rows = [("Cohort", cohorts.facts(run.settings.training.name).title)]
     if fitted:
-        rows += [("Fitted on", f"{fitted['pictures']:,} pictures of {fitted['groups']:,} patients")]
+        chose = "; a tenth of the patients chose the epoch" * (fitted["model"] == "clip-our_protocol")
+        rows += [("Trained with", f"{fitted['pictures']:,} pictures of {fitted['groups']:,} patients{chose}")]
     rows += _history(run, results[0]["model"]) if results else []
     for folder in provenance.main_checkpoints(run):
         seconds = provenance.note(folder.with_name(f"{folder.name}.json"), {}).get("seconds")
@@ -227,7 +228,8 @@ def _data_card(run, name, read):
     facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"),
              ("Licence", known.licence),
              ("Used for",
-              "; ".join(f"{words.people(split)}: {words.USES[use]}" for split, use in known.roles.items())),
+              "; ".join(f"{words.people(split)}: {words.USES[use]}"
+                        for split, use in known.uses(run.settings.our_protocol.folds).items())),
              *_amounts(rows, known), ("Readers", _readers(rows))]
     if read:
         facts += [("Read in this run",

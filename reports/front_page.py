@@ -80,7 +80,7 @@ def sentences(run, score, results):
            f"{len(places.PAPER_ITEMS)} tables and figures have their counterpart in it.")
     if ours["verdict"].isin(["not comparable", "not run"]).all():
         reason = ours["reason"].str.split(";").str[0].mode()[0]
-        return [ran, _came_out(results),
+        return [ran, _came_out(results, _confirmatory(run)),
                 f"Not shown: how the paper's model grades patients. {len(ours)} of its results and claims "
                 f"are not scored ({tally(ours)}; {reason})."]
     return [ran,
@@ -99,7 +99,19 @@ def _main(ours):
             f"beside {row.published:.2f} % published: {row.verdict}.")
 
 
-def _came_out(results):
+def _confirmatory(run):
+    # The external result as the paper shows the pictures, where the main model was trained on them otherwise.
+    if run.exhibits["views"]["reason"]:
+        return []
+    rows = pd.read_csv(run.folder / "tables" / "views.csv").reindex(
+        columns=["status", "as_trained", "n", "accuracy", "ci_low", "ci_high", "qwk"])
+    rows = rows[(rows["status"] == "confirmatory") & (rows["as_trained"] == "no")]
+    return [f"there shown stretched and without repeats (n = {row.n:,}), the confirmatory view, accuracy "
+            f"{row.accuracy:.3f} ({row.ci_low:.3f} to {row.ci_high:.3f}) and quadratic kappa {row.qwk:.3f}"
+            for row in rows.itertuples()]
+
+
+def _came_out(results, confirmatory):
     unseen = [part for part in results if part["role"] == "unseen"][-1:]
     outside = [part for part in results if part["role"] == "external"][:1]
     told = [f"{place} (n = {part['pictures']:,}{_shared(part)}) "
@@ -108,7 +120,8 @@ def _came_out(results):
             f"and quadratic kappa {_value(part, 'qwk')}"
             for place, parts in (("on unseen knees of its own cohort", unseen),
                                  ("on the external cohort", outside)) for part in parts]
-    return (f"Came out: the main model is {words.people(results[0]['model'])}; {'; '.join(told)} "
+    return (f"Came out: the main model is {words.people(results[0]['model'])}; "
+            f"{'; '.join([*told, *confirmatory])} "
             "(95 % intervals, group bootstrap)."
             if told else "Came out: no predictions of a main model are kept.")
 

@@ -126,6 +126,7 @@ def front(run, results):
     def of(*rows):
         pd.DataFrame([ROW | row for row in rows]).to_csv(run.folder / "tables" / "scorecard.csv", index=False)
         made = {name: {"reason": "not run" if name == "table_5" else ""} for name in places.PAPER_ITEMS}
+        made["views"] = {"reason": "" if (run.folder / "tables" / "views.csv").exists() else "not run"}
         score = front_page.scores(run.folder)
         sentences = front_page.sentences(dataclasses.replace(run, exhibits=made), score, results)
         return sentences, dict(front_page.verdicts(score))
@@ -144,6 +145,16 @@ def test_phantoms_say_that_the_papers_model_is_not_shown(front):
                                     {"verdict": "not run", "source": "CLIP-KOA"})
     assert "n = 24" in came_out and "1 of its results" in open_ and "synthetic phantoms)" in open_
     assert "replicated" not in came_out + open_
+
+
+@pytest.mark.parametrize("as_trained, told", [("no", True), ("yes", False)])
+def test_the_confirmatory_view_is_told_where_training_had_another(front, run, as_trained, told):
+    view = {"status": "confirmatory", "as_trained": as_trained, "n": 52, "accuracy": 0.2116, "ci_low": 0.1154,
+            "ci_high": 0.3269, "qwk": 0.0893}
+    pd.DataFrame([view, view | {"status": "sensitivity", "accuracy": 0.9}]).to_csv(
+        run.folder / "tables" / "views.csv", index=False)
+    (_, came_out, _), _ = front({"verdict": "not comparable", "reason": "x"})
+    assert ("n = 52" in came_out and "0.212 (0.115 to 0.327)" in came_out) == told and "0.900" not in came_out
 
 
 def test_rows_that_follow_from_one_contradiction_are_counted_once(front):

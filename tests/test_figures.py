@@ -79,7 +79,7 @@ DRAWINGS = {
     "similarity": lambda: primer.similarity(COMPARED, PICTURE, 0),
     "training_change": lambda: primer.change(primer.mean_answers(np.array([0, 1, 2, 2, 4]), ANSWERS)),
     "learning_roles": lambda: primer.roles(SIZES, 5, 3),
-    "participant_flow": lambda: flow.participant_flow(flow.of_run([])),
+    "participant_flow": lambda: flow.participant_flow(flow.of_run([], 5)),
     "geometries": lambda: sheets.contact_sheet({f"KL {grade}": WAYS for grade in range(5)}),
     "worst_errors": lambda: sheets.worst_errors(graded(10), [PICTURE, WIDE] * 5),
     "forest": lambda: plots.forest(readings(), "qwk", "option", "factor", line="as printed"),

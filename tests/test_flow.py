@@ -32,7 +32,7 @@ def frame(records):
 
 
 def boxes(name, rows=None):
-    return flow.stages(manifest(name) if rows is None else rows, cohorts.facts(name)).set_index("stage")
+    return flow.stages(manifest(name) if rows is None else rows, cohorts.facts(name), 5).set_index("stage")
 
 
 # Two knees per patient; two further copies, a conflict, two wide pictures.
@@ -85,7 +85,7 @@ def test_an_empty_box_stays_and_a_split_without_a_role_is_left_out():
 @pytest.mark.parametrize("cohorts_of_run", [{"phantom_a": LEFT, "phantom_b": RIGHT}, {"phantom_a": LEFT}])
 def test_the_figure_shows_every_number_and_no_text_crosses_a_box(cohorts_of_run):
     members = [SimpleNamespace(facts=cohorts.facts(name), rows=rows) for name, rows in cohorts_of_run.items()]
-    table = flow.of_run(members)
+    table = flow.of_run(members, 5)
     figure = flow.participant_flow(table)
     figure.draw_without_rendering()
     axis = figure.axes[0]

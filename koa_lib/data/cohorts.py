@@ -44,6 +44,11 @@ class CohortFacts:
         named = named.rename(columns={"id": "image_id", "grade": "kl_grade", "group": "group_id"})
         return named.assign(image_id=named["image_id"].str.replace(" ", ""))
 
+    def uses(self, folds):
+        """What each split is for in a run of so many folds: without folds, validation is only reported."""
+        return self.roles if folds else self.roles | {
+            split: "internal test" for split in self.roles if split == "val"}
+
     @property
     def example(self):
         """Where a picture lies below the root, for messages."""

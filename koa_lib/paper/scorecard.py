@@ -104,8 +104,8 @@ def comparability(study):
     elif (study.profile.model.name, study.profile.model.start) != THEIRS:
         model = study.profile.model
         reasons.append(
-            f"{model.name} is not the paper's ViT-B/32"
-            + " and starts from random weights" * (model.start == "random")
+            f"this profile's CLIP is {model.name}, not ViT-B/32"
+            + ", from random weights" * (model.start == "random")
         )
     else:
         reasons += _incomplete(study)

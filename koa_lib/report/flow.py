@@ -23,32 +23,37 @@ BOARD, COLUMN, INSET, INDENT, GAP, LINE, LETTERS = 12.2, 5.95, 0.16, 0.54, 0.3, 
 _Card = namedtuple("_Card", "lines left_out side use height")
 
 
-def of_run(members):
+def of_run(members, folds):
     """The flow of a run's cohorts and, by their manifests, of the published sets.
 
     Parameters
     ----------
     members : list of datasets.Cohort
+    folds : int
+        Of our protocol: 0 is the official split alone.
 
     Returns
     -------
     DataFrame
         source ('this run' or 'published'), then the columns of `stages`.
     """
-    ours = [stages(cohort.rows, cohort.facts).assign(source="this run") for cohort in members]
+    ours = [stages(cohort.rows, cohort.facts, folds).assign(source="this run") for cohort in members]
     facts = [cohorts.facts(name) for name in cohorts.PUBLISHED]
-    published = [stages(cohorts.manifest(known.name), known).assign(source="published") for known in facts]
+    published = [stages(cohorts.manifest(known.name), known, folds).assign(source="published")
+                 for known in facts]
     table = pd.concat([*ours, *published], ignore_index=True)
     return table[["source", *table.columns.drop("source")]]
 
 
-def stages(rows, facts):
+def stages(rows, facts, folds):
     """The boxes of a cohort's flow, one per row; what is kept and left out adds up at each step.
 
     Parameters
     ----------
     rows : DataFrame
         Manifest rows. A box that holds none of them stays: zero is a result.
+    folds : int
+        As for `of_run`.
     facts : CohortFacts
         A training cohort is told by its splits (one without a role is left out), another by what is left out.
 
@@ -75,7 +80,7 @@ def stages(rows, facts):
         "doi": facts.doi or "",
         "unit": facts.group,
     }
-    uses = facts.roles if trains else {box[1]: "external" for box in boxes}
+    uses = facts.uses(folds) if trains else {box[1]: "external" for box in boxes}
     return pd.DataFrame([named | _count(rows[chosen], uses, *box) for chosen, *box in boxes])
 
 

@@ -238,7 +238,7 @@ def roles(sizes, folds, held_out):
     parts = [f"fold {k + 1}" for k in range(folds)] or ["train", "val", "test"]
     width = 7.4 / len(parts)
     for k, part in enumerate(parts):
-        unseen = k == (held_out - 1 if folds else len(parts) - 1)
+        unseen = k == held_out - 1 if folds else part != "train"
         text = f"{part}\nheld out" if unseen and folds else part
         box(
             axis,

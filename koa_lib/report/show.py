@@ -23,7 +23,7 @@ from koa_lib.store import write_text
 _MARKDOWN = MarkdownIt()
 SHOWN_DPI, THUMBNAIL = 125, 96  # pixels per inch on a page; height of a picture in a table
 NOTHING = "this run has no data for it"
-NO_REGIONS = "the pictures are real, and nobody knows where on them a model should look"
+NO_REGIONS = "the pictures are real: nobody knows where a model should look, and their maps are only shown"
 
 
 @dataclass(frozen=True, repr=False)

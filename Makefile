@@ -37,7 +37,7 @@ endif
 # Notebooks at once: two where each computes in one thread here. Numbers do not depend on it.
 THREADS := $(shell sed -n 's/^threads: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)
 JOBS ?= $(if $(filter local1,$(ENGINE)$(THREADS)),2,1)
-# Their kernels are forked from one process that has the libraries imported.
+# Their kernels are forked from one process that has the libraries imported. (`exec`, so that a signal to make arrives.)
 FORKED := $(PY) -m koa_lib.report.kernels $(or $(THREADS),1)
 
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
@@ -79,7 +79,7 @@ data: $(READY)  ## download both public sets to data/ and check every picture (D
 	@$(KOA) data fetch gornale2020 "$(DATA_DIR)/gornale2020"
 
 reproduce: $(READY)  ## run a profile end to end and say where the report is (default: demo)
-	@$(FORKED) $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) $(PAGE)
+	@exec $(FORKED) $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) $(PAGE)
 	@if [ ! -e $(OUT)/.told ] || [ $(PAGE) -nt $(OUT)/.told ]; then $(KOA) summary $(RUN_ARGS) --options "$(NAMED)" && touch $(OUT)/.told; else echo "up to date: $(CURDIR)/$(PAGE)"; fi
 
 dry:  ## show that `paper` runs (or PROFILE=laptop): true architectures, random weights, a few pictures, one epoch, offline
@@ -89,7 +89,7 @@ $(OUT)/inputs.yaml: FORCE | $(READY)
 	@$(KOA) inputs $(RUN_ARGS) --data "$(DATA)" --external "$(EXTERNAL)" --weights "$(WEIGHTS)"
 
 $(OUT)/nb/%.ipynb: notebooks/%.ipynb reports/exhibits/%.yaml reports/exhibits/columns.yaml $(OUT)/inputs.yaml $(wildcard notebooks/profiles/$(PROFILE).yaml) $(LIB)
-	@$(KOA) notebook $* $(RUN_ARGS)
+	@exec $(KOA) notebook $* $(RUN_ARGS)
 
 # Order: pre-training comes before what needs its tower, drawing before what needs the pictures. Two at once that need the
 # same training share it: whoever comes second takes what the first has made.

@@ -240,28 +240,30 @@ def test_a_forked_kernel_is_a_kernel_that_has_the_libraries(own, forks, monkeypa
 def test_stopped_by_hand_is_one_line_and_130(own, tmp_path, forks, monkeypatch, forked):
     if forked:
         forks(monkeypatch)
-    process, kernel = started_kernel(own, tmp_path)
+    process, started = started_kernel(own, tmp_path)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)  # a loaded machine takes its time to end the kernel
     assert process.returncode == 130 and err.startswith("koa: stopped.") and err.count("\n") == 1
     assert "Traceback" not in out and list((own.run / "nb").iterdir()) == []
-    wait_until(lambda: not kernel.exists())
+    wait_until(lambda: not any(path.exists() for path in started))
 
 
 def test_no_forked_kernel_outlives_whoever_asked_for_it(own, tmp_path, forks, monkeypatch):
     forks(monkeypatch)
-    process, kernel = started_kernel(own, tmp_path)
+    process, started = started_kernel(own, tmp_path)
     process.kill()
     process.communicate()
-    wait_until(lambda: not kernel.exists())
+    wait_until(lambda: not any(path.exists() for path in started))
 
 
 def started_kernel(own, folder):
-    """A process that executes a notebook without an end, and its kernel's folder in /proc."""
-    own.write("import os, time\nprint(f'kernel {os.getpid()}', flush=True)\ntime.sleep(300)")
+    """A process that executes an endless notebook, and in /proc its kernel and the child of that."""
+    own.write("import os, subprocess, time\nchild = subprocess.Popen(['sleep', '300'])\n"
+              "print(f'kernel {os.getpid()}, child {child.pid}', flush=True)\ntime.sleep(300)")
     process, log = start(folder), own.run / "logs" / "01_own.log"
-    wait_until(lambda: log.is_file() and "kernel " in log.read_text())
-    return process, Path("/proc", re.search(r"kernel (\d+)", log.read_text())[1])
+    wait_until(lambda: log.is_file() and "child " in log.read_text())
+    numbers = re.findall(r"(?:kernel|child) (\d+)", log.read_text())
+    return process, [Path("/proc", number) for number in numbers]
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["finished", "stopped"])

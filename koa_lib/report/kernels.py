@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve(threads, command):
-    """Run a command, fork the kernels that it asks for, and return its exit code.
+    """Run a command, fork the kernels that it asks for, and end with its exit code.
 
     Parameters
     ----------
@@ -38,104 +38,119 @@ def serve(threads, command):
         In how many the libraries may compute, as kernels are told in OMP_NUM_THREADS.
     command : list of str
     """
-    if not _can_watch():
-        return subprocess.call(command, close_fds=False)
-    folder, ours = tempfile.mkdtemp(dir="/tmp"), os.getpid()  # the path of a socket has to be short
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(f"{folder}/kernels")
-            listener.listen()
-            running = subprocess.Popen(command, env={**os.environ, SOCKET: f"{folder}/kernels"},
-                                       close_fds=False)  # make's own jobserver
-            signal.signal(signal.SIGINT, lambda *_: None)  # it is the command's, too: that ends first
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, lambda number, _: running.send_signal(number))
-            os.environ |= {"OMP_NUM_THREADS": threads,
-                           "MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # as in kernels
-            ended = os.pidfd_open(running.pid)
-            while ended not in select([listener, ended], [], [])[0]:
-                _import()
-                connection, _ = listener.accept()
-                if not os.fork():
-                    listener.close()
-                    _attend(connection)
-                connection.close()
-            return running.wait()
-    finally:
-        if os.getpid() == ours:
-            shutil.rmtree(folder)
-
-
-def _can_watch():
-    # Whether this system tells of a process by a file: Linux since 5.3.
-    try:
-        os.close(os.pidfd_open(os.getpid()))
+        os.close(os.pidfd_open(os.getpid()))  # Linux since 5.3 tells of a process by a file
+        folder = tempfile.mkdtemp(dir="/tmp")  # the path of a socket has to be short
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(f"{folder}/kernels")
     except (AttributeError, OSError):
-        return False
-    return True
+        os.execvp(command[0], command)
+    listener.listen()
+    running = subprocess.Popen(command, env={**os.environ, SOCKET: f"{folder}/kernels"},
+                               close_fds=False)  # make's own jobserver
+    signal.signal(signal.SIGINT, lambda *_: None)  # it is the command's, too: that ends first
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: running.send_signal(number))
+    signal.signal(signal.SIGCHLD, lambda *_: _end_with(running, folder))
+    os.environ |= {"OMP_NUM_THREADS": threads,
+                   "MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # as in kernels
+    while True:
+        _end_with(running, folder)
+        if not select([listener], [], [], 1)[0]:
+            continue
+        _import()
+        connection, _ = listener.accept()
+        if not os.fork():
+            listener.close()
+            _become_kernel(*_attend(connection))
+        connection.close()
+
+
+def _end_with(running, folder):
+    # At once, also in the middle of an import: what is frozen cannot be tidied up.
+    code = running.poll()
+    if code is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(code if code >= 0 else 128 - code)
 
 
 def _import():
     shown, warnings.showwarning = warnings.showwarning, lambda *_, **__: None
     for name in LIBRARIES:
-        with suppress(ImportError):  # whoever needs it says so
+        with suppress(Exception):  # whoever needs it says so
             import_module(name)
     warnings.showwarning = shown
     gc.freeze()  # so that forks neither copy nor tidy up what they never touch
 
 
 def _attend(connection):
-    # A process that forks one kernel, and ends it when whoever asked for it is gone.
+    """What was asked for, in a process that becomes the kernel; its parent lives as long, and ends it and all
+    that it has started when whoever asked is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    os.setsid()  # Ctrl-C is for make: Jupyter interrupts its kernels itself
+    try:
+        request, files, *_ = socket.recv_fds(connection, 2**20, 3)
+        told = json.loads(request)
+        if not (kernel := os.fork()):
+            connection.close()
+            return told, files
+        connection.send(str(kernel).encode())
+        over = os.pidfd_open(kernel)
+        if over in select([connection, over], [], [])[0]:
+            code = os.waitstatus_to_exitcode(os.waitpid(kernel, 0)[1])
+            connection.send(str(code).encode())
+    except (OSError, ValueError):  # whoever asked is gone
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def _become_kernel(told, files):
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    os.setsid()  # Ctrl-C is for make: Jupyter interrupts its kernels itself
-    request, files, *_ = socket.recv_fds(connection, 2**20, 3)
-    kernel = os.fork()
-    if not kernel:
-        connection.close()
-        _become_kernel(**json.loads(request), files=files)
-    connection.send(str(kernel).encode())
-    over = os.pidfd_open(kernel)
-    if over not in select([connection, over], [], [])[0]:
-        os.kill(kernel, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(kernel, 0)[1])
-    with suppress(OSError):
-        connection.send(str(code).encode())
-    os._exit(0)
-
-
-def _become_kernel(arguments, environment, folder, files):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for place, file in enumerate(files):
         os.dup2(file, place)
         os.close(file)
     os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    sys.path.remove(sys.path[0])  # the folder where make runs
+    os.environ.update(told["environment"])
+    os.chdir(told["folder"])
+    sys.argv = ["ipykernel_launcher", *told["arguments"]]
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the folder where make runs
+    for name in ("numpy.random", "torch"):  # else all kernels would draw the same numbers
+        if name in sys.modules:
+            sys.modules[name].seed()
     from ipykernel.kernelapp import IPKernelApp
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+    IPKernelApp.launch_instance([*told["arguments"], f"--IPKernelApp.parent_handle={os.getppid()}"])
     sys.exit()
 
 
 def ask(arguments):
-    """Have a kernel forked, pass signals on to it, and return its exit code when it ends."""
-    parent = os.getppid()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+    """Have a kernel forked, pass signals on to it, and return its exit code when it ends; without a server,
+    become a usual one."""
+    parent, server = os.getppid(), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    told = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    try:
         server.connect(os.environ[SOCKET])
-        told = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
         socket.send_fds(server, [json.dumps(told).encode()], [0, 1, 2])
-        kernel = int(server.recv(64))
+    except OSError:
+        os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *arguments])
+    try:
+        kernel = int(server.recv(64) or 0)
         for number in SIGNALS:
-            signal.signal(number, lambda number, _: os.kill(kernel, number))
+            signal.signal(number, lambda number, _: os.killpg(os.getpgid(kernel), number))
         while not select([server], [], [], 1)[0]:
             if os.getppid() != parent:
                 return 1
         return int(server.recv(64) or 1)
+    except OSError:
+        return 1
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "-f":
         sys.exit(ask(sys.argv[1:]))
-    os._exit(serve(sys.argv[1], sys.argv[2:]))  # at once: what is frozen cannot be tidied up
+    serve(sys.argv[1], sys.argv[2:])

@@ -1,5 +1,6 @@
 """Executing the study's notebooks: to another name first, moved on success, kept for reading on failure."""
 
+import logging
 import os
 import re
 import sys
@@ -150,6 +151,7 @@ def _run(running, parameters, name, terminal):
                            "Most often memory ran out: close other programs, run without -j, "
                            "or take a smaller profile.") from None
         except KeyboardInterrupt:
+            logging.getLogger("asyncio").disabled = True  # what the cell answers to it has no reader any more
             running.unlink(missing_ok=True)
             raise
         finally:

@@ -46,8 +46,8 @@ class CohortFacts:
 
     def uses(self, folds):
         """What each split is for in a run of so many folds: without folds, validation is only reported."""
-        return self.roles if folds else self.roles | {
-            split: "internal test" for split in self.roles if split == "val"}
+        return {split: "internal test" if split == "val" and not folds else use
+                for split, use in self.roles.items()}
 
     @property
     def example(self):

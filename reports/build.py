@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from koa_lib import device, journal
+from koa_lib import journal, machine
 from koa_lib.errors import GOES_ON, StudyError
 from koa_lib.profile import ROOT
 from koa_lib.progress import duration
@@ -95,7 +95,7 @@ def _make(run, work):
     for folder in ("tables", "figures"):
         shutil.copytree(run.folder / folder, work / "html" / folder,
                         ignore=shutil.ignore_patterns(".*", "*.json"))
-    problems = pages.dead_links(work / "html") + pages.remote_resources(work / "html")
+    problems = pages.problems(work / "html")
     if problems:
         raise StudyError("\n".join([f"The report of {run.folder.name} has dead links or would not work "
                                     f"offline; its pages are in {work}:", *problems]))
@@ -143,7 +143,7 @@ def _write_pages(run, source):
     _render("model_card.md", source / "reports", card=cards.model_card(run, results), **common)
     _render("data_cards.md", source / "reports", cards=cards.data_cards(run), **common)
     steps = provenance.steps(run.folder)
-    _render("environment.md", source / "reports", machine=device.machine(), seeds=provenance.seeds(run),
+    _render("environment.md", source / "reports", machine=machine.facts(), seeds=provenance.seeds(run),
             hashes=provenance.hashes(run), steps=steps, total=provenance.total(steps),
             packages=provenance.packages(), **common)
     _render("index.md", source, front=front_page.front(run, results, readings),
@@ -179,8 +179,8 @@ def _for_reading(notebook):
 
 
 def _run_sphinx(work):
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "--no-color", "-b", "html",
-               "-d", str(work / "doctrees"), str(work / "source"), str(work / "html")]
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "--no-color",
+               "-b", "html", "-d", str(work / "doctrees"), str(work / "source"), str(work / "html")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.replace(f"{work / 'source'}/", "") for line in done.stderr.splitlines() if line.strip()]

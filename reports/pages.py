@@ -35,23 +35,23 @@ class _Page(HTMLParser):
             self.remote += _CSS_ADDRESS.findall(data)
 
 
-def _read(html):
-    return {path: _Page(path) for path in sorted(html.rglob("*.html"))
-            if "_static" not in path.relative_to(html).parts}
+def problems(html):
+    """Sentences on what is wrong in a folder of pages: links to a file or anchor that is not there, and what
+    a page or style sheet would fetch from a network (plain links are free)."""
+    pages = {path: _Page(path) for path in sorted(html.rglob("*.html"))
+             if "_static" not in path.relative_to(html).parts}
+    return _dead_links(html, pages) + _remote_resources(html, pages)
 
 
-def remote_resources(html):
-    """Sentences on everything that a page or style sheet would fetch from a network (plain links are
-    free)."""
-    loads = [(path, address) for path, page in _read(html).items() for address in page.remote]
+def _remote_resources(html, pages):
+    loads = [(path, address) for path, page in pages.items() for address in page.remote]
     for path in sorted(html.rglob("*.css")):
         loads += [(path, address) for address in _CSS_ADDRESS.findall(path.read_text(encoding="utf-8"))]
     return [f"{path.relative_to(html)} loads {address}" for path, address in loads]
 
 
-def dead_links(html):
-    """Sentences on links to a file or anchor that is not there."""
-    pages, found = _read(html), []
+def _dead_links(html, pages):
+    found = []
     for path, page in pages.items():
         for link in sorted(set(page.links)):
             parts = urlsplit(link)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 
-from koa_lib import device, journal
+from koa_lib import journal, machine
 from koa_lib import profile as profiles
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT, Profile
@@ -111,7 +111,7 @@ def facts(run):
         ("Time in notebooks", _time(run.folder)),
         *_trainings(run.settings),
         ("Machine", ", ".join(str(value) + " cores" * (name == "Cores")
-                              for name, value in device.machine() if name != "Python")),
+                              for name, value in machine.facts() if name != "Python")),
     ]
 
 

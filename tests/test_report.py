@@ -201,15 +201,15 @@ def test_damaged_inputs_say_what_to_delete(tmp_path, text):
     '<style>@import "https://cdn.example/x.css";</style>'])
 def test_remote_resources_are_found_and_links_are_none(tmp_path, markup):
     (tmp_path / "a.html").write_text(f"<html><body>{markup}</body></html>")
-    assert len(pages.remote_resources(tmp_path)) == 1
+    assert len(pages.problems(tmp_path)) == 1
     (tmp_path / "a.html").write_text('<a href="https://doi.org/10.1">x</a><img src="data:image/png,AA//BB">')
-    assert pages.remote_resources(tmp_path) == []
+    assert pages.problems(tmp_path) == []
 
 
 def test_dead_links_are_found(tmp_path):
     links = '<a href="b.html"></a><a href="#here"></a><a href="a.html#there"></a>'
     (tmp_path / "a.html").write_text(f'<p id="there">{links}</p>')
-    found = pages.dead_links(tmp_path)
+    found = pages.problems(tmp_path)
     assert len(found) == 2 and "#here" in found[0] and "b.html" in found[1]
 
 

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from koa_lib import inference, metrics, model, profile, retrieval, sources, stats, training
+from koa_lib import inference, machine, metrics, model, profile, retrieval, sources, stats, training
 from koa_lib.bench import plain
 from koa_lib.data import cohorts
 from koa_lib.data.files import find_pictures
 from koa_lib.datasets import KneeDataset
-from koa_lib.device import machine, random_state
+from koa_lib.device import random_state
 from koa_lib.errors import StudyError
 from koa_lib.grading import novelty, predict
 from koa_lib.images import array
@@ -142,7 +142,7 @@ def _works(folder, data, size):
     grader = partial(grader_of, clip, tokenizer)
     start, plainly = time.perf_counter(), grader("adapter")
     quick = inference.quick(plainly, "trunk", side, WHOLE)
-    note = (f"{len(rows)} {'pictures' if data else 'phantoms'}, {dict(machine())['Processor']}, "
+    note = (f"{len(rows)} {'pictures' if data else 'phantoms'}, {dict(machine.facts())['Processor']}, "
             f"{torch.get_num_threads()} threads, {inference.engine(plainly, side, WHOLE)}")
     yield Work("embed", partial(plain.embeddings, clip, files),
                lambda: F.normalize(torch.as_tensor(embed(quick).all()), dim=-1).numpy(),

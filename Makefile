@@ -41,7 +41,9 @@ JOBS ?= $(if $(filter local1,$(ENGINE)$(THREADS)),2,1)
 FORKED := $(PY) -m koa_lib.report.kernels $(or $(THREADS),1)
 
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
-EXECUTED := $(NOTEBOOKS:%=$(OUT)/nb/%.ipynb)
+# In this order: what waits for nothing runs beside the long ones, so that both lanes are full to the end.
+FIRST := $(foreach n,01 02 03 04 11 09 08 05,$(filter $n%,$(NOTEBOOKS)))
+EXECUTED := $(patsubst %,$(OUT)/nb/%.ipynb,$(FIRST) $(filter-out $(FIRST),$(NOTEBOOKS)))
 # What all notebooks depend on, and what only the pages do.
 LIB := $(shell find koa_lib data_manifests -name '*.py' -o -name '*.json' -o -name '*.npy' -o -name '*.yaml' -o -name '*.csv')
 SOURCES := $(shell find reports -path reports/_build -prune -o -path reports/reference -prune -o -type f ! -name '*.pyc' -print)
@@ -94,11 +96,10 @@ $(OUT)/nb/%.ipynb: notebooks/%.ipynb reports/exhibits/%.yaml reports/exhibits/co
 # Order: pre-training comes before what needs its tower, drawing before what needs the pictures. Two at once that need the
 # same training share it: whoever comes second takes what the first has made.
 $(OUT)/nb/04_baselines.ipynb: $(OUT)/nb/01_data_audit.ipynb
-$(foreach n,03 05 07 08 09 10 12,$(filter $(OUT)/nb/$n%,$(EXECUTED))): $(OUT)/nb/02_zero_shot_baseline.ipynb
+$(foreach n,03 05 07 08 09 10 11 12,$(filter $(OUT)/nb/$n%,$(EXECUTED))): $(OUT)/nb/02_zero_shot_baseline.ipynb
 $(OUT)/nb/00_start_here.ipynb $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/03_fine_tune.ipynb
 $(OUT)/nb/06_statistics.ipynb $(OUT)/nb/12_explainability.ipynb: $(OUT)/nb/04_baselines.ipynb
 $(OUT)/nb/06_statistics.ipynb: $(OUT)/nb/05_external_evaluation.ipynb
-$(OUT)/nb/11_foundation_embeddings.ipynb: $(OUT)/nb/10_label_efficiency.ipynb
 # What `make bench` measured is shown there.
 $(OUT)/nb/06_statistics.ipynb: $(wildcard reports/_build/bench/*.csv)
 # The scorecard reads what all others answered.

@@ -12,6 +12,7 @@ def adamw(module, learning_rate, weight_decay):
     return torch.optim.AdamW(
         [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=learning_rate,
+        fused=True,
     )
 
 

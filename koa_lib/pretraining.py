@@ -1,10 +1,12 @@
 """Contrastive pre-training of a small CLIP on captioned phantoms: the stand-in for OpenAI's weights."""
 
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from koa_lib import model as models
 from koa_lib import progress, weights
@@ -35,14 +37,26 @@ def _pretrain(model, settings, folder):
 
     images, captions, _ = captioned(settings.pictures, settings.seed, model.image_size)
     clip, preprocess, tokenizer = models.load_clip(model.name, seed=settings.seed)
-    data = (images, _encode(captions), tokenizer(captions), preprocess.statistics)
-    train(clip, data, settings)
+    with _words_that_occur(clip, tokenizer(captions)) as tokens:
+        train(clip, (images, _encode(captions), tokens, preprocess.statistics), settings)
     models.save_clip(clip, model.name, folder)
 
 
 def _encode(captions):
     # Equal captions get equal numbers: such pairs share the target instead of being false negatives.
     return np.unique(captions, return_inverse=True)[1]
+
+
+@contextmanager
+def _words_that_occur(clip, tokens):
+    # Each step would else go through all 49,408 words, of which captions have some hundred. The last token of
+    # a text stays the one with the largest number.
+    words, tokens = tokens.unique(return_inverse=True)
+    every = clip.token_embedding
+    clip.token_embedding = nn.Embedding.from_pretrained(every.weight.detach()[words], freeze=False)
+    yield tokens
+    every.weight.data[words] = clip.token_embedding.weight.detach()
+    clip.token_embedding = every
 
 
 def train(clip, data, settings):

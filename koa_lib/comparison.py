@@ -33,10 +33,12 @@ def place(study, split):
 
 
 def baselines(experiment):
-    """`Results` of each baseline that the profile runs, by the name that the paper prints."""
+    """`Results` of each baseline that the profile runs, by the name that the paper prints: on unseen pictures
+    and the external ones."""
     study = experiment.study
     specs = [spec for spec in study.profile.baselines if not spec.reason]
-    return {spec.name: experiment.run(baseline_arm(study, spec)) for spec in specs}
+    parts = ("unseen", "external")
+    return {spec.name: experiment.run(baseline_arm(study, spec), splits=parts) for spec in specs}
 
 
 def accuracy_row(graded, draws, seed):

@@ -93,7 +93,7 @@ def zero_shot_arm(study, prompt_set):
     """CLIP without any training, with one of the prompt sets, on the official splits and CLIP's own
     statistics."""
     recipe = study.profile.as_printed or study.profile.our_protocol
-    untouched = {"part": "adapter", "residual": 0.0, "epochs": 0, "patience": 0, "folds": 0}
+    untouched = {"part": "adapter", "residual": 0.0, "epochs": 0, "patience": 0, "folds": 0, "views": 1}
     untouched |= {"normalisation": "clip", "prompts": prompt_set}
     return clip_arm(study, f"zero_shot-{prompt_set}", replace(recipe, **untouched), "official")
 

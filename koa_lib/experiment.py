@@ -277,7 +277,8 @@ class Experiment:
         seed = arm.seed if recipe.views > 1 else self.study.seed  # augmentations are drawn anew for each seed
         whole, shaping = part.whole, {name: getattr(recipe, name) for name in SHAPING}
         key = arm.trunk.key | shaping | {"trunk": arm.trunk.name, "seed": seed, "pictures": whole.appearance}
-        ending = f"__{MIRRORED}" * part.mirrored + f"__seed{seed}" * (seed != self.study.seed)
+        ending = f"__{MIRRORED}" * part.mirrored + "__one_view" * (inside and recipe.views == 1)
+        ending += f"__seed{seed}" * (seed != self.study.seed)
         file = f"features/{arm.trunk.name}__{part.name}__{recipe.normalisation}{ending}.npy"
         build = partial(sources.extract, build=arm.trunk.build, dataset=whole, recipe=recipe, seed=seed)
         return np.load(self._store.make(file, key, build, [arm.trunk.build]), mmap_mode="r")

@@ -19,7 +19,7 @@ from koa_lib.progress import duration
 from koa_lib.report import entries, running
 from koa_lib.report.terminal import Terminal
 from koa_lib.store import write_text
-from reports import cards, checklists, front_page, pages, places, provenance
+from reports import checklists, data_cards, front_page, model_card, pages, places, provenance
 
 SOURCES = ROOT / "reports"
 _LEFT_OUT = ("_build", "reference", "checklists", "exhibits", "__pycache__", "*.jinja", "*.py")
@@ -134,14 +134,14 @@ def _write_sources(run, source):
 
 
 def _write_pages(run, source):
-    results, common = cards.results(run), {"synthetic": run.synthetic, "facts": provenance.facts(run)}
+    results, common = model_card.results(run), {"synthetic": run.synthetic, "facts": provenance.facts(run)}
     readings = checklists.readings(run)
     for name in checklists.NAMES:
         _render("checklist.md", source / "reports" / f"{name}.md",
                 list=checklists.linked(checklists.read(name), run), **common)
     _render("deviations.md", source / "reports", readings=readings)
-    _render("model_card.md", source / "reports", card=cards.model_card(run, results), **common)
-    _render("data_cards.md", source / "reports", cards=cards.data_cards(run), **common)
+    _render("model_card.md", source / "reports", card=model_card.card(run, results), **common)
+    _render("data_cards.md", source / "reports", cards=data_cards.cards(run), **common)
     steps = provenance.steps(run.folder)
     _render("environment.md", source / "reports", machine=machine.facts(), seeds=provenance.seeds(run),
             hashes=provenance.hashes(run), steps=steps, total=provenance.total(steps),

@@ -19,7 +19,7 @@ def front(run, results, readings):
     ----------
     run : Run
     results : list of dict
-        As from `cards.results`: the main model on each part.
+        As from `model_card.results`: the main model on each part.
     readings : list of dict
         As from `checklists.readings`; those of other papers name their system.
 

@@ -1,16 +1,19 @@
-"""Where a run comes from: its inputs, stamps, steps, hashes, machine and packages, ready to be shown."""
+"""Where a run comes from, and what it left: inputs, tables, stamps, steps, hashes, machine and packages."""
 
+import csv
 import json
 import re
 import tomllib
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import nbformat
 
 from koa_lib import journal, machine
 from koa_lib import profile as profiles
+from koa_lib.data import cohorts
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT, Profile
 from koa_lib.report import entries, running
@@ -91,6 +94,20 @@ def note(path, default):
     except ValueError as error:
         raise StudyError(f"{path} is damaged. "
                          "Delete it and the folder nb beside it, and run make again.") from error
+
+
+def table(run, name):
+    """The rows of a table of a run, as text; none where it has not been made."""
+    path = run.folder / "tables" / f"{name}.csv"
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def manifest(run, cohort):
+    """The manifest of a cohort, that of the run's phantoms from its own folder."""
+    return cohorts.manifest(cohort, run.folder / "data" / cohort)
 
 
 def facts(run):
@@ -235,14 +252,18 @@ def main_checkpoints(run):
 
 
 def packages():
-    """Installed versions of the project's direct dependencies, as (name, version) in alphabetical order."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    names = sorted((re.match(r"[\w-]+", requirement)[0] for requirement in listed), key=str.lower)
-    return [(name, _version(name)) for name in names]
+    """Versions of the project's direct dependencies, and of its extras for the study where they are
+    installed, as (name, version) in alphabetical order."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [named for extra, named in project["optional-dependencies"].items() if extra != "dev"]
+    listed = [*project["dependencies"], *chain(*extras)]
+    names = sorted({re.match(r"[\w-]+", requirement)[0] for requirement in listed}, key=str.lower)
+    found = [(name, _version(name)) for name in names]
+    return [(name, version) for name, version in found if version]
 
 
 def _version(name):
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return None

@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 from koa_lib.data import cohorts
 from koa_lib.paper import published
 from koa_lib.profile import ROOT
-from reports import cards, checklists, front_page, places, provenance
+from reports import checklists, data_cards, front_page, model_card, places, provenance
 
 MODEL, INPUTS = "clip-as_printed", "{profile: smoke, seed: 42, synthetic: true}"
 
@@ -59,7 +59,7 @@ def run(tmp_path_factory, cohort_a, cohort_b):
 
 @pytest.fixture(scope="module")
 def results(run):
-    return cards.results(run)
+    return model_card.results(run)
 
 
 def test_results_of_the_card_are_those_of_the_predictions(results, cohort_a):
@@ -82,7 +82,7 @@ def test_external_results_stand_on_each_set_once(results, cohort_b):
 
 
 def test_model_card_names_weights_and_training(run, results):
-    card = cards.model_card(run, results)
+    card = model_card.card(run, results)
     digests = {what: digest for what, _, digest in card["weights"]}
     assert digests["Trained weights of the main model"] == hashlib.sha256(b"weights").hexdigest()
     assert digests["Start weights"] == "random" and dict(card["recipe"])["Learning rate"] == "0.0001"
@@ -90,7 +90,7 @@ def test_model_card_names_weights_and_training(run, results):
 
 
 def test_data_cards_count_what_the_manifests_list_and_tell_known_problems(run, cohort_a):
-    found = {card["name"]: card for card in cards.data_cards(run)}
+    found = {card["name"]: card for card in data_cards.cards(run)}
     assert list(found) == ["phantom_a", "phantom_b", *cohorts.PUBLISHED]
     assert found["phantom_a"]["drawn"] and found["phantom_a"]["read"] and not found["gornale2020"]["drawn"]
     assert sum(int(total) for *_, total in found["phantom_a"]["counts"]) == len(cohort_a[1])
@@ -109,8 +109,8 @@ def test_data_cards_count_what_the_manifests_list_and_tell_known_problems(run, c
 def test_a_run_without_predictions_has_cards_without_results(tmp_path):
     (tmp_path / "inputs.yaml").write_text(INPUTS)
     empty = provenance.Run.read(tmp_path)
-    assert cards.results(empty) == [] and cards.model_card(empty, [])["weights"] == []
-    assert [card["read"] for card in cards.data_cards(empty)] == [False, False]
+    assert model_card.results(empty) == [] and model_card.card(empty, [])["weights"] == []
+    assert [card["read"] for card in data_cards.cards(empty)] == [False, False]
 
 
 # The front page

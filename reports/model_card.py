@@ -1,21 +1,15 @@
-"""The model card and the data cards of a run, filled from its result files; no number is typed."""
-
-import csv
-from pathlib import Path
+"""The model card of a run, filled from its result files; no number is typed."""
 
 import pandas as pd
 
 from koa_lib import metrics, predictions
 from koa_lib.data import cohorts, sets
-from koa_lib.errors import StudyError
-from koa_lib.grades import GRADES, NAMES
 from koa_lib.report import words
 from reports import provenance
 
-__all__ = ["data_cards", "model_card", "results"]
-
 SHOWN = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
          "qwk": "QWK", "within_one": "Within one", "ece": "ECE"}
+TARGETS = {"hard": "the grade alone", "ordinal": "neighbouring grades have a share, exp(-2 |i - j|)"}
 STARTS = {"pretrain": "pre-trained in this run on captioned phantoms", "random": "random weights",
           "openai": "OpenAI's published weights"}
 PARTS = {"adapter": "an adapter after frozen encoders",
@@ -55,7 +49,7 @@ def _without_ids(row, rows):
 def _parts(run, path):
     model, where, *_, fold, _seed = path.stem.split("__")[:5]
     cohort, split = where.rsplit("-", 1)
-    graded = predictions.join(predictions.read(path), _manifest(run, cohort))
+    graded = predictions.join(predictions.read(path), provenance.manifest(run, cohort))
     role = {"external": "external", "train": "fitted"}.get(split, "unseen")
     shown = {"": graded}
     if role == "external":
@@ -93,11 +87,7 @@ def _near_groups(run, cohort, graded):
     return graded.assign(group_id=graded["image_id"].map(groups).fillna(graded["group_id"]))
 
 
-def _manifest(run, cohort):
-    return cohorts.manifest(cohort, run.folder / "data" / cohort)
-
-
-def model_card(run, results):
+def card(run, results):
     """Everything on the model card: name, details, recipe (name-value pairs), results, grades, weights,
     licences.
 
@@ -139,14 +129,18 @@ def _recipe(recipe):
                            "clip": "CLIP statistics"}[recipe.normalisation]),
         ("Geometry and intensity", f"{words.people(recipe.geometry)}, {intensity}"),
         ("Augmentation", recipe.augmentation.replace("_", " ")),
+        ("Targets", TARGETS[recipe.targets]),
         ("Epochs", recipe.epochs),
         ("Batch", recipe.batch),
         ("Learning rate", _plain(recipe.learning_rate)),
         ("Weight decay", _plain(recipe.weight_decay)),
         ("Folds", recipe.folds or "official split only"),
     ]
-    return rows + ([("Early stopping", f"after {recipe.patience} epochs without gain")]
-                   if recipe.patience else [])
+    more = {"Residual ratio of the adapter": _plain(recipe.residual) * (recipe.part == "adapter"),
+            "Warm-up": f"{recipe.warm_up:.0%} of the steps" * bool(recipe.warm_up),
+            "Kept weights": f"running average, decay {_plain(recipe.averaging)}" * bool(recipe.averaging),
+            "Early stopping": f"after {recipe.patience} epochs without gain" * bool(recipe.patience)}
+    return rows + [(name, value) for name, value in more.items() if value]
 
 
 def _plain(value):
@@ -181,20 +175,12 @@ def _history(run, model):
 def _per_grade(run):
     # Table 3 of this run without the published columns: number, grade name, n, sensitivity with interval,
     # specificity, AUC.
-    rows = _read_table(run, "table_3")
+    rows = provenance.table(run, "table_3")
     if not rows or "kl_grade" not in rows[0]:
         return []
     return [(row["kl_grade"], row["name"], row["n"],
              _percent(row["sensitivity"], row["ci_low"], row["ci_high"]), _percent(row["specificity"]),
              _number(row["auc"])) for row in rows]
-
-
-def _read_table(run, name):
-    path = run.folder / "tables" / f"{name}.csv"
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _percent(value, low="", high=""):
@@ -204,109 +190,3 @@ def _percent(value, low="", high=""):
 
 def _number(value):
     return f"{float(value):.3f}" if value else "–"
-
-
-def data_cards(run):
-    """One card for each cohort that the run read, then one for each published cohort that it did not.
-
-    Returns
-    -------
-    list of dict
-        name, title, read (was it), drawn (is it phantoms), facts (name-value pairs), counts (rows of split
-        and pictures per grade), sets, problems, clean.
-    """
-    read = [getattr(run.settings, role).name for role in ("training", "external")
-            if role in provenance.note(run.folder / "data.json", {})]
-    return [_data_card(run, name, name in read) for name in dict.fromkeys([*read, *cohorts.PUBLISHED])]
-
-
-def _data_card(run, name, read):
-    known, rows = cohorts.facts(name), _rows(run, name)
-    findings = _found(run, name) if read else _listed_problems(rows)
-    seen = provenance.note(run.folder / "data.json", {})
-    role = next((role for role in ("training", "external") if getattr(run.settings, role).name == name), None)
-    facts = [("What", known.about), ("Citation", known.citation), ("DOI", known.doi or "none"),
-             ("Licence", known.licence),
-             ("Used for",
-              "; ".join(f"{words.people(split)}: {words.USES[use]}"
-                        for split, use in known.uses(run.settings.our_protocol.folds).items())),
-             *_amounts(rows, known), ("Readers", _readers(rows))]
-    if read:
-        facts += [("Read in this run",
-                   f"{seen[role]['pictures']:,} pictures, data hash {seen[role]['hash']}"),
-                  ("Files not as listed", f"{seen[role]['not_as_listed']:,}")]
-    found = [bool(int(row["files"] or 0)) for row in findings]
-    return {
-        "name": name, "title": known.title, "doi": known.doi, "read": read,
-        "drawn": "phantoms" in known.layouts, "facts": facts, "beside": list(known.beside.items()),
-        "grades": [f"KL {grade} {word}" for grade, word in zip(GRADES, NAMES, strict=True)],
-        "counts": _counts(rows), "sets": _sets(rows),
-        "problems": [row for row, there in zip(findings, found, strict=True) if there],
-        "clean": [row["finding"] for row, there in zip(findings, found, strict=True) if not there],
-    }
-
-
-def _found(run, name):
-    # Of the audit's table that has a cohort's columns beside those of the others; an empty cell is none of
-    # its checks.
-    table = _read_table(run, "findings")
-    return [{"finding": row["finding"]}
-            | {part: row[f"{name} {part}"] for part in ("groups", "files", "detail")}
-            for row in table if row.get(f"{name} files")]
-
-
-def _rows(run, name):
-    try:
-        return _manifest(run, name)
-    except (StudyError, FileNotFoundError):
-        if (Path(run.folder) / "data" / name).exists():
-            raise
-        return None
-
-
-def _amounts(rows, known):
-    if rows is None:
-        return []
-    patients = known.group == "patient"
-    groups = f"{rows['group_id'].nunique():,}"
-    return [("Listed pictures", f"{len(rows):,}"),
-            ("Patients", groups if patients else f"not known; {groups} groups of equal pixels")]
-
-
-def _readers(rows):
-    if rows is None or rows["kl_grade_reader2"].isna().all():
-        return "one; the reference"
-    both = rows.dropna(subset=["kl_grade_reader2"])
-    return ("two; the first is the reference; they differ on "
-            f"{(both['kl_grade'] != both['kl_grade_reader2']).sum():,} of {len(both):,} pictures")
-
-
-def _counts(rows):
-    if rows is None:
-        return []
-    parts = sets.counts(rows, "").groupby("split", sort=False)["n"]
-    return [(words.people(split), [f"{n:,}" for n in counts], f"{counts.sum():,}")
-            for split, counts in parts]
-
-
-def _listed_problems(rows):
-    # What a manifest alone tells; the audit of files that were read knows more.
-    if rows is None:
-        return []
-    equal, conflict = rows[rows.duplicated("pixel_sha256", keep=False)], rows[sets.conflicting(rows)]
-    both = rows.dropna(subset=["kl_grade_reader2"])
-    found = {"equal pixels": (equal, "pixel_sha256",
-                              f"{rows['pixel_sha256'].nunique():,} unique pictures of {len(rows):,}"),
-             "equal pixels under different grades": (conflict, "pixel_sha256",
-                                                     "left out of the deduplicated set"),
-             "readers disagree": (both[both["kl_grade"] != both["kl_grade_reader2"]], "image_id",
-                                  f"of {len(both):,} pictures with two grades"),
-             "two knees in one picture": (rows[sets.two_knees(rows)], "image_id", "told by their width"),
-             "16-bit pictures": (rows[rows["bit_depth"] == 16], "image_id", "rescaled when read")}
-    return [{"finding": finding, "groups": f"{part[group].nunique():,}", "files": str(len(part)),
-             "detail": detail} for finding, (part, group, detail) in found.items()]
-
-
-def _sets(rows):
-    return [] if rows is None else [(name.replace("_", " "), f"{len(sets.subset(rows, name)):,}")
-                                    for name in sets.SUBSETS]

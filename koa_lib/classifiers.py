@@ -17,7 +17,7 @@ from koa_lib.training import check_role
 
 # What may be chosen between (our reading), simplest first: equals are decided for it.
 PENALTIES, DEPTHS, SHARES_OF_TREES = (0.01, 0.1, 1.0), (2, 4), (4, 2, 1)
-BOOSTING = {"learning_rate": 0.2, "subsample": 0.8, "colsample_bytree": 0.3, "max_bin": 64, "n_jobs": 2}
+BOOSTING = {"learning_rate": 0.2, "subsample": 0.8, "colsample_bytree": 0.3, "max_bin": 64}
 KINDS = BOOSTED, LOGISTIC = ("XGBoost", "logistic regression")
 
 

@@ -95,7 +95,7 @@ def dry(settings, real):
     own, labels, symmetry = settings.systems.embeddings, settings.systems.labels, settings.systems.symmetry
     # Pictures of 518 pixels take minutes on a CPU.
     encoders = tuple(replace(spec, image_size=min(spec.image_size, 224)) for spec in own.encoders)
-    own = replace(own, encoders=encoders, networks=untrained(own.networks), others=21)
+    own = replace(own, encoders=encoders, networks=untrained(own.networks), trees=8, others=21)
     labels = replace(labels, published=False, pictures=2, batch=2, epochs=1, fractions=(0.5, 1.0), seeds=1)
     symmetry = replace(symmetry, epochs=1, weights=symmetry.weights[:1], seeds=1,
                        model_epochs=min(1, symmetry.model_epochs))

@@ -24,6 +24,7 @@ from koa_lib.results import Results
 from koa_lib.study import FOLDERS, Inputs, Study
 
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do XGBoost's trees
 RUNS = ("test_browser", "test_notebooks", "test_printing")  # files whose tests read a whole run
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = settings.Recipe(

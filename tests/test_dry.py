@@ -60,7 +60,7 @@ def test_a_folder_of_the_training_cohort_is_enough_and_what_lacks_the_other_says
     assert note["training"]["pictures"] == note["training"]["not_as_listed"] == len(rows) == 40
     assert "external" not in note and (run / "html" / "index.html").is_file()
     assert not list((run / "predictions").glob("*gornale*"))
-    shown = entries.shown(run)
+    shown = entries.noted(run)
     lacking = {key for key, entry in entries.every().items() if "external" in entry.needs}
     assert lacking and all(comparison.NO_EXTERNAL in shown[key]["reason"] for key in lacking)
     card = pd.read_csv(run / "tables" / "scorecard.csv")

@@ -103,6 +103,11 @@ def agreement(ours, published, margin):
     return "replicated", said
 
 
+def decided(holds, fails):
+    """The verdict on a claim of which it is sure that it holds, or that it does not, or neither."""
+    return "replicated" if holds else "not replicated" if fails else "inconclusive"
+
+
 def not_run(reason):
     """The answer where something needed is absent."""
     return Answer(math.nan, math.nan, math.nan, "", "not run", reason)

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 RUN = json.loads((HERE / "run.json").read_text(encoding="utf-8"))
 
-sys.modules["rfc3987_syntax"] = None  # see koa_lib/report: a second
+sys.modules["rfc3987_syntax"] = None  # saves a second, see koa_lib/report/__init__.py
 project = "koa-clip"
 author = "the koa-clip authors"
 language = "en"

@@ -11,7 +11,7 @@ from koa_lib.comparison import SIGNIFICANT
 from koa_lib.errors import StudyError
 from koa_lib.paper.tables import CLIP
 from koa_lib.predictions import arrays
-from koa_lib.verdict import Answer, not_run, over_runs
+from koa_lib.verdict import Answer, decided, not_run, over_runs
 
 ORDER = (CLIP, "ViT", "ResNet50", "MobileNet", "VGG19")
 TESTED = "Wide ResNet"
@@ -63,7 +63,7 @@ def order(models, draws, seed):
     neighbours = [pairs[pair] for pair in zip(ORDER, ORDER[1:], strict=False)]
     turned = ", ".join(f"{b} over {a}" for (a, b), gap in pairs.items() if gap[2] < 0)
     clear = all(gap[1] > 0 for gap in neighbours)
-    verdict = _verdict(clear, turned)
+    verdict = decided(clear, turned)
     accuracies = ", ".join(f"{name} {100 * _accuracy(models[name]):.1f}" for name in ORDER)
     said = [
         f"accuracies in per cent: {accuracies}",
@@ -144,7 +144,7 @@ def adjacent(graded, draws, seed):
     _, commonest = _leads([a - b for a, b in product(named, cells.values())])
     holds = found["share_low"] > 0.5 and commonest == "replicated"
     fails = found["share_high"] < 0.5 or commonest == "not replicated"
-    return Answer(*found.values(), "ratio", _verdict(holds, fails), _confusions(matrices[0]))
+    return Answer(*found.values(), "ratio", decided(holds, fails), _confusions(matrices[0]))
 
 
 def train_test_drop(results):
@@ -178,11 +178,7 @@ def _leads(differences):
     # all; and the verdict on 'all are above 0'.
     gaps = [tuple(stats.with_interval("lead", difference).values()) for difference in differences]
     clear, turned = all(low > 0 for _, low, _ in gaps), any(high < 0 for _, _, high in gaps)
-    return min(gaps, key=lambda gap: np.nan_to_num(gap[0], nan=-np.inf)), _verdict(clear, turned)
-
-
-def _verdict(holds, fails):
-    return "replicated" if holds else "not replicated" if fails else "inconclusive"
+    return min(gaps, key=lambda gap: np.nan_to_num(gap[0], nan=-np.inf)), decided(clear, turned)
 
 
 def _difference(a, b, draws, seed):

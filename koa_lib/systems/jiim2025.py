@@ -16,7 +16,7 @@ from koa_lib.classifiers import BOOSTED, KINDS, LOGISTIC, Classifier, chosen
 from koa_lib.experiment import Trunk
 from koa_lib.store import made_from
 from koa_lib.systems import encoders, modality
-from koa_lib.verdict import Answer, Ours, not_run
+from koa_lib.verdict import Answer, Ours, decided, not_run
 
 SYSTEM = ("JIIM-2025", "abstract")
 # The KL grade comes first: by it the external set loses pictures under conflicting grades, for every task.
@@ -206,7 +206,7 @@ def _claim(found, absent, holds, fails, favour):
     if found.empty:
         return not_run("; ".join(dict.fromkeys(absent.values())) or "no pair of systems has been run")
     good, bad = (found["outcome"] == one for one in (holds, fails))
-    verdict = "not replicated" if bad.any() else "replicated" if good.all() and not absent else "inconclusive"
+    verdict = decided(good.all() and not absent, bad.any())
     row = found.loc[favour(found["qwk"]).idxmin()]
     said = [
         f"{holds} in {good.sum()} of {len(found)} pairs, {fails} in {bad.sum()}",

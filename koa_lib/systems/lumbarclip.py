@@ -14,7 +14,7 @@ from koa_lib.prompts import prompts
 from koa_lib.protocols import START
 from koa_lib.store import digest
 from koa_lib.systems import encoders, texts
-from koa_lib.verdict import Answer, Ours, not_run, over_runs
+from koa_lib.verdict import Answer, Ours, decided, not_run, over_runs
 
 SYSTEM = "LumbarCLIP"
 TARGETS = ("similarity", "label-aware", "ordinal")  # of the losses, see `losses.SoftClip`
@@ -159,7 +159,7 @@ def linear_better(table):
         return not_run("this profile runs none of the encoders")
     above, below = ((table["better"] == head).sum() for head in HEADS)
     sure_above, sure_below = (table["simultaneous_low"] > 0).sum(), (table["simultaneous_high"] < 0).sum()
-    verdict = "not replicated" if below else "replicated" if above == len(table) else "inconclusive"
+    verdict = decided(above == len(table), below)
     reason = (f"of {len(table)} paired differences (encoder x loss) {above} lie clearly above 0 and {below} "
               f"clearly below; {sure_above} and {sure_below} after correction for their number; ours is the "
               "smallest")

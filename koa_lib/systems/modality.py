@@ -21,7 +21,7 @@ from koa_lib.phantoms.other import render as render_other
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.store import digest
 from koa_lib.systems import encoders
-from koa_lib.verdict import Answer, Ours, not_run
+from koa_lib.verdict import Answer, Ours, decided, not_run
 
 KNEE, LOW_QUALITY = "knee", "share of low quality"
 FAILED, RECOGNISED = "knees not recognised", "knees recognised"
@@ -228,7 +228,7 @@ def claim(found):
         total = failed.n + right.n
         return not_run(f"{failed.n} of {total} knees are not recognised, too few to say what they share")
     low, high = failed.ci_low, failed.ci_high
-    verdict = "replicated" if low > 0.5 else "not replicated" if high < 0.5 else "inconclusive"
+    verdict = decided(low > 0.5, high < 0.5)
     reason = (
         f"{failed.value * failed.n:.0f} of {failed.n} failures are of low quality (worst tenth in sharpness, "
         f"contrast or exposure), {right.value:.0%} of the successes"

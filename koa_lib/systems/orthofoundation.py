@@ -17,7 +17,7 @@ from koa_lib.classifiers import LOGISTIC, Classifier
 from koa_lib.losses import chance_loss
 from koa_lib.settings import Encoder
 from koa_lib.systems import encoders
-from koa_lib.verdict import MARGINS, Answer, Ours, not_run
+from koa_lib.verdict import MARGINS, Answer, Ours, decided, not_run
 
 SYSTEM = ("OrthoFoundation", "abstract")
 RANDOM, CONTRASTIVE, SELF_SUPERVISED, SUPERVISED = "random", "contrastive", "self-supervised", "supervised"
@@ -258,7 +258,7 @@ def answers(study, table):
     half = inside[inside["fraction"] <= HALF].sort_values("fraction").iloc[-1]
     reached = since(inside).iloc[0].within_margin
     low, high = half.against_supervised_low, half.against_supervised_high
-    verdict = "replicated" if low > -MARGIN else "not replicated" if high < 0 else "inconclusive"
+    verdict = decided(low > -MARGIN, high < 0)
     said = (
         f"with {half.fraction:.0%} of the labels quadratic kappa differs from that of CLIP fine-tuned "
         f"with all by {half.against_supervised:+.3f} ({low:+.3f} to {high:+.3f})"

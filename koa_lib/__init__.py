@@ -11,7 +11,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 OFFERED = {
     "read_gray": "images", "KneeDataset": "datasets", "load_clip": "model", "ClipGrader": "model",
-    "Study": "study", "Arm": "experiment", "Experiment": "experiment", "Results": "results",
+    "Study": "study", "Arm": "arm", "Experiment": "experiment", "Results": "results",
 }
 __all__ = list(OFFERED)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import classifiers, cohort, engine, predictions, sources, splits, training
+from koa_lib.arm import Arm
 from koa_lib.images.shape import VIEWS
 from koa_lib.reach import reached
 from koa_lib.results import Results
@@ -23,79 +24,6 @@ from koa_lib.store import digest, write_text
 
 MIRRORED, INNER = "mirrored", "inner"
 SAID = ["arm", "seed", "fold", "split", "view", "mirrored"]  # of each prediction, see `Results`
-SHAPING = ("normalisation", "augmentation", "views")  # of a recipe: what changes a trunk's features
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """The frozen part of a grader: `build` makes the module whose features are cached, `key` says what its
-    weights are."""
-
-    name: str
-    build: Callable
-    key: dict
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of making a grader: what varies from row to row of a table.
-
-    Attributes
-    ----------
-    name : str
-        Of its row and files.
-    recipe : settings.Recipe
-    size : int
-        Side of its pictures, in pixels.
-    build : callable
-        Makes the untrained grader, or a `classifiers.Classifier`.
-    key : dict
-        What that starts from.
-    seed : int
-    scheme : str
-        'images', 'patients' or 'official', see `splits.folds`.
-    trunk : Trunk or None
-        None when everything is trained, on live pictures.
-    loss : callable or None
-        As in `losses`; None for the recipe's.
-    seen : str
-        What a step sees: 'views' (a random one of each picture), or the picture with its mirror image:
-        'picture' or 'both', and 'either' where the first of the two is drawn.
-    only : tuple of int
-        Folds to train; all when empty.
-    watch : bool
-        Whether the held-out fold is measured after each epoch, for the curves only.
-    task : str
-        Column of the manifest in place of the KL grade.
-    fraction : float
-        Of the training patients whose grades are used.
-    split_seed : int or None
-        Of folds and inner part; None for the study's.
-
-    Examples
-    --------
-    >>> from koa_lib import protocols
-    >>> arm = protocols.our_arm(study)
-    >>> slower = replace(arm, name="slower", recipe=replace(arm.recipe, learning_rate=1e-5))
-    >>> slower.recipe.part == arm.recipe.part
-    True
-    """
-
-    name: str
-    recipe: object
-    size: int
-    build: Callable
-    key: dict
-    seed: int
-    scheme: str = "official"
-    trunk: Trunk | None = None
-    loss: Callable | None = None
-    seen: str = "views"
-    only: tuple = ()
-    watch: bool = False
-    task: str = "kl_grade"
-    fraction: float = 1.0
-    split_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +56,7 @@ class _Once:
 def prediction_file(study, arm, split, fold, view=None, adaptation=""):
     """Path of a prediction file of an arm below the run folder, see `predictions.file_name`; `view` is the
     arm's own unless given."""
-    cohort, view = study.profile.cohort_of(split), view or (arm.recipe.geometry, arm.recipe.intensity)
+    cohort, view = study.profile.cohort_of(split), view or arm.recipe.view
     name = predictions.file_name(arm.name, cohort.name, split, view, fold, arm.seed, adaptation)
     return f"predictions/{name}"
 
@@ -209,8 +137,7 @@ class Experiment:
     def jobs(self, arm):
         """Each fold of an arm, trained now where it is missing."""
         for fold in self._wanted(arm):
-            fits = isinstance(arm.build, classifiers.Classifier)
-            yield self._classifier(arm, fold) if fits else self._trained(arm, fold)
+            yield self._classifier(arm, fold) if arm.fits else self._trained(arm, fold)
 
     def _wanted(self, arm):
         return [fold for fold in self.folds(arm) if not arm.only or fold.number in arm.only]
@@ -225,7 +152,7 @@ class Experiment:
 
     def data(self, role, arm, view=None):
         """The cohort 'training' or 'external' as an arm sees it, opened once; None when it is not given."""
-        return self.pictures(role, view or (arm.recipe.geometry, arm.recipe.intensity), arm.size)
+        return self.pictures(role, view or arm.recipe.view, arm.size)
 
     def pictures(self, role, view, size):
         """A cohort in a geometry and intensity, `size` pixels a side, opened once; None when it is not
@@ -240,7 +167,7 @@ class Experiment:
         patients takes a while."""
         recipe, seed = arm.recipe, self.study.seed if arm.split_seed is None else arm.split_seed
         how = (arm.scheme, recipe.folds, seed, bool(recipe.patience), arm.fraction)
-        key = (recipe.geometry, recipe.intensity, arm.size, how)
+        key = (recipe.view, arm.size, how)
         if key not in self._parted:
             self._parted[key] = splits.folds(self.data("training", arm), *how)
         return [self._of_task(fold, arm.task) for fold in self._parted[key]]
@@ -275,8 +202,9 @@ class Experiment:
         inside = part.name.split("__")[0] == self.study.profile.training.name and not part.mirrored
         recipe = arm.recipe if inside else replace(arm.recipe, views=1)
         seed = arm.seed if recipe.views > 1 else self.study.seed  # augmentations are drawn anew for each seed
-        whole, shaping = part.whole, {name: getattr(recipe, name) for name in SHAPING}
-        key = arm.trunk.key | shaping | {"trunk": arm.trunk.name, "seed": seed, "pictures": whole.appearance}
+        whole = part.whole
+        shown = {"trunk": arm.trunk.name, "seed": seed, "pictures": whole.appearance}
+        key = arm.trunk.key | recipe.shaping | shown
         ending = f"__{MIRRORED}" * part.mirrored + "__one_view" * (inside and recipe.views == 1)
         ending += f"__seed{seed}" * (seed != self.study.seed)
         file = f"features/{arm.trunk.name}__{part.name}__{recipe.normalisation}{ending}.npy"
@@ -292,39 +220,12 @@ class Experiment:
         return fit, select, watch and self.source(arm, watch)
 
     def _key(self, arm, fold):
-        # All that a fold's weights depend on beside code: recipe, start, loss, seeds, and each part's
-        # pictures, grades and groups.
-        watched = fold.reported.get("held_out") if arm.watch else None
-        parts = {"fit": fold.fit, "select": fold.select, "watched": watched}
-        own = ("recipe", "seed", "scheme", "seen", "task", "fraction", "size")
-        said = {name: getattr(arm, name) for name in own}
-        if isinstance(arm.build, classifiers.Classifier):  # which reads no other setting of a recipe
-            said |= {"recipe": {name: getattr(arm.recipe, name) for name in SHAPING}, "classifier": arm.build}
-        loss = arm.loss and {"loss_of": type(arm.loss).__name__, "loss": arm.loss}
-        trunk = arm.trunk and {"trunk": arm.trunk.name, "trunk_of": arm.trunk.key}
-        return {
-            **said,
-            **(loss or {}),
-            **(trunk or {}),
-            **arm.key,
-            "study_seed": self.study.seed,
-            "fold": fold.number,
-            **{name: part and part.fingerprint for name, part in parts.items()},
-        }
-
-    @staticmethod
-    def _named(arm, fold):
-        return f"{arm.name}__fold{fold.number}__seed{arm.seed}"
-
-    @staticmethod
-    def _code(arm):
-        # What makes the grader, and what makes the features that it reads.
-        return [arm.build, sources.extract, *([arm.trunk.build] if arm.trunk else [])]
+        return {**arm.depends_on(fold), "study_seed": self.study.seed}
 
     def _trained(self, arm, fold):
-        key, name = self._key(arm, fold), self._named(arm, fold)
+        key, name = self._key(arm, fold), arm.named(fold)
         # Named by its key: a state of other settings or code is never continued.
-        code = reached(training.train, *self._code(arm))
+        code = reached(training.train, *arm.code)
         state = self.study.own_dir / "checkpoints" / f".{name}.{digest({**key, **code})}.resume"
         label = f"{arm.name} fold {fold.number}" * bool(arm.recipe.folds) or arm.name
         label += f" seed {arm.seed}" * (arm.seed != self.study.seed)
@@ -338,22 +239,22 @@ class Experiment:
             loss=arm.loss,
             resume=state,
         )
-        folder = self._store.make(f"checkpoints/{name}", key, build, self._code(arm))
+        folder = self._store.make(f"checkpoints/{name}", key, build, arm.code)
         grader = _Once(lambda: training.load_state(arm.build(), folder / training.STATE).eval())
         return Job(arm, fold, folder, key, grader)
 
     def _classifier(self, arm, fold):
-        key, name = self._key(arm, fold), self._named(arm, fold)
+        key, name = self._key(arm, fold), arm.named(fold)
         fitted = _Once(
             lambda: arm.build.fit(self.source(arm, fold.fit), self.source(arm, fold.select), arm.seed)
         )
         build = partial(classifiers.write, fitted=fitted)
-        path = self._store.make(f"checkpoints/{name}.json", key, build, self._code(arm))
+        path = self._store.make(f"checkpoints/{name}.json", key, build, arm.code)
         return Job(arm, fold, path, key, fitted)
 
     def _reported(self, job, names, view):
         # Triples (split, part, how it is shown) of what is graded.
-        arm, reported, own = job.arm, job.fold.reported, (job.arm.recipe.geometry, job.arm.recipe.intensity)
+        arm, reported, own = job.arm, job.fold.reported, job.arm.recipe.view
         if names is None:
             names = [*reported, "external"]
         for name in names:
@@ -373,7 +274,7 @@ class Experiment:
         build = partial(training.write_predictions, grader=job.grader,
                         source=lambda: self.source(arm, part), levels=levels)
         key = {**job.key, "graded": part.fingerprint, "levels": levels}
-        path = self._store.make(file, key, build, self._code(arm))
+        path = self._store.make(file, key, build, arm.code)
         graded = predictions.join(predictions.read(path), part.rows).drop(columns="split")
         values = arm.name, arm.seed, job.fold.number, split, "-".join(view), mirrored
         said = dict(zip(SAID, values, strict=True))
@@ -390,7 +291,7 @@ class Experiment:
                 predictions.write(mean, self.study.own_dir / file)
 
     def _history(self, arm, checkpoints):
-        if isinstance(arm.build, classifiers.Classifier):
+        if arm.fits:
             return pd.DataFrame()
         first = ["model", "fold", "seed"]
         history = pd.concat([

@@ -96,7 +96,7 @@ def by_view(study, results):
         view = geometry, intensity = tuple(where["view"].split("-"))
         status = "exploratory" if set(view) & EXPLORATORY else "sensitivity"
         status = "confirmatory" if view == VIEWS[0] else status
-        trained = "yes" if view == (ours.geometry, ours.intensity) else "no"
+        trained = "yes" if view == ours.view else "no"
         rows.append({"status": status, "geometry": geometry, "intensity": intensity, "as_trained": trained,
                      **accuracy_row(derived(found.graded(), "deduplicated"), results.draws, results.seed)})
     return pd.DataFrame(rows).sort_values("status", key=lambda status: status == "exploratory", kind="stable")

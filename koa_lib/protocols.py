@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from koa_lib import model, networks, weights
-from koa_lib.experiment import Arm, Trunk, prediction_file
+from koa_lib.arm import Arm, Trunk
+from koa_lib.experiment import prediction_file
 from koa_lib.pretraining import start_weights
 from koa_lib.prompts import prompts
 from koa_lib.store import write_text

@@ -57,7 +57,7 @@ def unlabelled(experiment):
     """Pictures of the training split, at most as many as the profile says, for the role 'fit'."""
     study = experiment.study
     chosen, ours = study.profile.systems.labels, study.profile.our_protocol
-    data = experiment.pictures("training", (ours.geometry, ours.intensity), chosen.image_size)
+    data = experiment.pictures("training", ours.view, chosen.image_size)
     order = np.random.default_rng(study.seed).permutation(np.flatnonzero(data.rows["split"] == "train"))
     return data.part(np.sort(order[: chosen.pictures]), "fit")
 

@@ -61,6 +61,16 @@ class Recipe:
     folds: int
     views: int
 
+    @property
+    def view(self):
+        """Geometry and intensity in which pictures are shown."""
+        return self.geometry, self.intensity
+
+    @property
+    def shaping(self):
+        """What of it changes the features of a frozen trunk."""
+        return {name: getattr(self, name) for name in ("normalisation", "augmentation", "views")}
+
 
 @dataclass(frozen=True)
 class Baseline:

@@ -133,6 +133,7 @@ SOURCES = {
     "a table of the results": ("results.py", line, set()),
     "an interval": ("stats.py", line, set()),
     "how arms are run": ("experiment.py", line, set()),
+    "what an arm is": ("arm.py", line, set()),
     "how phantoms are drawn": ("phantoms/draw.py", line, set()),
     "a metric, by which epochs are chosen": ("metrics.py", line, FITTED),
     "a loss": ("losses.py", line, FITTED),

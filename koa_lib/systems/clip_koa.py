@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import losses, predictions, protocols, stats
-from koa_lib.experiment import INNER, Trunk, prediction_file
+from koa_lib.arm import Trunk
+from koa_lib.experiment import INNER, prediction_file
 from koa_lib.images.shape import VIEWS
 from koa_lib.model import SYMMETRIC_MODELS
 from koa_lib.store import made_from

@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 
 from koa_lib import crops, model, protocols, selfsupervised, weights
+from koa_lib.arm import Arm, Trunk
 from koa_lib.errors import StudyError
-from koa_lib.experiment import Arm, Trunk
 from koa_lib.store import made_from
 from koa_lib.systems import foundation
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from koa_lib import networks, protocols, splits, weights
+from koa_lib.arm import Trunk
 from koa_lib.classifiers import BOOSTED, KINDS, LOGISTIC, Classifier, chosen
-from koa_lib.experiment import Trunk
 from koa_lib.store import made_from
 from koa_lib.systems import encoders, modality
 from koa_lib.verdict import Answer, Ours, decided, not_run

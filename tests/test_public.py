@@ -35,7 +35,7 @@ def test_every_file_that_a_page_links_to_exists(name):
     assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, "notebooks/profiles/README.md"])
 def test_every_make_target_that_a_page_names_exists(name):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)

@@ -1,6 +1,7 @@
 """The scorecard: every published row once, judged by its own rule; only a real run is scored as a model."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,6 +108,15 @@ def test_only_the_papers_model_on_all_its_pictures_can_be_compared(study, name, 
     note = WHOLE | {"training": WHOLE["training"] | training}
     comparable, said = scorecard.comparability(changed(study, name, data_note=lambda: note, **run))
     assert comparable == (not why) and why in said
+
+
+def test_another_cohort_is_never_held_against_the_papers_numbers(study):
+    paper = profile.load("paper")
+    swapped = replace(paper, training=paper.external, external=replace(paper.external, name="clinic"))
+    run = changed(study, profile=swapped, data_note=lambda: WHOLE)
+    comparable, said = scorecard.comparability(run)
+    assert not comparable
+    assert "training pictures of gornale2020" in said and "external pictures of clinic" in said
 
 
 def test_where_only_clip_is_as_printed_other_networks_and_papers_are_not_compared(study):

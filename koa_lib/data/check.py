@@ -107,7 +107,7 @@ def build(name, folder, readers=None):
         told.
     """
     known = cohorts.facts(name)
-    expected = f"the pictures of {name}, which lie in folders {known.example}"
+    expected = f"the pictures of {name}, which lie in folders like {known.example}"
     root, files = locate(folder, known.files.fullmatch, known.layouts.values(), expected)
     below = Path(folder).resolve()  # a part of the cohort gives its rows
     pictures = {name: file for name, file in files.items() if is_picture(name) and file.is_relative_to(below)}

@@ -32,6 +32,7 @@ class CohortFacts:
     roles: dict[str, str]
     group: str
     files: re.Pattern[str]
+    example: str
     layouts: dict[str, str]
     beside: dict[str, str]
     counts: dict[str, tuple[int, ...]] | None
@@ -48,15 +49,6 @@ class CohortFacts:
         """What each split is for in a run of so many folds: without folds, validation is only reported."""
         return {split: "internal test" if split == "val" and not folds else use
                 for split, use in self.roles.items()}
-
-    @property
-    def example(self):
-        """Where a picture lies below the root, for messages."""
-        return (
-            "like train/0/9003175L.png"
-            if self.group == "patient"
-            else "like MedicalExpert-I/0Normal/NormalG0 (1).png"
-        )
 
     @property
     def archive(self):

@@ -95,7 +95,8 @@ def scorecard(study, runs, others, systems):
 
 def comparability(study):
     """Whether the main arm's rows may be held against the paper, and why not: another model or start,
-    phantoms, incomplete data. Rows that a profile trains otherwise are named by its `not_comparable`."""
+    phantoms, other or incomplete data. Rows that a profile trains otherwise are named by its
+    `not_comparable`."""
     reasons = []
     if study.dry:
         reasons.append("a dry run, which only tries the steps")
@@ -141,11 +142,14 @@ def against_published(score, synthetic):
 
 
 def _incomplete(study):
-    # A part of the pictures, or lossy copies of them, are not the paper's data.
+    # Other cohorts, a part of the pictures, or lossy copies of them, are not the paper's data.
     note, found = study.data_note(), []
-    for role in ("training", "external"):
-        cohort = cohorts.facts(getattr(study.profile, role).name)
-        listed = sum(map(sum, cohort.counts.values()))
+    for role, theirs in zip(("training", "external"), cohorts.PUBLISHED, strict=True):
+        ours = getattr(study.profile, role).name
+        if role in note and ours != theirs:
+            found.append(f"{role} pictures of {ours}, not of {theirs}")
+            continue
+        listed = sum(map(sum, cohorts.facts(theirs).counts.values()))
         if role in note and note[role]["pictures"] < listed:
             found.append(f"{note[role]['pictures']:,} of {listed:,} {role} pictures")
         if role in note and note[role]["not_as_listed"]:

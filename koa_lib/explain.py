@@ -5,6 +5,7 @@ of other patients, against what blurring does to the grade, and against maps of 
 """
 
 import copy
+import math
 from contextlib import ExitStack
 
 import numpy as np
@@ -59,7 +60,8 @@ def heatmap(grader, images, grades=None):
         logits = grader.eval()(images)
         chosen = logits.argmax(1) if grades is None else torch.as_tensor(grades, device=logits.device)
         gradient, = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), kept)
-    activations, gradient = _channels_first(kept[0].detach()), _channels_first(gradient)
+    last = getattr(getattr(grader, "network", None), "output_fmt", "") == "NHWC"  # of a Swin
+    activations, gradient = (_channels_first(values, last) for values in (kept[0].detach(), gradient))
     speaking = F.relu((gradient.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True))
     return _finished(grader, speaking, images)
 
@@ -140,15 +142,18 @@ def _blocks(grader):
     # The transformer blocks of a ViT; none of a CNN.
     if hasattr(grader, "tower"):
         return grader.clip.visual.transformer.resblocks if grader.tower.is_vit else []
-    return grader.network.blocks if hasattr(grader.network, "patch_embed") else []
+    from timm.models import VisionTransformer  # slow; whoever has a network has it loaded
+
+    return grader.network.blocks if isinstance(grader.network, VisionTransformer) else []
 
 
-def _channels_first(values):
-    # Tokens (n, 1 + h w, c), the class token first, become (n, c, h, w) like the output of a CNN.
+def _channels_first(values, last=False):
+    # Tokens (n, t + h w, c), class tokens first, become (n, c, h, w) like the output of a CNN; as does a
+    # picture whose channels come last.
     if values.ndim == 4:
-        return values
-    side = round((values.shape[1] - 1) ** 0.5)
-    return values[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        return values.movedim(-1, 1) if last else values
+    side = math.isqrt(values.shape[1])
+    return values[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _finished(grader, maps, images):

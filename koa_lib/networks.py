@@ -109,7 +109,7 @@ def _published(name, weights, options):
 
 
 def _size_options(name, image_size):
-    return {"img_size": image_size} if name.startswith(("vit", "swin")) else {}
+    return {"img_size": image_size} if name.startswith(("vit", "deit", "swin")) else {}
 
 
 def _width_options(name, width):

@@ -43,13 +43,16 @@ GRADERS = {
     "resnet50": (64, lambda: network_of("resnet50")),
     "vgg19_bn": (32, lambda: network_of("vgg19_bn", 32, 0.125)),
     "vit_base_patch16_224": (64, lambda: network_of("vit_base_patch16_224")),
+    "swin_tiny_patch4_window7_224": (64, lambda: network_of("swin_tiny_patch4_window7_224", width=0.5)),
 }
 
 
 def reshaped(values):
-    """Tokens as a picture of their patches."""
+    """Tokens as a picture of their patches, and channels first where they are last, as in a Swin."""
     side = round((values.shape[1] - 1) ** 0.5)
-    return values if values.ndim == 4 else values[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    if values.ndim == 4:
+        return values.movedim(3, 1) if values.shape[1] == values.shape[2] < values.shape[3] else values
+    return values[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 @pytest.mark.parametrize("name", GRADERS)

@@ -92,7 +92,7 @@ def _update(clip, data, chosen, optimiser):
     # equal captions are encoded once
     texts = clip.encode_text(tokens[chosen[first]])[torch.as_tensor(inverse)]
     same = torch.as_tensor(numbers[chosen][:, None] == numbers[chosen])
-    scale = clip.logit_scale.exp().clamp(max=100)
+    scale = clip.logit_scale.exp().clamp(max=models.LARGEST_SCALE)
     loss = symmetric_infonce(
         F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1), scale, same
     )

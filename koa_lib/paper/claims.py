@@ -36,17 +36,17 @@ def decide(test, models, draws, seed):
         When no function decides the test.
     """
     clip = models[ORDER[0]]
-    decided = {
+    deciding = {
         "order of the five accuracies, paired group-bootstrap intervals of neighbours":
             partial(order, models, draws, seed),
         "share of errors with distance 1; lead of the two confusions over all others; with intervals":
             partial(adjacent, clip, draws, seed),
         "lead of grades 0 and 4 in sensitivity and AUC, with interval": partial(separated, clip, draws, seed),
     }
-    if test not in decided:
-        known = "; ".join(decided)
+    if test not in deciding:
+        known = "; ".join(deciding)
         raise StudyError(f"claims.csv names the test '{test}', which nothing decides. Known: {known}.")
-    return decided[test]()
+    return deciding[test]()
 
 
 def order(models, draws, seed):

@@ -22,7 +22,7 @@ app.add_typer(data_app, name="data")
 STOPPED = 130  # exit code of a command that Ctrl-C ends
 
 
-Profile = typer.Option("demo", help="smoke, demo, oai or paper.")
+Profile = typer.Option("demo", help="smoke, demo, oai, laptop or paper.")
 Seed = typer.Option(None, help="By default the profile's own.")
 Pictures = typer.Argument(
     help="Picture files (PNG, JPEG, TIFF, WebP, BMP, DICOM), folders, lists (.txt), or - for a list on stdin."

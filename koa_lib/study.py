@@ -222,7 +222,7 @@ def _checked_inputs(profile, seed, data, external, weights, dry):
             "DATA=<folder of kneeKL224>. The set is Mendeley Data doi:10.17632/56rmx5bjcr.1 (CC BY 4.0).")
     if settings.training.source == "phantoms" and (data or external):
         raise StudyError(f"Profile '{profile}' works on phantoms and reads no DATA or EXTERNAL. "
-                         "Use PROFILE=oai or PROFILE=paper.")
+                         "Use PROFILE=oai, laptop or paper.")
     given = {"DATA": data, "EXTERNAL": external, "WEIGHTS": weights}
     places = (_absolute(name, value) for name, value in given.items())
     return Inputs(profile, seed, *places, content=_content(given.values()), dry=dry), settings

@@ -134,7 +134,7 @@ def mean_histogram(pictures):
 
 
 def views(image, size, reference, trained):
-    """One picture in every named way, for a contact sheet: title to array; of two knees the left one is
+    """One picture in every named way, for a contact sheet: name to array; of two knees the left one is
     shown.
 
     Parameters
@@ -149,5 +149,5 @@ def views(image, size, reference, trained):
     """
     ways = {name: squares(image, name, size, trained)[0] for name in GEOMETRIES}
     for name in ("clahe", "match_train"):
-        ways[f"joint crop,\n{name}"] = adjust(ways["joint_crop"], name, reference)
-    return {"file": image} | {title.replace("_", " "): shown for title, shown in ways.items()}
+        ways[f"joint_crop,\n{name}"] = adjust(ways["joint_crop"], name, reference)
+    return {"file": image} | ways

@@ -119,7 +119,7 @@ def figure_8(examples, pictures, queries):
         show(left, picture, f"KL {grade} ({NAMES[grade]})")
         _grade_bars(right, values, true=int(np.argmax(values)), digits=2)
         right.set_yticks(GRADES, [textwrap.fill(query, 15) for query in queries])
-        right.set_xlim(low - 0.25 * span * (low < 0), high + 0.25 * span)
+        right.set_xlim(low - 0.35 * span * (low < 0), high + 0.25 * span)
         right.axvline(0, color=INK, lw=0.8)
     axes[-1, 1].set_xlabel("cosine similarity (highest outlined)")
     return figure

@@ -6,6 +6,7 @@ import numpy as np
 
 from koa_lib.predictions import arrays
 from koa_lib.report.style import message, narrow, styled
+from koa_lib.report.words import people
 
 ACROSS = 3  # pictures of a row
 
@@ -82,7 +83,7 @@ def contact_sheet(pictures):
             axis.spines[:].set_visible(False)
         axes[0, place].set_title(textwrap.fill(title, 8), fontsize=8)
     for axis, way in zip(axes[:, 0], ways, strict=True):
-        axis.set_ylabel(way, rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_ylabel(people(way), rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 

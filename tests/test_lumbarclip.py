@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, easy_dataset, with_systems
 
-from koa_lib import losses, model, settings, splits, training
+from koa_lib import losses, projection, settings, splits, training
 from koa_lib.experiment import Experiment
 from koa_lib.paper import answers
 from koa_lib.sources import Features
@@ -47,13 +47,13 @@ def toy():
 
 
 def pair(kind="linear"):
-    return model.pair(0, kind, 6, torch.randn(5, 7, generator=torch.Generator().manual_seed(1)))
+    return projection.pair(0, kind, 6, torch.randn(5, 7, generator=torch.Generator().manual_seed(1)))
 
 
 def test_only_a_linear_head_is_affine():
     (a, b), affine = torch.randn(2, 4, 6), {}
-    for kind in model.HEADS:
-        head = model.head(kind, 6)
+    for kind in projection.HEADS:
+        head = projection.head(kind, 6)
         affine[kind] = torch.allclose(head((a + b) / 2), (head(a) + head(b)) / 2, atol=1e-5)
     assert affine == {"linear": True, "non-linear": False}
 
@@ -64,11 +64,11 @@ def test_a_linear_pair_is_standardise_project_normalise_compare():
     made.prepare(whole)
     x = made.image_head((whole - whole.mean(0)) / whole.std(0).clamp(min=1e-6))
     t = made.text_head(made.sentences)
-    expected = (x / x.norm(dim=1, keepdim=True)) @ (t / t.norm(dim=1, keepdim=True)).T / model.TEMPERATURE
-    assert torch.allclose(made.tail(whole), expected, atol=1e-4)
+    cosines = (x / x.norm(dim=1, keepdim=True)) @ (t / t.norm(dim=1, keepdim=True)).T
+    assert torch.allclose(made.tail(whole), cosines / projection.TEMPERATURE, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", model.HEADS)
+@pytest.mark.parametrize("kind", projection.HEADS)
 @pytest.mark.parametrize("target", lumbarclip.TARGETS)
 def test_training_learns_to_grade_and_never_undercuts_the_floor(kind, target):
     (fit, select), made = toy(), pair(kind)

@@ -134,6 +134,7 @@ SOURCES = {
     "an interval": ("stats.py", line, set()),
     "how arms are run": ("experiment.py", line, set()),
     "what an arm is": ("arm.py", line, set()),
+    "another paper's heads": ("projection.py", line, set()),
     "how phantoms are drawn": ("phantoms/draw.py", line, set()),
     "a metric, by which epochs are chosen": ("metrics.py", line, FITTED),
     "a loss": ("losses.py", line, FITTED),

@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from koa_lib import losses, model, stats
-from koa_lib.model import HEADS
+from koa_lib import losses, projection, stats
+from koa_lib.projection import HEADS
 from koa_lib.prompts import prompts
 from koa_lib.protocols import START
 from koa_lib.store import digest
@@ -51,7 +51,7 @@ def arm(experiment, spec, head, target, seed):
     )
     own = {name: getattr(settings, name) for name in ("epochs", "batch", "learning_rate")}
     width = experiment.features(made, experiment.data("training", made)).shape[-1]
-    build = partial(model.pair, seed, head, width, sentences)
+    build = partial(projection.pair, seed, head, width, sentences)
     return replace(made, build=build, recipe=replace(made.recipe, **own, warm_up=0.0, averaging=0.0))
 
 

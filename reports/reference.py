@@ -87,13 +87,15 @@ def keep(run_dir):
     Raises
     ------
     StudyError
-        When the run has no tables or has not read its data.
+        When the run has no tables, a damaged one, or has not read its data.
     """
     tables, target = _made(run_dir), folder(run_dir)
     gone = [table.name for table in tables if not table.is_file()]
     if gone:
         raise StudyError(f"{gone[0]} of {run_dir.name} is gone, so nothing was kept. "
                          "Delete the folder nb of the run and run make again.")
+    for table in tables:
+        _read(table)  # nothing is kept of a run with a damaged one
     target.mkdir(parents=True, exist_ok=True)
     for table in tables:
         shutil.copyfile(table, target / table.name)
@@ -271,7 +273,8 @@ def _differs(reference, found, allowed, rounding):
     a, b = _numbers(reference), _numbers(found)
     numeric, skipped = np.isfinite(a) & np.isfinite(b), np.isinf(limits)
     with np.errstate(invalid="ignore"):
-        near = np.abs(a - b) <= limits + rounding * np.maximum(1, np.maximum(np.abs(a), np.abs(b)))
+        size = np.maximum(1, np.maximum(np.abs(a), np.abs(b)))
+        near = numeric & (np.abs(a - b) <= limits + rounding * size)
     # Long whole numbers are counts or names: rounding is nothing to them.
     whole = _whole(reference) & _whole(found) & (limits == 0)
     differs = ~skipped & (ours != theirs) & ~(near & ~whole)

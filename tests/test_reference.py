@@ -47,6 +47,7 @@ CHANGES = [
     ("scorecard", JUDGED, {"verdict": "replicated"}, ["verdict"]),
     ("folds_and_seeds", FOLD, {"part": "test", "accuracy": 0.9}, ["part"]),  # another row: no numbers
     ("folds_and_seeds", FOLD, {"qwk": np.nan}, ["qwk"]),
+    ("folds_and_seeds", FOLD, {"qwk": np.inf}, ["qwk"]),
     ("folds_and_seeds", {**FOLD, "qwk": np.nan}, {"qwk": 0.5}, ["qwk"]),
     ("folds_and_seeds", FOLD, {"qwk": "none"}, ["qwk"]),
     ("folds_and_seeds", FOLD, {"new": 1}, ["new"]),
@@ -156,6 +157,16 @@ def test_keeping_replaces_the_tables_and_nothing_else(run):
     reference.keep(run)
     assert {path.name for path in target.iterdir()} == {"README.md", "two.csv"}
     assert (target / "two.csv").read_bytes() == (run / "tables" / "two.csv").read_bytes()
+
+
+def test_a_damaged_table_is_never_kept_over_a_good_one(run):
+    write(run, one=[FOLD])
+    kept = reference.keep(run) / "one.csv"
+    before = kept.read_text()
+    (run / "tables" / "one.csv").write_text("")
+    with pytest.raises(StudyError, match="one.csv"):
+        reference.keep(run)
+    assert kept.read_text() == before
 
 
 def test_verify_ends_with_0_where_all_agrees_and_with_1_where_not(run, monkeypatch):

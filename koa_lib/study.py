@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from koa_lib import profile as profiles
 from koa_lib.data import MANIFESTS
+from koa_lib.data.files import walk
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
 from koa_lib.settings import Profile
@@ -192,7 +193,7 @@ def prepare_inputs(profile, seed=None, data="", external="", weights="", dry=Fal
     path = BUILD / run_name(settings, inputs.seed, dry) / "inputs.yaml"
     text = yaml.safe_dump({**inputs.__dict__, "synthetic": settings.synthetic}, sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         _nothing_runs(path.parent)
         if check and not dry:
             check(settings, inputs.weights)
@@ -214,7 +215,9 @@ def _nothing_runs(run_dir):
 
 def _checked_inputs(profile, seed, data, external, weights, dry):
     settings = profiles.load(profile)
-    seed = settings.seed if seed is None else seed
+    seed, (least, most) = settings.seed if seed is None else seed, profiles.RANGES["seed"]
+    if not least <= seed <= most:
+        raise StudyError(f"SEED={seed} is outside {least} to {most:,}. Give another seed.")
     settings = profiles.dry(settings, real=bool(data)) if dry else settings
     if settings.training.source == "folder" and not data:
         raise StudyError(
@@ -260,8 +263,8 @@ def _content(folders):
     # Names, sizes and times of all files: quick to take, and different when a picture was changed or added.
     digest = hashlib.sha256()
     for folder in filter(None, folders):
-        for path in sorted(Path(folder).rglob("*")):
-            state = path.stat()
-            if path.is_file():
-                digest.update(f"{path.relative_to(folder)}|{state.st_size}|{state.st_mtime_ns}\n".encode())
+        for path in sorted(walk(folder)):
+            state = path.stat() if path.exists() else path.lstat()  # of a link to nowhere
+            line = f"{path.relative_to(folder)}|{state.st_size}|{state.st_mtime_ns}\n"
+            digest.update(os.fsencode(line))
     return digest.hexdigest()[:12]

@@ -51,6 +51,23 @@ def test_only_a_changed_picture_changes_the_inputs(build, picture, monkeypatch, 
     assert (written.stat().st_mtime_ns == 10**18) == (change == "nothing")
 
 
+def test_a_picture_behind_a_linked_folder_counts_and_a_link_to_nowhere_stops_nothing(build, picture):
+    linked = build.parent / "linked"
+    linked.mkdir()
+    (linked / "train").symlink_to(picture.parent, target_is_directory=True)
+    (linked / "gone").symlink_to("nowhere")
+    first = prepare_inputs("oai", data=str(linked)).content
+    CHANGES["edited"](picture)
+    assert prepare_inputs("oai", data=str(linked)).content != first
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_library_takes_is_refused_before_anything_is_made(build, seed):
+    with pytest.raises(StudyError, match="SEED"):
+        prepare_inputs("smoke", seed)
+    assert not (build / f"smoke-seed{seed}").exists()
+
+
 def test_inputs_do_not_change_under_a_notebook_that_is_being_executed(build):
     prepare_inputs("oai", data=str(ROOT / "notebooks"))
     written = (build / "oai" / "inputs.yaml").read_text()

@@ -275,7 +275,8 @@ class Experiment:
                         source=lambda: self.source(arm, part), levels=levels)
         key = {**job.key, "graded": part.fingerprint, "levels": levels}
         path = self._store.make(file, key, build, arm.code)
-        graded = predictions.join(predictions.read(path), part.rows).drop(columns="split")
+        found = predictions.read(path, part.rows["image_id"])
+        graded = predictions.join(found, part.rows).drop(columns="split")
         values = arm.name, arm.seed, job.fold.number, split, "-".join(view), mirrored
         said = dict(zip(SAID, values, strict=True))
         return pd.concat([pd.DataFrame(said, index=graded.index), graded], axis=1)

@@ -52,13 +52,20 @@ def write(predictions, path):
     write_text(path, predictions.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
 
 
-def read(path):
+def read(path, image_ids=None):
     """Read and validate a prediction file.
+
+    Parameters
+    ----------
+    path : Path
+    image_ids : sequence of str, optional
+        The pictures that it must hold, in any order.
 
     Raises
     ------
     StudyError
-        Missing file, wrong columns, repeated ids, probabilities outside [0, 1] or not summing to 1.
+        Missing file, wrong columns, repeated ids, probabilities outside [0, 1] or not summing to 1, other
+        pictures than wanted.
     """
     try:
         predictions = pd.read_csv(path, dtype={"image_id": str})
@@ -71,6 +78,10 @@ def read(path):
             f"{path} is not a CSV table: {error}. Delete it and run the notebook that makes it."
         ) from error
     validate(predictions, path)
+    if image_ids is not None and set(image_ids) != set(predictions["image_id"]):
+        wanted, found = len(set(image_ids)), len(predictions)
+        raise StudyError(f"{path} holds {found:,} pictures, which are not the {wanted:,} of its part. "
+                         "Delete it, and run the notebook again.")
     return predictions
 
 
@@ -81,7 +92,7 @@ def validate(predictions, path="predictions"):
             f"{path} has the columns {', '.join(map(str, predictions.columns))}; needed: "
             f"{', '.join(COLUMNS)}."
         )
-    values = predictions[PROBABILITIES].apply(pd.to_numeric, errors="coerce").to_numpy()
+    values = predictions[PROBABILITIES].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     checks = (
         (predictions["image_id"].duplicated().to_numpy(), "is there twice"),
         (~np.isfinite(values).all(axis=1), "has a probability that is no number"),

@@ -52,6 +52,14 @@ def test_what_is_no_prediction_file_is_named(tmp_path, content, named):
         predictions.read(tmp_path / "a.csv")
 
 
+def test_a_file_that_lacks_pictures_is_refused_where_they_are_asked_for(tmp_path):
+    frame = made()
+    predictions.write(frame.iloc[1:], tmp_path / "a.csv")
+    with pytest.raises(StudyError, match="a.csv holds"):
+        predictions.read(tmp_path / "a.csv", frame["image_id"])
+    assert len(predictions.read(tmp_path / "a.csv", frame["image_id"].iloc[:0:-1])) == len(frame) - 1
+
+
 def test_grades_are_joined_in_the_order_of_the_predictions(manifest):
     frame = made().iloc[::-1].reset_index(drop=True)
     graded = predictions.join(frame, manifest)

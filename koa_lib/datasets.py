@@ -120,7 +120,7 @@ def to_tensor(images, statistics):
 
     values = torch.as_tensor(np.asarray(images))
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
-    if values.min() < -1e-3 or values.max() > 1 + 1e-3:
+    if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):  # so that NaN is refused, too
         raise StudyError(
             f"Pictures hold values from {values.min():.2f} to {values.max():.2f}; the model needs [0, 1]. "
             "Read them with images.read_gray."

@@ -66,7 +66,8 @@ def load_clip(name, weights=None, seed=0):
     ------
     StudyError
         Unknown name, unreadable folder, weights made for another activation (QuickGELU against GELU), or
-        weights of which one tensor is not in the model or one of the model's is not in the file.
+        weights of which one tensor is not in the model, one of the model's is not in the file, or one is not
+        finite.
 
     Examples
     --------
@@ -86,6 +87,8 @@ def load_clip(name, weights=None, seed=0):
         with weight_files.fitting(name, weights):
             _check_folder(name, Path(weights))
             _open_clip().load_checkpoint(model, str(weight_files.file_of(weights)))
+        if not all(torch.isfinite(value).all() for value in model.parameters()):
+            raise StudyError(f"{weights} holds weights that are no numbers. Get them again.")
     size = model.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
     return model.eval(), Preprocess(size, "clip"), tokenizer(name)

@@ -17,7 +17,7 @@ from koa_lib.images.read import read_gray
 from koa_lib.settings import Cohort
 
 
-@pytest.mark.parametrize("value", [255.0, -1.0, np.uint16(65535)])
+@pytest.mark.parametrize("value", [255.0, -1.0, np.uint16(65535), np.nan])
 def test_wrong_range_never_reaches_a_model(value):
     with pytest.raises(StudyError):
         datasets.to_tensor(np.full((1, 4, 4), value), "clip")

@@ -361,6 +361,7 @@ UNREADABLE = [
 UNSHOWABLE = [
     *[({**GOOD, "WindowWidth": width}, f"width {width}") for width in (0, -5)],
     ({**GOOD, "WindowWidth": -5, "VOILUTFunction": "SIGMOID"}, "width -5"),
+    *[({**GOOD, name: "NaN"}, "nan") for name in ("WindowCenter", "WindowWidth", "RescaleSlope")],
     ({**GOOD, "VOILUTFunction": "MAGIC"}, "MAGIC"),
     ({"VOILUTSequence": CUT}, "VOILUTSequence"),
 ]

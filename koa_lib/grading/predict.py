@@ -3,7 +3,6 @@ whatever the file holds."""
 
 import hashlib
 import json
-import logging
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -203,7 +202,6 @@ def grade(model, paths):
     ------
     Graded
     """
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it comments on files that it reads well
     for start in range(0, len(paths), BATCH):
         rows, seen = [Graded(Path(path)) for path in paths[start : start + BATCH]], []
         with warnings.catch_warnings(action="ignore"):  # decoders'; what matters is in the rows

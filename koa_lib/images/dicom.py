@@ -4,6 +4,7 @@ says.
 pydicom is imported late: it is an extra, and reading other files does without it.
 """
 
+import logging
 import struct
 from contextlib import suppress
 
@@ -54,6 +55,8 @@ def _dataset(path):
         from pydicom.filereader import read_dataset, read_preamble
     except ImportError as error:
         raise Refused("it is DICOM. Run: pip install pydicom (our extra 'dicom').") from error
+    # It comments on files that it reads well, and its import sets the level of its own log.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     with open(path, "rb") as file:
         read_preamble(file, force=True)  # force: also without the first 132 bytes
         meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
@@ -159,7 +162,10 @@ def _rescaled(dataset, stored):
     if table := _table(dataset, "ModalityLUTSequence"):
         return _looked_up(stored, *table)
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    return stored * float(1 if slope in (None, "") else slope) + float(intercept or 0)
+    slope, intercept = float(1 if slope in (None, "") else slope), float(intercept or 0)
+    if not np.isfinite([slope, intercept]).all():
+        raise ValueError(f"rescale slope {slope:g} and intercept {intercept:g}")
+    return stored * slope + intercept
 
 
 def _windowed(dataset, values, padding):
@@ -180,8 +186,8 @@ def _windowed(dataset, values, padding):
 
 def _window(values, centre, width, function):
     """Standard PS3.3 C.11.2.1, with an output from 0 to 1."""
-    if width <= 0 or width < 1 and function == "LINEAR":
-        raise ValueError(f"window width {width:g}")
+    if not np.isfinite([centre, width]).all() or width <= 0 or width < 1 and function == "LINEAR":
+        raise ValueError(f"window centre {centre:g} and width {width:g}")
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
     if function == "SIGMOID":

@@ -46,6 +46,18 @@ RANGES = {"seeds": (1, 100), "epochs": (0, 10_000), "tower_epochs": (0, 10_000),
           "seed": (0, 2**31), "threads": (1, 64)}
 
 
+class Once(yaml.SafeLoader):
+    """YAML whose keys stand once in their mapping."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"the key '{twice[0]}' stands twice in line {node.start_mark.line + 1} "
+                                 "and below")
+        return super().construct_mapping(node, deep)
+
+
 def names():
     """The names of all profiles, in alphabetical order."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -64,8 +76,8 @@ def load(name, folder=FOLDER):
         known = ", ".join(sorted(p.stem for p in Path(folder).glob("*.yaml")))
         raise StudyError(f"Profile '{name}' is unknown. Choose one of: {known}.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), Once)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is not valid YAML: {error}") from error
     profile = build(Profile, content, path.name)
     if profile.name != name:

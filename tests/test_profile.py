@@ -101,8 +101,9 @@ def test_unknown_profile_lists_the_known():
     assert "'dmeo'" in str(error.value) and all(name in str(error.value) for name in profile.names())
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "seed: [1, 2\n"])
+@pytest.mark.parametrize("text", [
+    b"", b"- a\n- b\n", b"seed: [1, 2\n", b"seed: 1\nseed: 2\n", b"purpose: \xff\n"])
 def test_file_that_is_no_mapping_is_named(tmp_path, text):
-    (tmp_path / "smoke.yaml").write_text(text)
+    (tmp_path / "smoke.yaml").write_bytes(text)
     with pytest.raises(StudyError, match="smoke.yaml"):
         load("smoke", tmp_path)

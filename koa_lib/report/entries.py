@@ -13,7 +13,7 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from koa_lib.errors import StudyError
-from koa_lib.profile import ROOT
+from koa_lib.profile import ROOT, Once
 from koa_lib.report import words
 from koa_lib.report.tables import Column
 
@@ -131,21 +131,9 @@ def shared_columns():
     return {name: Column.of(name, settings) for name, settings in _mapping(FOLDER / COLUMNS).items()}
 
 
-class _Once(yaml.SafeLoader):
-    """YAML whose keys stand once in their mapping."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"the key '{twice[0]}' stands twice in line {node.start_mark.line + 1} "
-                                 "and below")
-        return super().construct_mapping(node, deep)
-
-
 def _mapping(path):
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
+        content = yaml.load(path.read_text(encoding="utf-8"), Once)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is no valid YAML: {' '.join(str(error).split())}. Correct it.") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

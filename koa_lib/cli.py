@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import typer
 
@@ -145,10 +146,11 @@ def build(
 ):
     """Build a cohort's manifest from its files and compare it with the committed one."""
     from koa_lib.data import check
+    from koa_lib.store import write_table
 
     target = _new_file(out or f"{cohort}.csv")
     frame = check.build(cohort, folder, readers)
-    frame.to_csv(target, index=False, lineterminator="\n", errors="backslashreplace")
+    write_table(target, frame)
     print(f"{len(frame):,} rows written to {target}. {check.compare(target, cohort)}")
     for path in frame.attrs["left_out"]:
         print(f"left out, because its path does not fit the layout: {printable(path)}")
@@ -190,15 +192,22 @@ def audit(
 
 
 @data_app.command()
-def phantoms(folder: str, patients: int = 100, seed: int = 0):
+def phantoms(
+    folder: str,
+    patients: int = typer.Option(100, min=1),
+    seed: int = typer.Option(0, min=0),
+):
     """Write a phantom cohort of knees with its manifest, to look at or to try the study on."""
     from koa_lib.phantoms.cohorts import write_cohort_a
 
     target = Path(folder)
     if target.exists():
         raise StudyError(f"{folder} exists already. Give a new folder, so that nothing is overwritten.")
-    target.mkdir(parents=True)
-    print(f"{len(write_cohort_a(target, patients, seed))} pictures and manifest.csv written to {folder}.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".part-", dir=target.parent) as made:  # half a cohort is none
+        count = len(write_cohort_a(Path(made, "cohort"), patients, seed))
+        os.replace(Path(made, "cohort"), target)
+    print(f"{count} pictures and manifest.csv written to {folder}.")
 
 
 def _own_clone():
@@ -235,10 +244,10 @@ def run(commands):
     A `StudyError`, or what the system refuses, is a sentence on stderr and exit code 1 (2 when grading,
     whose 1 is that of a picture); Ctrl-C is a line and 130.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    grading = sys.argv[1:2] == ["grade"]
-    goes_on = not grading or any(argument.startswith("--out") for argument in sys.argv)
+    grading, looking = sys.argv[1:2] == ["grade"], sys.argv[1:2] == ["data"] and sys.argv[2:3] != ["fetch"]
+    goes_on = not looking and (not grading or any(argument.startswith("--out") for argument in sys.argv))
     try:
         commands()
     except SystemExit as done:  # typer ends so at a KeyboardInterrupt too

@@ -154,10 +154,19 @@ def _remove(path):
 
 
 def write_text(path, text):
-    """Write a text file through a temporary name, so that a killed run leaves no half file."""
+    """Write a text file through a temporary name, so that a killed run leaves no half file; of a file name
+    that is no valid text, what is none is written as \\x.."""
     part = Path(path).with_name(f".part-{os.getpid()}-{Path(path).name}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_table(path, table):
+    """Write a DataFrame as CSV, as `write_text`."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def plain(value):

@@ -118,6 +118,17 @@ def test_phantoms_are_written_once_and_never_over_something(koa, tmp_path):
     assert is_sentence(koa("data phantoms", tmp_path / "new"), "new")
 
 
+def test_half_a_cohort_is_none_and_the_same_command_works_again(koa, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space", "knee.png")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("koa_lib.phantoms.cohorts.write_manifest", full)
+        code, _, said = koa("data phantoms --patients 2", tmp_path / "knees")
+    assert code == 1 and "No space" in said and "goes on" not in said and not any(tmp_path.glob("*kn*"))
+    assert koa("data phantoms --patients 2", tmp_path / "knees")[0] == 0
+
+
 def test_verify_accepts_and_says_what_was_written_again_without_loss(koa, copy, cohort_a):
     first, second = (copy / path for path in cohort_a[1]["path"][:2])
     Image.open(first).save(first.with_suffix(".webp"), lossless=True)

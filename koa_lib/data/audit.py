@@ -11,6 +11,7 @@ from koa_lib.data.looks import INTENSITY, THRESHOLD, near_groups
 from koa_lib.data.sets import SUBSETS, conflicting, subset, two_knees
 from koa_lib.errors import StudyError
 from koa_lib.grades import GRADES
+from koa_lib.store import write_table
 
 INVERTED = -0.5  # correlation with the cohort's median picture below which a picture is a negative
 FOLDS = 5  # of the printed protocol, and of the format shortcut
@@ -62,7 +63,7 @@ class Audit(NamedTuple):
         """Write its tables, or those of these names, as CSV, e.g. findings.csv."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name in names or self._fields:
-            getattr(self, name).to_csv(Path(folder, f"{name}.csv"), index=False, lineterminator="\n")
+            write_table(Path(folder, f"{name}.csv"), getattr(self, name))
 
 
 def audit_all(inspected, seed=42, draws=1000):

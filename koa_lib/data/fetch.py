@@ -8,8 +8,9 @@ from koa_lib.data import check, cohorts
 from koa_lib.data.archive import unpack
 from koa_lib.data.download import download
 from koa_lib.data.files import walk
-from koa_lib.errors import StudyError
+from koa_lib.errors import StudyError, printable
 from koa_lib.images.read import is_picture
+from koa_lib.store import write_table
 
 
 def fetch(name, folder, address=""):
@@ -79,13 +80,13 @@ def verify(name, folder, out=""):
     known, manifest = cohorts.facts(name), cohorts.manifest(name, folder)
     root, report = check.verify(manifest, folder, known.layouts.values(), known.beside)
     print(f"{name} in {root} ({known.layout(root)} layout): {len(manifest):,} pictures listed")
-    print(check.summary(report))
+    print(*printable(check.summary(report).split("\n")), sep="\n")
     for beside, meaning in known.beside.items():
         count = sum(map(is_picture, walk(root / beside)))
         found = f"{count:,} pictures, {meaning}; not listed and not checked"
         print(f"  {beside}: {found if count else f'not there, which is no error ({meaning})'}")
     if out:
-        report.to_csv(out, index=False, lineterminator="\n", errors="backslashreplace")
+        write_table(out, report)
     wrong = check.problems(report)
     if len(wrong):
         listed = (

@@ -1,6 +1,7 @@
 """The files of a cohort: one walk over folders, where its root is, and which file belongs to which row."""
 
 import os
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,7 @@ import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
 from koa_lib.data.manifest import natural, tail
-from koa_lib.errors import StudyError
+from koa_lib.errors import StudyError, printable
 from koa_lib.images.read import decoded_sha256, file_sha256, is_picture
 
 
@@ -17,12 +18,15 @@ def walk(folder, above=frozenset()):
     """Every file below a folder, in no order.
 
     Hidden files and folders ('.ipynb_checkpoints', and '._name' as macOS leaves beside each file) are left
-    out, and so are folders that may not be read. Links are followed, but not back to a folder that they lie
-    in (`above` holds the real paths of these); a link to nowhere counts as a file, a pipe does not.
+    out, and so are folders that may not be read, which is told. Links are followed, but not back to a folder
+    that they lie in (`above` holds the real paths of these); a link to nowhere counts as a file, a pipe does
+    not.
     """
     real = os.path.realpath(folder)
     if real in above:
         return
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        print(f"koa: {printable(str(folder))} may not be read and is left out", file=sys.stderr)
     with suppress(OSError), os.scandir(folder) as inside:  # absent, or not ours to read
         for path in (Path(entry.path) for entry in inside if entry.name[0] != "."):
             if os.path.isdir(path):

@@ -1,5 +1,7 @@
 """What a grader is fed with: live pictures, or cached features of its frozen trunk."""
 
+import os
+
 import numpy as np
 import torch
 
@@ -111,5 +113,16 @@ def extract(path, build, dataset, recipe, seed):
                 out = np.lib.format.open_memmap(
                     path, "w+", np.float16, (recipe.views, len(dataset), *features.shape[1:])
                 )
+                _reserve(path)
             out[view, positions] = features
     out.flush()
+
+
+def _reserve(path):
+    # A full disk is told now: at a write into mapped memory it would kill the process without a word.
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from None

@@ -19,6 +19,8 @@ from koa_lib.grading import export, predict
 from koa_lib.grading.listing import stream
 from koa_lib.grading.show import described, heading
 
+LONGEST = 1 << 20  # bytes of a first line; more are no output of ours
+
 
 def run(given, weights, out):
     """What `koa grade --out` does: adds a line for each picture that the file does not hold yet.
@@ -70,7 +72,7 @@ def _begin(file, out, card):
     except BlockingIOError:
         raise StudyError(f"Another koa grade writes to {out}. Let it end, or give another name.") from None
     file.seek(0)
-    head, first = _line(heading(card)), file.readline()
+    head, first = _line(heading(card)), file.readline(LONGEST)
     if first != head and head.startswith(first):  # new, or killed at once
         file.truncate(0)
         file.write(head)

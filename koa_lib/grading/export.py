@@ -115,7 +115,7 @@ def newest():
         When no run is finished.
     """
     runs = sorted(study.BUILD.glob("*/headline.txt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    runs = [path.parent for path in runs]
+    runs = [path.parent for path in runs if path.with_name("inputs.yaml").is_file()]
     if not runs:
         raise StudyError("No run is finished that has weights. Run 'make reproduce' or give --weights.")
     run = next((run for run in runs if not _is_test(run)), runs[0])

@@ -45,6 +45,8 @@ def stream(given, stdin=None, order=iter):
         raise StudyError("An empty name was given. Give picture files, folders or lists of them.")
     for name in given:
         if name == "-":
+            if stdin is None:
+                raise StudyError("The list on stdin is closed. Give one, or the pictures themselves.")
             yield from _listed(stdin.buffer, Path(), order)
         elif Path(name).suffix.lower() == ".txt" and os.path.isfile(name):
             with open(name, "rb") as file:

@@ -112,7 +112,7 @@ def _place(name):
 
 def _announce(terminal, name):
     question = re.search(r"\*\*Question\.\*\* (.*)",
-                         "\n".join(cell.source for cell in _read(FOLDER / f"{name}.ipynb").cells))
+                         "\n".join(cell.source for cell in read(FOLDER / f"{name}.ipynb").cells))
     terminal.line(_place(name) + (f": {_short(question[1])}" if question else ""), "head")
 
 
@@ -135,7 +135,7 @@ def _run(running, parameters, name, terminal):
     from papermill.exceptions import PapermillExecutionError
 
     source, log = FOLDER / f"{name}.ipynb", running.parents[1] / "logs" / f"{name}.log"
-    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in _read(source).cells)
+    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in read(source).cells)
     with open(log, "w", encoding="utf-8", errors="backslashreplace") as file, _stderr_to(file):
         watch = Watch(terminal, file, f"  {name[:2]} | ", cells)
         try:
@@ -197,7 +197,8 @@ def _environment(told):
         os.environ.update(kept)
 
 
-def _read(path):
+def read(path):
+    """A notebook's file as a `NotebookNode`; StudyError where it is none."""
     import nbformat
 
     try:
@@ -211,7 +212,7 @@ def _clean(running, stamp=None):
     # The notebook without what its steps told the terminal; a finished one with the stamp of its code.
     import nbformat
 
-    notebook = without_events(_read(running))
+    notebook = without_events(read(running))
     if stamp:
         stamps.note(notebook, stamp)
     nbformat.write(notebook, running)

@@ -3,6 +3,7 @@ so that old results are known without file times."""
 
 import hashlib
 import json
+from contextlib import suppress
 
 from koa_lib.profile import ROOT
 
@@ -29,5 +30,6 @@ def note(notebook, stamp):
 
 
 def noted(path):
-    """The stamp in an executed notebook's file; None without one."""
-    return json.loads(path.read_text(encoding="utf-8"))["metadata"].get(_KEY)
+    """The stamp in an executed notebook's file; None without one, or where it is damaged."""
+    with suppress(ValueError, KeyError):
+        return json.loads(path.read_text(encoding="utf-8"))["metadata"].get(_KEY)

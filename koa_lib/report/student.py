@@ -10,7 +10,7 @@ import nbformat
 
 from koa_lib.errors import StudyError
 from koa_lib.profile import ROOT
-from koa_lib.report.running import FOLDER
+from koa_lib.report.running import FOLDER, read
 from koa_lib.store import write_text
 
 COPIES = ROOT / "student"
@@ -46,7 +46,7 @@ def write_copies(folder=COPIES):
     Raises
     ------
     StudyError
-        When the folder is the one of the study's own notebooks, or a file.
+        When the folder is the one of the study's own notebooks, or a file; for a damaged notebook.
     """
     folder = Path(folder)
     if folder.resolve() == FOLDER.resolve() or (folder.exists() and not folder.is_dir()):
@@ -54,7 +54,7 @@ def write_copies(folder=COPIES):
     folder.mkdir(parents=True, exist_ok=True)
     done = {}
     for source in sorted(FOLDER.glob("[0-9]*.ipynb")):
-        copy = without_solutions(nbformat.read(source, as_version=4))
+        copy = without_solutions(read(source))
         done[source.name] = _state(folder / source.name, copy)
         if done[source.name] in ("written", "renewed"):
             write_text(folder / source.name, nbformat.writes(copy) + "\n")

@@ -266,6 +266,17 @@ def test_a_header_is_obeyed_and_its_empty_elements_are_as_absent(tmp_path, eleme
     shows(dicom(tmp_path / "x.dcm", RAMP12, **elements), expected, 1e-5)
 
 
+@given(share=st.floats(0.3, 0.95), seed=st.integers(0, 2**32 - 1))
+def test_a_jpeg_that_is_closed_early_is_doubted_and_a_whole_one_is_not(tmp_path_factory, share, seed):
+    made, path = io.BytesIO(), tmp_path_factory.getbasetemp() / "closed.jpg"
+    noise = np.random.default_rng(seed).integers(0, 256, (40, 40)).astype(np.uint8)
+    Image.fromarray(noise).resize((160, 160)).save(made, "JPEG", quality=90)
+    whole = made.getvalue()
+    for content, doubted in ((whole, False), (whole[: int(share * len(whole))] + b"\xff\xd9", True)):
+        path.write_bytes(content)
+        assert any("end early" in doubt for doubt in read(path).doubts) == doubted
+
+
 @pytest.mark.parametrize("inverted", [{}, INVERTED])
 @pytest.mark.parametrize("signed, filled, limit", [(0, 0, None), (0, 3, 0), (1, -2000, None)])
 def test_padding_is_black_and_takes_no_part_in_the_range(tmp_path, inverted, signed, filled, limit):

@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 MOST_PIXELS = 178_956_970  # as Pillow: more is an attack or a mistake
+BLOCK = 8  # rows that a JPEG codes together
 
 
 class Refused(Exception):
@@ -24,3 +25,13 @@ def oblong(get, names):
             square = abs(height / width - 1) < 0.01
             return [] if square else [f"its pixels are not square (height to width {height / width:.3g})"]
     return []
+
+
+def ended_early(gray):
+    """The doubt that a file ended before its picture (H, W): a decoder of JPEG fills what is missing with one
+    gray, neither the darkest nor the brightest of the picture."""
+    alike = (gray == gray[-1, 0]).all(axis=1)[::-1]
+    rows = len(alike) if alike.all() else int(alike.argmin())
+    if rows < BLOCK or not gray.min() < gray[-1, 0] < gray.max():
+        return []
+    return [f"its last {rows} rows are one gray: did the file end early?"]

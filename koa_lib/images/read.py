@@ -16,7 +16,7 @@ import numpy as np
 
 from koa_lib.errors import StudyError
 from koa_lib.images import dicom, raster
-from koa_lib.images.checks import Refused
+from koa_lib.images.checks import Refused, ended_early
 
 FORMATS = {"PNG": (".png",), "WEBP": (".webp",), "JPEG": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff"),
            "BMP": (".bmp",), "DICOM": (".dcm", ".dicom")}
@@ -159,6 +159,7 @@ def read(path):
     """
     with _recognised(path) as kind:
         gray, facts, doubts = dicom.read(path) if kind == "DICOM" else raster.read(path, kind)
+        doubts = [*doubts, *ended_early(gray)]
         return Picture(gray, (*facts, *doubts), tuple(doubts))
 
 

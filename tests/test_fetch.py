@@ -90,6 +90,18 @@ def server(monkeypatch):
     web.server_close()
 
 
+def test_a_second_download_of_the_same_file_is_refused_and_the_first_one_ends_well(server, tmp_path):
+    server.rules.delay, target = 1, tmp_path / "set.zip"
+    first = threading.Thread(target=download.download, args=(server.address, target, sha256(OLD)))
+    first.start()
+    while not server.rules.requests:
+        time.sleep(0.01)
+    with pytest.raises(StudyError, match="Another process downloads .*set.zip"):
+        download.download(server.address, target)
+    first.join()
+    assert target.read_bytes() == OLD and names(tmp_path) == ["set.zip"]
+
+
 @pytest.fixture
 def begun(server, tmp_path):
     """The target of a download of which about 1.2 MB are there."""

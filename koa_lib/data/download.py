@@ -3,9 +3,11 @@
 import json
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from koa_lib.errors import StudyError
@@ -39,7 +41,8 @@ def download(address, target, sha256=None):
     ------
     StudyError
         No connection, an error of the server, a connection cut too often (what came stays in
-        `<target>.part`), a wrong hash (the download is removed), or a `<target>.part` of somebody else.
+        `<target>.part`), a wrong hash (the download is removed), a `<target>.part` of somebody else, or
+        another process that downloads it.
     OSError
         A file that cannot be written.
     """
@@ -49,7 +52,8 @@ def download(address, target, sha256=None):
         raise StudyError(f"{part} is another program's. Wait until it is complete, rename or remove it.")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _fetch(address, part)
+        with _alone(target, part):
+            _fetch(address, part)
     except (requests.RequestException, ValueError) as error:
         raise StudyError(f"{address} cannot be downloaded: {error}. Correct the address.") from error
     found = sha256 and file_sha256(part)
@@ -63,6 +67,21 @@ def download(address, target, sha256=None):
             "Run the same command again; if this repeats, the publisher changed it."
         )
     return target
+
+
+@contextmanager
+def _alone(target, part):
+    # Two that write one file would make it a mixture.
+    lock = part.with_name(f"{part.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout:
+        raise StudyError(f"Another process downloads {target}. Wait for it, or stop it, and run the same "
+                         "command again.") from None
 
 
 def _fetch(address, part):

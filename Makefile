@@ -19,8 +19,9 @@ KOA := "$(ENV)/bin/koa"
 # Folders may have spaces in their names, which a target must escape.
 READY := $(subst $() ,\ ,$(ENV)/.koa-ready)
 
-digits = $(shell printf '%s' '$(1)' | grep -Ex '0|[1-9][0-9]*')
-$(if $(and $(SEED),$(if $(call digits,$(SEED)),,no)),$(error SEED=$(SEED) is no whole number such as 7. Give one without leading zeros))
+# Both name the run's folder.
+WHOLE := $(shell printf '%s' '$(SEED)' | grep -Ex '0|[1-9][0-9]*')
+$(if $(filter-out $(WHOLE),$(SEED)),$(error SEED=$(SEED) is no whole number such as 7. Give one without leading zeros))
 $(if $(filter-out 1,$(words $(PROFILE))),$(error PROFILE=$(PROFILE) is not one name. Give one of those that 'make help' lists))
 
 PROFILE_SEED := $(shell sed -n 's/^seed: *//p' notebooks/profiles/$(PROFILE).yaml 2>/dev/null)

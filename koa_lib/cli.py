@@ -150,7 +150,7 @@ def build(
 
     target = _new_file(out or f"{cohort}.csv")
     frame = check.build(cohort, folder, readers)
-    write_table(target, frame)
+    write_table(target, frame, "backslashreplace")
     print(f"{len(frame):,} rows written to {target}. {check.compare(target, cohort)}")
     for path in frame.attrs["left_out"]:
         print(f"left out, because its path does not fit the layout: {printable(path)}")
@@ -246,8 +246,9 @@ def run(commands):
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    grading, looking = sys.argv[1:2] == ["grade"], sys.argv[1:2] == ["data"] and sys.argv[2:3] != ["fetch"]
-    goes_on = not looking and (not grading or any(argument.startswith("--out") for argument in sys.argv))
+    grading = sys.argv[1:2] == ["grade"]
+    goes_on = not grading or any(argument.startswith("--out") for argument in sys.argv)
+    goes_on &= sys.argv[1:2] != ["data"] or sys.argv[2:3] == ["fetch"]  # other work on cohorts starts anew
     try:
         commands()
     except SystemExit as done:  # typer ends so at a KeyboardInterrupt too

@@ -60,7 +60,7 @@ def heatmap(grader, images, grades=None):
         logits = grader.eval()(images)
         chosen = logits.argmax(1) if grades is None else torch.as_tensor(grades, device=logits.device)
         gradient, = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), kept)
-    last = getattr(getattr(grader, "network", None), "output_fmt", "") == "NHWC"  # of a Swin
+    last = not hasattr(grader, "tower") and getattr(grader.network, "output_fmt", "") == "NHWC"  # a Swin
     activations, gradient = (_channels_first(values, last) for values in (kept[0].detach(), gradient))
     speaking = F.relu((gradient.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True))
     return _finished(grader, speaking, images)

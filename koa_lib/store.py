@@ -153,20 +153,20 @@ def _remove(path):
         path.unlink(missing_ok=True)
 
 
-def write_text(path, text):
-    """Write a text file through a temporary name, so that a killed run leaves no half file; of a file name
-    that is no valid text, what is none is written as \\x.."""
+def write_text(path, text, errors="strict"):
+    """Write a text file through a temporary name, so that a killed run leaves no half file; `errors` as of
+    `open`."""
     part = Path(path).with_name(f".part-{os.getpid()}-{Path(path).name}")
     try:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        part.write_text(text, encoding="utf-8", errors=errors)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def write_table(path, table):
+def write_table(path, table, errors="strict"):
     """Write a DataFrame as CSV, as `write_text`."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    write_text(path, table.to_csv(index=False, lineterminator="\n"), errors)
 
 
 def plain(value):

@@ -74,7 +74,7 @@ class Study:
             Unknown profile, a seed that is no whole number, or real data needed and no folder given.
         """
         settings, dry = profiles.load(profile), is_dry()
-        seed = settings.seed if seed is None else _whole(seed)
+        seed = _seed(seed, settings)
         run_dir = BUILD / run_name(settings, seed, dry)
         path = run_dir / "inputs.yaml"
         inputs = _read_inputs(path) if path.exists() else _checked_inputs(profile, seed, "", "", "", dry)[0]
@@ -155,11 +155,14 @@ class Study:
         return Path(given) if given else None
 
 
-def _whole(seed):
-    if type(seed) is not int or seed < 0:
-        raise StudyError(f"The seed {seed!r} is no whole number from 0. "
-                         "Write for instance seed = 42 in the cell of parameters.")
-    return seed
+def _seed(given, settings):
+    if given is None:
+        return settings.seed
+    least, most = profiles.RANGES["seed"]
+    if type(given) is not int or not least <= given <= most:
+        raise StudyError(f"The seed {given!r} is no whole number from {least} to {most:,}. "
+                         "Give for instance SEED=42, or seed = 42 in the cell of parameters.")
+    return given
 
 
 def is_dry():
@@ -215,9 +218,7 @@ def _nothing_runs(run_dir):
 
 def _checked_inputs(profile, seed, data, external, weights, dry):
     settings = profiles.load(profile)
-    seed, (least, most) = settings.seed if seed is None else seed, profiles.RANGES["seed"]
-    if not least <= seed <= most:
-        raise StudyError(f"SEED={seed} is outside {least} to {most:,}. Give another seed.")
+    seed = _seed(seed, settings)
     settings = profiles.dry(settings, real=bool(data)) if dry else settings
     if settings.training.source == "folder" and not data:
         raise StudyError(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from koa_lib import model, sources, training
 from koa_lib.bench import works
-from koa_lib.store import write_text
+from koa_lib.store import write_table
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run(out, amounts=None):
     for last in found.groupby("what", sort=False).tail(1).itertuples():
         print(f"{last.amount:,} {last.what}: {last.seconds:.1f} s, grows with the power {last.power:.2f}",
               flush=True)
-    write_text(out / "costs.csv", found.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "costs.csv", found)
     return found
 
 

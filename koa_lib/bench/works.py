@@ -27,7 +27,7 @@ from koa_lib.images import array
 from koa_lib.phantoms.cohorts import write_cohort_a
 from koa_lib.predictions import PROBABILITIES
 from koa_lib.prompts import prompts
-from koa_lib.store import write_text
+from koa_lib.store import write_table
 
 COHORT, WHOLE, WIDTH, SEED = "oai_chen2018", 8260, 512, 0
 RATE, MILLISECONDS, MINUTES = "pictures per second", "milliseconds", "minutes"
@@ -96,7 +96,7 @@ def run(out, data="", size=None):
     rows.append(_folds({row["work"]: row for row in rows}))
     _tell(rows[-1])
     found = pd.DataFrame(rows)
-    write_text(out / "bench.csv", found.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "bench.csv", found)
     return found
 
 

@@ -51,9 +51,14 @@ def download(address, target, sha256=None):
     if part.exists() and not _note_path(part).exists():  # browsers name their unfinished downloads so, too
         raise StudyError(f"{part} is another program's. Wait until it is complete, rename or remove it.")
     target.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(target, part):
+        _complete(address, target, part, sha256)
+    return target
+
+
+def _complete(address, target, part, sha256):
     try:
-        with _alone(target, part):
-            _fetch(address, part)
+        _fetch(address, part)
     except (requests.RequestException, ValueError) as error:
         raise StudyError(f"{address} cannot be downloaded: {error}. Correct the address.") from error
     found = sha256 and file_sha256(part)
@@ -66,7 +71,6 @@ def download(address, target, sha256=None):
             f"{address} has the SHA-256 {found} instead of {sha256}, and was removed. "
             "Run the same command again; if this repeats, the publisher changed it."
         )
-    return target
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def verify(name, folder, out=""):
         found = f"{count:,} pictures, {meaning}; not listed and not checked"
         print(f"  {beside}: {found if count else f'not there, which is no error ({meaning})'}")
     if out:
-        write_table(out, report)
+        write_table(out, report, "backslashreplace")
     wrong = check.problems(report)
     if len(wrong):
         listed = (

@@ -3,7 +3,8 @@
 import os
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -25,14 +26,27 @@ def walk(folder, above=frozenset()):
     real = os.path.realpath(folder)
     if real in above:
         return
-    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-        print(f"koa: {printable(str(folder))} may not be read and is left out", file=sys.stderr)
-    with suppress(OSError), os.scandir(folder) as inside:  # absent, or not ours to read
+    with suppress(OSError), _scanned(folder) as inside:
         for path in (Path(entry.path) for entry in inside if entry.name[0] != "."):
             if os.path.isdir(path):
                 yield from walk(path, above | {real})
             elif os.path.isfile(path) or not os.path.exists(path):
                 yield path
+
+
+def _scanned(folder):
+    # What lies in it, one by one; nothing where it is absent or not ours to read.
+    try:
+        return os.scandir(folder)
+    except PermissionError:
+        _tell_once(f"koa: {printable(str(folder))} may not be read and is left out")
+    return nullcontext(())
+
+
+@cache
+def _tell_once(sentence):
+    # A cohort's folders are walked through more than once.
+    print(sentence, file=sys.stderr)
 
 
 def locate(folder, known, layouts, expected):

@@ -18,7 +18,7 @@ from koa_lib.errors import StudyError
 from koa_lib.images import to_uint8
 from koa_lib.report import entries, plots, tables, words
 from koa_lib.report.style import COLUMN, PNG_DPI, message
-from koa_lib.store import write_text
+from koa_lib.store import write_table, write_text
 
 _MARKDOWN = MarkdownIt()
 SHOWN_DPI, THUMBNAIL = 125, 96  # pixels per inch on a page; height of a picture in a table
@@ -134,7 +134,7 @@ class Show:
     def _save_frame(self, entry, frame):
         path = self.study.own_dir / "tables" / f"{entry.key}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+        write_table(path, frame)
         return [f"tables/{entry.key}.csv"]
 
     def _table(self, entry, frame, pictures):

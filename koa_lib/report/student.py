@@ -76,8 +76,8 @@ def _state(path, copy):
     if not path.exists():
         return "written"
     try:
-        there = nbformat.read(path, as_version=4)
-    except Exception:  # whatever it is, it is not ours to overwrite
+        there = read(path)
+    except StudyError:  # whatever it is, it is not ours to overwrite
         return "kept"
     if _work(there) == _work(copy):
         return "up to date"
